@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh Debian machine: `make demo` and `make test`. Each sets up what it needs first;
+# once that is done it takes no time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Extra arguments for pytest, the demo or the benchmarks: make test ARGS="tests/store -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup services demo test check bench clean
+
+help:
+	@echo 'make demo      show the daemon at work on an engine and a registry of its own (root)'
+	@echo 'make test      run all tests against real engines and registries (root)'
+	@echo 'make check     lint, types, layers, and the systemd units'
+	@echo 'make bench     measure, against the plain tools (root)'
+	@echo 'make setup     only the virtual environment, $(VENV)/'
+	@echo 'make services  only the Debian packages that demo, test and bench need'
+	@echo 'make clean     remove everything that these made in this folder'
+
+setup: $(VENV)/.installed
+
+# Debian keeps the half of `venv` that makes pip in a package of its own.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imagejobd needs Python 3.11 or newer")'
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/install python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+services:
+	@.ci/services
+
+demo: setup services
+	@PYTHONPATH=tests $(BIN)/python -m demo $(ARGS)
+
+test: setup services
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	.ci/check-units
+
+bench: setup services
+	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find imagejobd tests -name __pycache__ -type d -prune -exec rm -rf {} +
