@@ -1,0 +1,73 @@
+"""The one error vocabulary.
+
+Every failure that a user can see is a `Fault` with a machine-readable code and a message that says
+what went wrong, where, and what to do next. Adapters translate their library's errors into it once;
+each API owns one table from codes to its wire. Whether work is tried again is a type, not a guess::
+
+    Fault
+    ├── Temporary   may succeed later: network, 5xx, 429, engine restarting
+    └── Permanent   will not: their Dockerfile fails, denied, not found, bad input
+        └── ClaimLost   the job is no longer ours to change
+"""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """What kind of failure it was. Stored with the job and part of every API: never renamed."""
+
+    INVALID = "invalid"
+    UNAUTHENTICATED = "unauthenticated"
+    DENIED = "denied"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    TOO_LARGE = "too_large"
+    POLICY = "policy"
+    EGRESS = "egress"
+    QUEUE_FULL = "queue_full"
+    DRAINING = "draining"
+    STORAGE_FULL = "storage_full"
+    FETCH_FAILED = "fetch_failed"
+    BUILD_FAILED = "build_failed"
+    PUSH_FAILED = "push_failed"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    REGISTRY_UNAVAILABLE = "registry_unavailable"
+    TIMEOUT = "timeout"
+    QUARANTINED = "quarantined"
+    INTERNAL = "internal"
+
+
+class Fault(Exception):
+    """A failure that a user is shown. `message` carries no secret."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.code.value!r}, {self.message!r})"
+
+
+class Temporary(Fault):
+    """Trying again may help. `retry_after_s` is the peer's own wish, where it named one."""
+
+    def __init__(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(code, message)
+        self.retry_after_s = retry_after_s
+
+
+class Permanent(Fault):
+    """Trying the same again cannot help."""
+
+
+class ClaimLost(Permanent):
+    """The claim token no longer holds the job: it was rescued, ended or taken over."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.CONFLICT, "the claim on this job is no longer valid")
+
+
+def invalid(message: str) -> Permanent:
+    """The fault for input that the caller has to change."""
+    return Permanent(ErrorCode.INVALID, message)

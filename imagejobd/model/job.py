@@ -1,0 +1,114 @@
+"""A job and what is said about it. All times are epoch milliseconds, UTC."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from imagejobd.model.errors import ErrorCode, Fault
+from imagejobd.model.ids import JobId, uuid7
+from imagejobd.model.secret import Secret
+from imagejobd.model.state import State
+
+Json = dict[str, Any]
+
+LOCAL_TENANT = "local"
+PRIORITY_MIN, PRIORITY_MAX = -100, 100
+LABELS_MAX = 32
+LABEL_MAX_CHARS = 256
+IDEMPOTENCY_KEY_MAX_CHARS = 255
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job failed: a code of `ErrorCode` and a message for a person."""
+
+    code: ErrorCode
+    message: str
+
+    @classmethod
+    def of(cls, fault: Fault) -> "JobError":
+        return cls(fault.code, fault.message)
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that a kind has validated and the store has not seen yet.
+
+    `blobs` are the content-store digests that the job needs; `secrets` are kept encrypted and only while it lives.
+    """
+
+    kind: str
+    spec: Json
+    tenant: str = LOCAL_TENANT
+    client: str = ""
+    priority: int = 0
+    not_before_ms: int | None = None
+    labels: Mapping[str, str] = {}
+    idempotency_key: str | None = None
+    secrets: Mapping[str, Secret] = {}
+    blobs: tuple[str, ...] = ()
+    uuid: str = msgspec.field(default_factory=uuid7)
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """The acknowledgement. `is_new` is False when the idempotency key had already made this job."""
+
+    id: JobId
+    uuid: str
+    is_new: bool
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the queue, as it was when it was read."""
+
+    id: JobId
+    uuid: str
+    kind: str
+    tenant: str
+    client: str
+    spec: Json
+    state: State
+    phase: str | None
+    progress: Json
+    checkpoint: Json
+    result: Json | None
+    error: JobError | None
+    attempt: int
+    crashes: int
+    priority: int
+    not_before_ms: int | None
+    labels: dict[str, str]
+    idempotency_key: str | None
+    log_bytes: int
+    cancel_requested_ms: int | None
+    worker: str | None
+    lease_until_ms: int | None
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to work on a job: every change to it carries `token`."""
+
+    job: Job
+    token: str
+    secrets: Mapping[str, Secret]
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """One step of one attempt; `finished_ms` is None while it goes on or when a crash cut it."""
+
+    name: str
+    attempt: int
+    started_ms: int
+    finished_ms: int | None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line of a job's history; `id` grows over all jobs and is the cursor of `changes_since`."""
+
+    id: int
+    job_id: JobId
+    at_ms: int
+    type: str
+    data: Json

@@ -1,0 +1,43 @@
+"""Promises of the error vocabulary."""
+
+import pytest
+
+from imagejobd.model import errors
+from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, Permanent, Temporary, invalid
+from imagejobd.model.job import JobError
+
+
+def test_codes_are_what_is_stored():
+    """Codes are stored with jobs and are part of every API, so none is ever renamed or dropped."""
+    stored = (
+        "invalid unauthenticated denied not_found conflict too_large policy egress queue_full draining storage_full "
+        "fetch_failed build_failed push_failed engine_unavailable registry_unavailable timeout quarantined internal"
+    )
+    assert set(stored.split()) <= {code.value for code in ErrorCode}
+    assert all(code.name.lower() == code.value for code in ErrorCode)
+
+
+def test_retry_is_a_type():
+    """Whether work is tried again is told by the class, and the two never mix."""
+    temporary = Temporary(ErrorCode.FETCH_FAILED, "later", retry_after_s=3.0)
+    assert temporary.retry_after_s == 3.0
+    assert Temporary(ErrorCode.TIMEOUT, "later").retry_after_s is None
+    assert not isinstance(temporary, Permanent)
+    assert not issubclass(Permanent, Temporary)
+    assert isinstance(ClaimLost(), Permanent)
+
+
+def test_faults_show_code_and_message():
+    """`str` is the message for people, `repr` has the code too, and a job keeps both."""
+    fault = invalid("field x is missing")
+    assert (str(fault), fault.code) == ("field x is missing", ErrorCode.INVALID)
+    assert repr(fault) == "Permanent('invalid', 'field x is missing')"
+    assert JobError.of(fault) == JobError(ErrorCode.INVALID, "field x is missing")
+
+
+@pytest.mark.parametrize(
+    "kind", [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Fault)]
+)
+def test_the_tree_in_the_docstring_is_whole(kind: type[Fault]):
+    """Every class of the vocabulary stands in the module's drawing."""
+    assert kind.__name__ in (errors.__doc__ or "")
