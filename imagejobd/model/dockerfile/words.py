@@ -1,0 +1,233 @@
+"""Words of a Dockerfile: splitting, quoting and variable expansion as BuildKit does them.
+
+Only in part the rules of a shell: `frontend/dockerfile/shell/lex.go` is the specification, and each method here is one
+of its functions, so that a heredoc or a base image is never read otherwise than by the engine. Every length and depth
+is bounded, because ARGs may refer to ARGs and double with each line. Nothing here reads an environment.
+"""
+
+import re
+from collections.abc import Mapping
+
+from imagejobd.model.dockerfile.glob import replace, trim_prefix, trim_suffix
+
+NESTING_MAX = 32
+WORD_MAX_CHARS = 4096
+
+# What Go's unicode.IsSpace calls a space; Python's notion also has the separators U+001C to U+001F.
+SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
+# What it splits an instruction from its arguments by, and FROM's words from each other.
+SEPARATORS = "\t\v\f\r "
+
+_SPACE_RUN = re.compile(f"([{SPACES}]+)")
+_NAME = re.compile(r"[0-9]+|[@*#?\-$!]|[^\W\d]\w*")
+_PLAIN = re.compile(r"[^$'\"/}\\`]+")
+
+
+class BadWord(ValueError):
+    """A word that the engine refuses too, or one beyond our bounds; the message says why."""
+
+
+class Ambiguous(BadWord):
+    """A word that engines of different age read differently."""
+
+
+def expand(word: str, variables: Mapping[str, str], escape: str) -> str:
+    """Replace `$x`, `${x}` and `${x:-default}` (also `-` `+` `?` `#` `%` `/`) and remove quotes and escapes.
+
+    A variable that is not in `variables` is empty. Raises `BadWord`.
+    """
+    text = "".join(piece for piece, _ in _Lex(_bounded(word), variables, escape).until(""))
+    return _bounded(text)
+
+
+def split_raw(line: str) -> list[str]:
+    """Split at spaces outside quotes; quotes, escapes and variables stay as written.
+
+    Raises `BadWord`, and `Ambiguous` for a `${…}` that holds both a space and `<<`: engines split it differently.
+    """
+    pieces = _Lex(line, None, "\\", is_raw=True).until("")
+    for piece, _ in pieces:
+        if piece.startswith("${") and "<<" in piece and _SPACE_RUN.search(piece):
+            raise Ambiguous(f"{piece[:64]}: engines disagree about '<<' and spaces in a variable; put it in quotes")
+    return _split(pieces)
+
+
+def split_unquoted(line: str) -> list[str]:
+    """Split at spaces outside quotes and remove quotes and escapes; variables stay as written. Raises `BadWord`."""
+    return _split(_Lex(line, None, "\\").until(""))
+
+
+def _split(pieces: list[tuple[str, bool]]) -> list[str]:
+    words: list[str] = []
+    word: list[str] = []
+    for piece, is_splittable in pieces:
+        for part in _SPACE_RUN.split(piece) if is_splittable else (piece,):
+            if is_splittable and part and part[0] in SPACES:
+                words.append("".join(word))
+                word.clear()
+            else:
+                word.append(part)
+    words.append("".join(word))
+    return [word for word in words if word]
+
+
+def _bounded(text: str) -> str:
+    if len(text) > WORD_MAX_CHARS:
+        raise BadWord(f"a word is or expands to more than {WORD_MAX_CHARS} characters")
+    return text
+
+
+class _Lex:
+    """One pass over `text`. Without `variables` every `$…` is kept; `is_raw` keeps quotes and escapes too."""
+
+    def __init__(self, text: str, variables: Mapping[str, str] | None, escape: str, *, is_raw: bool = False) -> None:
+        self._text = text
+        self._at = 0
+        self._depth = 0
+        self._variables = variables
+        self._escape = escape
+        self._keep_quotes = is_raw
+        self._keep_escapes = is_raw
+
+    def until(self, stop: str) -> list[tuple[str, bool]]:
+        """The pieces up to the character `stop` ("" is the end), each with whether its spaces separate words."""
+        pieces: list[tuple[str, bool]] = []
+        while self._at < len(self._text):
+            char = self._text[self._at]
+            if char == stop:
+                self._at += 1
+                return pieces
+            if char == "$":
+                pieces.append((self._dollar(), True))
+            elif char == "'":
+                pieces.append((self._single_quoted(), False))
+            elif char == '"':
+                pieces.append((self._double_quoted(), False))
+            elif char == self._escape:
+                pieces.append((self._escaped(), False))
+            else:
+                pieces.append((self._plain(), True))
+        if stop:
+            raise BadWord(f"{stop!r} is missing")
+        return pieces
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _next(self) -> str:
+        char = self._peek()
+        self._at += 1
+        return char
+
+    def _plain(self) -> str:
+        match = _PLAIN.match(self._text, self._at)
+        if not match:
+            return self._next()
+        self._at = match.end()
+        return match.group()
+
+    def _escaped(self) -> str:
+        escape, char = self._next(), self._next()
+        return escape + char if self._keep_escapes else char
+
+    def _single_quoted(self) -> str:
+        end = self._text.find("'", self._at + 1)
+        if end < 0:
+            raise BadWord("a single quote is not closed")
+        inner = self._text[self._at + 1 : end]
+        self._at = end + 1
+        return f"'{inner}'" if self._keep_quotes else inner
+
+    def _double_quoted(self) -> str:
+        self._at += 1
+        pieces: list[str] = []
+        while char := self._peek():
+            if char == '"':
+                self._at += 1
+                inner = "".join(pieces)
+                return f'"{inner}"' if self._keep_quotes else inner
+            pieces.append(self._dollar() if char == "$" else self._in_double_quotes())
+        raise BadWord("a double quote is not closed")
+
+    def _in_double_quotes(self) -> str:
+        char = self._next()
+        if char == self._escape and self._peek() in ('"', "$", self._escape):
+            return char + self._next() if self._keep_escapes else self._next()
+        return char
+
+    def _dollar(self) -> str:
+        self._at += 1
+        if self._peek() == "{":
+            return self._braced()
+        name = self._name()
+        if not name:
+            return "$"
+        return f"${name}" if self._variables is None else self._variables.get(name, "")
+
+    def _name(self) -> str:
+        match = _NAME.match(self._text, self._at)
+        if not match:
+            return ""
+        self._at = match.end()
+        return match.group()
+
+    def _braced(self) -> str:
+        self._at += 1
+        if self._peek() in ("", "{", "}", ":"):
+            raise BadWord("a variable name is missing after '${'")
+        name = self._name()
+        operator = self._next()
+        if operator == "}":
+            return f"${{{name}}}" if self._variables is None else self._variables.get(name, "")
+        if operator == "/":
+            return self._replaced(name)
+        if operator == ":":
+            operator += self._next()
+        if operator not in ("-", "+", "?", "#", "%", ":-", ":+", ":?", ":#", ":%"):
+            raise BadWord(f"'${{{name}{operator}' is not a known form of expansion")
+        word = self._operand("}", keep_escapes=operator[-1] in "#%")
+        if self._variables is None:
+            return f"${{{name}{operator}{word}}}"
+        return _modified(name, self._variables.get(name), operator, word)
+
+    def _replaced(self, name: str) -> str:
+        is_everywhere = self._peek() == "/"
+        self._at += is_everywhere
+        pattern = self._operand("/", keep_escapes=True)
+        replacement = self._operand("}", keep_escapes=True)
+        if self._variables is None:
+            return f"${{{name}/{pattern}/{replacement}}}"
+        value = self._variables.get(name, "")
+        try:
+            return _bounded(replace(value, pattern, replacement, is_everywhere=is_everywhere))
+        except ValueError as error:
+            raise BadWord(str(error)) from None
+
+    def _operand(self, stop: str, *, keep_escapes: bool) -> str:
+        if self._depth == NESTING_MAX:
+            raise BadWord(f"variables are nested more than {NESTING_MAX} deep")
+        self._depth += 1
+        outer, self._keep_escapes = self._keep_escapes, keep_escapes
+        word = "".join(piece for piece, _ in self.until(stop))
+        self._keep_escapes = outer
+        self._depth -= 1
+        return word
+
+
+def _modified(name: str, value: str | None, operator: str, word: str) -> str:
+    is_set = value is not None and (value != "" or operator[0] != ":")
+    known = value or ""
+    match operator[-1]:
+        case "-":
+            return known if is_set else word
+        case "+":
+            return word if is_set else ""
+        case "?":
+            if not is_set:
+                raise BadWord(f"{name}: {word or 'a value is required'}")
+            return known
+        case "#":
+            return trim_prefix(known, word)
+        case _:
+            return trim_suffix(known, word)

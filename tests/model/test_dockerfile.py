@@ -1,0 +1,178 @@
+"""Promises of the Dockerfile reader: the instructions that an engine sees, and no others.
+
+The expectations were checked against BuildKit's own parser.
+"""
+
+import time
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagejobd.model.dockerfile import parse
+from imagejobd.model.errors import ErrorCode, Permanent
+
+
+def lines_of(text: str) -> list[tuple[str, int, int]]:
+    return [(one.name, one.first_line, one.last_line) for one in parse(text).instructions]
+
+
+def test_instructions_with_their_lines():
+    """Names come in upper case, with first and last line; comments and empty lines are nothing."""
+    text = '# a comment\n\nfrom busybox\n  run echo a \\\n  # in between\n\n  b\n\tCMD ["sh"]\r\n'
+    assert lines_of(text) == [("FROM", 3, 3), ("RUN", 4, 7), ("CMD", 8, 8)]
+    assert parse(text).instructions[1].arguments == "echo a   b"
+
+
+def test_flags_are_parted_from_arguments():
+    """Leading `--` words lose their quotes; a lone `--` ends them."""
+    copy = parse("FROM a\nCOPY --from=b --chown='x y' --link src dst").instructions[1]
+    assert copy.flags == ("--from=b", "--chown=x y", "--link")
+    assert copy.arguments == "src dst"
+    assert list(copy.flag_values("from")) == ["b"]
+    assert parse("FROM a\nRUN -- --x").instructions[1].arguments == "--x"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("RUN <<EOF\nFROM evil\nEOF\nCMD x", [("RUN", 2, 4), ("CMD", 5, 5)]),
+        ("RUN <<-EOF\n\tFROM evil\n\tEOF\nCMD x", [("RUN", 2, 4), ("CMD", 5, 5)]),
+        ("RUN <<'E F' cat <<\"B\"\nFROM x\nE F\nFROM y\nB\nCMD x", [("RUN", 2, 6), ("CMD", 7, 7)]),
+        ("COPY <<a 3<<b /d/\nFROM x\na\nFROM y\nb\nCMD x", [("COPY", 2, 6), ("CMD", 7, 7)]),
+        ("ONBUILD RUN <<EOF\nFROM x\nEOF", [("ONBUILD", 2, 4)]),
+        ('RUN ["a", "<<EOF"]\nCMD x', [("RUN", 2, 2), ("CMD", 3, 3)]),
+        ('RUN echo "<<EOF"\nCMD x', [("RUN", 2, 2), ("CMD", 3, 3)]),
+        ("RUN cat<<EOF\nCMD x", [("RUN", 2, 2), ("CMD", 3, 3)]),
+        ("RUN cat <<<EOF\nCMD x", [("RUN", 2, 2), ("CMD", 3, 3)]),
+        ("RUN echo $((1 << 2))\nCMD x", [("RUN", 2, 2), ("CMD", 3, 3)]),
+        ("ENV a=<<EOF\nCMD x", [("ENV", 2, 2), ("CMD", 3, 3)]),
+        ("RUN echo ' <<EOF\nCMD x", [("RUN", 2, 2), ("CMD", 3, 3)]),
+        ("RUN x \\\n  <<EOF\nFROM evil\nEOF", [("RUN", 2, 5)]),
+    ],
+)
+def test_heredocs_begin_and_end_where_the_engine_sees_them(text, expected):
+    """Bodies are never instructions, and what only looks like a heredoc hides none."""
+    assert lines_of(f"FROM a\n{text}") == [("FROM", 1, 1), *expected]
+
+
+def test_heredoc_bodies_are_kept():
+    """Name and body come with the instruction; `<<-` takes the leading tabs away."""
+    (heredoc,) = parse("FROM a\nRUN <<-'X'\n\tone\n\t\ttwo\n\tX\n").instructions[1].heredocs
+    assert (heredoc.name, heredoc.body) == ("X", "one\ntwo\n")
+
+
+def test_escape_directive_changes_the_continuation():
+    """With a backtick for escape a backslash at the end of a line is text."""
+    text = "# escape=`\nFROM a\nRUN dir C:\\\nRUN x `\n  y\n"
+    assert lines_of(text) == [("FROM", 2, 2), ("RUN", 3, 3), ("RUN", 4, 5)]
+    assert parse(text).escape == "`"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffFROM a\nRUN x\\\ny",
+        "# a comment\n# escape=`\nFROM a\nRUN x\\\ny",
+        "\n# escape=`\nFROM a\nRUN x\\\ny",
+        "#!/usr/bin/env x\n# escape=`\nFROM a\nRUN x\\\ny",
+    ],
+)
+def test_directives_count_at_the_very_top_only(text):
+    """After a comment, an empty line or a shebang, `# escape=` is a comment."""
+    assert parse(text).escape == "\\"
+    assert [name for name, _, _ in lines_of(text)] == ["FROM", "RUN"]
+
+
+def test_a_doubled_escape_does_not_continue():
+    """Two backslashes at the end of a line are one backslash, as in BuildKit."""
+    assert len(lines_of("FROM a\nRUN echo \\\\\nCMD x")) == 3
+
+
+def test_only_the_engines_line_ends_and_spaces_count():
+    """U+2028, form feeds and file separators do not end a line, and the last is no space either."""
+    assert len(lines_of("FROM a\nRUN a\u2028FROM b\x0cFROM c\x85FROM d")) == 2
+    with pytest.raises(Permanent, match="unknown instruction"):
+        parse("FROM a\n\x1cRUN x")
+
+
+def test_onbuild_has_its_trigger():
+    """The instruction inside ONBUILD is parsed too, with its flags."""
+    trigger = parse("FROM a\nONBUILD copy --from=b c d").instructions[1].trigger
+    assert trigger is not None
+    assert (trigger.name, trigger.flags, trigger.first_line) == ("COPY", ("--from=b",), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no instructions"),
+        ("# only\n", "no instructions"),
+        ("FROM a\n\nFOO bar", "Dockerfile line 3: unknown instruction 'FOO'"),
+        ("FROM a\nRUN x\nEOF", "line 3: unknown instruction 'EOF'"),
+        ("RUN x\nFROM a", "line 1: RUN comes before the first FROM"),
+        ("ARG x", "line 1: ARG comes before the first FROM"),
+        ("FROM", "line 1: FROM needs an argument"),
+        ("FROM a\nCOPY", "line 2: COPY needs an argument"),
+        ("FROM a\nRUN <<EOF\nx", "line 2: the heredoc <<EOF is not closed"),
+        ("FROM a\nONBUILD FROM b", "line 2: FROM is not allowed in ONBUILD"),
+        ("FROM a\n" + "ONBUILD " * 5000 + "RUN x", "line 2: ONBUILD is not allowed in ONBUILD"),
+        ("# escape=x\nFROM a", "line 1: invalid escape character 'x'"),
+        ("# escape=`\n# ESCAPE=`\nFROM a", "line 2: only one 'escape'"),
+        ("# escape\xa0=`\nFROM a", "line 1: engines disagree"),
+        ("#\u3000escape=`\nFROM a", "line 1: engines disagree"),
+        ("# escape=`\xa0\nFROM a", "line 1: invalid escape character"),
+        ("FROM a\nu\u017fer x", "line 2: unknown instruction"),
+        ("FROM a\nRUN " + "--x " * 100 + "y", "more than 64 flags"),
+        ("FROM a\n" + "RUN x\n" * 5000, "more than 5000 instructions"),
+        ("FROM a\nRUN echo ${A:-x <<EOF }\nEOF", "engines disagree"),
+        ('FROM a\nRUN ["x"] <<EOF\nFROM b\nEOF', "line 2: engines disagree"),
+        ("FROM a\nRUN " + "${A:-" * 40 + " <<EOF", "unknown instruction"),
+    ],
+)
+def test_faults_name_the_line(text, message):
+    """What cannot be read is refused with its line and the reason."""
+    if message == "unknown instruction":
+        text += "\nEOF"
+    with pytest.raises(Permanent) as caught:
+        parse(text)
+    assert caught.value.code == ErrorCode.INVALID
+    assert message in caught.value.message
+
+
+@given(st.text(alphabet=st.sampled_from("FROM a\nRUN<<EO${:-}'\"\\`#=\t\r-[]"), max_size=200))
+def test_any_text_parses_or_is_refused(text):
+    """No text breaks the parser, and instructions never overlap."""
+    with suppress(Permanent):
+        found = lines_of("FROM a\n" + text)
+        assert all(end < start for (_, _, end), (_, start, _) in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FROM a\nRUN " + "x" * (1 << 20),
+        "FROM a\nRUN <<A " + "$" * (1 << 18) + "\nA",
+        "FROM a\nRUN <<A " + "'" * (1 << 18) + "\nA",
+        "FROM a\nRUN <<A " + "\\" * (1 << 18) + "x\nA",
+        "FROM a\n" + "RUN x \\\n" * (1 << 17),
+        "FROM a\nRUN --" + " --a" * (1 << 18),
+        "#" * (1 << 20) + "\nFROM a",
+    ],
+)
+def test_a_mebibyte_of_anything_is_read_quickly(text):
+    """The time to read a Dockerfile grows with its size, never with its square."""
+    started = time.perf_counter()
+    with suppress(Permanent):
+        parse(text)
+    assert time.perf_counter() - started < 2.0
+
+
+def test_an_ordinary_dockerfile_is_cheap():
+    """500 lines take milliseconds."""
+    text = "FROM a AS b\n" + 'RUN apt-get install \\\n  -y "x" <<EOF\necho hi\nEOF\nCOPY --from=b x y\n' * 100
+    started = time.perf_counter()
+    parse(text)
+    assert time.perf_counter() - started < 0.2

@@ -1,0 +1,171 @@
+"""Promises of the search for base images: what a build pulls, for which platform, and nothing else."""
+
+import time
+from contextlib import suppress
+
+import pytest
+
+from imagejobd.model.dockerfile import bases, parse, platform_args
+from imagejobd.model.dockerfile.stages import stages
+from imagejobd.model.errors import ErrorCode, Permanent
+
+AUTOMATIC = platform_args("linux/arm/v7", "linux/amd64")
+
+
+def names(text: str, *, target: str = "", skip_unused: bool = True, **build_args: str) -> list[str]:
+    found = bases(parse(text), build_args, AUTOMATIC, target=target, skip_unused=skip_unused)
+    return [str(base.reference) for base in found]
+
+
+def refusal(text: str, *, target: str = "", **build_args: str) -> str:
+    with pytest.raises(Permanent) as caught:
+        names(text, target=target, **build_args)
+    assert caught.value.code == ErrorCode.INVALID
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("FROM busybox", ["busybox:latest"]),
+        ("FROM scratch", []),
+        ("FROM a AS one\nFROM ONE\nRUN x", ["a:latest"]),
+        ("FROM a AS one\nFROM b\nCOPY --from=one x y", ["a:latest", "b:latest"]),
+        ("FROM a\nFROM b\nCOPY --from=0 x y", ["a:latest", "b:latest"]),
+        ("FROM a\nCOPY --from=c:1 x y\nCOPY --from=c:1 x y\nCOPY --from=scratch x y", ["a:latest", "c:1"]),
+        ("FROM a\nRUN --mount=type=bind,from=m,target=/m x", ["a:latest", "m:latest"]),
+        ('FROM a\nRUN --mount="type=bind,From=m" x', ["a:latest", "m:latest"]),
+        ("FROM a\nRUN --mount=type=cache,target=/c --mount=type=tmpfs,target=/t x", ["a:latest"]),
+        ("FROM a AS a\nRUN x", ["a:latest"]),
+        ("FROM a AS b\nONBUILD COPY --from=t x y", ["a:latest"]),
+        ("FROM a AS b\nONBUILD COPY --from=t x y\nFROM b", ["a:latest", "t:latest"]),
+        ("FROM a\nCOPY --from=later x y\nFROM b AS later", ["b:latest"]),
+        ("FROM a\nRUN <<EOF\nFROM evil\nCOPY --from=evil x y\nEOF", ["a:latest"]),
+        ("FROM a\n# FROM b\nRUN echo \\\nFROM c", ["a:latest"]),
+    ],
+)
+def test_bases_are_what_the_engine_would_pull(text, expected):
+    """FROM, COPY --from and RUN --mount name images unless they name stages or scratch."""
+    assert names(text) == expected
+
+
+CHAIN = "FROM a AS one\nFROM b AS two\nCOPY --from=one x y\nFROM c AS three\nFROM d AS four\nCOPY --from=two x y\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("", "abd"), ("four", "abd"), ("Two", "ab"), ("three", "c"), ("one", "a")],
+)
+def test_only_stages_that_the_target_needs_are_pulled(target, expected):
+    """BuildKit skips stages that nothing leads to; so do we."""
+    assert names(CHAIN, target=target) == [f"{name}:latest" for name in expected]
+
+
+def test_the_classic_builder_runs_every_stage_up_to_the_target():
+    """Without skipping, all stages up to the target count."""
+    assert names(CHAIN, target="three", skip_unused=False) == ["a:latest", "b:latest", "c:latest"]
+
+
+def test_an_unknown_target_is_refused_with_the_stages_there_are():
+    """The message lists the names that would do."""
+    assert "'five' is not a stage of the Dockerfile; its stages: one, two, three, four" in refusal(CHAIN, target="five")
+
+
+@pytest.mark.parametrize(
+    ("text", "build_args", "expected"),
+    [
+        ("ARG V=1\nFROM a:$V", {}, "a:1"),
+        ("ARG V=1\nFROM a:${V}", {"V": "2"}, "a:2"),
+        ("ARG V\nFROM a:${V:-3}", {}, "a:3"),
+        ("ARG V\nFROM a:${V:-3}", {"V": ""}, "a:3"),
+        ("FROM a:${V:-3}", {"V": "undeclared"}, "a:3"),
+        ("ARG V=1\nFROM a${V:+:$V}", {}, "a:1"),
+        ("ARG V=\nFROM a${V:+:$V}", {}, "a:latest"),
+        ("ARG R=r.example/x\nARG I=$R/app TAG='v-1'\nFROM $I:${TAG#v-}", {}, "r.example/x/app:1"),
+        ("ARG V=1.2.3\nFROM a:${V%.*}", {}, "a:1.2"),
+        ("ARG V=1.2.3\nFROM a:${V%%.*}", {}, "a:1"),
+        ("ARG V=1.2.3\nFROM a:${V##*.}", {}, "a:3"),
+        ("ARG V=1.2.3\nFROM a:${V//./-}", {}, "a:1-2-3"),
+        ("ARG V=1.2.3\nFROM a:${V/.*/-x}", {}, "a:1-x"),
+        ('FROM "a:1"', {}, "a:1"),
+        ("FROM a-$TARGETARCH$TARGETVARIANT-$BUILDOS", {}, "a-armv7-linux:latest"),
+        ("ARG TARGETARCH\nFROM a-$TARGETARCH", {}, "a-arm:latest"),
+        ("FROM a-$TARGETARCH", {"TARGETARCH": "x"}, "a-x:latest"),
+        ("FROM x AS y\nARG V=9\nFROM a:${V:-1}", {}, "a:1"),
+        ("# escape=`\nARG V=1\nFROM a:`1$V", {}, "a:11"),
+    ],
+)
+def test_variables_in_from(text, build_args, expected):
+    """FROM is expanded by the ARGs before the first FROM, by build args for those, and by the automatic ones."""
+    assert names(text, **build_args)[-1] == expected
+
+
+def test_platforms_of_bases():
+    """FROM's own platform goes with its base; the same image for two platforms counts twice."""
+    text = "FROM --platform=$BUILDPLATFORM a AS x\nFROM a\nCOPY --from=x b c\nCOPY --from=d e f"
+    found = bases(parse(text), {}, AUTOMATIC)
+    assert [(str(base.reference), base.platform, base.line) for base in found] == [
+        ("a:latest", "linux/amd64", 1),
+        ("a:latest", None, 2),
+        ("d:latest", None, 4),
+    ]
+
+
+def test_stages_know_their_bases():
+    """A stage keeps name, line and the earlier stage it begins from; the latest of a name counts."""
+    found = stages(parse("FROM a AS x\nFROM b AS X\nFROM x AS last\nRUN y"), {}, {})
+    assert [(stage.name, stage.line, stage.base) for stage in found] == [("x", 1, None), ("x", 2, None), ("last", 3, 1)]
+    assert [one.name for one in found[2].instructions] == ["RUN"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("FROM $X", "line 1: FROM $X is empty after expansion"),
+        ("FROM a:${X", "line 1: FROM a:${X"),
+        ("FROM a:${X:?no-tag}", "no-tag"),
+        ("FROM A/b", "lower case"),
+        ("FROM a b", "line 1: FROM takes an image"),
+        ("FROM a\u3000AS\u3000b", "line 1: image name"),
+        ("FROM a AS 1x", "stage name '1x' must begin with a letter"),
+        ("FROM a\nCOPY --from=$X b c", "line 2: from=$X: variables are not expanded here"),
+        ("FROM a\nRUN --mount=from=${X} b", "variables are not expanded here"),
+        ("FROM a\nCOPY --from=B@d c d", "line 2: image name"),
+        ("FROM a\nCOPY --from=0 c d", "line 2: --from=0: there is no stage of that number before"),
+        ("FROM a\nCOPY --from=99999999999999999999 c d", "no stage of that number"),
+        ("FROM a\nFROM b\nRUN --mount=from=0,target=/x c", "line 3: from=0: a mount takes the name"),
+        ('FROM a\nRUN --mount=a,\\"b b', "--mount"),
+        ("ARG =x\nFROM a", "line 1: ARG needs a name"),
+        ("ARG A=" + "x" * 5000 + "\nFROM a", "4096 characters"),
+        ("FROM --platform=" + "x" * 200 + " a", "platform is longer"),
+        ("FROM a\n" * 257, "more than 256 stages"),
+        ("ARG " + " ".join(f"a{n}=1" for n in range(300)) + "\nFROM a", "more than 256 ARGs"),
+        ("FROM " + "${A:-" * 40, "nested"),
+    ],
+)
+def test_faults_name_the_line(text, reason):
+    """What has no base to pull is refused with the reason."""
+    assert reason in refusal(text)
+
+
+def test_args_that_double_each_other_are_bounded():
+    """A billion laughs in ARGs ends at the bound on one word."""
+    text = "ARG A=xxxxxxxxxx\n" + "ARG A=$A$A\n" * 60 + "FROM $A"
+    assert "4096 characters" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ARG V=" + "a" * 500 + "\n" + "FROM a:${V##" + "*a" * 30 + "b}\n" * 1,
+        "ARG V=" + "a" * 500 + "\n" + "FROM a:${V//" + "a*" * 30 + "b/c}\n",
+        "FROM a AS s\n" + "ONBUILD COPY --from=x a b\n" * 4000 + "FROM s AS s\n" * 250,
+        "FROM a\n" + "".join(f"COPY --from=x{n} a b\n" for n in range(4900)),
+    ],
+)
+def test_hostile_graphs_and_patterns_are_quick(text):
+    """Neither patterns with many stars nor thousands of references take more than a moment."""
+    started = time.perf_counter()
+    with suppress(Permanent):
+        names(text)
+    assert time.perf_counter() - started < 3.0
