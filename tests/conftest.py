@@ -1,0 +1,35 @@
+"""The peers that many tests share: one engine, one open and one private registry for the whole session."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.base_image import load_busybox
+from harness.engine import PrivateEngine
+from harness.registry import Registry
+from harness.services import require
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[PrivateEngine]:
+    """A Docker Engine of our own that has the base image `harness.base_image.BUSYBOX`."""
+    require("dockerd", "docker", "busybox")
+    with PrivateEngine() as engine:
+        load_busybox(engine)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[Registry]:
+    """A registry on loopback that lets everybody in over plain HTTP."""
+    require("docker-registry")
+    with Registry() as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def private_registry() -> Iterator[Registry]:
+    """A registry on loopback that lets in `harness.registry.USERNAME` with `PASSWORD`."""
+    require("docker-registry")
+    with Registry(htpasswd=True) as registry:
+        yield registry
