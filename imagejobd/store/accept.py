@@ -1,0 +1,146 @@
+"""Taking jobs in: a whole run of them in one statement, because accepting is what the daemon does most at once."""
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.ids import JobId
+from imagejobd.model.job import Enqueued, NewJob
+from imagejobd.store.protocol import QUEUE_TOPIC
+from imagejobd.store.statements import load
+from imagejobd.store.writer import Transaction
+
+QUEUE_FULL_RETRY_AFTER_S = 10.0
+
+_SQL = load("accept")
+_encode = msgspec.json.Encoder().encode
+_encode_canonical = msgspec.json.Encoder(order="deterministic").encode
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """A new job as the statement `insert_jobs` takes it: `spec` and `labels` are JSON text."""
+
+    uuid: str
+    kind: str
+    tenant: str
+    client: str
+    spec: str
+    priority: int
+    not_before_ms: int | None
+    labels: str
+    idempotency_key: str | None
+    fingerprint: str | None
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """A request to take a job in, made ready on the caller's side."""
+
+    row: JobRow
+    blobs: tuple[str, ...]
+    sealed: bytes | None
+    queue_max: int
+
+
+Key = tuple[str, str]
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """The job that an idempotency key has made."""
+
+    id: JobId
+    uuid: str
+    fingerprint: str
+
+
+def arrival(job: NewJob, *, sealed: bytes | None, queue_max: int) -> Arrival:
+    """The request for `job`, with `sealed` secrets."""
+    row = JobRow(
+        uuid=job.uuid,
+        kind=job.kind,
+        tenant=job.tenant,
+        client=job.client,
+        spec=_encode(job.spec).decode(),
+        priority=job.priority,
+        not_before_ms=job.not_before_ms,
+        labels=_encode(job.labels).decode(),
+        idempotency_key=job.idempotency_key,
+        fingerprint=None if job.idempotency_key is None else fingerprint(job),
+    )
+    return Arrival(row, job.blobs, sealed, queue_max)
+
+
+def fingerprint(job: NewJob) -> str:
+    """A hash of what was asked for.
+
+    Without the secrets, which must not be guessable from the database, and without `not_before_ms`, which callers
+    reckon from their clock and which so differs when they repeat themselves.
+    """
+    asked = [job.kind, job.spec, job.labels, job.blobs, job.priority]
+    return hashlib.sha256(_encode_canonical(asked)).hexdigest()
+
+
+def enqueue(tx: Transaction, arrivals: Sequence[Arrival]) -> list[Enqueued | Temporary | Permanent]:
+    """Keep all that fit and are new. Answers `queue_full` and `conflict` for those that are refused."""
+    depth, last_id = tx.db.execute(_SQL["queue_depth"]).fetchone()
+    known = _known(tx, arrivals)
+    fresh: list[Arrival] = []
+    answers: list[Enqueued | Temporary | Permanent] = []
+    for request in arrivals:
+        key = _key(request)
+        if key is not None and key in known:
+            answers.append(_again(request, known[key]))
+        elif depth + len(fresh) >= request.queue_max:
+            answers.append(_queue_full(request.queue_max))
+        else:
+            fresh.append(request)
+            job_id = JobId(last_id + len(fresh))
+            answers.append(Enqueued(job_id, request.row.uuid, is_new=True))
+            if key is not None:
+                known[key] = _Known(job_id, request.row.uuid, request.row.fingerprint or "")
+    if fresh:
+        _insert(tx, fresh, last_id)
+    return answers
+
+
+def _key(request: Arrival) -> Key | None:
+    key = request.row.idempotency_key
+    return None if key is None else (request.row.tenant, key)
+
+
+def _known(tx: Transaction, arrivals: Sequence[Arrival]) -> dict[Key, _Known]:
+    pairs = [key for request in arrivals if (key := _key(request)) is not None]
+    if not pairs:
+        return {}
+    rows = tx.db.execute(_SQL["known_keys"], {"pairs": _encode(pairs).decode()}).fetchall()
+    return {(tenant, key): _Known(*job) for tenant, key, *job in rows}
+
+
+def _again(request: Arrival, earlier: _Known) -> Enqueued | Permanent:
+    if earlier.fingerprint == request.row.fingerprint:
+        return Enqueued(earlier.id, earlier.uuid, is_new=False)
+    return Permanent(
+        ErrorCode.CONFLICT,
+        f"the idempotency key {request.row.idempotency_key!r} belongs to job {earlier.uuid}, which was asked for "
+        "differently: use a new key for a new job",
+    )
+
+
+def _queue_full(queue_max: int) -> Temporary:
+    return Temporary(
+        ErrorCode.QUEUE_FULL,
+        f"{queue_max} jobs are waiting, which is the limit (limits.queue_max): try again later",
+        retry_after_s=QUEUE_FULL_RETRY_AFTER_S,
+    )
+
+
+def _insert(tx: Transaction, fresh: Sequence[Arrival], last_id: int) -> None:
+    rows = _encode([request.row for request in fresh]).decode()
+    tx.db.execute(_SQL["insert_jobs"], {"jobs": rows, "last_id": last_id, "now_ms": tx.now_ms})
+    for job_id, request in enumerate(fresh, last_id + 1):
+        if request.sealed is not None:
+            tx.db.execute(_SQL["insert_secret"], (job_id, request.sealed))
+        for digest in request.blobs:
+            tx.db.execute(_SQL["insert_blob"], (job_id, digest))
+    tx.ring(QUEUE_TOPIC)

@@ -1,0 +1,211 @@
+"""Payloads, contexts and exported images: files named by their SHA-256, beside the database.
+
+A blob appears under its name only when it is whole and durable: written in `spool/`, fsynced, renamed, its folder
+fsynced. So a crash leaves at most spool files, which `clear_spool` removes at boot. Which blobs are needed is known
+by the database; `collect` removes the rest, but never one that was made moments ago and whose row is not committed
+yet.
+"""
+
+import asyncio
+import errno
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.store.files import disk_full, fsync_folder
+
+# Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
+FLUSH_BYTES = 256 * 1024
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+T = TypeVar("T")
+
+
+class BlobStore:
+    """The content store below `root` (`root/blobs/sha256/ab/<hex>`, `root/spool/`)."""
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs" / "sha256"
+        self._spool = root / "spool"
+        self._pinned: set[str] = set()
+        # `collect` in one thread must not remove what `adopt` in another has just found to exist.
+        self._naming = threading.Lock()
+        for folder in (self._blobs, self._spool):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def spool_file(self) -> Iterator[Path]:
+        """A path in the spool that nothing else uses; what is there on leaving is removed."""
+        path = self._spool / secrets.token_hex(16)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def spooled(self, body: AsyncIterable[bytes], *, max_bytes: int) -> AsyncIterator[Path]:
+        """All of `body` as a file in the spool. Raises `Permanent(too_large)` and `Temporary(storage_full)`."""
+        with self.spool_file() as path:
+            writer = _SpoolWriter(path, max_bytes=max_bytes)
+            try:
+                async for chunk in body:
+                    await writer.write(chunk)
+                await writer.finish()
+                yield path
+            finally:
+                writer.close()
+
+    async def adopt(self, path: Path, digest: str) -> str:
+        """Make the spool file `path`, whose `digest` the caller has computed, a blob. It is pinned until released.
+
+        Raises `Temporary(storage_full)`.
+        """
+        await _off_loop(lambda: self._adopt(path, digest))
+        return digest
+
+    def _adopt(self, path: Path, digest: str) -> None:
+        with storage_faults():
+            target = self.path(digest)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            with self._naming:
+                if target.exists():
+                    os.utime(target)  # young again: `collect` spares it
+                else:
+                    self._name(path, target)
+                self._pinned.add(digest)
+
+    def _name(self, path: Path, target: Path) -> None:
+        if not target.parent.exists():
+            target.parent.mkdir(exist_ok=True)
+            fsync_folder(target.parent.parent)
+        os.utime(path)
+        path.rename(target)
+        fsync_folder(target.parent)
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, or would be. Raises `Permanent(invalid)` for what is not a SHA-256 digest."""
+        match = _DIGEST.fullmatch(digest)
+        if match is None:
+            raise Permanent(ErrorCode.INVALID, f"{digest!r} is not a digest (sha256: and 64 hex digits)")
+        return self._blobs / match[1][:2] / match[1]
+
+    def exists(self, digest: str) -> bool:
+        return self.path(digest).exists()
+
+    def release(self, digest: str) -> None:
+        """Give up the pin of a blob that nobody will reference; `collect` does it for those that are referenced."""
+        self._pinned.discard(digest)
+
+    async def collect(self, referenced: Collection[str], *, min_age_s: float) -> int:
+        """Remove blobs that are neither in `referenced`, nor pinned, nor younger than `min_age_s`; returns how many.
+
+        The age covers what pins do not: a blob made between the reading of `referenced` and now.
+        """
+        return await _off_loop(lambda: self._collect(frozenset(referenced), time.time() - min_age_s))
+
+    def _collect(self, referenced: frozenset[str], made_before: float) -> int:
+        with self._naming:
+            self._pinned -= referenced
+        return sum(
+            self._remove_unpinned(path, made_before)
+            for path in self._blobs.glob("??/*")
+            if f"sha256:{path.name}" not in referenced
+        )
+
+    def _remove_unpinned(self, path: Path, made_before: float) -> bool:
+        with self._naming:
+            if f"sha256:{path.name}" in self._pinned or path.stat().st_mtime > made_before:
+                return False
+            path.unlink()
+            return True
+
+    def clear_spool(self) -> int:
+        """Remove what a crash left in the spool; returns how many files. Only at boot, before anything writes."""
+        left = list(self._spool.iterdir())
+        for path in left:
+            path.unlink()
+        return len(left)
+
+
+class _SpoolWriter:
+    """Writes one file of the spool, off the loop; used by one task."""
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._chunks: list[bytes] = []
+        self._gathered = 0
+        self._file: BinaryIO | None = None
+        self._size_bytes = 0
+
+    async def write(self, chunk: bytes) -> None:
+        """Append. Raises `Permanent(too_large)` past `max_bytes`, and `Temporary(storage_full)`."""
+        self._size_bytes += len(chunk)
+        if self._size_bytes > self._max_bytes:
+            raise Permanent(
+                ErrorCode.TOO_LARGE, f"the upload is larger than {self._max_bytes} bytes, which is the limit"
+            )
+        self._chunks.append(chunk)
+        self._gathered += len(chunk)
+        if self._gathered >= FLUSH_BYTES:
+            await _off_loop(self._flush)
+
+    async def finish(self) -> None:
+        """Bring all that was written to the file."""
+        await _off_loop(self._finish)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _flush(self) -> None:
+        with storage_faults():
+            if self._file is None:
+                self._file = self._path.open("wb", buffering=0)
+            for chunk in self._chunks:
+                _write_all(self._file, chunk)
+            self._chunks.clear()
+            self._gathered = 0
+
+    def _finish(self) -> None:
+        self._flush()
+        self.close()
+
+
+def _write_all(file: BinaryIO, chunk: bytes) -> None:
+    """A raw file may take less than it is given, when the disk is nearly full."""
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
+async def _off_loop(work: Callable[[], T]) -> T:
+    """Run file I/O in a thread. A cancelled caller still waits for it: the file is not its own before that."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+@contextmanager
+def storage_faults() -> Iterator[None]:
+    """A full disk as `Temporary(storage_full)`; every other OSError is a defect and goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise disk_full("the content store") from error

@@ -1,0 +1,208 @@
+"""What the rest of the daemon asks of a store: verbs of a job queue, not tables.
+
+Each verb is one transaction. Every change to a claimed job carries its claim token and raises `ClaimLost` when that
+no longer holds. The suite in `tests/store/conformance.py` is this protocol's other half.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from imagejobd.model.ids import JobId
+from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, Json, NewJob, Phase
+from imagejobd.model.state import State
+
+QUEUE_TOPIC = "queue"
+# Rings when somebody wants a job cancelled, and when one was cancelled that no worker was running.
+CANCEL_TOPIC = "cancel"
+
+
+def job_topic(job_id: JobId) -> str:
+    """The topic that rings on every committed change of one job, log blocks included."""
+    return f"job:{job_id}"
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How much may be claimed now: free slots of each kind, and how many jobs a tenant may have running in all."""
+
+    free: Mapping[str, int]
+    per_tenant_running: int
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a job ended for good. `state` is final; `error` goes with failed (and says why for cancelled)."""
+
+    state: State
+    result: Json | None = None
+    error: JobError | None = None
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs to list. None means any; `tenant` None is for callers who may see every tenant."""
+
+    tenant: str | None = None
+    kind: str | None = None
+    state: State | None = None
+    label: tuple[str, str] | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Jobs from new to old; `next_cursor` continues the listing, None at its end."""
+
+    jobs: Sequence[Job]
+    next_cursor: int | None
+
+
+class Rescued(msgspec.Struct, frozen=True):
+    """What became of a job that a dead worker left running: queued, cancelled, or failed (quarantined)."""
+
+    uuid: str
+    state: State
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Counts now, by kind; `wal_bytes` grows when a reader holds the log back."""
+
+    queued: Mapping[str, int]
+    running: Mapping[str, int]
+    wal_bytes: int
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """How many rows one `prune` removed; a full batch means there may be more."""
+
+    jobs: int
+    logs: int
+    blobs: int
+
+
+class LogBlock(msgspec.Struct, frozen=True):
+    """A piece of a job's log. `offset` counts the UTF-8 bytes of all text before it."""
+
+    offset: int
+    text: str
+
+
+class Watch(Protocol):
+    """Hears that something on one topic was committed."""
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait for a commit since the watch began or last answered; False when `timeout_s` passed without one."""
+        ...
+
+
+class Store(Protocol):
+    """The durable queue. Raises `Temporary(storage_full)` when the disk is full, and recovers when it no longer is."""
+
+    async def enqueue(self, job: NewJob, *, queue_max: int) -> Enqueued:
+        """Keep a job; when this returns it is on disk.
+
+        Raises `Temporary(queue_full)` with `queue_max` jobs queued, and `Permanent(conflict)` when the tenant has used
+        the idempotency key for another kind or spec.
+        """
+        ...
+
+    async def claim(self, worker: str, room: Room, *, lease_until_ms: int) -> list[Claim]:
+        """Start as many queued, due jobs as there is room for.
+
+        Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
+        priority, then the oldest. A claim is an attempt.
+        """
+        ...
+
+    async def renew(self, worker: str, *, lease_until_ms: int) -> None:
+        """Extend the lease of every job this worker runs."""
+        ...
+
+    async def cancel_requests(self, worker: str) -> list[str]:
+        """UUIDs of this worker's running jobs that somebody wants cancelled."""
+        ...
+
+    async def enter_phase(self, claim: Claim, name: str) -> None:
+        """Begin a phase; the one before it ends now, and the last one when the job leaves `running`."""
+        ...
+
+    async def checkpoint(self, claim: Claim, values: Mapping[str, Any], *, blobs: Collection[str] = ()) -> None:
+        """Merge `values` into the job's checkpoint and reference `blobs` from it."""
+        ...
+
+    async def log(self, claim: Claim, text: str) -> None:
+        """Append one block to the job's log."""
+        ...
+
+    async def progress(self, claim: Claim, values: Mapping[str, Any]) -> None:
+        """Replace the job's progress."""
+        ...
+
+    async def finish(self, claim: Claim, ending: Ending) -> None:
+        """End the job; its secrets are deleted in the same transaction."""
+        ...
+
+    async def retry(self, claim: Claim, error: JobError, *, not_before_ms: int) -> None:
+        """Queue the job again after a temporary fault; `error` stays visible until the next ending."""
+        ...
+
+    async def interrupt(self, claim: Claim) -> None:
+        """Queue the job again because the daemon stops. Not an attempt."""
+        ...
+
+    async def request_cancel(self, uuid: str, *, tenant: str | None) -> State | None:
+        """Cancel a queued job at once, ask for a running one. Returns the state after it; None for an unknown job."""
+        ...
+
+    async def rescue(self, worker: str, *, crashes_max: int) -> list[Rescued]:
+        """Take back every running job that is not `worker`'s and whose worker is gone. Not an attempt, but a crash."""
+        ...
+
+    async def expire(self, *, due_before_ms: int) -> list[str]:
+        """Fail (`timeout`) the jobs that were never started though due (or created) before then; their UUIDs."""
+        ...
+
+    async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:
+        """Forget finished jobs, logs and blob references that are older than their limit, `batch_max` rows each."""
+        ...
+
+    async def get(self, uuid: str, *, tenant: str | None) -> Job | None: ...
+
+    async def get_by_id(self, job_id: JobId, *, tenant: str | None) -> Job | None: ...
+
+    async def list_jobs(self, which: Filter, *, cursor: int | None, limit: int) -> Page:
+        """A page of jobs without what may be long: the checkpoint, and the spec's Dockerfile, arguments and labels.
+
+        `get` has them of one job; of a page they could be a gigabyte.
+        """
+        ...
+
+    async def position(self, job: Job) -> int:
+        """How many jobs of its lane go before a queued job."""
+        ...
+
+    async def phases(self, job_id: JobId) -> list[Phase]: ...
+
+    async def read_log(self, job_id: JobId, *, from_offset: int, max_blocks: int) -> list[LogBlock]:
+        """The log's blocks that end after `from_offset` (bytes of UTF-8), in order."""
+        ...
+
+    async def changes_since(self, event_id: int, *, job_id: JobId | None, limit: int) -> list[Event]:
+        """The first `limit` events after the cursor `event_id`, of one job or of all, in order."""
+        ...
+
+    async def live(self) -> set[str]:
+        """UUIDs of all jobs that have not ended."""
+        ...
+
+    async def referenced_blobs(self) -> set[str]: ...
+
+    async def stats(self) -> Stats: ...
+
+    async def probe(self) -> None:
+        """Pass a no-op through the writer: proof that commits go on."""
+        ...
+
+    async def optimize(self) -> None:
+        """Refresh what the store knows of its own data to read it quickly; once a day is enough."""
+        ...
+
+    def watch(self, topic: str) -> AbstractContextManager[Watch]: ...

@@ -1,0 +1,56 @@
+"""Rows to model values: the one place that knows which column is which field."""
+
+from sqlite3 import Row
+
+import msgspec
+
+from imagejobd.model.errors import ErrorCode
+from imagejobd.model.ids import JobId
+from imagejobd.model.job import Event, Job, JobError, Json, Phase
+from imagejobd.model.state import State
+
+_json = msgspec.json.Decoder(Json)
+_labels = msgspec.json.Decoder(dict[str, str])
+
+
+def job(row: Row) -> Job:
+    """A job from a row with all columns of its table."""
+    return Job(
+        id=JobId(row["id"]),
+        uuid=row["uuid"],
+        kind=row["kind"],
+        tenant=row["tenant"],
+        client=row["client"],
+        spec=_json.decode(row["spec"]),
+        state=State(row["state"]),
+        phase=row["phase"],
+        progress=_json.decode(row["progress"]),
+        checkpoint=_json.decode(row["checkpoint"]),
+        result=None if row["result"] is None else _json.decode(row["result"]),
+        error=_error(row),
+        attempt=row["attempt"],
+        crashes=row["crashes"],
+        priority=row["priority"],
+        not_before_ms=row["not_before_ms"],
+        labels=_labels.decode(row["labels"]),
+        idempotency_key=row["idempotency_key"],
+        log_bytes=row["log_bytes"],
+        cancel_requested_ms=row["cancel_requested_ms"],
+        worker=row["worker"],
+        lease_until_ms=row["lease_until_ms"],
+        created_ms=row["created_ms"],
+        started_ms=row["started_ms"],
+        finished_ms=row["finished_ms"],
+    )
+
+
+def _error(row: Row) -> JobError | None:
+    return None if row["error_code"] is None else JobError(ErrorCode(row["error_code"]), row["error_message"])
+
+
+def phase(row: Row) -> Phase:
+    return Phase(row["name"], row["attempt"], row["started_ms"], row["finished_ms"])
+
+
+def event(row: Row) -> Event:
+    return Event(row["id"], row["job_id"], row["at_ms"], row["type"], _json.decode(row["data"]))

@@ -1,0 +1,38 @@
+-- name: queue_depth
+-- How many jobs wait, and the last row id that was given out.
+select
+    (select coalesce(sum(ready + delayed), 0) from lane indexed by lane_busy where ready + delayed + running > 0) as depth,
+    (select coalesce(max(seq), 0) from sqlite_sequence where name = 'job') as last_id;
+
+-- name: known_keys
+-- Which of the pairs [tenant, idempotency key] have made a job before.
+select job.tenant, job.idempotency_key, job.id, job.uuid, job.fingerprint
+from json_each(:pairs) as pair
+join job on job.tenant = pair.value ->> 0 and job.idempotency_key = pair.value ->> 1;
+
+-- name: insert_jobs
+-- One statement for a whole run of new jobs: each further one would cost the writer a wait for the interpreter lock.
+insert into job (id, uuid, kind, tenant, client, spec, delayed, moved_ms, priority, not_before_ms, labels,
+                 idempotency_key, fingerprint, created_ms)
+select
+    :last_id + 1 + key,
+    value ->> 'uuid',
+    value ->> 'kind',
+    value ->> 'tenant',
+    value ->> 'client',
+    value ->> 'spec',
+    coalesce(value ->> 'not_before_ms', 0) > :now_ms,
+    :now_ms,
+    value ->> 'priority',
+    value ->> 'not_before_ms',
+    value ->> 'labels',
+    value ->> 'idempotency_key',
+    value ->> 'fingerprint',
+    :now_ms
+from json_each(:jobs);
+
+-- name: insert_secret
+insert into job_secret (job_id, sealed) values (?, ?);
+
+-- name: insert_blob
+insert or ignore into job_blob (job_id, digest) values (?, ?);

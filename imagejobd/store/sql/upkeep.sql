@@ -1,0 +1,64 @@
+-- name: find
+select id, state from job where uuid = :uuid and (:tenant is null or tenant = :tenant);
+
+-- name: end_queued
+-- End jobs that wait, without a run. Only those that never ran may fail that way.
+update job set
+    state = :state,
+    move = :move,
+    moved_ms = :now_ms,
+    delayed = 0,
+    error_code = :error_code,
+    error_message = :error_message,
+    finished_ms = :now_ms
+where id in (select value from json_each(:ids)) and state = 'queued' and (:move = 'cancel' or started_ms is null)
+returning id, uuid;
+
+-- name: request_cancel
+update job set cancel_requested_ms = :now_ms where id = :id and state = 'running' and cancel_requested_ms is null;
+
+-- name: prune_logs
+delete from log_block where id in (
+    select log_block.id
+    from job indexed by job_with_log
+    join log_block on log_block.job_id = job.id
+    where job.log_bytes > 0 and job.finished_ms < :before_ms
+    order by job.finished_ms
+    limit :limit
+);
+
+-- name: note_pruned_logs
+update job indexed by job_with_log set log_bytes = 0
+where log_bytes > 0 and finished_ms < :before_ms and not exists (select 1 from log_block where job_id = job.id);
+
+-- name: prune_blobs
+delete from job_blob where (job_id, digest) in (
+    select job_blob.job_id, job_blob.digest
+    from job indexed by job_with_blob
+    join job_blob on job_blob.job_id = job.id
+    where job.has_blob = 1 and job.finished_ms < :before_ms
+    order by job.finished_ms
+    limit :limit
+);
+
+-- name: note_pruned_blobs
+update job indexed by job_with_blob set has_blob = 0
+where has_blob = 1 and finished_ms < :before_ms and not exists (select 1 from job_blob where job_id = job.id);
+
+-- name: prune_jobs
+-- Only jobs whose log is gone, so that one batch stays a bounded number of rows.
+delete from job where id in (
+    select id from job indexed by job_finished
+    where finished_ms < :before_ms and log_bytes = 0 and has_blob = 0
+    order by finished_ms
+    limit :limit
+);
+
+-- name: prune_lanes
+-- A lane is kept as long as it has jobs, finished ones too: listings find a tenant's kinds here.
+delete from lane
+where ready + delayed + running = 0
+    and not exists (
+        select 1 from job indexed by job_ended_by_tenant
+        where job.tenant = lane.tenant and job.kind = lane.kind and job.finished_ms is not null
+    );

@@ -1,0 +1,173 @@
+"""The store on SQLite: verbs in, each carried out by the writer or by a reader.
+
+Only this folder knows SQL. Only the writer's one connection writes (store/writer.py); everything read here was
+committed.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from imagejobd.model.clock import now_ms
+from imagejobd.model.errors import Permanent, Temporary
+from imagejobd.model.ids import JobId
+from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, NewJob, Phase
+from imagejobd.model.state import State
+from imagejobd.store import accept, reads, running, upkeep
+from imagejobd.store.bell import Bell, TopicWatch
+from imagejobd.store.claim import Started, claim
+from imagejobd.store.database import close_database, open_database
+from imagejobd.store.protocol import Ending, Filter, LogBlock, Page, Pruned, Rescued, Room, Stats
+from imagejobd.store.readers import Readers
+from imagejobd.store.vault import Vault
+from imagejobd.store.writer import Writer
+
+
+class SqliteStore:
+    """Implements `store/protocol.py:Store`; its promises are told there."""
+
+    def __init__(self, path: Path, *, vault: Vault, writer: Writer, readers: Readers, bell: Bell) -> None:
+        self._path = path
+        self._vault = vault
+        self._writer = writer
+        self._readers = readers
+        self._bell = bell
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, *, vault: Vault, clock: Callable[[], int] = now_ms) -> AsyncIterator["SqliteStore"]:
+        """Open, check and migrate the database at `path`; on leaving, carry out what is queued and close it cleanly.
+
+        The caller holds the folder (store/lock.py). Raises `Permanent` for a file that can't be used.
+        """
+        bell = Bell()
+        writer = Writer(lambda: open_database(path), close_database, clock=clock, ring=bell.ring)
+        await writer.open()
+        try:
+            async with Readers.open(path) as readers:
+                yield cls(path, vault=vault, writer=writer, readers=readers, bell=bell)
+        finally:
+            await writer.close()
+
+    @property
+    def failed(self) -> asyncio.Future[str]:
+        """Resolves with the reason when the database can't be trusted any more: the daemon must stop, non-zero."""
+        return self._writer.failed
+
+    async def enqueue(self, job: NewJob, *, queue_max: int) -> Enqueued:
+        sealed = self._vault.seal(job.uuid, job.secrets) if job.secrets else None
+        return await self._writer.run(accept.enqueue, accept.arrival(job, sealed=sealed, queue_max=queue_max))
+
+    async def claim(self, worker: str, room: Room, *, lease_until_ms: int) -> list[Claim]:
+        started = await self._writer.do(lambda tx: claim(tx, worker, room, lease_until_ms=lease_until_ms))
+        return [opened for one in started if (opened := await self._open_secrets(one)) is not None]
+
+    async def _open_secrets(self, started: Started) -> Claim | None:
+        """The claim with its secrets; a job whose secrets can't be opened fails here and harms no other."""
+        if started.sealed is None:
+            return Claim(job=started.job, token=started.token, secrets={})
+        try:
+            secrets = self._vault.open(started.job.uuid, started.sealed)
+        except Permanent as fault:
+            lost = Claim(job=started.job, token=started.token, secrets={})
+            # On a full disk it stays running until the next start: the other claims are not lost with it.
+            with contextlib.suppress(Temporary):
+                await self.finish(lost, Ending(State.FAILED, error=JobError.of(fault)))
+            return None
+        return Claim(job=started.job, token=started.token, secrets=secrets)
+
+    async def renew(self, worker: str, *, lease_until_ms: int) -> None:
+        await self._writer.do(lambda tx: running.renew(tx, worker, lease_until_ms=lease_until_ms))
+
+    async def cancel_requests(self, worker: str) -> list[str]:
+        return await reads.cancel_requests(self._readers, worker)
+
+    async def enter_phase(self, claim: Claim, name: str) -> None:
+        await self._writer.do(lambda tx: running.set_phase(tx, claim, name))
+
+    async def checkpoint(self, claim: Claim, values: Mapping[str, Any], *, blobs: Collection[str] = ()) -> None:
+        await self._writer.do(lambda tx: running.checkpoint(tx, claim, values, blobs))
+
+    async def log(self, claim: Claim, text: str) -> None:
+        await self._writer.do(lambda tx: running.log(tx, claim, text))
+
+    async def progress(self, claim: Claim, values: Mapping[str, Any]) -> None:
+        await self._writer.do(lambda tx: running.progress(tx, claim, values))
+
+    async def finish(self, claim: Claim, ending: Ending) -> None:
+        await self._writer.run(running.leave, running.ending_way(claim, ending))
+
+    async def retry(self, claim: Claim, error: JobError, *, not_before_ms: int) -> None:
+        await self._writer.do(lambda tx: running.retry(tx, claim, error, not_before_ms=not_before_ms))
+
+    async def interrupt(self, claim: Claim) -> None:
+        await self._writer.do(lambda tx: running.interrupt(tx, claim))
+
+    async def request_cancel(self, uuid: str, *, tenant: str | None) -> State | None:
+        return await self._writer.do(lambda tx: upkeep.request_cancel(tx, uuid, tenant=tenant))
+
+    async def rescue(self, worker: str, *, crashes_max: int) -> list[Rescued]:
+        return await self._writer.do(lambda tx: running.rescue(tx, worker, crashes_max=crashes_max))
+
+    async def expire(self, *, due_before_ms: int) -> list[str]:
+        ids = await reads.unstarted(self._readers, due_before_ms=due_before_ms)
+        return await self._writer.do(lambda tx: upkeep.expire(tx, ids)) if ids else []
+
+    async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:
+        return await self._writer.do(
+            lambda tx: upkeep.prune(
+                tx,
+                jobs_before_ms=jobs_before_ms,
+                logs_before_ms=logs_before_ms,
+                blobs_before_ms=blobs_before_ms,
+                batch_max=batch_max,
+            )
+        )
+
+    async def get(self, uuid: str, *, tenant: str | None) -> Job | None:
+        return await reads.get(self._readers, uuid, tenant=tenant)
+
+    async def get_by_id(self, job_id: JobId, *, tenant: str | None) -> Job | None:
+        return await reads.get_by_id(self._readers, job_id, tenant=tenant)
+
+    async def list_jobs(self, which: Filter, *, cursor: int | None, limit: int) -> Page:
+        return await reads.list_jobs(self._readers, which, cursor=cursor, limit=limit)
+
+    async def position(self, job: Job) -> int:
+        return await reads.position(self._readers, job)
+
+    async def phases(self, job_id: JobId) -> list[Phase]:
+        return await reads.phases(self._readers, job_id)
+
+    async def read_log(self, job_id: JobId, *, from_offset: int, max_blocks: int) -> list[LogBlock]:
+        return await reads.read_log(self._readers, job_id, from_offset=from_offset, max_blocks=max_blocks)
+
+    async def changes_since(self, event_id: int, *, job_id: JobId | None, limit: int) -> list[Event]:
+        return await reads.changes_since(self._readers, event_id, job_id=job_id, limit=limit)
+
+    async def live(self) -> set[str]:
+        return await reads.live(self._readers)
+
+    async def referenced_blobs(self) -> set[str]:
+        return await reads.referenced_blobs(self._readers)
+
+    async def stats(self) -> Stats:
+        return await reads.stats(self._readers, wal_bytes=self._wal_bytes())
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._path.with_name(self._path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    async def probe(self) -> None:
+        await self._writer.do(lambda tx: None)
+
+    async def optimize(self) -> None:
+        await self._writer.do(lambda tx: tx.db.execute("pragma optimize").fetchall())
+
+    def watch(self, topic: str) -> AbstractContextManager[TopicWatch]:
+        return self._bell.watch(topic)

@@ -1,0 +1,657 @@
+"""What every store has to promise: the other half of `store/protocol.py`.
+
+A store is tested by a class that inherits `StoreConformance`, in a folder whose fixtures give `store` (empty) and the
+`clock` that it was opened with.
+"""
+
+import asyncio
+from typing import Any
+
+import pytest
+from simulated_clock import SimulatedClock
+
+from imagejobd.model.errors import ClaimLost, ErrorCode, Permanent, Temporary
+from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob
+from imagejobd.model.secret import Secret
+from imagejobd.model.state import Move, State, after
+from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Ending, Filter, Room, Store, job_topic
+
+QUEUE_MAX = 1000
+LEASE_MS = 60_000
+HOUR_MS = 3_600_000
+BROKEN = JobError(ErrorCode.BUILD_FAILED, "exit code 1")
+CRASHES_MAX = 3
+
+
+async def enqueue(store: Store, **fields: Any) -> Enqueued:
+    return await store.enqueue(NewJob(**({"kind": "build", "spec": {"image": "a/b"}} | fields)), queue_max=QUEUE_MAX)
+
+
+async def claim_up_to(
+    store: Store, count: int, *, kind: str = "build", worker: str = "w1", per_tenant: int = 100
+) -> list[Claim]:
+    return await store.claim(worker, Room({kind: count}, per_tenant), lease_until_ms=LEASE_MS)
+
+
+async def claim_one(store: Store, **options: Any) -> Claim:
+    (claim,) = await claim_up_to(store, 1, **options)
+    return claim
+
+
+async def job_of(store: Store, uuid: str) -> Job:
+    job = await store.get(uuid, tenant=None)
+    assert job is not None
+    return job
+
+
+async def event_types(store: Store, job: Enqueued) -> list[str]:
+    return [event.type for event in await store.changes_since(0, job_id=job.id, limit=100)]
+
+
+class StoreConformance:
+    async def test_an_accepted_job_is_there_as_it_was_given(self, store: Store, clock: SimulatedClock) -> None:
+        """Everything of a new job can be read back, by UUID and by row id."""
+        made = await enqueue(store, tenant="t", client="c", priority=5, labels={"a": "b"}, idempotency_key="k")
+        job = await job_of(store, made.uuid)
+        assert (job.kind, job.tenant, job.client, job.spec, job.priority) == ("build", "t", "c", {"image": "a/b"}, 5)
+        assert (job.state, job.attempt, job.crashes, job.labels) == (State.QUEUED, 0, 0, {"a": "b"})
+        assert (job.created_ms, job.started_ms, job.finished_ms) == (clock.now_ms, None, None)
+        assert await store.get_by_id(made.id, tenant="t") == job
+
+    async def test_a_tenant_does_not_see_the_jobs_of_another(self, store: Store) -> None:
+        """Reading and cancelling with another tenant's name finds nothing."""
+        made = await enqueue(store, tenant="mine")
+        assert await store.get(made.uuid, tenant="yours") is None
+        assert await store.get_by_id(made.id, tenant="yours") is None
+        assert await store.request_cancel(made.uuid, tenant="yours") is None
+        assert (await store.list_jobs(Filter(tenant="yours"), cursor=None, limit=10)).jobs == []
+
+    async def test_a_full_queue_refuses_with_a_time_to_come_back(self, store: Store) -> None:
+        """With `queue_max` jobs waiting, delayed ones included, the next is refused and nothing of it is kept."""
+        await store.enqueue(NewJob(kind="build", spec={}), queue_max=2)
+        await store.enqueue(NewJob(kind="build", spec={}, not_before_ms=2**50), queue_max=2)
+        with pytest.raises(Temporary) as refused:
+            await store.enqueue(NewJob(kind="build", spec={}), queue_max=2)
+        assert refused.value.code is ErrorCode.QUEUE_FULL
+        assert refused.value.retry_after_s
+        assert (await store.stats()).queued == {"build": 2}
+
+    async def test_the_queue_bound_holds_for_callers_at_once(self, store: Store) -> None:
+        """Of many callers at the same time exactly `queue_max` get in."""
+        tries = [store.enqueue(NewJob(kind="build", spec={}), queue_max=7) for _ in range(50)]
+        answers = await asyncio.gather(*tries, return_exceptions=True)
+        assert sum(isinstance(answer, Enqueued) for answer in answers) == 7
+        assert sum(isinstance(answer, Temporary) for answer in answers) == 43
+
+    async def test_an_idempotency_key_makes_one_job(self, store: Store) -> None:
+        """The same request with the same key gets the first one's job, also when both come at the same moment."""
+        answers = await asyncio.gather(*(enqueue(store, idempotency_key="k") for _ in range(20)))
+        assert len({answer.uuid for answer in answers}) == 1
+        assert [answer.is_new for answer in answers].count(True) == 1
+        later = await enqueue(store, idempotency_key="k")
+        assert (later.uuid, later.is_new) == (answers[0].uuid, False)
+        assert (await enqueue(store, idempotency_key="k", tenant="other")).is_new
+
+    async def test_an_idempotency_key_is_not_for_another_request(self, store: Store) -> None:
+        """The same key with another kind, spec, label or blob is a conflict and makes no job."""
+        await enqueue(store, idempotency_key="k")
+        for other in ({"kind": "run"}, {"spec": {"image": "x"}}, {"labels": {"a": "b"}}, {"blobs": ("sha256:1",)}):
+            with pytest.raises(Permanent) as refused:
+                await enqueue(store, idempotency_key="k", **other)
+            assert refused.value.code is ErrorCode.CONFLICT
+        assert (await store.stats()).queued == {"build": 1}
+
+    async def test_a_repeated_request_is_answered_even_by_a_full_queue(self, store: Store) -> None:
+        """A client that asks again about an accepted job is not told that the queue is full."""
+        job = NewJob(kind="build", spec={}, idempotency_key="k")
+        await store.enqueue(job, queue_max=1)
+        assert not (await store.enqueue(job, queue_max=1)).is_new
+
+    async def test_a_claim_starts_a_job(self, store: Store, clock: SimulatedClock) -> None:
+        """A claimed job runs, has used an attempt, and carries worker, lease and start."""
+        await enqueue(store)
+        clock.advance(5)
+        claim = await claim_one(store)
+        assert claim.token
+        job = await job_of(store, claim.job.uuid)
+        assert job == claim.job
+        assert (job.state, job.attempt, job.worker, job.lease_until_ms) == (State.RUNNING, 1, "w1", LEASE_MS)
+        assert job.started_ms == clock.now_ms
+
+    async def test_nothing_is_claimed_twice(self, store: Store) -> None:
+        """Claims at the same time never share a job."""
+        for _ in range(30):
+            await enqueue(store)
+        claims = await asyncio.gather(*(claim_up_to(store, 4, worker=f"w{n}") for n in range(10)))
+        uuids = [claim.job.uuid for some in claims for claim in some]
+        assert len(uuids) == len(set(uuids)) == 30
+
+    async def test_within_a_tenant_priority_then_age(self, store: Store) -> None:
+        """The highest priority goes first, also across kinds; among equals the oldest."""
+        low = await enqueue(store, priority=-1)
+        first, second = await enqueue(store), await enqueue(store)
+        high = await enqueue(store, kind="run", priority=1)
+        claims = await store.claim("w1", Room({"build": 3, "run": 1}, 9), lease_until_ms=LEASE_MS)
+        assert [claim.job.uuid for claim in claims] == [high.uuid, first.uuid, second.uuid, low.uuid]
+
+    async def test_room_bounds_kinds_and_tenants(self, store: Store) -> None:
+        """A claim takes no more than a kind's free slots, and no more than a tenant may have running in all."""
+        for kind in ("build", "run"):
+            for tenant in ("a", "b"):
+                for _ in range(5):
+                    await enqueue(store, kind=kind, tenant=tenant)
+        claims = await store.claim("w1", Room({"build": 3, "run": 9}, 4), lease_until_ms=LEASE_MS)
+        kinds = [claim.job.kind for claim in claims]
+        tenants = [claim.job.tenant for claim in claims]
+        assert (len(claims), tenants.count("a"), tenants.count("b")) == (8, 4, 4)
+        assert kinds.count("build") == 3
+        assert await store.claim("w1", Room({"build": 0, "run": 9}, 4), lease_until_ms=LEASE_MS) == []
+        assert await store.claim("w1", Room({}, 100), lease_until_ms=LEASE_MS) == []
+
+    async def test_a_flood_does_not_starve_others(self, store: Store) -> None:
+        """A tenant with one job is served beside one with a hundred."""
+        for _ in range(100):
+            await enqueue(store, tenant="flood")
+        small = await enqueue(store, tenant="small")
+        assert small.uuid in [claim.job.uuid for claim in await claim_up_to(store, 2)]
+
+    async def test_equal_tenants_take_turns(self, store: Store) -> None:
+        """With one slot, tenants are served one after the other, the one served longest ago first."""
+        for tenant in ("a", "a", "a", "b", "b", "b", "c", "c", "c"):
+            await enqueue(store, tenant=tenant)
+        served = []
+        for _ in range(9):
+            claim = await claim_one(store)
+            served.append(claim.job.tenant)
+            await store.finish(claim, Ending(State.SUCCEEDED))
+        assert [sorted(served[n : n + 3]) for n in (0, 3, 6)] == [["a", "b", "c"]] * 3
+
+    async def test_a_delayed_job_waits_for_its_time(self, store: Store, clock: SimulatedClock) -> None:
+        """Before `not_before_ms` a job is not claimed, from then on it is."""
+        await enqueue(store, not_before_ms=clock.now_ms + 10)
+        assert await claim_up_to(store, 1) == []
+        clock.advance(9)
+        assert await claim_up_to(store, 1) == []
+        clock.advance(1)
+        assert len(await claim_up_to(store, 1)) == 1
+
+    async def test_secrets_live_as_long_as_their_job(self, store: Store) -> None:
+        """Every attempt is given the job's secrets."""
+        await enqueue(store, secrets={"password": Secret("hunter2")})
+        claim = await claim_one(store)
+        assert claim.secrets == {"password": Secret("hunter2")}
+        await store.retry(claim, BROKEN, not_before_ms=0)
+        assert (await claim_one(store)).secrets == {"password": Secret("hunter2")}
+
+    async def test_a_checkpoint_merges_and_survives_a_retry(self, store: Store) -> None:
+        """Later values replace earlier ones key by key, and the next attempt goes on from there."""
+        made = await enqueue(store, blobs=("sha256:one",))
+        claim = await claim_one(store)
+        await store.checkpoint(claim, {"a": 1, "b": {"x": 1}})
+        await store.checkpoint(claim, {"b": {"y": 2}, "c": None}, blobs=["sha256:two", "sha256:one"])
+        await store.retry(claim, BROKEN, not_before_ms=0)
+        again = await claim_one(store)
+        assert again.job.uuid == made.uuid
+        assert again.job.checkpoint == {"a": 1, "b": {"y": 2}, "c": None}
+        assert await store.referenced_blobs() == {"sha256:one", "sha256:two"}
+
+    async def test_progress_is_replaced(self, store: Store) -> None:
+        """The latest progress is what a reader sees."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        await store.progress(claim, {"step": 1, "of": 3})
+        await store.progress(claim, {"step": 2})
+        assert (await job_of(store, claim.job.uuid)).progress == {"step": 2}
+
+    async def test_phases_are_timed(self, store: Store, clock: SimulatedClock) -> None:
+        """Entering a phase ends the one before; finishing ends the current one."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        start = clock.now_ms
+        await store.enter_phase(claim, "building")
+        assert (await job_of(store, claim.job.uuid)).phase == "building"
+        clock.advance(10)
+        await store.enter_phase(claim, "pushing")
+        clock.advance(10)
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        assert (await job_of(store, claim.job.uuid)).phase is None
+        phases = await store.phases(claim.job.id)
+        assert [phase.name for phase in phases] == ["building", "pushing"]
+        assert [(p.started_ms - start, (p.finished_ms or 0) - start) for p in phases] == [(0, 10), (10, 20)]
+
+    async def test_a_crash_leaves_its_phase_without_an_end(self, store: Store, clock: SimulatedClock) -> None:
+        """Nobody knows when a crashed phase ended, and the next attempt's phases do not end it either."""
+        await enqueue(store)
+        await store.enter_phase(await claim_one(store), "building")
+        clock.advance(HOUR_MS)
+        await store.rescue("w2", crashes_max=CRASHES_MAX)
+        claim = await claim_one(store, worker="w2")
+        await store.enter_phase(claim, "building")
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        assert [phase.finished_ms for phase in await store.phases(claim.job.id)] == [None, clock.now_ms]
+
+    async def test_a_log_is_read_by_byte_offsets(self, store: Store) -> None:
+        """Blocks come back in order, from the block that holds the wanted byte; offsets count UTF-8."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        for text in ("äöü\n", "", "two\n", "three\n"):
+            await store.log(claim, text)
+        assert (await job_of(store, claim.job.uuid)).log_bytes == 17
+        read = await store.read_log(claim.job.id, from_offset=0, max_blocks=9)
+        assert [(block.offset, block.text) for block in read] == [(0, "äöü\n"), (7, "two\n"), (11, "three\n")]
+        for from_offset, first in ((6, 0), (7, 7), (10, 7), (11, 11), (16, 11)):
+            assert (await store.read_log(claim.job.id, from_offset=from_offset, max_blocks=1))[0].offset == first
+        assert await store.read_log(claim.job.id, from_offset=17, max_blocks=9) == []
+
+    async def test_a_log_takes_any_text(self, store: Store) -> None:
+        """NUL and lone surrogates from a build's output do no harm."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        await store.log(claim, "a\x00b\ud800c")
+        (block,) = await store.read_log(claim.job.id, from_offset=0, max_blocks=9)
+        assert block.text == "a\x00b?c"
+
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            Ending(State.SUCCEEDED, result={"digest": "sha256:1"}),
+            Ending(State.FAILED, error=BROKEN),
+            Ending(State.CANCELLED, error=JobError(ErrorCode.TIMEOUT, "too slow")),
+        ],
+        ids=lambda ending: str(ending.state),
+    )
+    async def test_an_ending_is_kept(self, store: Store, clock: SimulatedClock, ending: Ending) -> None:
+        """State, result, error and time of the end are read back, and the claim is over."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        clock.advance(7)
+        await store.finish(claim, ending)
+        job = await job_of(store, claim.job.uuid)
+        assert (job.state, job.result, job.error) == (ending.state, ending.result, ending.error)
+        assert (job.finished_ms, job.lease_until_ms) == (clock.now_ms, None)
+        assert await store.live() == set()
+
+    async def test_an_attempts_error_stays_until_the_next_ending(self, store: Store) -> None:
+        """While a job is retried its last error shows; a success takes it away."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        await store.retry(claim, BROKEN, not_before_ms=0)
+        assert (await job_of(store, claim.job.uuid)).error == BROKEN
+        claim = await claim_one(store)
+        await store.interrupt(claim)
+        claim = await claim_one(store)
+        assert claim.job.error == BROKEN
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        assert (await job_of(store, claim.job.uuid)).error is None
+
+    async def test_a_retry_waits_and_is_an_attempt(self, store: Store, clock: SimulatedClock) -> None:
+        """A retried job is claimed again from `not_before_ms` on, as the next attempt; its start stays."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        await store.retry(claim, BROKEN, not_before_ms=clock.now_ms + 100)
+        assert await claim_up_to(store, 1) == []
+        clock.advance(100)
+        again = await claim_one(store)
+        assert (again.job.attempt, again.job.started_ms) == (2, claim.job.started_ms)
+        assert again.token != claim.token
+
+    async def test_an_interruption_is_no_attempt(self, store: Store) -> None:
+        """A job that a shutdown interrupted has its attempt back and is ready at once."""
+        await enqueue(store)
+        await store.interrupt(await claim_one(store))
+        assert (await claim_one(store)).job.attempt == 1
+
+    async def test_a_claim_that_is_over_changes_nothing(self, store: Store) -> None:
+        """Every verb on a claim that was taken over raises ClaimLost and leaves the job as it is."""
+        await enqueue(store)
+        old = await claim_one(store)
+        await store.interrupt(old)
+        new = await claim_one(store, worker="w2")
+        for verb in (
+            store.enter_phase(old, "p"),
+            store.checkpoint(old, {"a": 1}, blobs=["sha256:x"]),
+            store.log(old, "text"),
+            store.log(old, ""),
+            store.progress(old, {"a": 1}),
+            store.finish(old, Ending(State.SUCCEEDED)),
+            store.retry(old, BROKEN, not_before_ms=0),
+            store.interrupt(old),
+        ):
+            with pytest.raises(ClaimLost):
+                await verb
+        assert await job_of(store, new.job.uuid) == new.job
+        assert await store.referenced_blobs() == set()
+
+    async def test_one_lost_claim_does_not_harm_the_others(self, store: Store) -> None:
+        """Finishing many jobs at once, among them one whose claim is over, finishes the others."""
+        for _ in range(10):
+            await enqueue(store)
+        claims = await claim_up_to(store, 10)
+        await store.interrupt(claims[3])
+        finishing = [store.finish(claim, Ending(State.SUCCEEDED)) for claim in claims]
+        answers = await asyncio.gather(*finishing, return_exceptions=True)
+        assert [n for n, answer in enumerate(answers) if isinstance(answer, ClaimLost)] == [3]
+        states = [(await job_of(store, claim.job.uuid)).state for claim in claims]
+        assert states.count(State.SUCCEEDED) == 9
+
+    async def test_cancelling_a_queued_job_ends_it(self, store: Store, clock: SimulatedClock) -> None:
+        """A job that waits, delayed or not, is cancelled at once and never claimed."""
+        for not_before_ms in (None, clock.now_ms + 5):
+            made = await enqueue(store, not_before_ms=not_before_ms)
+            assert await store.request_cancel(made.uuid, tenant=None) is State.CANCELLED
+            assert (await job_of(store, made.uuid)).finished_ms == clock.now_ms
+        clock.advance(10)
+        assert await claim_up_to(store, 9) == []
+
+    async def test_cancelling_a_running_job_asks_its_worker(self, store: Store, clock: SimulatedClock) -> None:
+        """A running job goes on until its worker, who finds the request, ends it; asking twice changes nothing."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        with store.watch(CANCEL_TOPIC) as requests:
+            assert await store.request_cancel(claim.job.uuid, tenant=None) is State.RUNNING
+            assert await requests.changed(5)
+        asked_ms = clock.now_ms
+        clock.advance(5)
+        assert await store.request_cancel(claim.job.uuid, tenant=None) is State.RUNNING
+        assert (await job_of(store, claim.job.uuid)).cancel_requested_ms == asked_ms
+        assert await store.cancel_requests("w1") == [claim.job.uuid]
+        assert await store.cancel_requests("w2") == []
+        await store.finish(claim, Ending(State.CANCELLED))
+        assert await store.cancel_requests("w1") == []
+
+    async def test_cancelling_what_has_ended_changes_nothing(self, store: Store) -> None:
+        """An ended job answers with its state, an unknown one with None."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        assert await store.request_cancel(claim.job.uuid, tenant=None) is State.SUCCEEDED
+        assert await store.request_cancel("00000000-0000-7000-8000-000000000000", tenant=None) is None
+
+    @pytest.mark.parametrize("way", ["retry", "interrupt", "rescue"])
+    async def test_a_requested_cancel_is_never_forgotten(self, store: Store, way: str) -> None:
+        """A job that goes back to the queue after somebody asked to cancel it is cancelled instead of run again."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        await store.request_cancel(claim.job.uuid, tenant=None)
+        if way == "retry":
+            await store.retry(claim, BROKEN, not_before_ms=0)
+        elif way == "interrupt":
+            await store.interrupt(claim)
+        else:
+            (rescued,) = await store.rescue("w2", crashes_max=CRASHES_MAX)
+            assert rescued.state is State.CANCELLED
+        assert (await job_of(store, claim.job.uuid)).state is State.CANCELLED
+
+    async def test_rescue_takes_back_what_a_dead_worker_ran(self, store: Store) -> None:
+        """Its jobs are queued again with their attempt and one crash more; those of the living worker go on."""
+        await enqueue(store)
+        await enqueue(store)
+        dead, alive = await claim_one(store, worker="old"), await claim_one(store, worker="new")
+        (rescued,) = await store.rescue("new", crashes_max=CRASHES_MAX)
+        assert (rescued.uuid, rescued.state) == (dead.job.uuid, State.QUEUED)
+        job = await job_of(store, dead.job.uuid)
+        assert (job.state, job.attempt, job.crashes, job.worker) == (State.QUEUED, 0, 1, None)
+        assert (await job_of(store, alive.job.uuid)).state is State.RUNNING
+        with pytest.raises(ClaimLost):
+            await store.finish(dead, Ending(State.SUCCEEDED))
+
+    async def test_a_job_that_keeps_crashing_is_quarantined(self, store: Store) -> None:
+        """The crash that reaches the limit fails the job with a code of its own, and it is not looped."""
+        made = await enqueue(store)
+        states = []
+        for boot in range(CRASHES_MAX):
+            await claim_one(store, worker=f"boot{boot}")
+            (rescued,) = await store.rescue(f"boot{boot + 1}", crashes_max=CRASHES_MAX)
+            states.append(rescued.state)
+        assert states == [State.QUEUED, State.QUEUED, State.FAILED]
+        job = await job_of(store, made.uuid)
+        assert job.error is not None
+        assert (job.error.code, job.crashes) == (ErrorCode.QUARANTINED, 3)
+        assert await claim_up_to(store, 1) == []
+
+    async def test_a_lease_is_renewed_for_all_of_a_workers_jobs(self, store: Store) -> None:
+        """Only this worker's running jobs get the new lease."""
+        await enqueue(store)
+        await enqueue(store)
+        mine, other = await claim_one(store, worker="w1"), await claim_one(store, worker="w2")
+        await store.renew("w1", lease_until_ms=LEASE_MS + 1)
+        assert (await job_of(store, mine.job.uuid)).lease_until_ms == LEASE_MS + 1
+        assert (await job_of(store, other.job.uuid)).lease_until_ms == LEASE_MS
+
+    async def test_jobs_that_wait_too_long_expire(self, store: Store, clock: SimulatedClock) -> None:
+        """Queued jobs that never started fail with `timeout`; who ran once, runs, is newer or not due yet stays."""
+        retried, running = await enqueue(store), await enqueue(store)
+        claims = await claim_up_to(store, 2)
+        await store.retry(claims[0], BROKEN, not_before_ms=clock.now_ms + HOUR_MS)
+        old, delayed = await enqueue(store), await enqueue(store, not_before_ms=clock.now_ms + HOUR_MS)
+        clock.advance(10)
+        newer = await enqueue(store)
+        assert set(await store.expire(due_before_ms=clock.now_ms)) == {old.uuid}
+        job = await job_of(store, old.uuid)
+        assert job.error is not None
+        assert (job.state, job.error.code) == (State.FAILED, ErrorCode.TIMEOUT)
+        assert await store.live() == {retried.uuid, running.uuid, newer.uuid, delayed.uuid}
+
+    async def test_history_is_pruned_by_age_in_batches(self, store: Store, clock: SimulatedClock) -> None:
+        """Old ended jobs go with all that hangs on them; newer and living ones stay, and a full batch says so."""
+        for number in range(5):
+            await enqueue(store, labels={"n": str(number)}, blobs=(f"sha256:{number}",))
+            claim = await claim_one(store)
+            await store.log(claim, "text\n")
+            await store.finish(claim, Ending(State.SUCCEEDED))
+        limit_ms = clock.advance(1000)
+        living = await enqueue(store, blobs=("sha256:living",))
+        batches: list[tuple[int, int, int]] = []
+        while not batches or max(batches[-1]) == 2:
+            pruned = await store.prune(jobs_before_ms=limit_ms, logs_before_ms=0, blobs_before_ms=0, batch_max=2)
+            batches.append((pruned.jobs, pruned.logs, pruned.blobs))
+        assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5]
+        assert {job.uuid for job in (await store.list_jobs(Filter(), cursor=None, limit=9)).jobs} == {living.uuid}
+        assert await store.referenced_blobs() == {"sha256:living"}
+        assert {event.job_id for event in await store.changes_since(0, job_id=None, limit=99)} == {living.id}
+
+    async def test_logs_and_blobs_may_go_before_their_jobs(self, store: Store, clock: SimulatedClock) -> None:
+        """With a shorter limit only the log or the blob references of ended jobs are pruned."""
+        await enqueue(store, blobs=("sha256:1",))
+        claim = await claim_one(store)
+        await store.log(claim, "text\n")
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        limit_ms = clock.advance(1000)
+        pruned = await store.prune(jobs_before_ms=0, logs_before_ms=limit_ms, blobs_before_ms=0, batch_max=9)
+        assert (pruned.jobs, pruned.logs, pruned.blobs) == (0, 1, 0)
+        assert await store.read_log(claim.job.id, from_offset=0, max_blocks=9) == []
+        assert (await job_of(store, claim.job.uuid)).log_bytes == 0
+        pruned = await store.prune(jobs_before_ms=0, logs_before_ms=limit_ms, blobs_before_ms=limit_ms, batch_max=9)
+        assert (pruned.jobs, pruned.logs, pruned.blobs) == (0, 0, 1)
+
+    async def test_a_listing_pages_from_new_to_old(self, store: Store) -> None:
+        """The cursor continues exactly where the page ended, whatever came in meanwhile."""
+        made = [await enqueue(store) for _ in range(7)]
+        first = await store.list_jobs(Filter(), cursor=None, limit=3)
+        await enqueue(store)
+        second = await store.list_jobs(Filter(), cursor=first.next_cursor, limit=3)
+        third = await store.list_jobs(Filter(), cursor=second.next_cursor, limit=3)
+        uuids = [job.uuid for page in (first, second, third) for job in page.jobs]
+        assert uuids == [job.uuid for job in reversed(made)]
+        assert third.next_cursor is None
+        exact = await store.list_jobs(Filter(), cursor=made[3].id, limit=3)
+        assert exact.next_cursor is None
+
+    async def test_a_listing_filters_by_everything_at_once(self, store: Store, clock: SimulatedClock) -> None:
+        """Every combination of tenant, kind, state and label lists exactly what fits, in order, page by page."""
+        everything = await self._jobs_of_every_sort(store, clock)
+        tenants, kinds = (None, "a", "b", "none"), (None, "build", "run", "none")
+        labels = (None, ("n", "0"), ("n", "none"))
+        for tenant in tenants:
+            for kind in kinds:
+                for state in (None, *State):
+                    for label in labels:
+                        which = Filter(tenant=tenant, kind=kind, state=state, label=label)
+                        wanted = [job.id for job in everything if _fits(job, which)]
+                        assert await _list_all(store, which) == wanted, which
+
+    async def _jobs_of_every_sort(self, store: Store, clock: SimulatedClock) -> list[Job]:
+        endings = [Ending(State.SUCCEEDED), Ending(State.FAILED, error=BROKEN), Ending(State.CANCELLED), None]
+        for tenant in ("a", "b"):
+            for kind in ("build", "run"):
+                for number, ending in enumerate(endings):
+                    await enqueue(store, tenant=tenant, kind=kind, labels={"n": str(number % 2)})
+                    claim = await claim_one(store, kind=kind)
+                    if ending is not None:
+                        await store.finish(claim, ending)
+                await enqueue(store, tenant=tenant, kind=kind, not_before_ms=clock.now_ms + 1)
+        for tenant in ("a", "b"):
+            await enqueue(store, tenant=tenant, labels={"n": "0"})
+        return list((await store.list_jobs(Filter(), cursor=None, limit=99)).jobs)
+
+    async def test_a_listing_leaves_out_what_may_be_long(self, store: Store) -> None:
+        """However a page is found, its jobs are without checkpoint, Dockerfile, arguments and labels; `get` has all."""
+        spec = {"image": "a/b", "dockerfile": "FROM x", "build_args": {"a": "b"}, "labels": {"c": "d"}, "nocache": True}
+        made = await enqueue(store, spec=spec, labels={"n": "1"})
+        claim = await claim_one(store)
+        await store.checkpoint(claim, {"built": "x" * 1000})
+        for which in (Filter(), Filter(kind="build"), Filter(label=("n", "1"))):
+            (listed,) = (await store.list_jobs(which, cursor=None, limit=9)).jobs
+            assert (listed.spec, listed.checkpoint) == ({"image": "a/b", "nocache": True}, {})
+            assert (listed.uuid, listed.labels, listed.state) == (made.uuid, {"n": "1"}, State.RUNNING)
+        assert (await job_of(store, made.uuid)).spec == spec
+
+    async def test_position_counts_who_goes_before(self, store: Store) -> None:
+        """Jobs of the same tenant and kind with higher priority, or as high and older, go before."""
+        first = await enqueue(store)
+        await enqueue(store, kind="run")
+        await enqueue(store, tenant="other")
+        low, high = await enqueue(store, priority=-1), await enqueue(store, priority=1)
+        positions = [await store.position(await job_of(store, job.uuid)) for job in (high, first, low)]
+        assert positions == [0, 1, 2]
+        claim = await claim_one(store, kind="run")
+        assert await store.position(claim.job) == 0
+
+    async def test_history_is_told_as_events(self, store: Store, clock: SimulatedClock) -> None:
+        """Each move is one event with its time, in order; the cursor continues without gap or repetition."""
+        made = await enqueue(store)
+        claim = await claim_one(store)
+        await store.enter_phase(claim, "building")
+        await store.retry(claim, BROKEN, not_before_ms=0)
+        claim = await claim_one(store)
+        await store.request_cancel(made.uuid, tenant=None)
+        await store.finish(claim, Ending(State.CANCELLED))
+        events = await store.changes_since(0, job_id=made.id, limit=100)
+        types = [event.type for event in events]
+        assert sorted(types[2:5]) == sorted(["enter_phase", "leave_phase", "retry"])
+        assert [*types[:2], *types[5:]] == ["enqueue", "claim", "claim", "request_cancel", "cancel"]
+        (retried,) = [event for event in events if event.type == "retry"]
+        assert retried.data["error"] == {"code": "build_failed", "message": "exit code 1"}
+        assert {event.at_ms for event in events} == {clock.now_ms}
+        halves = await store.changes_since(0, job_id=None, limit=3)
+        halves += await store.changes_since(halves[-1].id, job_id=None, limit=100)
+        assert halves == events
+
+    async def test_every_transition_of_the_table_and_no_other(self, store: Store) -> None:
+        """From every state, each move leads where model/state.py says, or changes nothing."""
+        for state in State:
+            for move in Move:
+                await self._drain(store)
+                made = await enqueue(store)
+                claim = await _bring_to(store, made, state)
+                await _try(store, made, claim, move)
+                expected = after(state, move) or state
+                job = await job_of(store, made.uuid)
+                assert job.state is expected, f"{move} from {state}"
+                if after(state, move):
+                    assert (await event_types(store, made))[-1] == move
+
+    async def _drain(self, store: Store) -> None:
+        for uuid in await store.live():
+            await store.request_cancel(uuid, tenant=None)
+        await store.rescue("nobody", crashes_max=CRASHES_MAX)
+
+    async def test_statistics_count_by_kind(self, store: Store) -> None:
+        """Waiting (delayed included) and running jobs are counted for each kind."""
+        await enqueue(store)
+        await enqueue(store, not_before_ms=2**50)
+        await enqueue(store, kind="run", tenant="t")
+        await claim_one(store, kind="run")
+        stats = await store.stats()
+        assert {kind: count for kind, count in stats.queued.items() if count} == {"build": 2}
+        assert {kind: count for kind, count in stats.running.items() if count} == {"run": 1}
+
+    async def test_watchers_hear_of_commits(self, store: Store) -> None:
+        """A watch tells of a commit on its topic once, and of nothing else."""
+        with store.watch(QUEUE_TOPIC) as queue:
+            assert not await queue.changed(0.01)
+            made = await enqueue(store)
+            assert await queue.changed(5)
+            assert not await queue.changed(0.01)
+            with store.watch(job_topic(made.id)) as changes:
+                claim = await claim_one(store)
+                assert await changes.changed(5)
+                await store.log(claim, "text")
+                assert await changes.changed(5)
+                await enqueue(store)
+                assert not await changes.changed(0.01)
+                await store.interrupt(claim)
+                assert await changes.changed(5)
+            assert await queue.changed(5)
+
+    async def test_a_probe_passes_through_the_writer(self, store: Store) -> None:
+        """It returns where commits go on."""
+        await store.probe()
+
+
+def _fits(job: Job, which: Filter) -> bool:
+    return (
+        which.tenant in (None, job.tenant)
+        and which.kind in (None, job.kind)
+        and which.state in (None, job.state)
+        and (which.label is None or job.labels.get(which.label[0]) == which.label[1])
+    )
+
+
+async def _list_all(store: Store, which: Filter) -> list[int]:
+    ids: list[int] = []
+    cursor = None
+    while True:
+        page = await store.list_jobs(which, cursor=cursor, limit=4)
+        ids += [job.id for job in page.jobs]
+        cursor = page.next_cursor
+        if cursor is None:
+            return ids
+
+
+async def _bring_to(store: Store, made: Enqueued, state: State) -> Claim | None:
+    if state is State.QUEUED:
+        return None
+    claim = await claim_one(store)
+    assert claim.job.uuid == made.uuid
+    if state is not State.RUNNING:
+        await store.finish(claim, Ending(state))
+    return claim
+
+
+async def _try(store: Store, made: Enqueued, claim: Claim | None, move: Move) -> None:
+    """Make `move` the way a daemon would; one without a claim tries with one that never was."""
+    stale = claim or Claim(job=await job_of(store, made.uuid), token="none", secrets={})
+    state = (await job_of(store, made.uuid)).state
+    try:
+        match move:
+            case Move.CLAIM:
+                await claim_up_to(store, 1)
+            case Move.SUCCEED:
+                await store.finish(stale, Ending(State.SUCCEEDED))
+            case Move.FAIL if state is State.QUEUED:
+                await store.expire(due_before_ms=2**50)
+            case Move.FAIL:
+                await store.finish(stale, Ending(State.FAILED, error=BROKEN))
+            case Move.CANCEL if state is State.RUNNING:
+                await store.finish(stale, Ending(State.CANCELLED))
+            case Move.CANCEL:
+                await store.request_cancel(made.uuid, tenant=None)
+            case Move.RETRY:
+                await store.retry(stale, BROKEN, not_before_ms=0)
+            case Move.INTERRUPT:
+                await store.interrupt(stale)
+            case Move.RESCUE:
+                await store.rescue("another", crashes_max=CRASHES_MAX)
+    except ClaimLost:
+        pass

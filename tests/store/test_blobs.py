@@ -1,0 +1,202 @@
+"""The content store: whole blobs or none, and never one less than is needed."""
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.store import blobs as blobs_module
+from imagejobd.store.blobs import FLUSH_BYTES, BlobStore
+from imagejobd.store.files import fsync_folder
+
+MAX_BYTES = 10 * FLUSH_BYTES
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path)
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+async def put(blobs: BlobStore, data: bytes, *, chunk_bytes: int = 10_000) -> str:
+    async with blobs.spooled(chunked(data, chunk_bytes), max_bytes=MAX_BYTES) as path:
+        return await blobs.adopt(path, digest_of(data))
+
+
+async def chunked(data: bytes, chunk_bytes: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), chunk_bytes):
+        yield data[start : start + chunk_bytes]
+
+
+def spooled(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "spool").iterdir())
+
+
+def age(blobs: BlobStore, digest: str, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(blobs.path(digest), (then, then))
+
+
+@pytest.mark.parametrize("size", [0, 1, FLUSH_BYTES - 1, FLUSH_BYTES, 3 * FLUSH_BYTES + 17])
+async def test_a_blob_is_what_was_written(blobs: BlobStore, tmp_path: Path, size: int) -> None:
+    """Named by its digest, in the folder of its first two digits, and nothing is left in the spool."""
+    data = os.urandom(size)
+    digest = await put(blobs, data)
+    assert digest == digest_of(data)
+    assert blobs.path(digest) == tmp_path / "blobs" / "sha256" / digest[7:9] / digest[7:]
+    assert blobs.path(digest).read_bytes() == data
+    assert spooled(tmp_path) == []
+
+
+async def test_what_is_not_committed_is_gone(blobs: BlobStore, tmp_path: Path) -> None:
+    """A body that breaks off leaves neither a blob nor a spool file."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield bytes(FLUSH_BYTES)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        async with blobs.spooled(body(), max_bytes=MAX_BYTES):
+            pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_too_much_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
+    """One byte past the bound is too_large, before it is written."""
+    with pytest.raises(Permanent) as refused:
+        await put(blobs, bytes(MAX_BYTES + 1))
+    assert refused.value.code is ErrorCode.TOO_LARGE
+    assert spooled(tmp_path) == []
+
+
+async def test_a_body_can_be_spooled_without_being_kept(blobs: BlobStore, tmp_path: Path) -> None:
+    """A whole body is a file for as long as it is looked at."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"one "
+        yield b"two"
+
+    async with blobs.spooled(body(), max_bytes=MAX_BYTES) as path:
+        assert path.read_bytes() == b"one two"
+    assert spooled(tmp_path) == []
+
+
+async def test_equal_content_is_kept_once(blobs: BlobStore, tmp_path: Path) -> None:
+    """Writers of the same bytes at the same time all succeed, and one file remains."""
+    data = os.urandom(1000)
+    digests = await asyncio.gather(*(put(blobs, data) for _ in range(10)))
+    assert set(digests) == {digest_of(data)}
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+async def test_a_file_that_a_thread_wrote_is_adopted(blobs: BlobStore, tmp_path: Path) -> None:
+    """The spool file becomes the blob, without a copy."""
+    with blobs.spool_file() as path:
+        path.write_bytes(b"data")
+        inode = path.stat().st_ino
+        digest = await blobs.adopt(path, digest_of(b"data"))
+    assert blobs.path(digest).stat().st_ino == inode
+    assert spooled(tmp_path) == []
+
+
+async def test_file_and_folder_are_synced_before_the_name_counts(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data is on disk before the rename, and the name before the digest is given out."""
+    steps: list[str] = []
+
+    def noting(step: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            steps.append(step)
+            return act(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(os, "fsync", noting("fsync", os.fsync))
+    monkeypatch.setattr(blobs_module, "fsync_folder", noting("folder", fsync_folder))
+    monkeypatch.setattr(Path, "rename", noting("rename", Path.rename))
+    await put(blobs, b"data")
+    assert steps.index("rename") > steps.index("fsync")
+    assert steps.index("folder", steps.index("rename")) > steps.index("rename")
+
+
+async def test_a_cancelled_write_is_over_before_its_file_goes(blobs: BlobStore, tmp_path: Path) -> None:
+    """Cancelling in mid-write waits for the thread that writes, so nothing appears afterwards."""
+    for _ in range(20):
+        writing = asyncio.create_task(put(blobs, os.urandom(MAX_BYTES), chunk_bytes=FLUSH_BYTES))
+        await asyncio.sleep(0.001)
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert spooled(tmp_path) == []
+
+
+async def test_unreferenced_blobs_are_collected(blobs: BlobStore) -> None:
+    """Old ones that no row refers to go; referenced and young ones stay."""
+    needed, old, young = [await put(blobs, data) for data in (b"needed", b"old", b"young")]
+    for digest in (needed, old, young):
+        blobs.release(digest)
+    age(blobs, needed, 100)
+    age(blobs, old, 100)
+    assert await blobs.collect({needed}, min_age_s=50) == 1
+    assert [blobs.exists(digest) for digest in (needed, old, young)] == [True, False, True]
+
+
+async def test_a_pinned_blob_is_never_collected(blobs: BlobStore) -> None:
+    """A blob whose row is not committed yet stays whatever its age, until it is released or referenced."""
+    digest = await put(blobs, b"data")
+    age(blobs, digest, 100)
+    assert await blobs.collect(set(), min_age_s=0) == 0
+    assert await blobs.collect({digest}, min_age_s=0) == 0
+    age(blobs, digest, 100)
+    assert await blobs.collect(set(), min_age_s=0) == 1
+
+
+async def test_a_blob_written_again_is_young_again(blobs: BlobStore) -> None:
+    """New use of an old blob keeps it from a collection that was on its way."""
+    digest = await put(blobs, b"data")
+    blobs.release(digest)
+    age(blobs, digest, 1000)
+    await put(blobs, b"data")
+    blobs.release(digest)
+    assert await blobs.collect(set(), min_age_s=500) == 0
+
+
+async def test_collecting_while_writing_loses_nothing(blobs: BlobStore) -> None:
+    """Writers and collections of the same blobs at the same time: what a writer was given exists."""
+
+    async def write(number: int) -> None:
+        digest = await put(blobs, str(number % 5).encode())
+        assert blobs.exists(digest)
+        await asyncio.sleep(0.001)
+        assert blobs.exists(digest)
+
+    async def collect() -> None:
+        for _ in range(20):
+            await blobs.collect(set(), min_age_s=0)
+
+    await asyncio.gather(collect(), *(write(number) for number in range(100)))
+
+
+async def test_a_crash_leaves_only_spool_files_and_boot_clears_them(blobs: BlobStore, tmp_path: Path) -> None:
+    """What a dead process had not finished is removed, and no blob is."""
+    digest = await put(blobs, b"data")
+    (tmp_path / "spool" / "left").write_bytes(b"half")
+    assert BlobStore(tmp_path).clear_spool() == 1
+    assert spooled(tmp_path) == []
+    assert blobs.exists(digest)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "sha256:../x", "sha256:" + "A" * 64, "sha512:" + "0" * 128, ""])
+def test_only_digests_name_blobs(blobs: BlobStore, name: str) -> None:
+    """Nothing else becomes a path."""
+    with pytest.raises(Permanent, match="is not a digest"):
+        blobs.path(name)

@@ -1,0 +1,216 @@
+"""The database file: whose it is, which schema it has, and that people can open it."""
+
+import os
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+from conformance import BROKEN, claim_one, enqueue
+from simulated_clock import SimulatedClock
+
+from harness.services import program, require, require_root
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.secret import Secret
+from imagejobd.model.state import State
+from imagejobd.store import database as database_module
+from imagejobd.store.database import APPLICATION_ID, close_database, migrations, open_database
+from imagejobd.store.protocol import Ending, Filter, Room
+from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.vault import Vault
+
+
+def shell(database: Path, sql: str, *options: str, user: str | None = None) -> str:
+    require("sqlite3")
+    command = [str(program("sqlite3")), *options, str(database), sql]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, user=user)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def pragma(db: sqlite3.Connection, name: str) -> object:
+    return db.execute(f"pragma {name}").fetchone()[0]
+
+
+def test_a_new_file_is_ours_and_durable(database: Path) -> None:
+    """It carries our application id and the newest schema, and commits with write-ahead log and full syncs."""
+    db = open_database(database)
+    assert pragma(db, "application_id") == APPLICATION_ID
+    assert pragma(db, "user_version") == migrations()[-1][0]
+    assert (pragma(db, "journal_mode"), pragma(db, "synchronous"), pragma(db, "foreign_keys")) == ("wal", 2, 1)
+    assert (pragma(db, "busy_timeout"), pragma(db, "mmap_size")) == (5000, 0)
+    db.close()
+
+
+def test_every_table_is_strict(database: Path) -> None:
+    """No table takes a value of the wrong type."""
+    db = open_database(database)
+    tables = db.execute(
+        "select name, strict from pragma_table_list where schema = 'main' and type = 'table'"
+    ).fetchall()
+    assert {table["name"] for table in tables if not table["strict"]} <= {"sqlite_schema", "sqlite_sequence"}
+    db.close()
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    """1, 2, 3 …, so that user_version says which have run."""
+    numbers = [number for number, _ in migrations()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_an_interrupted_migration_leaves_the_one_before(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration that fails half-way leaves neither a table nor its number, and the next start tries it again."""
+    known = migrations()
+    broken = [*known, (len(known) + 1, "create table half_done (id integer) strict; select no_such_column;")]
+    monkeypatch.setattr(database_module, "migrations", lambda: broken)
+    with pytest.raises(Permanent):
+        open_database(database)
+    monkeypatch.undo()
+    db = open_database(database)
+    assert pragma(db, "user_version") == known[-1][0]
+    assert not db.execute("select 1 from sqlite_schema where name = 'half_done'").fetchall()
+    db.close()
+
+
+def test_a_later_migration_runs_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older file is brought to the newest schema with its rows, and only once."""
+    open_database(database).close()
+    known = migrations()
+    later = [*known, (len(known) + 1, "create table extra (id integer) strict; insert into extra values (1);")]
+    monkeypatch.setattr(database_module, "migrations", lambda: later)
+    for _ in range(2):
+        db = open_database(database)
+        assert db.execute("select count(*) from extra").fetchone()[0] == 1
+        db.close()
+
+
+def test_a_newer_schema_is_refused(database: Path) -> None:
+    """A file of a newer version is refused with what to do, and left as it is."""
+    db = open_database(database)
+    db.execute("pragma user_version = 999")
+    db.close()
+    with pytest.raises(Permanent, match=r"schema 999.*install the newer imagejobd"):
+        open_database(database)
+
+
+def test_anothers_database_is_refused(database: Path) -> None:
+    """An SQLite file of another program is refused and left as it is."""
+    db = sqlite3.connect(database)
+    db.execute("create table theirs (id integer)")
+    db.close()
+    before = database.read_bytes()
+    with pytest.raises(Permanent, match="not one of imagejobd's"):
+        open_database(database)
+    assert database.read_bytes() == before
+
+
+def test_what_is_no_database_is_refused(database: Path) -> None:
+    """A file of another format is refused by name."""
+    database.write_bytes(b"not a database" * 1000)
+    with pytest.raises(Permanent, match=str(database)):
+        open_database(database)
+
+
+def test_a_damaged_file_is_refused(database: Path) -> None:
+    """quick_check finds damage at the start, before any job is taken in."""
+    db = open_database(database)
+    db.execute("insert into lane (tenant, kind) values ('t', 'k')")
+    close_database(db)
+    data = bytearray(database.read_bytes())
+    for page in range(4096, len(data), 4096):
+        data[page : page + 16] = os.urandom(16)
+    database.write_bytes(data)
+    with pytest.raises(Permanent) as refused:
+        open_database(database)
+    assert refused.value.code in (ErrorCode.INTERNAL, ErrorCode.INVALID)
+
+
+async def test_after_a_clean_stop_the_file_opens_readonly(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A user who may read but not write the folder opens it with `sqlite3 -readonly`; no log file is left over."""
+    require_root("becoming another user")
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        made = await enqueue(store)
+    assert [path.name for path in database.parent.iterdir()] == [database.name]
+    database.chmod(0o644)
+    for folder in database.parents[:3]:
+        folder.chmod(0o755)
+    assert shell(database, "select uuid from job_history", "-readonly", user="nobody").strip() == made.uuid
+
+
+async def test_a_clean_stop_keeps_everything(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """What was accepted before the stop is there after it, and work goes on."""
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        made = await enqueue(store, secrets={"password": Secret("hunter2")})
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        claim = await claim_one(store)
+        assert (claim.job.uuid, claim.secrets) == (made.uuid, {"password": Secret("hunter2")})
+
+
+async def test_stopping_with_a_shell_open_still_stops(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A reader in the middle of a transaction can't keep the daemon from closing, and nothing is lost."""
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        await enqueue(store)
+        reader = sqlite3.connect(database)
+        reader.execute("begin")
+        assert reader.execute("select count(*) from job").fetchone() == (1,)
+        await enqueue(store)
+    reader.close()
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        assert (await store.stats()).queued == {"build": 2}
+
+
+async def test_history_reads_well_in_the_shell(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
+    """The views show ISO times in UTC, seconds, image and error, while the daemon runs."""
+    made = await enqueue(store, spec={"image": "registry.example/a:1"})
+    clock.advance(1500)
+    claim = await claim_one(store)
+    await store.enter_phase(claim, "building")
+    await store.log(claim, "Step 1/2\nStep 2/2\n")
+    clock.advance(2250)
+    await store.finish(claim, Ending(State.FAILED, error=BROKEN))
+    history = shell(
+        database,
+        "select uuid, kind, state, image, created, finished, seconds_waited, seconds_run, error_code, error_message "
+        "from job_history",
+        "-readonly",
+    )
+    assert history.strip().split("|") == [
+        *(made.uuid, "build", "failed", "registry.example/a:1"),
+        *("2023-11-14T22:13:20.000Z", "2023-11-14T22:13:23.750Z", "1.5", "2.25", "build_failed", "exit code 1"),
+    ]
+    phases = shell(database, "select job_id, phase, attempt, started, seconds from phase_history", "-readonly")
+    assert phases.strip() == f"{made.id}|building|1|2023-11-14T22:13:21.500Z|2.25"
+    assert shell(database, "select text from job_log", "-readonly") == "Step 1/2\nStep 2/2\n"
+
+
+async def test_secrets_are_nowhere_in_the_file(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A password is in no file of the database, and however its job ends, its sealed row goes with it."""
+    password = "correct horse battery staple"
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        for ending in ("finish", "cancel", "expire", "quarantine"):
+            await enqueue(store, labels={"ending": ending}, secrets={"password": Secret(password)})
+        assert all(password.encode() not in path.read_bytes() for path in database.parent.iterdir())
+        assert shell(database, "select count(*) from job_secret", "-readonly").strip() == "4"
+        await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
+        await claim_one(store, worker="dead")
+        await store.rescue("alive", crashes_max=1)
+        third = (await store.list_jobs(Filter(state=State.QUEUED), cursor=None, limit=1)).jobs[0]
+        await store.request_cancel(third.uuid, tenant=None)
+        await store.expire(due_before_ms=clock.now_ms + 1)
+        assert shell(database, "select count(*) from job_secret", "-readonly").strip() == "0"
+        assert await store.live() == set()
+    assert password.encode() not in database.read_bytes()
+
+
+async def test_a_job_with_another_keys_secrets_fails_alone(database: Path, clock: SimulatedClock) -> None:
+    """When the key was replaced, the jobs it sealed fail with the reason and the others are claimed."""
+    async with SqliteStore.open(database, vault=Vault(b"1" * 32), clock=clock) as store:
+        sealed = await enqueue(store, secrets={"password": Secret("x")})
+        plain = await enqueue(store)
+    async with SqliteStore.open(database, vault=Vault(b"2" * 32), clock=clock) as store:
+        claims = await store.claim("w", Room({"build": 9}, 9), lease_until_ms=1)
+        assert [claim.job.uuid for claim in claims] == [plain.uuid]
+        job = await store.get(sealed.uuid, tenant=None)
+        assert job is not None
+        assert job.error is not None
+        assert (job.state, job.error.code) == (State.FAILED, ErrorCode.INTERNAL)

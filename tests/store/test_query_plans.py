@@ -1,0 +1,100 @@
+"""The statements that must not read the history do not: held by SQLite's own query plans, also after ANALYZE."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagejobd.model.state import FINAL
+from imagejobd.store.database import open_database
+from imagejobd.store.statements import load
+
+HISTORY_ROWS = 300
+CLAIM, RUNNING, UPKEEP, READ, ACCEPT = (load(topic) for topic in ("claim", "running", "upkeep", "read", "accept"))
+
+
+@pytest.fixture(params=["fresh", "analyzed"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    db = open_database(tmp_path / "plans.db")
+    for number in range(HISTORY_ROWS):
+        db.execute(
+            "insert into job (uuid, kind, tenant, client, spec, moved_ms, priority, created_ms) "
+            "values (?, 'build', 'local', '', '{}', 1, 0, 1)",
+            (str(number),),
+        )
+    db.execute("update job set state = 'succeeded', finished_ms = 1, move = 'succeed' where id > 5")
+    if request.param == "analyzed":
+        db.execute("analyze")
+    yield db
+    db.close()
+
+
+def plan(db: sqlite3.Connection, sql: str) -> list[str]:
+    """What the statement does with each table, subqueries included."""
+    names = set(_parameters(sql))
+    rows = db.execute(f"explain query plan {sql}", dict.fromkeys(names, 1) if names else (1,) * sql.count("?"))
+    return [row["detail"] for row in rows]
+
+
+def _parameters(sql: str) -> Iterator[str]:
+    for part in sql.split(":")[1:]:
+        name = part.split()[0] if part[:1].isalpha() else ""
+        if name := "".join(c for c in name.split(",")[0].split(")")[0].split(";")[0] if c.isalnum() or c == "_"):
+            yield name
+
+
+def test_a_claim_reads_the_head_of_a_lane(db: sqlite3.Connection) -> None:
+    """The next jobs of a lane come in order from the partial index, without a sort."""
+    (detail,) = plan(db, CLAIM["head_of_lane"])
+    assert detail == "SEARCH job USING INDEX job_ready (tenant=? AND kind=?)"
+
+
+def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
+    """Starting jobs looks each up by its id."""
+    assert any("SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in detail for detail in plan(db, CLAIM["start"]))
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (CLAIM["promote_due"], "job_delayed"),
+        (CLAIM["lanes"], "lane_busy"),
+        (ACCEPT["queue_depth"], "lane_busy"),
+        (ACCEPT["known_keys"], "job_idempotency"),
+        (RUNNING["orphans"], "job_running"),
+        (RUNNING["renew"], "job_running"),
+        (UPKEEP["prune_jobs"], "job_finished"),
+        (UPKEEP["prune_logs"], "job_with_log"),
+        (UPKEEP["prune_blobs"], "job_with_blob"),
+        (UPKEEP["prune_lanes"], "job_ended_by_tenant"),
+        (READ["cancel_requests"], "job_running"),
+        (READ["position"], "job_ready"),
+        (READ["live"], "job_ready"),
+        (READ["counts"], "lane_busy"),
+        (READ["log_from"], "log_block"),
+        (READ["events_of_job"], "event_by_job"),
+        (READ["phases"], "job_phase_by_job"),
+    ],
+    ids=lambda value: value if value.isidentifier() else "",
+)
+def test_a_statement_uses_its_index(db: sqlite3.Connection, statement: str, index: str) -> None:
+    """No statement of the daemon's daily round scans all jobs."""
+    details = plan(db, statement)
+    assert any(index in detail for detail in details), details
+    assert "SCAN job" not in details
+
+
+def test_leaving_running_looks_jobs_up(db: sqlite3.Connection) -> None:
+    """Ending a run of jobs never scans: it searches by id or among the running."""
+    details = [detail for detail in plan(db, RUNNING["leave"]) if " job " in f"{detail} "]
+    assert all("SEARCH job USING INTEGER PRIMARY KEY" in d or "job_running" in d for d in details), details
+
+
+def test_a_listing_merges_ordered_ranges(db: sqlite3.Connection) -> None:
+    """A page of ended jobs is merged from index ranges that are in order already."""
+    ranges = [READ["ended_of_all"].format(kind=f":kind{n}", state=f":state{n}") for n in range(len(FINAL))]
+    details = plan(db, READ["page"].format(listed=READ["listed"], ranges="union all\n".join(ranges)))
+    assert sum("job_ended_by_kind (kind=? AND state=? AND rowid<?)" in detail for detail in details) == len(FINAL)
+    assert not any("SCAN job" in detail for detail in details), details
+    assert not any("TEMP B-TREE" in detail for detail in details[:-1]), details

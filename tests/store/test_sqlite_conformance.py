@@ -1,0 +1,13 @@
+"""The SQLite store keeps every promise of the store protocol."""
+
+from conformance import StoreConformance
+
+from imagejobd.store.protocol import Store
+from imagejobd.store.sqlite import SqliteStore
+
+
+class TestSqliteConformance(StoreConformance):
+    async def test_it_is_a_store(self, store: SqliteStore) -> None:
+        """The type checker holds SqliteStore against the protocol here."""
+        as_protocol: Store = store
+        await as_protocol.probe()

@@ -1,0 +1,257 @@
+"""The store against a model of it in a dict, through random histories: retries, cancels, crashes, jumping clocks."""
+
+import asyncio
+import sqlite3
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from simulated_clock import SimulatedClock
+
+from imagejobd.model.errors import ClaimLost, ErrorCode, Temporary
+from imagejobd.model.job import Claim, JobError, NewJob
+from imagejobd.model.state import State
+from imagejobd.store.protocol import Ending, Room
+from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.vault import KEY_BYTES, Vault
+
+HOUR_MS = 3_600_000
+QUEUE_MAX = 12
+CRASHES_MAX = 3
+BROKEN = JobError(ErrorCode.PUSH_FAILED, "connection reset")
+TENANTS = st.sampled_from(["a", "b", "c"])
+KINDS = st.sampled_from(["build", "run"])
+ENDINGS = st.sampled_from([State.SUCCEEDED, State.FAILED, State.CANCELLED])
+DELAYS_MS = st.sampled_from([None, -5, 0, 5, HOUR_MS])
+
+
+class Expected(msgspec.Struct):
+    """What the model knows of one job."""
+
+    uuid: str
+    kind: str
+    tenant: str
+    priority: int
+    order: int
+    not_before_ms: int | None
+    delayed: bool
+    state: State = State.QUEUED
+    attempt: int = 0
+    crashes: int = 0
+    cancel_requested: bool = False
+    finished_ms: int | None = None
+    token: str | None = None
+
+    def leave(self, state: State, now_ms: int) -> None:
+        self.state, self.token = state, None
+        self.finished_ms = None if state is State.QUEUED else now_ms
+
+    def back_to_queue(self, now_ms: int) -> None:
+        self.leave(State.CANCELLED if self.cancel_requested else State.QUEUED, now_ms)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    jobs = Bundle("jobs")
+    claims = Bundle("claims")
+
+    @initialize()
+    def open(self) -> None:
+        self.runner = asyncio.Runner()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "jobs.db"
+        self.clock = SimulatedClock()
+        self.model: dict[str, Expected] = {}
+        self.boot = 0
+        self.order = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.stack = AsyncExitStack()
+        opening = SqliteStore.open(self.path, vault=Vault(bytes(KEY_BYTES)), clock=self.clock)
+        self.store: SqliteStore = self.run(self.stack.enter_async_context(opening))
+
+    def run(self, coroutine: Any) -> Any:
+        return self.runner.run(coroutine)
+
+    def teardown(self) -> None:
+        if hasattr(self, "runner"):
+            self.run(self.stack.aclose())
+            self.runner.close()
+            self.folder.cleanup()
+
+    @property
+    def worker(self) -> str:
+        return f"boot{self.boot}"
+
+    def in_state(self, state: State) -> list[Expected]:
+        return [job for job in self.model.values() if job.state is state]
+
+    @rule(target=jobs, kind=KINDS, tenant=TENANTS, priority=st.integers(-1, 1), delay_ms=DELAYS_MS)
+    def enqueue(self, kind: str, tenant: str, priority: int, delay_ms: int | None) -> str:
+        not_before_ms = None if delay_ms is None else self.clock.now_ms + delay_ms
+        job = NewJob(kind=kind, spec={}, tenant=tenant, priority=priority, not_before_ms=not_before_ms)
+        try:
+            self.run(self.store.enqueue(job, queue_max=QUEUE_MAX))
+        except Temporary:
+            assert len(self.in_state(State.QUEUED)) >= QUEUE_MAX
+            return job.uuid
+        assert len(self.in_state(State.QUEUED)) < QUEUE_MAX
+        self.order += 1
+        self.model[job.uuid] = Expected(
+            job.uuid, kind, tenant, priority, self.order, not_before_ms, delayed=(delay_ms or 0) > 0
+        )
+        return job.uuid
+
+    @rule(target=claims, build=st.integers(0, 3), run=st.integers(0, 3), per_tenant=st.integers(1, 3))
+    def claim(self, build: int, run: int, per_tenant: int) -> list[Claim]:
+        for job in self.in_state(State.QUEUED):
+            if job.delayed and (job.not_before_ms or 0) <= self.clock.now_ms:
+                job.delayed = False
+        room = Room({"build": build, "run": run}, per_tenant)
+        claims: list[Claim] = self.run(self.store.claim(self.worker, room, lease_until_ms=0))
+        for claim in claims:
+            self._check_turn(claim, dict(room.free), per_tenant)
+            job = self.model[claim.job.uuid]
+            room = Room(room.free | {job.kind: room.free[job.kind] - 1}, per_tenant)  # type: ignore[operator]
+            job.state, job.token, job.attempt = State.RUNNING, claim.token, job.attempt + 1
+        assert not self._claimable(dict(room.free), per_tenant), "there was room for more"
+        return claims
+
+    def _running(self, tenant: str) -> int:
+        return sum(job.tenant == tenant for job in self.in_state(State.RUNNING))
+
+    def _claimable(self, free: dict[str, int], per_tenant: int) -> list[Expected]:
+        return [
+            job
+            for job in self.in_state(State.QUEUED)
+            if not job.delayed and free[job.kind] > 0 and self._running(job.tenant) < per_tenant
+        ]
+
+    def _check_turn(self, claim: Claim, free: dict[str, int], per_tenant: int) -> None:
+        """The claimed job was due, its tenant had the fewest running, and it was the first of its tenant."""
+        claimable = self._claimable(free, per_tenant)
+        job = self.model[claim.job.uuid]
+        assert job in claimable
+        assert self._running(job.tenant) == min(self._running(other.tenant) for other in claimable)
+        of_tenant = [other for other in claimable if other.tenant == job.tenant]
+        assert job is min(of_tenant, key=lambda other: (-other.priority, other.order))
+
+    def _if_held(self, claim: Claim, coroutine: Any) -> Expected | None:
+        """Run a verb on a claim; the job if the claim held, None if it was rightly refused."""
+        job = self.model.get(claim.job.uuid)
+        held = job is not None and job.token == claim.token
+        if held:
+            self.run(coroutine)
+            return job
+        with pytest.raises(ClaimLost):
+            self.run(coroutine)
+        return None
+
+    @rule(claims=consumes(claims), state=ENDINGS)
+    def finish(self, claims: list[Claim], state: State) -> None:
+        for claim in claims:
+            if job := self._if_held(claim, self.store.finish(claim, Ending(state))):
+                job.leave(state, self.clock.now_ms)
+
+    @rule(claims=claims, delay_ms=st.sampled_from([-5, 0, 5, HOUR_MS]))
+    def retry(self, claims: list[Claim], delay_ms: int) -> None:
+        not_before_ms = self.clock.now_ms + delay_ms
+        for claim in claims:
+            if job := self._if_held(claim, self.store.retry(claim, BROKEN, not_before_ms=not_before_ms)):
+                job.back_to_queue(self.clock.now_ms)
+                job.not_before_ms, job.delayed = not_before_ms, delay_ms > 0
+
+    @rule(claims=claims)
+    def interrupt(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            if job := self._if_held(claim, self.store.interrupt(claim)):
+                job.attempt -= not job.cancel_requested
+                job.back_to_queue(self.clock.now_ms)
+
+    @rule(claims=claims)
+    def work(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            self._if_held(claim, self.store.enter_phase(claim, "building"))
+            self._if_held(claim, self.store.log(claim, "line\n"))
+            self._if_held(claim, self.store.checkpoint(claim, {"a": 1}, blobs=["sha256:1"]))
+
+    @rule(uuid=jobs)
+    def cancel(self, uuid: str) -> None:
+        answer = self.run(self.store.request_cancel(uuid, tenant=None))
+        job = self.model.get(uuid)
+        if job is not None and job.state is State.QUEUED:
+            job.leave(State.CANCELLED, self.clock.now_ms)
+        elif job is not None and job.state is State.RUNNING:
+            job.cancel_requested = True
+        assert answer == (job and job.state)
+
+    @rule(clean=st.booleans())
+    def crash_and_restart(self, clean: bool) -> None:
+        if clean:
+            self.run(self.stack.aclose())
+            self._open()
+        self.boot += 1
+        self.run(self.store.rescue(self.worker, crashes_max=CRASHES_MAX))
+        for job in self.in_state(State.RUNNING):
+            job.crashes += 1
+            if job.cancel_requested or job.crashes < CRASHES_MAX:
+                job.attempt -= not job.cancel_requested
+                job.back_to_queue(self.clock.now_ms)
+            else:
+                job.leave(State.FAILED, self.clock.now_ms)
+
+    @rule(age_ms=st.sampled_from([0, 10, HOUR_MS]))
+    def prune(self, age_ms: int) -> None:
+        limit_ms = self.clock.now_ms - age_ms
+        limits = {"jobs_before_ms": limit_ms, "logs_before_ms": limit_ms, "blobs_before_ms": limit_ms}
+        while max(msgspec.structs.astuple(self.run(self.store.prune(**limits, batch_max=3)))) == 3:
+            pass
+        self.model = {
+            uuid: job for uuid, job in self.model.items() if job.finished_ms is None or job.finished_ms >= limit_ms
+        }
+
+    @rule(ms=st.sampled_from([1, 10, HOUR_MS, -HOUR_MS]))
+    def jump(self, ms: int) -> None:
+        self.clock.advance(ms)
+
+    @invariant()
+    def rows_are_as_expected(self) -> None:
+        if not hasattr(self, "path"):
+            return
+        db = sqlite3.connect(self.path)
+        rows = db.execute("select uuid, state, attempt, crashes, delayed, finished_ms, claim_token from job").fetchall()
+        assert {row[0]: row[1:] for row in rows} == {
+            uuid: (
+                job.state,
+                job.attempt,
+                job.crashes,
+                job.delayed and job.state is State.QUEUED,
+                job.finished_ms,
+                job.token,
+            )
+            for uuid, job in self.model.items()
+        }
+        self._lanes_count_right(db)
+        db.close()
+
+    def _lanes_count_right(self, db: sqlite3.Connection) -> None:
+        counted = db.execute(
+            "select tenant, kind, sum(state = 'queued' and delayed = 0), sum(delayed), sum(state = 'running') "
+            "from job group by tenant, kind order by tenant, kind"
+        ).fetchall()
+        kept = db.execute("select tenant, kind, ready, delayed, running from lane order by tenant, kind").fetchall()
+        missing = [lane for lane in kept if lane not in counted]
+        assert [lane for lane in counted if lane not in kept] == []
+        assert all(lane[2:] == (0, 0, 0) for lane in missing)
+
+
+StoreMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestStoreModel = StoreMachine.TestCase

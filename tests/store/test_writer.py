@@ -1,0 +1,184 @@
+"""Group commit: many requests, one transaction, each alone in its failure."""
+
+import asyncio
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.store import writer as writer_module
+from imagejobd.store.database import close_database, open_database
+from imagejobd.store.writer import Transaction, Writer
+
+
+class Bench:
+    """A writer on a table of numbers, that counts its statements by their first word."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rung: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.writer = Writer(self._open, close_database, clock=lambda: 1, ring=self.rung.extend)
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None)
+        db.execute("pragma journal_mode = wal")
+        db.execute("create table number (n integer primary key) strict")
+        db.set_trace_callback(lambda sql: self.counts.update([sql.split()[0]]))
+        return db
+
+    def numbers(self) -> list[int]:
+        return [n for (n,) in sqlite3.connect(self.path).execute("select n from number order by n")]
+
+    async def pause(self) -> Callable[[], None]:
+        """Hold the writer inside a transaction until the answer is called, so that requests gather."""
+        entered, go = threading.Event(), threading.Event()
+
+        def wait(tx: Transaction) -> None:
+            entered.set()
+            go.wait(10)
+
+        self.waiting = asyncio.create_task(self.writer.do(wait))
+        await asyncio.to_thread(entered.wait, 10)
+        return go.set
+
+
+def insert(tx: Transaction, numbers: Sequence[int]) -> list[int | Fault]:
+    for n in numbers:
+        tx.db.execute("insert into number values (?)", (n,))
+        tx.ring(f"number:{n}")
+    return list(numbers)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path / "numbers.db")
+    await bench.writer.open()
+    yield bench
+    await bench.writer.close()
+
+
+async def test_requests_that_wait_share_one_commit(bench: Bench) -> None:
+    """A hundred requests that came while the writer was busy cost one transaction and one savepoint."""
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(100)]
+    await asyncio.sleep(0)
+    before = bench.counts.copy()
+    go_on()
+    assert await asyncio.gather(*waiting) == list(range(100))
+    assert bench.counts["commit"] - before["commit"] == 2  # the pause's own, and one for all
+    assert bench.counts["savepoint"] - before["savepoint"] == 1
+    assert bench.numbers() == list(range(100))
+
+
+async def test_answers_come_after_the_commit(bench: Bench) -> None:
+    """Whoever has an answer finds the row from another connection, and the topics have rung."""
+    await bench.writer.run(insert, 7)
+    assert bench.numbers() == [7]
+    assert "number:7" in bench.rung
+
+
+async def test_one_failing_request_fails_alone(bench: Bench) -> None:
+    """In a run of like requests only the guilty one is rolled back and told."""
+    await bench.writer.run(insert, 5)
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(10)]
+    await asyncio.sleep(0)
+    go_on()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [n for n, answer in enumerate(answers) if isinstance(answer, Exception)] == [5]
+    assert isinstance(answers[5], Permanent)
+    assert "CONSTRAINT" in answers[5].message
+    assert bench.numbers() == list(range(10))
+
+
+async def test_half_a_request_is_no_request(bench: Bench) -> None:
+    """What a request wrote before it failed is undone, and its neighbours in the transaction stay."""
+
+    def fail_half_way(tx: Transaction) -> None:
+        tx.db.execute("insert into number values (1)")
+        raise invalid("no")
+
+    go_on = await bench.pause()
+    failing = asyncio.create_task(bench.writer.do(fail_half_way))
+    fine = asyncio.create_task(bench.writer.run(insert, 2))
+    await asyncio.sleep(0)
+    go_on()
+    with pytest.raises(Permanent, match="no"):
+        await failing
+    assert await fine == 2
+    assert bench.numbers() == [2]
+
+
+async def test_a_verb_may_refuse_some_of_its_run(bench: Bench) -> None:
+    """A Fault among the answers goes to its caller only."""
+
+    def odd_only(tx: Transaction, numbers: Sequence[int]) -> list[int | Fault]:
+        return [n if n % 2 else invalid(f"{n} is even") for n in numbers]
+
+    answers = await asyncio.gather(*(bench.writer.run(odd_only, n) for n in range(4)), return_exceptions=True)
+    assert [isinstance(answer, Fault) for answer in answers] == [True, False, True, False]
+
+
+async def test_a_cancelled_caller_harms_nobody(bench: Bench) -> None:
+    """Its request may still be carried out; the others of the batch are answered."""
+    go_on = await bench.pause()
+    given_up = asyncio.create_task(bench.writer.run(insert, 1))
+    patient = asyncio.create_task(bench.writer.run(insert, 2))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    go_on()
+    assert await patient == 2
+    assert given_up.cancelled()
+
+
+async def test_callers_wait_when_too_much_is_pending(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inbox is bounded; past the bound callers wait their turn and none is lost."""
+    monkeypatch.setattr(bench.writer, "_room", asyncio.Semaphore(3))
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(20)]
+    await asyncio.sleep(0)
+    assert len(bench.writer._inbox) == 2  # and the pause itself
+    go_on()
+    assert await asyncio.gather(*waiting) == list(range(20))
+
+
+async def test_a_batch_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More requests than `BATCH_MAX` take more than one transaction, so that the first never waits for all."""
+    monkeypatch.setattr(writer_module, "BATCH_MAX", 10)
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(25)]
+    await asyncio.sleep(0)
+    go_on()
+    await asyncio.gather(*waiting)
+    assert bench.counts["commit"] == 4
+
+
+async def test_closing_carries_out_what_is_queued(tmp_path: Path) -> None:
+    """Requests from before the close are committed; those after it are refused."""
+    bench = Bench(tmp_path / "numbers.db")
+    await bench.writer.open()
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(5)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(bench.writer.close())
+    await asyncio.sleep(0)
+    go_on()
+    assert await asyncio.gather(*waiting) == list(range(5))
+    await closing
+    with pytest.raises(Permanent) as refused:
+        await bench.writer.run(insert, 9)
+    assert refused.value.code is ErrorCode.INTERNAL
+    assert bench.numbers() == list(range(5))
+
+
+async def test_opening_tells_why_it_cannot(tmp_path: Path) -> None:
+    """What opening the database raises is raised to whoever opens the writer."""
+    path = tmp_path / "no such folder" / "x.db"
+    writer = Writer(lambda: open_database(path), close_database, clock=lambda: 1, ring=lambda _: None)
+    with pytest.raises(Permanent, match="no such folder"):
+        await writer.open()
