@@ -1,0 +1,109 @@
+"""Registry settings are checked, and their files read, when the daemon starts."""
+
+import ssl
+from pathlib import Path
+
+import pytest
+
+from harness.tls import issue
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.registry.settings import RegistryHost, RegistryHosts
+
+
+def origins(hosts: RegistryHosts, host: str) -> list[str]:
+    return [endpoint.origin for endpoint in hosts.endpoints(host)]
+
+
+@pytest.mark.parametrize("name", ["registry.example:5000", "Registry.Example:5000"])
+def test_password_is_read_once_and_stripped(tmp_path: Path, name: str) -> None:
+    """The file is read at start, and the newline that an editor adds is no part of the password."""
+    file = tmp_path / "password"
+    file.write_text("correct-horse\n")
+    hosts = RegistryHosts({name: RegistryHost(username="builder", password_file=str(file))})
+    file.unlink()
+    credentials = hosts.credentials_for("registry.example:5000")
+    assert credentials is not None
+    assert (credentials.username, credentials.password.reveal()) == ("builder", "correct-horse")
+    assert hosts.credentials_for("other.example") is None
+
+
+def test_hub_has_several_names(tmp_path: Path) -> None:
+    """A login for index.docker.io is one for docker.io, whose API is at registry-1.docker.io."""
+    (tmp_path / "password").write_text("p")
+    hosts = RegistryHosts({"index.docker.io": RegistryHost(username="me", password_file=str(tmp_path / "password"))})
+    assert hosts.credentials_for("docker.io") is not None
+    assert origins(hosts, "docker.io") == ["https://registry-1.docker.io"]
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "part"),
+    [
+        ("r.example", {"username": "me"}, "go together"),
+        ("r.example", {"password_file": "/nowhere"}, "go together"),
+        ("r.example", {"username": "me", "password_file": "/nowhere/password"}, "No such file"),
+        ("r.example", {"username": "me", "password_file": "/dev/null"}, "is empty"),
+        ("r.example", {"ca_file": "/nowhere/ca.pem"}, "No such file"),
+        ("r.example", {"ca_file": "/dev/null"}, "ca_file"),
+        ("https://r.example", {}, "not a registry host"),
+        ("r.example/team", {}, "not a registry host"),
+        ("registry", {}, "not a registry host"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_start(name: str, host: dict[str, str], part: str) -> None:
+    """The refusal names the table and what is wrong with it."""
+    with pytest.raises(Permanent, match=part) as refused:
+        RegistryHosts({name: RegistryHost(**host)})
+    assert refused.value.code is ErrorCode.INVALID
+    assert name in refused.value.message
+
+
+@pytest.fixture
+def ca_file(tmp_path: Path) -> str:
+    return str(issue(tmp_path).ca_file)
+
+
+def test_endpoints_follow_docker(ca_file: str) -> None:
+    """Elsewhere TLS only; on loopback TLS, then plain; what is configured is taken at its word."""
+    hosts = RegistryHosts(
+        {
+            "plain.example": RegistryHost(plain_http=True),
+            "127.0.0.1:5001": RegistryHost(insecure=True),
+            "127.0.0.1:5002": RegistryHost(ca_file=ca_file),
+        }
+    )
+    assert origins(hosts, "r.example:5000") == ["https://r.example:5000"]
+    assert origins(hosts, "localhost:5000") == ["https://localhost:5000", "http://localhost:5000"]
+    assert origins(hosts, "plain.example") == ["http://plain.example"]
+    assert origins(hosts, "127.0.0.1:5001") == ["https://127.0.0.1:5001", "http://127.0.0.1:5001"]
+    assert origins(hosts, "127.0.0.1:5002") == ["https://127.0.0.1:5002"]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("localhost:5000", True),
+        ("127.8.9.1:1", True),
+        ("[::1]:5000", True),
+        ("[::1]", True),
+        ("10.0.0.1:5000", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example:5000", False),
+        ("[2001:db8::1]:5000", False),
+    ],
+)
+def test_loopback_hosts(host: str, expected: bool) -> None:
+    """A host is on loopback by its name or address, with or without a port, never by how a name begins."""
+    assert len(origins(RegistryHosts({}), host)) == (2 if expected else 1)
+
+
+def test_certificates_are_verified_but_for_loopback_and_insecure(ca_file: str) -> None:
+    """Trust without verification is for hosts that are this machine, or that were configured so."""
+    hosts = RegistryHosts({"bad.example": RegistryHost(insecure=True), "127.0.0.1:5002": RegistryHost(ca_file=ca_file)})
+    modes = {host: hosts.tls_for(host).verify_mode for host in ("r.example", "127.0.0.1:1", "bad.example")}
+    assert modes == {
+        "r.example": ssl.CERT_REQUIRED,
+        "127.0.0.1:1": ssl.CERT_NONE,
+        "bad.example": ssl.CERT_NONE,
+    }
+    assert hosts.tls_for("127.0.0.1:5002").verify_mode is ssl.CERT_REQUIRED
