@@ -1,0 +1,169 @@
+"""Building an image: one streamed request, for both of the engine's builders, told as events.
+
+The engine stops a build only when it notices that nobody reads the answer, so leaving `build` in any way closes it, and
+BuildKit is told besides. Bases are not pulled here (`bases.py` holds them), and no labels are put on images beyond the
+user's own: they would change the digest.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from imagejobd.engine import faults
+from imagejobd.engine.auth import registry_config
+from imagejobd.engine.buildkit import BuildkitProgress
+from imagejobd.engine.classic import ClassicProgress
+from imagejobd.engine.client import Engine
+from imagejobd.engine.containers import remove_container
+from imagejobd.engine.events import BuildEvent, Built
+from imagejobd.engine.messages import messages
+from imagejobd.engine.settings import Builder, Network
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.secret import Credentials
+
+# How long the end of a cancelled build waits for the engine's word; the closed connection stops it anyway.
+CANCEL_TIMEOUT_S = 1.5
+
+_CACHE_NAMESPACE_ARG = "BUILDKIT_CACHE_MOUNT_NS"
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One build. All of it was checked before: the engine is not asked to judge names, paths or policy.
+
+    `context`: path of an uncompressed or compressed tar on this machine, streamed as it is; its `Dockerfile` is built.
+    `build_id`: unique among the builds that go on, by which BuildKit is told to stop.
+    `tags`: names for the result, with tag; none leaves it unnamed.
+    `credentials`: by registry host, for the classic builder, which pulls missing bases itself. BuildKit cannot.
+    `cache_namespace`: keeps the cache mounts (`RUN --mount=type=cache`) of tenants apart. BuildKit only.
+    """
+
+    context: Path
+    build_id: str
+    builder: Builder
+    network: Network
+    tags: tuple[str, ...] = ()
+    target: str = ""
+    build_args: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}
+    platform: str = ""
+    no_cache: bool = False
+    credentials: Mapping[str, Credentials] = {}
+    cache_namespace: str = ""
+
+
+async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEvent, None]:
+    """Build an image; the last event is `Built`.
+
+    Read it under `contextlib.aclosing`: closing it, like cancelling the task that reads it, stops the work in the
+    engine within 2 s. Raises `Permanent(build_failed)` with the exit code and last lines of the step that failed,
+    `Temporary(engine_unavailable)` when the engine goes away, and `Temporary(registry_unavailable | storage_full)`.
+    """
+    progress = BuildkitProgress() if request.builder == "buildkit" else ClassicProgress()
+    try:
+        async with contextlib.aclosing(_run(engine, request, progress)) as events:
+            async for event in events:
+                yield event
+    except Permanent as fault:
+        explained = await _explained(engine, fault, progress.last_words())
+        if isinstance(explained, Permanent):
+            for event in progress.fail(fault.message):
+                yield event
+        raise explained from fault
+    if not progress.image_id:
+        raise faults.ended_early("the build told no image id")
+    yield Built(progress.image_id)
+
+
+async def _run(
+    engine: Engine, request: BuildRequest, progress: BuildkitProgress | ClassicProgress
+) -> AsyncGenerator[BuildEvent, None]:
+    began = datetime.now(UTC)
+    try:
+        with request.context.open("rb") as context:
+            async with engine.stream(
+                "build",
+                params=_params(request),
+                headers=_headers(request),
+                body=context,
+                judge=faults.of_build,
+                idle_timeout_s=None,
+            ) as blocks:
+                async for batch in messages(blocks, faults.of_build):
+                    for event in progress.read(batch):
+                        yield event
+                    if progress.is_stuck:
+                        break
+    except (asyncio.CancelledError, GeneratorExit):
+        # The response is closed by now; a second cancellation must not cut short what makes sure of it.
+        await asyncio.shield(_stop(engine, request, progress, began))
+        raise
+
+
+async def _stop(
+    engine: Engine, request: BuildRequest, progress: BuildkitProgress | ClassicProgress, began: datetime
+) -> None:
+    """Tell the engine to stop the build, besides closing its answer. Failing that is no error: the closing remains.
+
+    BuildKit takes up to 2 s to notice a closed connection and 0.3 s to obey. The classic builder kills its container as
+    it notices, but one that is just being started survives that kill (20.10) and would run on: it is removed here.
+    """
+    with contextlib.suppress(Fault, TimeoutError):
+        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+            if request.builder == "buildkit":
+                await engine.request("POST", "build/cancel", params=[("id", request.build_id)])
+            elif container := progress.container:
+                await remove_container(engine, container, created_after=began)
+
+
+async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, str] | None) -> Fault:
+    """The fault as the user shall read it.
+
+    An engine that shuts down kills the steps that run and then reports them as failed (`exit code: 137`), so a failure
+    counts as the build's own only while the engine still takes connections.
+    """
+    if fault.code is not ErrorCode.BUILD_FAILED:
+        return fault
+    try:
+        await engine.ping()
+    except Temporary as gone:
+        return gone
+    if last_words is None:
+        return fault
+    step, lines = last_words
+    return Permanent(fault.code, f"{fault.message}\nlast output of {step}:\n{lines}")
+
+
+def _params(request: BuildRequest) -> list[tuple[str, str]]:
+    is_buildkit = request.builder == "buildkit"
+    build_args = dict(request.build_args)
+    if is_buildkit and request.cache_namespace:
+        build_args[_CACHE_NAMESPACE_ARG] = request.cache_namespace
+    params = [("t", tag) for tag in request.tags]
+    params += [
+        ("version", "2" if is_buildkit else "1"),
+        ("networkmode", request.network),
+        ("buildargs", _json(build_args)),
+        ("labels", _json(request.labels)),
+        # Without these the classic builder leaves the containers of its steps behind.
+        ("rm", "1"),
+        ("forcerm", "1"),
+    ]
+    optional = {
+        "buildid": request.build_id if is_buildkit else "",
+        "target": request.target,
+        "platform": request.platform,
+        "nocache": "1" if request.no_cache else "",
+    }
+    return params + [(name, value) for name, value in optional.items() if value]
+
+
+def _headers(request: BuildRequest) -> dict[str, str]:
+    return {"Content-Type": "application/x-tar", **registry_config(request.credentials)}
+
+
+def _json(value: Mapping[str, str]) -> str:
+    return msgspec.json.encode(dict(value)).decode()

@@ -1,0 +1,213 @@
+"""BuildKit's progress made into events: vertices become numbered steps, logs become text.
+
+BuildKit repeats a vertex whenever something about it changes, so they are kept by digest and only changes are told.
+Numbers are given as docker's plain progress gives them: when a vertex first shows life. No I/O happens here.
+"""
+
+import codecs
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from imagejobd.engine.events import BuildEvent, BuildWarning, Output, OutputStream, Step, StepState, Transfer
+from imagejobd.engine.messages import Message, built_image
+from imagejobd.engine.tail import Tail
+from imagejobd.engine.trace import (
+    MalformedTrace,
+    StatusResponse,
+    Vertex,
+    VertexLog,
+    VertexStatus,
+    VertexWarning,
+    decode_status,
+)
+
+TRACE_ID = "moby.buildkit.trace"
+IMAGE_ID = "moby.image.id"
+
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+_CANCELLED = "context canceled"
+_EMPTY_RECORD = b'""'
+# A sound engine sends no empty records in a row; the fault below sends hundreds of thousands a second.
+STUCK_RECORDS = 1000
+_STUCK = (
+    "the engine lost the rest of this build's output, as Docker 20.10 does with very fast output; the image is whole"
+)
+
+
+_trace_decoder = msgspec.json.Decoder(bytes)
+
+
+class _Tracked:
+    """One vertex: what was told of it so far."""
+
+    __slots__ = ("decoders", "has_ended", "name", "number", "tail", "transfers")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.name = ""
+        self.has_ended = False
+        self.tail = Tail()
+        self.transfers: dict[str, VertexStatus] = {}
+        self.decoders: dict[bool, codecs.IncrementalDecoder] = {}
+
+
+class BuildkitProgress:
+    """Reads the messages of one build; `image_id` is set when the engine tells it."""
+
+    # BuildKit runs its steps without the engine's containers.
+    container = ""
+
+    def __init__(self) -> None:
+        self.image_id = ""
+        self._failed: _Tracked | None = None
+        self._vertices: dict[str, _Tracked] = {}
+        self._steps = 0
+        self._is_garbled = False
+        self._empty_records = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the build is done but its progress never ends.
+
+        When more than 1 MiB of logs waits to be sent, `Controller.Status` of the BuildKit in Docker 20.10 splits it,
+        and then repeats an empty record for ever instead of coming to the next one (`retry` keeps its value).
+        """
+        return self._empty_records >= STUCK_RECORDS and self.image_id != ""
+
+    def read(self, batch: Iterable[Message]) -> Iterator[BuildEvent]:
+        for message in batch:
+            if not message.aux:
+                continue
+            if message.id == TRACE_ID:
+                if bytes(message.aux) == _EMPTY_RECORD:
+                    self._empty_records += 1
+                    continue
+                self._empty_records = 0
+                yield from self._trace(message.aux)
+            elif message.id == IMAGE_ID:
+                self.image_id = built_image(message)
+        if self.is_stuck:
+            yield BuildWarning(0, _STUCK)
+            yield from self._end_open("done")
+
+    def fail(self, _error: str) -> Iterator[BuildEvent]:
+        """End the steps that were going on when the build failed: the error is not theirs."""
+        yield from self._end_open("cancelled")
+
+    def last_words(self) -> tuple[str, str] | None:
+        """The name and last lines of the step that failed, when one did and had printed something."""
+        if self._failed is None or not (lines := self._failed.tail.lines()):
+            return None
+        return f"step {self._failed.number} ({self._failed.name})", lines
+
+    def _end_open(self, state: StepState) -> Iterator[BuildEvent]:
+        for tracked in self._vertices.values():
+            if tracked.number and not tracked.has_ended:
+                tracked.has_ended = True
+                yield Step(tracked.number, tracked.name, state)
+
+    def _trace(self, aux: msgspec.Raw) -> Iterator[BuildEvent]:
+        try:
+            status = decode_status(_trace_decoder.decode(aux))
+        except (MalformedTrace, msgspec.DecodeError) as error:
+            # Progress is for people: a build whose progress cannot be read still builds. Said once per build.
+            if not self._is_garbled:
+                self._is_garbled = True
+                yield BuildWarning(
+                    0, f"a progress record of the engine could not be read ({error}); its output is lost"
+                )
+            return
+        yield from self._status(status)
+
+    def _status(self, status: StatusResponse) -> Iterator[BuildEvent]:
+        # Logs go between starts and ends: a record may carry a step's last output and its end together.
+        for vertex in status.vertices:
+            yield from self._begin(vertex)
+        for part in status.statuses:
+            yield from self._transfer(part)
+        yield from self._output(status.logs)
+        for vertex in status.vertices:
+            yield from self._end(vertex)
+        for warning in status.warnings:
+            yield self._warning(warning)
+
+    def _begin(self, vertex: Vertex) -> Iterator[BuildEvent]:
+        tracked = self._tracked(vertex.digest)
+        tracked.name = vertex.name or tracked.name
+        if vertex.started_s is not None or vertex.completed_s is not None or vertex.cached or vertex.error:
+            yield from self._number(tracked)
+
+    def _end(self, vertex: Vertex) -> Iterator[BuildEvent]:
+        tracked = self._tracked(vertex.digest)
+        if tracked.has_ended or not (vertex.completed_s is not None or vertex.cached or vertex.error):
+            return
+        tracked.has_ended = True
+        yield from self._flush(tracked)
+        state = _state(vertex)
+        if state == "failed":
+            self._failed = tracked
+        yield Step(tracked.number, tracked.name, state, _seconds(vertex), vertex.error or None)
+
+    def _number(self, tracked: _Tracked) -> Iterator[BuildEvent]:
+        if tracked.number == 0:
+            self._steps += 1
+            tracked.number = self._steps
+            yield Step(tracked.number, tracked.name, "started")
+
+    def _transfer(self, part: VertexStatus) -> Iterator[BuildEvent]:
+        tracked = self._tracked(part.vertex)
+        if tracked.transfers.get(part.id) == part:
+            return
+        tracked.transfers[part.id] = part
+        yield from self._number(tracked)
+        yield Transfer(tracked.number, part.id, part.name, part.current, part.total)
+
+    def _output(self, logs: list[VertexLog]) -> Iterator[BuildEvent]:
+        """One event for neighbouring pieces of one step and stream: a noisy step sends thousands at a time."""
+        start = 0
+        while start < len(logs):
+            first, stop = logs[start], start + 1
+            while stop < len(logs) and logs[stop].vertex == first.vertex and logs[stop].is_stderr == first.is_stderr:
+                stop += 1
+            data = b"".join([log.data for log in logs[start:stop]])
+            yield from self._text(self._tracked(first.vertex), first.is_stderr, data)
+            start = stop
+
+    def _text(self, tracked: _Tracked, is_stderr: bool, data: bytes, *, final: bool = False) -> Iterator[BuildEvent]:
+        decoder = tracked.decoders.get(is_stderr)
+        if decoder is None:
+            decoder = tracked.decoders[is_stderr] = _UTF8(errors="replace")
+        text = decoder.decode(data, final)
+        if text:
+            tracked.tail.add(text)
+            yield from self._number(tracked)
+            stream: OutputStream = "err" if is_stderr else "out"
+            yield Output(tracked.number, stream, text)
+
+    def _flush(self, tracked: _Tracked) -> Iterator[BuildEvent]:
+        for is_stderr in tuple(tracked.decoders):
+            yield from self._text(tracked, is_stderr, b"", final=True)
+
+    def _warning(self, warning: VertexWarning) -> BuildWarning:
+        known = self._vertices.get(warning.vertex)
+        text = "\n".join(part for part in (warning.short, *warning.details, warning.url) if part)
+        return BuildWarning(known.number if known else 0, text)
+
+    def _tracked(self, digest: str) -> _Tracked:
+        tracked = self._vertices.get(digest)
+        if tracked is None:
+            tracked = self._vertices[digest] = _Tracked()
+        return tracked
+
+
+def _state(vertex: Vertex) -> StepState:
+    if vertex.error:
+        return "cancelled" if vertex.error.endswith(_CANCELLED) else "failed"
+    return "cached" if vertex.cached else "done"
+
+
+def _seconds(vertex: Vertex) -> float | None:
+    if vertex.started_s is None or vertex.completed_s is None:
+        return None
+    return max(0.0, vertex.completed_s - vertex.started_s)

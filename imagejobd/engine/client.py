@@ -1,0 +1,228 @@
+"""The connection to the engine. Every other module of this floor talks through `Engine`.
+
+aiodocker gives the transport and the errors; its image calls lack most of the build's options, leave a response open
+when the task is cancelled, and read JSON lines with a limit that BuildKit exceeds. So requests go through its `_query`
+with query strings of our own, and the response is closed on every way out: for the engine that is the sign to stop.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import IO, Any, Self, TypeVar
+
+import aiohttp
+import msgspec
+from aiodocker import Docker
+from yarl import URL
+
+from imagejobd.engine import faults
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
+
+Params = Sequence[tuple[str, str]]
+T = TypeVar("T")
+
+# 1.41 is Docker 20.10, the oldest engine whose BuildKit is known here; 1.47 (27.x) the newest API that was read.
+API_VERSION_MIN = (1, 41)
+API_VERSION_MAX = (1, 47)
+# An engine with tens of thousands of images answers /images/json with tens of MiB.
+BODY_MAX_BYTES = 64 * 1024**2
+
+_UNIX = "unix://"
+_SCHEMES = (_UNIX, "tcp://", "http://", "https://")
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """Who answers: the engine's version, the API version that is spoken with it, and its platform."""
+
+    version: str
+    api_version: str
+    os: str
+    architecture: str
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """`GET /version`, as far as it matters here."""
+
+    version: str = msgspec.field(name="Version")
+    api: str = msgspec.field(name="ApiVersion")
+    api_min: str = msgspec.field(name="MinAPIVersion", default="1.12")
+    os: str = msgspec.field(name="Os", default="")
+    architecture: str = msgspec.field(name="Arch", default="")
+
+
+class Engine:
+    """One Docker Engine. Connects on first use, and again after the engine was restarted or upgraded."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Raises `Permanent(invalid)` for a host that is no address of an engine."""
+        self.settings = settings
+        self.host = settings.resolved_host()
+        if not self.host.startswith(_SCHEMES):
+            raise invalid(f"engine host {self.host!r} must start with one of {', '.join(_SCHEMES)}")
+        self._connector: aiohttp.BaseConnector | None = None
+        self._docker: Docker | None = None
+        self._info: EngineInfo | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections; what still goes on over them stops in the engine too."""
+        docker, self._docker = self._docker, None
+        connector, self._connector = self._connector, None
+        if docker is not None:
+            await docker.close()
+        if connector is not None:
+            await connector.close()
+
+    async def ping(self) -> EngineInfo:
+        """Ask the engine who it is, over a connection of its own.
+
+        Raises `Temporary(engine_unavailable)` when it does not answer within `connect_timeout_s`, and
+        `Permanent(engine_unavailable)` when no API version is common to both.
+        """
+        self._info = None
+        timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
+        async with self._open(
+            "GET", "version", {"timeout": timeout, "versioned_api": False}, faults.of_engine
+        ) as reply:
+            body = await _read_bounded(reply.content)
+        self._info = _negotiated(_decoded("/version", body, _Version))
+        self._aiodocker().api_version = f"v{self._info.api_version}"
+        return self._info
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params = (),
+        judge: faults.Judge = faults.of_engine,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """One short request; returns the body, at most `BODY_MAX_BYTES`.
+
+        `timeout_s` (default `request_timeout_s`) covers all of it. Raises what `judge` makes of a refusal, and
+        `Temporary(engine_unavailable)`.
+        """
+        await self._connect()
+        timeout = aiohttp.ClientTimeout(
+            total=timeout_s or self.settings.request_timeout_s, sock_connect=self.settings.connect_timeout_s
+        )
+        async with self._open(method, _target(path, params), {"timeout": timeout}, judge) as reply:
+            return await _read_bounded(reply.content)
+
+    async def request_json(
+        self, method: str, path: str, answer: type[T], *, params: Params = (), timeout_s: float | None = None
+    ) -> T:
+        """One short request, and its body as an `answer`; a body that is none is `Temporary(engine_unavailable)`."""
+        return _decoded(path, await self.request(method, path, params=params, timeout_s=timeout_s), answer)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        path: str,
+        *,
+        params: Params = (),
+        headers: Mapping[str, str] | None = None,
+        body: IO[bytes] | None = None,
+        judge: faults.Judge,
+        idle_timeout_s: float | None,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """POST, and give the answer's blocks of bytes as they arrive; leaving the block closes the response.
+
+        `body` is sent from where it stands, in blocks read off the event loop. `idle_timeout_s` bounds the silence
+        between two blocks. Raises what `judge` makes of a refusal, and `Temporary(engine_unavailable)`.
+        """
+        await self._connect()
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self.settings.connect_timeout_s, sock_read=idle_timeout_s
+        )
+        options = {"timeout": timeout, "headers": headers, "data": body}
+        async with self._open("POST", _target(path, params), options, judge) as reply:
+            yield reply.content.iter_any()
+
+    async def _connect(self) -> None:
+        if self._info is None:
+            await self.ping()
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, target: str | URL, options: dict[str, Any], judge: faults.Judge
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        docker = self._aiodocker()
+        with self._renegotiating(), faults.translated(self.host, judge):
+            async with docker._query(target, method, **options) as reply:
+                try:
+                    yield reply
+                finally:
+                    reply.close()
+
+    @contextmanager
+    def _renegotiating(self) -> Iterator[None]:
+        """An engine that went away may come back upgraded: ask for its version again."""
+        try:
+            yield
+        except Temporary as fault:
+            if fault.code is ErrorCode.ENGINE_UNAVAILABLE:
+                self._info = None
+            raise
+
+    def _aiodocker(self) -> Docker:
+        if self._docker is None:
+            url = self.host
+            if url.startswith(_UNIX):
+                # A fresh connection each time: an engine that shuts down still serves its old ones, and a pooled one
+                # that died with a restart would fail the first request after it. On a socket this costs microseconds.
+                self._connector = aiohttp.UnixConnector(url.removeprefix(_UNIX), force_close=True, limit=0)
+                url = f"{_UNIX}localhost"
+            self._docker = Docker(url, connector=self._connector, api_version=_api_text(API_VERSION_MIN, prefix="v"))
+        return self._docker
+
+
+def _target(path: str, params: Params) -> URL:
+    return URL(path).with_query(params)
+
+
+async def _read_bounded(content: aiohttp.StreamReader) -> bytes:
+    pieces: list[bytes] = []
+    room = BODY_MAX_BYTES
+    async for block in content.iter_any():
+        pieces.append(block)
+        room -= len(block)
+        if room < 0:
+            raise Permanent(ErrorCode.TOO_LARGE, f"the Docker Engine's answer is over {BODY_MAX_BYTES} bytes")
+    return b"".join(pieces)
+
+
+def _decoded(path: str, body: bytes, answer: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=answer)
+    except faults.UNDECODABLE as error:
+        raise faults.ended_early(f"{path} is not what an engine says ({error})") from error
+
+
+def _negotiated(engine: _Version) -> EngineInfo:
+    newest, oldest = _api_number(engine.api), _api_number(engine.api_min)
+    if newest < API_VERSION_MIN or oldest > API_VERSION_MAX:
+        spoken = f"{_api_text(API_VERSION_MIN)} to {_api_text(API_VERSION_MAX)}"
+        raise Permanent(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            f"Docker Engine {engine.version} speaks API {engine.api_min} to {engine.api}, this service {spoken}:"
+            f" {'upgrade the engine to 20.10 or newer' if newest < API_VERSION_MIN else 'upgrade this service'}",
+        )
+    return EngineInfo(engine.version, _api_text(min(newest, API_VERSION_MAX)), engine.os, engine.architecture)
+
+
+def _api_number(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise faults.ended_early(f"{text!r} is not an API version")
+    return int(major), int(minor)
+
+
+def _api_text(number: tuple[int, int], prefix: str = "") -> str:
+    return f"{prefix}{number[0]}.{number[1]}"

@@ -1,0 +1,154 @@
+"""What the engine's failures mean: the one place where aiodocker's, aiohttp's and the engine's own errors become ours.
+
+The engine reports most failures as prose, often inside an HTTP 200 stream, and gives a registry's refusal and its own
+troubles the same status 500. So each kind of call has a `Judge` that reads status and text. Nothing here does I/O.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import aiohttp
+import msgspec
+from aiodocker.exceptions import DockerError
+
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+
+# status (200 for an error inside a stream) and the engine's text → what it means for the caller
+Judge = Callable[[int, str], Fault]
+
+IN_BAND = 200
+# aiodocker's own status for "no connection".
+_NO_CONNECTION = 900
+MESSAGE_MAX_CHARS = 4096
+# What decoding an answer raises that is cut, of another shape, or not UTF-8, which msgspec has no error of its own for.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+_GOING_AWAY = re.compile(
+    r"engine is shutting down|daemon is shutting down|server is shutting down|Cannot connect to (?:the )?Docker"
+    r"|grpc: the client connection is closing|transport is closing|connection error: desc"
+    r"|code = Unavailable|http: Server closed|containerd.*connection refused",
+    re.IGNORECASE,
+)
+_DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+_DENIED = re.compile(
+    r"no basic auth credentials|authentication required|unauthorized|access denied|denied:|insufficient_scope"
+    r"|incorrect username or password|40[13] (?:Forbidden|Unauthorized)|status: 40[13]|resource is denied",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(
+    r"manifest unknown|name unknown|repository name not known|tag does not exist|not found: manifest"
+    r"|does not exist locally|No such image|no matching manifest|does not match the specified platform"
+    r"|repository does not exist",
+    re.IGNORECASE,
+)
+_NETWORK = re.compile(
+    r"dial tcp|dial unix|connection refused|connection reset|broken pipe|i/o timeout|no such host|server misbehaving"
+    r"|network is unreachable|no route to host|TLS handshake timeout|Client\.Timeout|context deadline exceeded"
+    r"|request canceled|\bEOF\b|use of closed network connection|toomanyrequests|too many requests|status: 429"
+    r"|(?:status|status code|response):? 5\d\d|50[0234] (?:Internal|Bad Gateway|Service|Gateway)"
+    r"|blob upload (?:unknown|invalid)",
+    re.IGNORECASE,
+)
+# The engine answers these with 500 though only the caller can mend them (read on 20.10).
+_BAD_BUILD = re.compile(
+    r"Cannot locate specified Dockerfile|invalid reference format|dockerfile parse error|invalid tag", re.IGNORECASE
+)
+# A step that ran and failed may print anything, words of a network error too: the exit code decides.
+_EXITED = re.compile(r"exit code: \d+|returned a non-zero code: \d+")
+_NO_SESSION = "no active sessions"
+# Identical builds share an image: one's was named just as another job, or somebody else, took its last name away.
+_DELETED_MEANWHILE = re.compile(r"unrecognized image ID|failed to get digest sha256:[0-9a-f]{64}: .*no such file")
+
+
+def of_engine(status: int, message: str) -> Fault:
+    """A short request that the engine refused."""
+    text = _shown(message)
+    if _DISK_FULL.search(message):
+        return Temporary(ErrorCode.STORAGE_FULL, f"the Docker Engine's disk is full: {text}; free space there")
+    if status >= 500 or _GOING_AWAY.search(message):
+        return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine answered {status}: {text}")
+    if status == 404:
+        return Permanent(ErrorCode.NOT_FOUND, text)
+    if status == 409:
+        return Temporary(ErrorCode.CONFLICT, text)
+    if status in (401, 403):
+        return Permanent(ErrorCode.DENIED, text)
+    return Permanent(ErrorCode.INVALID, f"the Docker Engine refused the request ({status}): {text}")
+
+
+def of_build(status: int, message: str) -> Fault:
+    """A build that ended without an image."""
+    text = _shown(message)
+    if _EXITED.search(message):
+        return Permanent(ErrorCode.BUILD_FAILED, text)
+    if _GOING_AWAY.search(message) or (status >= 500 and not _BAD_BUILD.search(message)):
+        return of_engine(max(status, 500), message)
+    if _DISK_FULL.search(message):
+        return of_engine(status, message)
+    if _DELETED_MEANWHILE.search(message):
+        return Temporary(ErrorCode.CONFLICT, f"the image was removed from the engine while it was built: {text}")
+    if _NO_SESSION in message:
+        hint = "secret and ssh mounts and local sources need a build session, which this service does not offer"
+        return Permanent(ErrorCode.BUILD_FAILED, f"{text}: {hint}")
+    if _NETWORK.search(message) and not _DENIED.search(message):
+        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"the build could not reach a registry: {text}")
+    return Permanent(ErrorCode.BUILD_FAILED, text)
+
+
+def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
+    """The judge of a pull or push: `doing` says which (`pushing host/app:1`), `otherwise` names what fits no rule."""
+
+    def judge(status: int, message: str) -> Fault:
+        text = f"{doing}: {_shown(message)}"
+        if _GOING_AWAY.search(message) or _DISK_FULL.search(message):
+            return of_engine(status, message)
+        if _UNKNOWN.search(message):
+            return Permanent(ErrorCode.NOT_FOUND, f"{text}; check the name and tag, or log in if it is private")
+        if _DENIED.search(message):
+            return Permanent(ErrorCode.DENIED, f"{text}; check the user name, the password and the rights they carry")
+        if _NETWORK.search(message) or status >= 500:
+            return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, text)
+        return Permanent(ErrorCode.NOT_FOUND if status == 404 else otherwise, text)
+
+    return judge
+
+
+def unavailable(host: str, why: object) -> Temporary:
+    """The engine is not there, or left in the middle of an answer."""
+    return Temporary(
+        ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine at {host} is not available ({why}); is it running?"
+    )
+
+
+def ended_early(what: str) -> Temporary:
+    """A stream that stopped without an error and without the marker of success."""
+    return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine's answer ended early: {what}")
+
+
+@contextmanager
+def translated(host: str, judge: Judge) -> Iterator[None]:
+    """Turn the libraries' errors of one call into ours. Cancellation and our own faults pass."""
+    try:
+        yield
+    except DockerError as error:
+        if error.status == _NO_CONNECTION:
+            raise unavailable(host, _reason(error.__context__ or error)) from error
+        raise judge(error.status, error.message) from error
+    except TimeoutError as error:
+        raise unavailable(host, "no answer in time") from error
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise unavailable(host, _reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error)
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | ConnectionError):
+        return "it closed the connection before its answer was complete"
+    return str(error) or type(error).__name__
+
+
+def _shown(message: str) -> str:
+    text = message.strip()
+    return text if len(text) <= MESSAGE_MAX_CHARS else f"{text[:MESSAGE_MAX_CHARS]}…"

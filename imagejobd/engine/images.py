@@ -1,0 +1,126 @@
+"""Images in the engine: look, name, unname, pull.
+
+Images are removed by name only, never by id or by force: identical builds share an id, and taking one job's name away
+must not take another's image. The engine drops an image itself when its last name goes.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from urllib.parse import quote
+
+import msgspec
+
+from imagejobd.engine import faults
+from imagejobd.engine.client import Engine
+from imagejobd.engine.events import Transfer
+from imagejobd.engine.messages import transfer
+from imagejobd.engine.transfers import registry_messages
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.reference import ImageReference
+from imagejobd.model.secret import Credentials
+
+# The last line of a pull: `Status: Downloaded newer image for …` or `Status: Image is up to date for …`.
+_PULLED_STATUS = "Status: "
+
+# What the engine answers when two names of one image are taken away at once: both went, and the image with them.
+_DELETED_MEANWHILE = "unrecognized image ID"
+
+
+class ImageInfo(msgspec.Struct, frozen=True):
+    """An image as the engine has it. `tags` are `repository:tag`, `digests` `repository@sha256:…`."""
+
+    id: str = msgspec.field(name="Id")
+    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
+    digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
+    os: str = msgspec.field(name="Os", default="")
+    architecture: str = msgspec.field(name="Architecture", default="")
+
+    def is_for(self, platform: str) -> bool:
+        """Whether it runs on `platform` (os, os/architecture or os/architecture/variant; variants are not compared)."""
+        os, _, rest = platform.partition("/")
+        architecture = rest.partition("/")[0]
+        known = _ARCHITECTURES.get(architecture, architecture)
+        return self.os in ("", os) and (not known or self.architecture in ("", known))
+
+
+# Other spellings that the engine takes for its own.
+_ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+
+
+async def inspect(engine: Engine, reference: ImageReference | str) -> ImageInfo | None:
+    """The image of that name or id; None when the engine does not have it."""
+    try:
+        return await engine.request_json("GET", f"{image_path(reference)}/json", ImageInfo)
+    except Permanent as fault:
+        if fault.code is ErrorCode.NOT_FOUND:
+            return None
+        raise
+
+
+async def tag(engine: Engine, source: ImageReference | str, target: ImageReference) -> None:
+    """Give the image `source` (name or id) the name `target`, which must have a tag; moves it there when it is taken.
+
+    Raises `Permanent(not_found)` when there is no such image.
+    """
+    await engine.request(
+        "POST", f"{image_path(source)}/tag", params=[("repo", target.repository), ("tag", target.tag or "latest")]
+    )
+
+
+async def remove(engine: Engine, reference: ImageReference) -> bool:
+    """Take this one name away; True when it was there.
+
+    Raises `Temporary(conflict)` while a container needs the image under this name: remove the container first.
+    """
+    try:
+        await engine.request("DELETE", image_path(reference))
+    except Permanent as fault:
+        if fault.code is ErrorCode.NOT_FOUND:
+            return False
+        raise
+    except Temporary as fault:
+        if _DELETED_MEANWHILE in fault.message:
+            return True
+        if fault.code is ErrorCode.CONFLICT:
+            raise Temporary(fault.code, f"cannot remove image {reference} yet: {fault.message}") from fault
+        raise
+    return True
+
+
+async def list_tags(engine: Engine, prefix: str) -> list[str]:
+    """All names (`repository:tag`) that start with `prefix`, sorted."""
+    listed = await engine.request_json("GET", "images/json", list[ImageInfo])
+    return sorted(name for image in listed for name in image.tags or () if name.startswith(prefix))
+
+
+async def pull(
+    engine: Engine, reference: ImageReference, credentials: Credentials | None, *, platform: str = ""
+) -> AsyncGenerator[Transfer, None]:
+    """Pull one image; it is there when the iteration ends. Nothing is transferred when it was up to date.
+
+    Read it under `contextlib.aclosing`: closing it stops the download. Raises `Permanent(denied | not_found |
+    fetch_failed)`, `Temporary(registry_unavailable)` and `Temporary(engine_unavailable)`.
+    """
+    judge = faults.of_registry(f"pulling {reference}", ErrorCode.FETCH_FAILED)
+    params = [("fromImage", reference.repository), ("tag", reference.digest or reference.tag or "latest")]
+    is_done = False
+    told = registry_messages(
+        engine,
+        "images/create",
+        params + ([("platform", platform)] if platform else []),
+        host=reference.host,
+        credentials=credentials,
+        judge=judge,
+    )
+    async with aclosing(told):
+        async for message in told:
+            is_done = is_done or message.status.startswith(_PULLED_STATUS)
+            if message.detail is not None and message.id:
+                yield transfer(message)
+    if not is_done:
+        raise faults.ended_early(f"the pull of {reference} did not say that it was done")
+
+
+def image_path(reference: ImageReference | str) -> str:
+    """The engine's path of an image. Slashes of its name stay: the engine's routes take them."""
+    return f"images/{quote(str(reference), safe='/:@')}"

@@ -1,0 +1,104 @@
+"""What the engine's tests share: contexts on disk, whole builds, a look at the process table, an engine at fault."""
+
+import asyncio
+import contextlib
+import io
+import itertools
+import os
+import tarfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from harness.base_image import BUSYBOX
+from imagejobd.engine.build import BuildRequest, build
+from imagejobd.engine.client import Engine
+from imagejobd.engine.events import BuildEvent, Output
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.model.ids import uuid7
+
+FROM_BASE = f"FROM {BUSYBOX}\n"
+_sleeps = itertools.count(100_000 + os.getpid() % 100_000 * 10)
+
+
+def request(folder: Path, builder: str, text: str, files: Mapping[str, bytes] = {}, /, **more: Any) -> BuildRequest:
+    """A build of the Dockerfile `text` and `files`, with a context written below `folder` and no network."""
+    context = folder / f"{uuid7()}.tar"
+    with tarfile.open(context, "w") as tar:
+        for name, content in {"Dockerfile": text.encode(), **files}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    more = {"build_id": uuid7(), "network": "none", **more}
+    return BuildRequest(context=context, builder=builder, **more)  # type: ignore[arg-type]  # parametrized
+
+
+async def run(engine: Engine, wanted: BuildRequest, events: list[BuildEvent] | None = None) -> list[BuildEvent]:
+    """All events of a build; they are in `events` too, for when it fails."""
+    events = [] if events is None else events
+    async with contextlib.aclosing(build(engine, wanted)) as stream:
+        async for event in stream:
+            events.append(event)
+    return events
+
+
+def output(events: list[BuildEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Output))
+
+
+def unique_sleep() -> str:
+    """A number of seconds that no other process sleeps: the argument to look for in the process table."""
+    return str(next(_sleeps))
+
+
+def is_running(argument: str) -> bool:
+    """Whether a process with exactly this argument runs on this machine, in a container or not."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and argument.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                return True
+    return False
+
+
+async def seconds_until(reached: Callable[[], bool], *, timeout_s: float) -> float:
+    began = time.monotonic()
+    while not reached():
+        assert time.monotonic() - began < timeout_s, "waited in vain"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+@contextlib.asynccontextmanager
+async def fake_engine(
+    folder: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]], **version: str
+) -> AsyncIterator[Engine]:
+    """An engine that says `version` of itself and gives `answer` to everything else."""
+
+    async def say_version(_: web.Request) -> web.Response:
+        return web.json_response({"Version": "99.0", "ApiVersion": "1.41", "MinAPIVersion": "1.12", **version})
+
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_get("/version", say_version)
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    socket = folder / "engine.sock"
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        async with Engine(EngineSettings(host=f"unix://{socket}", connect_timeout_s=2)) as engine:
+            yield engine
+    finally:
+        await runner.cleanup()
+
+
+def lines(*texts: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """An answer to every request: these lines, then the end."""
+
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text="".join(f"{text}\n" for text in texts), content_type="application/json")
+
+    return answer

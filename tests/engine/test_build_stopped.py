@@ -1,0 +1,136 @@
+"""Builds that are cut off: by us, by a crash of the engine, by its restart."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from building import FROM_BASE, fake_engine, is_running, lines, request, run, seconds_until, unique_sleep
+
+from harness.base_image import load_busybox
+from harness.engine import PrivateEngine
+from harness.services import require
+from imagejobd.engine.build import build
+from imagejobd.engine.client import Engine
+from imagejobd.engine.events import Built, Output
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.model.errors import ErrorCode, Temporary
+
+STOP_S = 2.0
+START_S = 20.0
+
+
+def obedient(sleep: str) -> str:
+    """A RUN that dies of SIGTERM at once, for which an engine would otherwise wait 10 s."""
+    return f"RUN trap 'exit 5' TERM; sleep {sleep} & wait\n"
+
+
+@pytest.fixture(scope="module")
+def mortal_engine() -> Iterator[PrivateEngine]:
+    """An engine that may be restarted and killed."""
+    require("dockerd", "docker", "busybox")
+    with PrivateEngine() as engine:
+        load_busybox(engine)
+        yield engine
+
+
+async def test_cancelling_the_task_stops_the_work(
+    client: Engine, engine: PrivateEngine, builder: str, tmp_path: Path
+) -> None:
+    """Within 2 s of the cancellation no process and no container of the build is left."""
+    sleep = unique_sleep()
+    task = asyncio.create_task(run(client, request(tmp_path, builder, FROM_BASE + f"RUN sleep {sleep}\n")))
+    await seconds_until(lambda: is_running(sleep), timeout_s=START_S)
+    task.cancel()
+    assert await seconds_until(lambda: not is_running(sleep), timeout_s=START_S) < STOP_S
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await seconds_until(lambda: engine.docker("ps", "--all", "--quiet") == "", timeout_s=STOP_S)
+
+
+async def test_closing_the_events_stops_the_work(client: Engine, builder: str, tmp_path: Path) -> None:
+    """A reader that goes away in the middle ends the build as a cancellation does."""
+    sleep = unique_sleep()
+    wanted = request(tmp_path, builder, FROM_BASE + f"RUN echo ready; sleep {sleep}\n")
+    async with contextlib.aclosing(build(client, wanted)) as events:
+        async for event in events:
+            if isinstance(event, Output) and "ready" in event.text:
+                break
+        await seconds_until(lambda: is_running(sleep), timeout_s=START_S)
+    assert await seconds_until(lambda: not is_running(sleep), timeout_s=START_S) < STOP_S
+
+
+async def test_an_engine_restart_in_mid_build_is_temporary(
+    mortal_engine: PrivateEngine, builder: str, tmp_path: Path
+) -> None:
+    """A restart is never the Dockerfile's fault, whatever the dying engine says; the same client builds on after it."""
+    sleep = unique_sleep()
+    wanted = request(tmp_path, builder, FROM_BASE + obedient(sleep))
+    async with Engine(EngineSettings(host=mortal_engine.host)) as client:
+        task = asyncio.create_task(run(client, wanted))
+        await seconds_until(lambda: is_running(sleep), timeout_s=START_S)
+        restarting = asyncio.to_thread(mortal_engine.restart)
+        _, fault = await asyncio.gather(restarting, task, return_exceptions=True)
+        assert isinstance(fault, Temporary)
+        assert fault.code is ErrorCode.ENGINE_UNAVAILABLE
+        events = await run(client, request(tmp_path, builder, FROM_BASE + "RUN true\n"))
+        assert isinstance(events[-1], Built)
+
+
+async def test_an_engine_crash_in_mid_build_is_temporary(
+    mortal_engine: PrivateEngine, builder: str, tmp_path: Path
+) -> None:
+    """The connection that breaks is a temporary fault that names the engine."""
+    sleep = unique_sleep()
+    wanted = request(tmp_path, builder, FROM_BASE + obedient(sleep))
+    async with Engine(EngineSettings(host=mortal_engine.host)) as client:
+        task = asyncio.create_task(run(client, wanted))
+        await seconds_until(lambda: is_running(sleep), timeout_s=START_S)
+        await asyncio.to_thread(mortal_engine.kill)
+        with pytest.raises(Temporary, match="closed the connection") as caught:
+            await task
+        assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+        with pytest.raises(Temporary, match="not available"):
+            await client.ping()
+        await asyncio.to_thread(mortal_engine.start)
+        await client.ping()
+
+
+async def test_an_end_without_an_image_id_is_temporary(builder: str, tmp_path: Path) -> None:
+    """A stream that just ends is no success."""
+    async with fake_engine(tmp_path, lines('{"stream":"Step 1/2 : FROM x"}', '{"stream":"\\n"}')) as client:
+        with pytest.raises(Temporary, match="ended early") as caught:
+            await run(client, request(tmp_path, builder, "FROM x\n"))
+        assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+
+
+async def test_a_line_that_is_cut_is_temporary(builder: str, tmp_path: Path) -> None:
+    """Half a line of JSON means that the rest did not come."""
+    async with fake_engine(tmp_path, lines('{"id":"moby.image.id","aux":{"ID":"sha')) as client:
+        with pytest.raises(Temporary, match="cut"):
+            await run(client, request(tmp_path, builder, "FROM x\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rpc error: code = Unavailable desc = transport is closing",
+        "failed to solve: grpc: the client connection is closing: unknown",
+        "engine is shutting down",
+    ],
+)
+async def test_an_engine_that_says_that_it_goes_is_temporary(builder: str, tmp_path: Path, text: str) -> None:
+    """The words of a dying engine inside the stream are not the user's failure."""
+    async with fake_engine(tmp_path, lines(f'{{"errorDetail":{{"message":"{text}"}}}}')) as client:
+        with pytest.raises(Temporary) as caught:
+            await run(client, request(tmp_path, builder, "FROM x\n"))
+        assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("line", ['{"error":"it broke"}', '{"errorDetail":{"message":"it broke"}}'])
+async def test_errors_inside_the_stream_are_read_in_both_spellings(builder: str, tmp_path: Path, line: str) -> None:
+    """Engine 28 sends only errorDetail, older ones may send only error."""
+    async with fake_engine(tmp_path, lines(line)) as client:
+        with pytest.raises(Exception, match="it broke"):
+            await run(client, request(tmp_path, builder, "FROM x\n"))
