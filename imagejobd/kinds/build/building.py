@@ -1,0 +1,125 @@
+"""The building phase: bases held, context streamed to the engine, progress told, the image named for this job."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from imagejobd.engine import images
+from imagejobd.engine.build import BuildRequest, build
+from imagejobd.engine.events import BuildEvent, Built, Step
+from imagejobd.kinds.build.console import Console
+from imagejobd.kinds.build.context import dockerfile_context
+from imagejobd.kinds.build.receiving import Context
+from imagejobd.kinds.build.spec import BuildSpec, needed_bases
+from imagejobd.kinds.build.tools import CredentialsFor, Tools, job_repository
+from imagejobd.model.dockerfile import Base
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.failpoint import failpoint
+from imagejobd.model.ids import uuid7
+from imagejobd.model.secret import Credentials
+from imagejobd.model.work import Work
+from imagejobd.store.blobs import storage_faults
+
+
+class BuiltImage(msgspec.Struct, frozen=True):
+    """An image in the engine: the job's own tag and the engine's id."""
+
+    tag: str
+    id: str
+
+
+async def build_image(tools: Tools, work: Work, spec: BuildSpec, context: Context) -> BuiltImage:
+    """Build, or find what an earlier attempt built where the engine still has it."""
+    kept = await _kept(tools, work)
+    if kept is not None:
+        return kept
+    async with work.phase("building", timeout_s=tools.settings.build_timeout_s):
+        tag = f"{job_repository(work.job.uuid)}:{work.job.attempt}"
+        with _context_file(tools, context) as path:
+            image = BuiltImage(tag, await _build(tools, work, spec, context, path, tag))
+        failpoint("after_build")
+        # What an earlier build pushed is no longer this job's image: digests of two builds must not mix.
+        await work.save(built=msgspec.to_builtins(image), pushed={})
+    failpoint("before_push")
+    return image
+
+
+async def _kept(tools: Tools, work: Work) -> BuiltImage | None:
+    kept = work.checkpoint.get("built")
+    if kept is None:
+        return None
+    info = await images.inspect(tools.engine, kept["tag"])
+    return BuiltImage(**kept) if info is not None and info.id == kept["id"] else None
+
+
+@contextmanager
+def _context_file(tools: Tools, context: Context) -> Iterator[Path]:
+    """The tar to send: the checked one, or one that holds just the Dockerfile."""
+    if context.digest is not None:
+        if not tools.blobs.exists(context.digest):
+            raise Permanent(
+                ErrorCode.NOT_FOUND, "the context is no longer in the content store; submit the build again"
+            )
+        yield tools.blobs.path(context.digest)
+        return
+    with tools.blobs.spool_file() as path:
+        with storage_faults():
+            path.write_bytes(dockerfile_context(context.dockerfile))
+        yield path
+
+
+async def _build(tools: Tools, work: Work, spec: BuildSpec, context: Context, path: Path, tag: str) -> str:
+    settings = tools.engine.settings
+    engine = await tools.engine.ping()
+    bases = needed_bases(
+        context.dockerfile,
+        spec,
+        host_platform=f"{engine.os}/{engine.architecture}",
+        all_stages=settings.builder == "classic",
+    )
+    credentials = _credentials(tools.credentials_for(work, spec), bases)
+    request = BuildRequest(
+        context=path,
+        # Not the job's: after a crash the engine may still be ending the build of the attempt before.
+        build_id=uuid7(),
+        builder=settings.builder,
+        network=settings.network,
+        tags=(tag,),
+        target=spec.target or "",
+        build_args=spec.build_args,
+        labels=spec.labels,
+        platform=spec.platform or "",
+        no_cache=spec.nocache,
+        credentials=credentials,
+        cache_namespace=work.job.tenant,
+    )
+    wanted = [(base.reference, base.platform or request.platform) for base in bases]
+    async with tools.bases.hold(wanted, policy=spec.pull, credentials=credentials) as pulled:
+        for reference in pulled:
+            await work.log(f"pulled base {reference}\n")
+        return await _told(tools, work, request)
+
+
+def _credentials(credentials_for: CredentialsFor, bases: Iterable[Base]) -> dict[str, Credentials]:
+    hosts = {base.reference.host for base in bases}
+    return {host: found for host in hosts if (found := credentials_for(host)) is not None}
+
+
+async def _told(tools: Tools, work: Work, request: BuildRequest) -> str:
+    """Run the build, write its log and progress; the image id."""
+    console = Console()
+    async with aclosing(build(tools.engine, request)) as events:
+        async for event in events:
+            if text := console.render(event):
+                await work.log(text)
+            if isinstance(event, Built):
+                return event.image_id
+            _show(work, event)
+    raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the build ended without an image")
+
+
+def _show(work: Work, event: BuildEvent) -> None:
+    if isinstance(event, Step) and event.state == "started":
+        work.progress(step=event.number, step_name=event.name)

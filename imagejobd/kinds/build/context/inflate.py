@@ -1,0 +1,193 @@
+"""A tar's bytes, whatever they are compressed with, under a bound.
+
+Knows gzip, bzip2 and xz by their first bytes and takes everything else as it is. It never holds more than one chunk of
+decompressed data, whatever the ratio, and refuses to go beyond its bound. Says nothing about what the bytes mean.
+"""
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from imagejobd.model.errors import ErrorCode, Permanent, invalid
+
+CHUNK_BYTES = 1 << 20
+# What a decompressor gets at once. Each one copies what it did not use, so this bounds the cost of a tiny stream.
+INPUT_BYTES = 16 << 10
+# Concatenated streams are legitimate, but may be empty, and then no other bound meets them. bgzip starts one for each
+# 64 KiB, 65,536 of them in 4 GiB.
+STREAMS_MAX = 100_000
+# xz -9 asks for 65 MiB. A hostile header can ask for 4 GiB.
+XZ_MEMORY_MAX_BYTES = 128 << 20
+
+_GZIP = b"\x1f\x8b"
+_BZIP2 = b"BZh"
+_XZ = b"\xfd7zXZ\0"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class Stopped(Exception):
+    """The caller asked to stop; whatever was written so far is to be thrown away."""
+
+
+class _Decompressor(Protocol):
+    """What bz2 and lzma offer, and what `_Gzip` makes of zlib."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """zlib keeps the input it could not use; bz2 and lzma keep it themselves."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail and not self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+def _xz() -> _Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_MAX_BYTES)
+
+
+_FORMATS: tuple[tuple[bytes, str, Callable[[], _Decompressor]], ...] = (
+    (_GZIP, "gzip", _Gzip),
+    (_BZIP2, "bzip2", bz2.BZ2Decompressor),
+    (_XZ, "xz", _xz),
+)
+
+
+class Inflated:
+    """Reads `source` and hands out at most `max_bytes` decompressed bytes. `format` is "" where nothing is compressed.
+
+    Raises `Permanent(invalid)` for damaged data, `Permanent(too_large)` beyond the bound, and `Stopped`.
+    """
+
+    def __init__(self, source: BinaryIO, *, max_bytes: int, stop: Callable[[], bool]) -> None:
+        self._source = source
+        self._stop = stop
+        self._left = max_bytes
+        self._max_bytes = max_bytes
+        self._input = source.read(CHUNK_BYTES)
+        self._input_at = 0
+        self._streams = 1
+        self._magic = b""
+        self.format = ""
+        self._new: Callable[[], _Decompressor] | None = None
+        for magic, name, new in _FORMATS:
+            if self._input.startswith(magic):
+                self._magic, self.format, self._new = magic, name, new
+        if self._input.startswith(_ZSTD):
+            raise invalid("the tar is compressed with zstd, which is not supported; use gzip, bzip2, xz or none")
+        self._decompressor = self._new() if self._new else None
+        self._buffer = b""
+        self._at = 0
+
+    def read(self, count: int) -> bytes:
+        """`count` bytes, fewer only at the end."""
+        piece = self.read_some(count)
+        if len(piece) == count:
+            return piece
+        pieces = [piece]
+        while piece and (count := count - len(piece)):
+            piece = self.read_some(count)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def read_some(self, count: int) -> bytes:
+        """At least one byte and at most `count`; nothing at the end."""
+        if self._at == len(self._buffer):
+            self._buffer, self._at = self._chunk(), 0
+        start, self._at = self._at, min(self._at + count, len(self._buffer))
+        return self._buffer[start : self._at]
+
+    def drain(self) -> None:
+        """Read to the end, which is where a checksum of the whole stands."""
+        while self.read_some(CHUNK_BYTES):
+            pass
+
+    def _chunk(self) -> bytes:
+        self._check_stop()
+        chunk = self._decompressed() if self._new else self._raw(CHUNK_BYTES)
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise Permanent(
+                ErrorCode.TOO_LARGE, f"the tar unpacks to more than {self._max_bytes} bytes, which is the limit"
+            )
+        return chunk
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            raise Stopped
+
+    def _raw(self, count: int) -> bytes:
+        """At least one byte of the source and at most `count`; nothing at the end."""
+        if self._input_at == len(self._input):
+            self._input, self._input_at = self._source.read(CHUNK_BYTES), 0
+        start, self._input_at = self._input_at, min(self._input_at + count, len(self._input))
+        return self._input[start : self._input_at]
+
+    def _decompressed(self) -> bytes:
+        while self._decompressor is not None:
+            self._check_stop()
+            if self._decompressor.eof:
+                self._decompressor = self._next_stream(len(self._decompressor.unused_data))
+                continue
+            needs_input = self._decompressor.needs_input
+            data = self._raw(INPUT_BYTES) if needs_input else b""
+            chunk = self._step(self._decompressor, data)
+            if chunk:
+                return chunk
+            if needs_input and not data and not self._decompressor.eof:
+                raise invalid(f"the {self.format} data is cut short")
+        return b""
+
+    def _step(self, decompressor: _Decompressor, data: bytes) -> bytes:
+        try:
+            return decompressor.decompress(data, CHUNK_BYTES)
+        except lzma.LZMAError as error:
+            if "memory" in str(error).lower():
+                what = f"unpacking the xz data takes more than {XZ_MEMORY_MAX_BYTES >> 20} MiB of memory"
+                raise Permanent(ErrorCode.TOO_LARGE, f"{what}; use xz -9 or less") from None
+            raise invalid(f"the xz data is damaged: {error}") from None
+        except (zlib.error, OSError, EOFError, ValueError) as error:
+            raise invalid(f"the {self.format} data is damaged: {error}") from None
+
+    def _next_stream(self, unused: int) -> _Decompressor | None:
+        """Go on with a further compressed stream (RFC 1952 §2.2); anything else after the first is padding.
+
+        `unused` counts the last input bytes that the finished stream did not take.
+        """
+        self._input_at -= unused
+        head = self._input[self._input_at : self._input_at + len(self._magic)]
+        if len(head) < len(self._magic):
+            self._input, self._input_at = head + self._source.read(CHUNK_BYTES), 0
+        if self._new is None or not self._input.startswith(self._magic, self._input_at):
+            return None
+        self._streams += 1
+        if self._streams > STREAMS_MAX:
+            what = f"the {self.format} data consists of more than {STREAMS_MAX} streams, which is the limit"
+            raise Permanent(ErrorCode.TOO_LARGE, f"{what}; compress the tar as one")
+        return self._new()

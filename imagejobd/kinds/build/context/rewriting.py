@@ -1,0 +1,193 @@
+"""A build context from a stranger: read once, checked, and written anew.
+
+What the engine gets is not what came in but a plain PAX tar of what was understood, so that no two readers can take the
+same bytes for different files: no compression, nothing twice, no escape, no owner, no device. Symbolic links keep their
+targets, absolute ones too: the engine resolves them within the context. Runs in a thread; the disk is the caller's.
+"""
+
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from imagejobd.kinds.build.context.inflate import Inflated
+from imagejobd.kinds.build.context.members import (
+    BLOCK_BYTES,
+    DIRECTORY,
+    HARD_LINK,
+    REGULAR,
+    SYMLINK,
+    Member,
+    Members,
+    shown,
+)
+from imagejobd.kinds.build.context.sparse import read_sparse
+from imagejobd.kinds.build.context.tree import Components, Leaf, Tree
+from imagejobd.model.errors import ErrorCode, Permanent, invalid
+
+DOCKERFILE = "Dockerfile"
+DOCKERFILE_MODE = 0o644
+
+_DOCKERFILE_PATH: Components = (DOCKERFILE.encode(),)
+# The engine's own name first: the first that is there counts.
+_DOCKERFILE_NAMES = {_DOCKERFILE_PATH: DOCKERFILE, (DOCKERFILE.lower().encode(),): DOCKERFILE.lower()}
+_REFUSED_TYPES = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
+_END = bytes(2 * BLOCK_BYTES)
+
+
+class ContextBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a context may be unpacked. `max_bytes` bounds the rewritten tar too; names are counted in bytes."""
+
+    max_bytes: int
+    max_entries: int
+    max_name_bytes: int = 4096
+    max_dockerfile_bytes: int = 1 << 20
+
+
+def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Callable[[], bool]) -> str:
+    """Check the tar in `source` (plain, gzip, bzip2 or xz), write it anew to `target`; the text of its Dockerfile.
+
+    The context's `Dockerfile` counts, else its `dockerfile`, which is then written under both names. The text has no
+    byte order mark. Raises `Permanent(invalid)` or `Permanent(too_large)` that names the member and the reason,
+    `Stopped` soon after `stop()` is true, and OSError only for the disk under `source` and `target`.
+    """
+    if isinstance(source, Path):
+        with source.open("rb") as opened:
+            return rewrite(opened, target, bounds, stop)
+    return _Rewriter(target, bounds).run(Inflated(source, max_bytes=bounds.max_bytes, stop=stop))
+
+
+def dockerfile_context(text: str) -> bytes:
+    """The tar of a context that holds one Dockerfile."""
+    content = text.encode()
+    header = _header(_DOCKERFILE_PATH, tarfile.REGTYPE, size=len(content), mode=DOCKERFILE_MODE)
+    return header + content + bytes(-len(content) % BLOCK_BYTES) + _END
+
+
+class _Rewriter:
+    """One pass from a stream of members to `target`."""
+
+    def __init__(self, target: BinaryIO, bounds: ContextBounds) -> None:
+        self._target = target
+        self._bounds = bounds
+        self._tree = Tree(max_entries=bounds.max_entries, max_name_bytes=bounds.max_name_bytes)
+        self._tar_bytes = 0
+        # Which name counts is known at the end only, so each one's content is kept; None when it is too large.
+        self._contents: dict[str, bytes | None] = {}
+
+    def run(self, stream: Inflated) -> str:
+        members = Members(stream)
+        for member in members:
+            self._member(member, members)
+        stream.drain()
+        name, content = self._dockerfile()
+        text = _text(name, content)
+        if name != DOCKERFILE:
+            self._file(_DOCKERFILE_PATH, len(content), DOCKERFILE_MODE, 0, [content])
+        self._write(_END)
+        return text
+
+    def _member(self, member: Member, members: Members) -> None:
+        sparse = read_sparse(member, members)
+        if sparse:
+            self._file(self._tree.path(sparse.name), sparse.size, member.mode, member.mtime, sparse.data(members))
+            return
+        path = self._tree.path(member.name)
+        if member.type == REGULAR:
+            self._file(path, member.size, member.mode, member.mtime, members.data())
+        elif member.type == DIRECTORY:
+            self._directory(path, member)
+        elif member.type == SYMLINK:
+            self._symlink(path, member)
+        elif member.type == HARD_LINK:
+            self._hard_link(path, member)
+        else:
+            what = _REFUSED_TYPES.get(member.type, f"of unknown type {shown(member.type)}")
+            raise invalid(f"{shown(member.name)} is {what}; a build context holds only files, directories and links")
+
+    def _directory(self, path: Components, member: Member) -> None:
+        if self._tree.add_directory(path):
+            self._write(_header(path, tarfile.DIRTYPE, mode=member.mode, mtime=member.mtime))
+
+    def _file(self, path: Components, size: int, mode: int, mtime: int, pieces: Iterable[bytes]) -> None:
+        self._tree.add(path, Leaf.FILE)
+        if self._tar_bytes + size > self._bounds.max_bytes:
+            raise self._too_large()
+        self._write(_header(path, tarfile.REGTYPE, size=size, mode=mode, mtime=mtime))
+        for piece in self._kept(path, size, pieces):
+            self._write(piece)
+        self._write(bytes(-size % BLOCK_BYTES))
+
+    def _kept(self, path: Components, size: int, pieces: Iterable[bytes]) -> Iterable[bytes]:
+        """`pieces`; those of a Dockerfile are also remembered."""
+        name = _DOCKERFILE_NAMES.get(path)
+        if name is None:
+            return pieces
+        self._contents[name] = None
+        if size > self._bounds.max_dockerfile_bytes:
+            return pieces
+        content = self._contents[name] = b"".join(pieces)
+        return [content]
+
+    def _symlink(self, path: Components, member: Member) -> None:
+        if not member.link or b"\0" in member.link or len(member.link) > self._bounds.max_name_bytes:
+            raise invalid(f"the symbolic link {shown(member.name)} has an empty or over-long target")
+        self._tree.add(path, Leaf.SYMLINK)
+        self._write(_header(path, tarfile.SYMTYPE, mode=member.mode, mtime=member.mtime, link=member.link))
+
+    def _hard_link(self, path: Components, member: Member) -> None:
+        target = self._tree.path(member.link)
+        if self._tree.at(target) is not Leaf.FILE:
+            raise invalid(
+                f"the hard link {shown(member.name)} leads to {shown(member.link)}, which is no file before it"
+            )
+        self._tree.add(path, Leaf.FILE)
+        link = b"/".join(target)
+        self._write(_header(path, tarfile.LNKTYPE, mode=member.mode, mtime=member.mtime, link=link))
+
+    def _write(self, piece: bytes) -> None:
+        self._tar_bytes += len(piece)
+        if self._tar_bytes > self._bounds.max_bytes:
+            raise self._too_large()
+        self._target.write(piece)
+
+    def _too_large(self) -> Permanent:
+        return Permanent(
+            ErrorCode.TOO_LARGE, f"the tar unpacks to more than {self._bounds.max_bytes} bytes, which is the limit"
+        )
+
+    def _dockerfile(self) -> tuple[str, bytes]:
+        for path, name in _DOCKERFILE_NAMES.items():
+            node = self._tree.at(path)
+            if node is None:
+                continue
+            if name not in self._contents:
+                kind = (
+                    "a directory" if isinstance(node, dict) else node.value if node is Leaf.SYMLINK else "a hard link"
+                )
+                raise invalid(f"the Dockerfile {name!r} is {kind} in this tar; send it as a regular file")
+            content = self._contents[name]
+            if content is None:
+                limit = self._bounds.max_dockerfile_bytes
+                raise Permanent(ErrorCode.TOO_LARGE, f"the Dockerfile {name!r} is larger than {limit} bytes, the limit")
+            return name, content
+        names = " or ".join(map(repr, _DOCKERFILE_NAMES.values()))
+        raise invalid(f"the tar has no {names} at its top level; pack the tar from within the folder that holds it")
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise invalid(f"the Dockerfile {name!r} is not UTF-8 text (line {line})") from None
+
+
+def _header(path: Components, kind: bytes, *, size: int = 0, mode: int, mtime: int = 0, link: bytes = b"") -> bytes:
+    """The header blocks of one member: ustar where that can say it, PAX where not. Owner is root, without names."""
+    info = tarfile.TarInfo(b"/".join(path).decode(errors="surrogateescape"))
+    info.type, info.size, info.mode, info.mtime = kind, size, mode, mtime
+    info.linkname = link.decode(errors="surrogateescape")
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

@@ -1,0 +1,94 @@
+"""The pushing phase: each reference tagged, pushed, untagged, and proved in the registry.
+
+The engine knows a user's tag only while it is pushed. What the tag named before (an image of the operator's, say) is
+remembered in the checkpoint and put back, also after a crash.
+"""
+
+from contextlib import aclosing
+
+from imagejobd.engine import images
+from imagejobd.engine.events import Transfer
+from imagejobd.engine.push import Pushed, push
+from imagejobd.kinds.build.building import BuiltImage
+from imagejobd.kinds.build.purging import Borrowed, give_back, repay
+from imagejobd.kinds.build.spec import BuildSpec
+from imagejobd.kinds.build.tools import Tools
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.failpoint import failpoint
+from imagejobd.model.reference import ImageReference
+from imagejobd.model.secret import Credentials
+from imagejobd.model.work import Work
+
+
+async def push_image(tools: Tools, work: Work, spec: BuildSpec, image: BuiltImage) -> dict[str, str]:
+    """Push every reference that no earlier attempt has pushed; digests by reference."""
+    pushed: dict[str, str] = dict(work.checkpoint.get("pushed", {}))
+    credentials_for = tools.credentials_for(work, spec)
+    async with work.phase("pushing", timeout_s=tools.settings.push_timeout_s):
+        # Else the image that a crashed attempt left under the tag would pass for what stood there before.
+        await repay(tools, work.checkpoint)
+        if work.checkpoint.get("borrowed"):
+            await work.save(borrowed=None)
+        for reference in spec.references:
+            if str(reference) not in pushed:
+                credentials = credentials_for(reference.host)
+                digest = await _push_borrowed(tools, work, image, reference, credentials)
+                failpoint("after_push")
+                await _prove(tools, work, reference, digest, credentials)
+                pushed[str(reference)] = digest
+                await work.save(pushed=pushed)
+    return pushed
+
+
+async def _push_borrowed(
+    tools: Tools, work: Work, image: BuiltImage, reference: ImageReference, credentials: Credentials | None
+) -> str:
+    """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image."""
+    async with tools.turns.take(str(reference)):
+        before = await images.inspect(tools.engine, reference)
+        borrowed = Borrowed(str(reference), image.id, before.id if before else None)
+        await work.save(borrowed=borrowed.stored())
+        try:
+            await _tag(tools, image, reference)
+            failpoint("while_pushing")
+            return await _push(tools, work, reference, credentials)
+        finally:
+            await give_back(tools.engine, borrowed)
+            await work.save(borrowed=None)
+
+
+async def _tag(tools: Tools, image: BuiltImage, reference: ImageReference) -> None:
+    try:
+        await images.tag(tools.engine, image.id, reference)
+    except Permanent as fault:
+        if fault.code is not ErrorCode.NOT_FOUND:
+            raise
+        why = "somebody removed the built image from the engine; it has to be built again"
+        raise Temporary(ErrorCode.CONFLICT, why) from fault
+
+
+async def _push(tools: Tools, work: Work, reference: ImageReference, credentials: Credentials | None) -> str:
+    await work.log(f"pushing {reference}\n")
+    async with aclosing(push(tools.engine, reference, credentials)) as events:
+        async for event in events:
+            match event:
+                case Transfer():
+                    work.progress(layer=event.name, status=event.status, current=event.current, total=event.total)
+                case Pushed():
+                    await work.log(f"pushed {reference} digest: {event.digest} size: {event.size}\n")
+                    return event.digest
+    raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the push of {reference} ended without a digest")
+
+
+async def _prove(
+    tools: Tools, work: Work, reference: ImageReference, digest: str, credentials: Credentials | None
+) -> None:
+    """Ask the registry itself: the engine's word is not proof. Another push may have moved the tag since."""
+    if await tools.registry.head_manifest(reference, credentials) == digest:
+        return
+    by_digest = ImageReference(reference.host, reference.path, digest=digest)
+    if await tools.registry.head_manifest(by_digest, credentials) != digest:
+        raise Temporary(
+            ErrorCode.PUSH_FAILED, f"{reference} was pushed, but the registry does not have {digest} under that name"
+        )
+    await work.log(f"WARNING: {reference} names another image by now; this one is there as {by_digest}\n")

@@ -1,0 +1,81 @@
+"""The fetching phase keeps a blob from collection until the job refers to it, and no longer."""
+
+import io
+import tarfile
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from imagejobd.engine.bases import Bases
+from imagejobd.engine.client import Engine
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.kinds.build.fetching import fetch_context
+from imagejobd.kinds.build.settings import BuildSettings
+from imagejobd.kinds.build.spec import BuildSpec
+from imagejobd.kinds.build.tools import Tools
+from imagejobd.model.egress import Egress, EgressSettings
+from imagejobd.model.errors import ErrorCode, Temporary
+from imagejobd.registry.client import RegistryClient
+from imagejobd.store.blobs import BlobStore
+
+
+class FetchWork:
+    """As much of a `Work` as the phase uses; its `save` fails when `fault` is set, and collects before it ends."""
+
+    def __init__(self, blobs: BlobStore, fault: Temporary | None) -> None:
+        self.checkpoint: dict[str, Any] = {}
+        self.secrets: dict[str, Any] = {}
+        self.collected = 0
+        self._blobs = blobs
+        self._fault = fault
+
+    @asynccontextmanager
+    async def phase(self, name: str, *, timeout_s: float) -> AsyncIterator[None]:
+        yield
+
+    async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
+        self.collected += await self._blobs.collect([], min_age_s=-1)
+        if self._fault is not None:
+            raise self._fault
+
+    async def log(self, text: str) -> None: ...
+
+    def progress(self, **values: Any) -> None: ...
+
+
+@pytest.mark.parametrize("fault", [None, Temporary(ErrorCode.STORAGE_FULL, "full")])
+async def test_the_blob_is_pinned_until_it_is_saved(tmp_path: Path, fault: Temporary | None) -> None:
+    """While the checkpoint is written the blob cannot be collected; afterwards only a reference keeps it."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        member = tarfile.TarInfo("Dockerfile")
+        member.size = len(b"FROM scratch\n")
+        tar.addfile(member, io.BytesIO(b"FROM scratch\n"))
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=archive.getvalue())
+
+    app = web.Application()
+    app.router.add_get("/c.tar", answer)
+    engine, blobs = Engine(EngineSettings(host="unix:///nowhere")), BlobStore(tmp_path)
+    egress = Egress(EgressSettings(deny=()))
+    tools = Tools(
+        engine=engine,
+        bases=Bases(engine),
+        registry=RegistryClient({}, egress),
+        blobs=blobs,
+        egress=egress,
+        settings=BuildSettings(),
+    )
+    work = FetchWork(blobs, fault)
+    async with TestServer(app) as server:
+        spec = BuildSpec(image="app", tar_url=str(server.make_url("/c.tar")))
+        with pytest.raises(Temporary, match="full") if fault else nullcontext():
+            await fetch_context(tools, work, spec)  # type: ignore[arg-type]  # a part of a Work
+    assert work.collected == 0
+    assert await blobs.collect([], min_age_s=-1) == 1
