@@ -1,0 +1,62 @@
+"""After a crash: take back the jobs it left running, and remove what it left in the outside world."""
+
+from collections.abc import Iterable
+
+import structlog
+
+from imagejobd.model.errors import Fault
+from imagejobd.model.work import Kind
+from imagejobd.store.protocol import CANCEL_TOPIC, Store
+
+CRASHES_MAX = 3
+SWEEP_EVERY_S = 300.0
+SWEEP_RETRY_S = 5.0
+
+log = structlog.get_logger("imagejobd.recovery")
+
+
+async def rescue(store: Store, worker: str) -> None:
+    """Queue again, cancel or quarantine every job that a worker which is gone left running."""
+    for rescued in await store.rescue(worker, crashes_max=CRASHES_MAX):
+        log.warning("rescued a job that a crash left running", job=rescued.uuid, state=rescued.state)
+
+
+async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:
+    """Remove everything in the outside world that belongs to no live job; the messages of what did not go.
+
+    The outside is listed before the store is asked who lives: a job that starts in between is then known to live.
+    One thing that cannot be removed does not protect the others.
+    """
+    troubles: set[str] = set()
+    for kind in kinds:
+        try:
+            found = await kind.leftovers()
+            ownerless = found - await store.live()
+        except Fault as fault:
+            troubles.add(fault.message)
+            continue
+        for uuid in sorted(ownerless):
+            try:
+                job = await store.get(uuid, tenant=None)
+                await kind.discard(uuid, job.checkpoint if job else {})
+            except Fault as fault:
+                troubles.add(fault.message)
+            else:
+                log.info("removed what an ended job had left", job=uuid, kind=kind.name)
+    return troubles
+
+
+async def sweep_loop(store: Store, kinds: Iterable[Kind]) -> None:
+    """Sweep at boot, as soon as the outside world answers, every few minutes, and after each cancel.
+
+    A job that is cancelled while it waits for another attempt has nobody else to clean up after it.
+    """
+    kinds = tuple(kinds)
+    told: set[str] = set()
+    with store.watch(CANCEL_TOPIC) as cancels:
+        while True:
+            troubles = await sweep(store, kinds)
+            for message in sorted(troubles - told):
+                log.warning("cannot sweep yet", error=message)
+            told = troubles
+            await cancels.changed(SWEEP_RETRY_S if troubles else SWEEP_EVERY_S)

@@ -1,0 +1,65 @@
+"""What is forgotten when: old jobs, logs and payloads, and jobs that waited too long."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from imagejobd.model.clock import now_ms as wall_clock_ms
+from imagejobd.model.errors import Temporary
+from imagejobd.runner.settings import Retention
+from imagejobd.store.blobs import BlobStore
+from imagejobd.store.protocol import Pruned, Store
+
+EXPIRE_EVERY_S = 5.0
+PRUNE_EVERY_S = 600.0
+# Small batches: between two of them waiting requests get their turn at the writer.
+BATCH_MAX = 500
+DAY_MS = 24 * 3600 * 1000
+# A blob is written before the row that names it is committed.
+BLOB_MIN_AGE_S = 3600.0
+
+log = structlog.get_logger("imagejobd.retention")
+
+
+async def expire_loop(store: Store, queue_timeout_s: float, now_ms: Callable[[], int] = wall_clock_ms) -> None:
+    """Fail the jobs that waited longer than they may without ever starting."""
+    while True:
+        try:
+            for uuid in await store.expire(due_before_ms=now_ms() - int(queue_timeout_s * 1000)):
+                log.warning("job waited too long in the queue", job=uuid)
+        except Temporary as fault:
+            log.error("cannot expire jobs now", error=fault.message)
+        await asyncio.sleep(EXPIRE_EVERY_S)
+
+
+async def prune_loop(
+    store: Store, blobs: BlobStore, keep: Retention, now_ms: Callable[[], int] = wall_clock_ms
+) -> None:
+    """Forget what is older than the retention says, then the blobs that nothing refers to any more.
+
+    Once a day the store looks at its data anew, because what it knew of them has aged by then.
+    """
+    optimized_ms = now_ms()  # the store was, when it was closed
+    while True:
+        try:
+            await _prune(store, keep, now_ms())
+            await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
+            if now_ms() - optimized_ms >= DAY_MS:
+                await store.optimize()
+                optimized_ms = now_ms()
+        except Temporary as fault:
+            log.error("cannot prune now", error=fault.message)
+        await asyncio.sleep(PRUNE_EVERY_S)
+
+
+async def _prune(store: Store, keep: Retention, at_ms: int) -> None:
+    while True:
+        pruned: Pruned = await store.prune(
+            jobs_before_ms=at_ms - int(keep.history_days * DAY_MS),
+            logs_before_ms=at_ms - int(keep.log_days * DAY_MS),
+            blobs_before_ms=at_ms - int(keep.payload_days * DAY_MS),
+            batch_max=BATCH_MAX,
+        )
+        if max(pruned.jobs, pruned.logs, pruned.blobs) < BATCH_MAX:
+            return

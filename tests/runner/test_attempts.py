@@ -1,0 +1,400 @@
+"""How attempts end, on a real store."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from runner_bench import QUICK, Bench, ScriptedKind
+
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.job import Json
+from imagejobd.model.secret import Secret
+from imagejobd.model.state import State
+from imagejobd.model.work import Work
+from imagejobd.runner import attempt as attempt_module
+from imagejobd.runner import runner as runner_module
+from imagejobd.runner.settings import Limits
+from imagejobd.store.sqlite import SqliteStore
+
+
+async def test_success_keeps_result_phases_and_log(bench: Bench) -> None:
+    """What a kind returns, logs, and passes through is kept with the job."""
+
+    async def behaviour(work: Work) -> Json:
+        async with work.phase("one", timeout_s=5):
+            await work.log("hello\n")
+        async with work.phase("two", timeout_s=5):
+            work.progress(done=3)
+        return {"answer": 42}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.result, job.attempt, job.error) == (State.SUCCEEDED, {"answer": 42}, 1, None)
+    assert job.progress == {"done": 3}
+    phases = await bench.store.phases(job.id)
+    assert [phase.name for phase in phases] == ["one", "two"]
+    assert all(phase.finished_ms is not None for phase in phases)
+    assert "hello\n" in await bench.log_of(job.uuid)
+
+
+async def test_temporary_faults_are_retried(bench: Bench) -> None:
+    """A temporary fault is tried again, with what the attempt had saved."""
+
+    async def behaviour(work: Work) -> Json:
+        seen = work.checkpoint.get("tries", 0)
+        await work.save(tries=seen + 1)
+        if seen < 2:
+            raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "the registry is down")
+        return {"tries": seen + 1}
+
+    kind = ScriptedKind(behaviour)
+    async with bench.running(kind):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt, job.result) == (State.SUCCEEDED, 3, {"tries": 3})
+    assert "the registry is down" in await bench.log_of(job.uuid)
+    assert kind.discarded == []
+
+
+async def test_retries_end(bench: Bench) -> None:
+    """After `max_attempts` a temporary fault is final, and says how often it was tried."""
+
+    async def behaviour(work: Work) -> Json:
+        raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "no engine")
+
+    kind = ScriptedKind(behaviour)
+    async with bench.running(kind, limits=msgspec.structs.replace(QUICK, max_attempts=2)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt) == (State.FAILED, 2)
+    assert job.error is not None
+    assert job.error.code == ErrorCode.ENGINE_UNAVAILABLE
+    assert "gave up after 2 attempts" in job.error.message
+    assert kind.discarded == [job.uuid]
+
+
+async def test_permanent_faults_end_at_once(bench: Bench) -> None:
+    """A permanent fault is final after one attempt, is in the log, and leaves nothing outside."""
+
+    async def behaviour(work: Work) -> Json:
+        raise Permanent(ErrorCode.BUILD_FAILED, "line 3: no")
+
+    kind = ScriptedKind(behaviour)
+    async with bench.running(kind):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt) == (State.FAILED, 1)
+    assert kind.discarded == [job.uuid]
+    assert "failed: line 3: no" in await bench.log_of(job.uuid)
+
+
+async def test_defects_fail_the_job_and_not_the_daemon(bench: Bench) -> None:
+    """An exception that is no fault fails its own job as `internal`, without its text, and others go on."""
+
+    async def behaviour(work: Work) -> Json:
+        if work.job.labels:
+            raise KeyError("inner detail")
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        broken = await bench.ended((await bench.enqueue(labels={"a": "b"})).uuid)
+        fine = await bench.ended((await bench.enqueue()).uuid)
+    assert broken.error is not None
+    assert broken.error.code == ErrorCode.INTERNAL
+    assert "inner detail" not in broken.error.message
+    assert fine.state is State.SUCCEEDED
+
+
+async def test_phase_timeout(bench: Bench) -> None:
+    """A phase past its limit ends the job with `timeout`, naming phase and limit."""
+
+    async def behaviour(work: Work) -> Json:
+        async with work.phase("building", timeout_s=0.05):
+            await asyncio.sleep(60)
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (State.FAILED, ErrorCode.TIMEOUT)
+    assert "building" in job.error.message
+    assert "0.05 s" in job.error.message
+
+
+async def test_job_timeout(bench: Bench) -> None:
+    """An attempt past `job_timeout_s` ends with `timeout`, naming the key."""
+
+    async def behaviour(work: Work) -> Json:
+        await asyncio.sleep(60)
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour), limits=msgspec.structs.replace(QUICK, job_timeout_s=0.05)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert job.error.code == ErrorCode.TIMEOUT
+    assert "limits.job_timeout_s" in job.error.message
+
+
+async def test_a_kinds_own_timeout_error_is_a_defect(bench: Bench) -> None:
+    """A TimeoutError that no limit of ours raised is not mistaken for one."""
+
+    async def behaviour(work: Work) -> Json:
+        async with work.phase("p", timeout_s=60):
+            raise TimeoutError
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert job.error.code == ErrorCode.INTERNAL
+
+
+async def test_cancel_stops_the_work(bench: Bench) -> None:
+    """A cancel ends running work at once, cleans up outside, and is no failure."""
+    stopped = asyncio.Event()
+
+    async def behaviour(work: Work) -> Json:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+        return {}
+
+    kind = ScriptedKind(behaviour)
+    async with bench.running(kind):
+        uuid = (await bench.enqueue()).uuid
+        await bench.when(uuid, lambda job: job.state is State.RUNNING)
+        assert await bench.store.request_cancel(uuid, tenant=None) is State.RUNNING
+        job = await bench.ended(uuid)
+    assert stopped.is_set()
+    assert job.state is State.CANCELLED
+    assert kind.discarded == [uuid]
+
+
+async def test_success_wins_over_a_late_cancel(bench: Bench) -> None:
+    """Work that was done when the cancel came is not thrown away."""
+
+    async def behaviour(work: Work) -> Json:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return {"done": True}
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        uuid = (await bench.enqueue()).uuid
+        await bench.when(uuid, lambda job: job.state is State.RUNNING)
+        await bench.store.request_cancel(uuid, tenant=None)
+        assert (await bench.ended(uuid)).state is State.SUCCEEDED
+
+
+async def test_drain_waits_then_interrupts(bench: Bench) -> None:
+    """Draining lets a short job end and interrupts a long one, which keeps its attempt and its checkpoint."""
+
+    async def behaviour(work: Work) -> Json:
+        await work.save(started=True)
+        await asyncio.sleep(0.1 if work.job.labels else 60)
+        return {}
+
+    kind = ScriptedKind(behaviour)
+    async with bench.running(kind) as runner:
+        short, long = (await bench.enqueue(labels={"s": "1"})).uuid, (await bench.enqueue()).uuid
+        for uuid in (short, long):
+            await bench.when(uuid, lambda job: bool(job.checkpoint))
+        await runner.drain(0.5)
+        queued = (await bench.enqueue()).uuid
+        await asyncio.sleep(0.05)
+        interrupted = await bench.job(long)
+        assert (await bench.job(short)).state is State.SUCCEEDED
+        assert (interrupted.state, interrupted.attempt, interrupted.crashes) == (State.QUEUED, 0, 0)
+        assert interrupted.checkpoint == {"started": True}
+        assert (await bench.job(queued)).state is State.QUEUED
+        assert kind.discarded == []
+
+
+async def test_failed_cleanup_does_not_hide_the_ending(bench: Bench) -> None:
+    """When the outside cannot be cleaned now, the job still ends, for the sweep to come."""
+
+    async def behaviour(work: Work) -> Json:
+        raise Permanent(ErrorCode.BUILD_FAILED, "no")
+
+    kind = ScriptedKind(behaviour)
+    kind.discard_fault = Temporary(ErrorCode.ENGINE_UNAVAILABLE, "no engine")
+    async with bench.running(kind):
+        assert (await bench.ended((await bench.enqueue()).uuid)).state is State.FAILED
+
+
+async def test_secrets_are_masked(bench: Bench) -> None:
+    """A secret that the outside echoes appears neither in log, error nor result."""
+
+    async def behaviour(work: Work) -> Json:
+        password = work.secrets["password"].reveal()
+        await work.log(f"login with {password}\n")
+        raise Permanent(ErrorCode.DENIED, f"bad password {password}")
+
+    async with bench.running(ScriptedKind(behaviour)):
+        enqueued = await bench.enqueue(secrets={"password": Secret("hunter2-long")})
+        job = await bench.ended(enqueued.uuid)
+    assert "hunter2" not in await bench.log_of(job.uuid)
+    assert "hunter2" not in str(job)
+
+
+async def test_log_is_cut_visibly(bench: Bench) -> None:
+    """A log past its bound loses its middle, says so, and keeps its end."""
+
+    async def behaviour(work: Work) -> Json:
+        for number in range(20_000):
+            await work.log(f"line {number:06d} of the log\n")
+        return {}
+
+    limits: Limits = msgspec.structs.replace(QUICK, log_max_bytes=200_000)
+    async with bench.running(ScriptedKind(behaviour), limits=limits):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    text = await bench.log_of(job.uuid)
+    assert text.startswith("line 000000")
+    assert "bytes of log dropped here" in text
+    assert text.endswith("line 019999 of the log\n")
+    assert len(text) < 210_000
+
+
+@pytest.mark.parametrize("lines", [1, 5000])
+async def test_log_is_whole_and_in_order(bench: Bench, lines: int) -> None:
+    """Every line that was logged is there, in order."""
+
+    async def behaviour(work: Work) -> Json:
+        for number in range(lines):
+            await work.log(f"{number}\n")
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert await bench.log_of(job.uuid) == "".join(f"{number}\n" for number in range(lines))
+
+
+async def test_log_can_be_followed_while_it_grows(bench: Bench) -> None:
+    """A line is readable well before the job ends."""
+    go_on: Any = asyncio.Event()
+
+    async def behaviour(work: Work) -> Json:
+        await work.log("early\n")
+        await go_on.wait()
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        uuid = (await bench.enqueue()).uuid
+        async with asyncio.timeout(5):
+            while await bench.log_of(uuid) != "early\n":
+                await asyncio.sleep(0.01)
+        assert (await bench.job(uuid)).state is State.RUNNING
+        go_on.set()
+        await bench.ended(uuid)
+
+
+async def test_a_result_that_cannot_be_kept_fails_the_job(bench: Bench) -> None:
+    """What the store does not take as a result is a defect of the kind: the job ends, and says so."""
+
+    async def behaviour(work: Work) -> Json:
+        return {"result": object()}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (State.FAILED, ErrorCode.INTERNAL)
+
+
+async def test_a_kind_that_cancels_itself_fails_the_job(bench: Bench) -> None:
+    """A cancellation that nobody asked for is a defect, not an interruption that would be tried again for ever."""
+
+    async def behaviour(work: Work) -> Json:
+        raise asyncio.CancelledError
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (State.FAILED, ErrorCode.INTERNAL)
+
+
+async def test_defects_while_tidying_do_not_hide_the_ending(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be written and a discard that breaks leave the verdict as it was."""
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("defect")
+
+    async def behaviour(work: Work) -> Json:
+        if work.job.labels:
+            raise Permanent(ErrorCode.BUILD_FAILED, "no")
+        await work.log("early\n")
+        return {}
+
+    kind = ScriptedKind(behaviour)
+    monkeypatch.setattr(kind, "discard", broken)
+    monkeypatch.setattr(SqliteStore, "log", broken)
+    async with bench.running(kind):
+        failed = await bench.ended((await bench.enqueue(labels={"a": "b"})).uuid)
+        succeeded = await bench.ended((await bench.enqueue()).uuid)
+    assert failed.error is not None
+    assert (failed.error.code, succeeded.state) == (ErrorCode.BUILD_FAILED, State.SUCCEEDED)
+
+
+async def test_a_discard_that_hangs_is_left_to_the_sweep(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not answer delays the ending by a bound, which leaves the drain time to write it."""
+    assert attempt_module.DISCARD_TIMEOUT_S < runner_module.INTERRUPT_TIMEOUT_S
+    monkeypatch.setattr(attempt_module, "DISCARD_TIMEOUT_S", 0.05)
+
+    async def behaviour(work: Work) -> Json:
+        raise Permanent(ErrorCode.BUILD_FAILED, "no")
+
+    kind = ScriptedKind(behaviour)
+    monkeypatch.setattr(kind, "discard", lambda *_: asyncio.sleep(3600))
+    async with bench.running(kind):
+        assert (await bench.ended((await bench.enqueue()).uuid)).state is State.FAILED
+
+
+async def test_concealed_secrets_and_lines_of_secrets_are_masked(bench: Bench) -> None:
+    """A login that is not the job's own is masked once the kind has named it, and a long secret also line by line."""
+
+    async def behaviour(work: Work) -> Json:
+        work.conceal(Secret("configured-password"))
+        await work.log("configured-password and then second-line-of-it\n")
+        raise Permanent(ErrorCode.DENIED, "bad configured-password")
+
+    async with bench.running(ScriptedKind(behaviour)):
+        enqueued = await bench.enqueue(secrets={"password": Secret("first-line\nsecond-line-of-it\nx\n")})
+        job = await bench.ended(enqueued.uuid)
+    said = await bench.log_of(job.uuid) + str(job.error)
+    assert "configured" not in said
+    assert "second-line" not in said
+    assert "and then" in said
+
+
+async def test_cancelling_survives_a_store_that_cannot_be_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When cancel requests cannot be read for a moment, they are read later; the runner goes on."""
+    monkeypatch.setattr(runner_module, "POLL_S", 0.01)
+    cancel_requests, refusals = SqliteStore.cancel_requests, iter(range(3))
+
+    async def unreadable_at_first(store: SqliteStore, worker: str) -> list[str]:
+        if next(refusals, None) is not None:
+            raise Temporary(ErrorCode.INTERNAL, "locked")
+        return await cancel_requests(store, worker)
+
+    monkeypatch.setattr(SqliteStore, "cancel_requests", unreadable_at_first)
+
+    async def behaviour(work: Work) -> Json:
+        await asyncio.sleep(60)
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        uuid = (await bench.enqueue()).uuid
+        await bench.when(uuid, lambda job: job.state is State.RUNNING)
+        await bench.store.request_cancel(uuid, tenant=None)
+        assert (await bench.ended(uuid)).state is State.CANCELLED
+
+
+async def test_a_defect_in_judging_fails_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a defect of the runner itself leaves a job running."""
+    monkeypatch.setattr("imagejobd.runner.retry.delay_s", lambda *_: 1 / 0)
+
+    async def behaviour(work: Work) -> Json:
+        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "down")
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (State.FAILED, ErrorCode.INTERNAL)

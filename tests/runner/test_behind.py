@@ -1,0 +1,69 @@
+"""Writing behind: when, in which order, and what becomes of what could not be written."""
+
+import asyncio
+
+import pytest
+
+from imagejobd.model.errors import ErrorCode, Temporary
+from imagejobd.model.secret import Redactor
+from imagejobd.runner.behind import WriteBehind
+from imagejobd.runner.joblog import JobLog
+
+FULL = Temporary(ErrorCode.STORAGE_FULL, "no space")
+
+
+async def test_many_changes_are_one_write() -> None:
+    """Asking again before the delay has passed adds no write; `now` does not wait and cancels the delayed one."""
+    writes: list[int] = []
+
+    async def write() -> None:
+        writes.append(1)
+
+    behind = WriteBehind(write, delay_s=0.02)
+    for _ in range(100):
+        behind.soon()
+    await asyncio.sleep(0.06)
+    assert len(writes) == 1
+    behind.soon()
+    await behind.now()
+    await asyncio.sleep(0.04)
+    assert len(writes) == 2
+
+
+async def test_writes_never_overlap() -> None:
+    """A write that is due waits for the one under way, so that an older state cannot come after a newer one."""
+    under_way = 0
+
+    async def write() -> None:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1
+        await asyncio.sleep(0.02)
+        under_way -= 1
+
+    behind = WriteBehind(write, delay_s=0.001)
+    behind.soon()
+    await asyncio.sleep(0.01)
+    await asyncio.gather(behind.now(), behind.now())
+
+
+async def test_a_log_outlives_a_full_disk() -> None:
+    """Text that could not be written is written, once and in order, when the disk has room again."""
+    kept: list[str] = []
+    faults = [FULL, FULL]
+
+    async def write(text: str) -> None:
+        if faults:
+            raise faults.pop()
+        kept.append(text)
+
+    log = JobLog(write, Redactor(), max_bytes=1_000_000)
+    await log.append("one\n")
+    with pytest.raises(Temporary):
+        await log.close()
+    await log.append("two\n")
+    with pytest.raises(Temporary):
+        await log.close()
+    await log.append("three\n")
+    await log.close()
+    assert "".join(kept) == "one\ntwo\nthree\n"

@@ -1,0 +1,84 @@
+"""The bounds of a job's log."""
+
+import pytest
+
+from imagejobd.model.errors import ErrorCode, Temporary
+from imagejobd.runner.joblog import BLOCK_BYTES, JobLog
+
+MAX_BYTES = 5 * BLOCK_BYTES
+
+
+class Blocks(list[str]):
+    """What was written, block by block."""
+
+    async def write(self, text: str) -> None:
+        self.append(text)
+
+    def sizes(self) -> list[int]:
+        return [len(block.encode()) for block in self]
+
+
+def joblog(blocks: Blocks, **bounds: int) -> JobLog:
+    return JobLog(blocks.write, lambda text: text, **({"max_bytes": MAX_BYTES} | bounds))
+
+
+@pytest.mark.parametrize("character", ["x", "é", "😀"])
+@pytest.mark.parametrize("chars", [1, 1000, 300_000, 3_000_000])
+async def test_blocks_and_log_are_bounded(character: str, chars: int) -> None:
+    """However long a line is and whatever it is written in, no block is longer than one, nor the log than its bound."""
+    blocks = Blocks()
+    log = joblog(blocks)
+    await log.append("first\n")
+    await log.append(character * chars)
+    await log.append("\nlast\n")
+    await log.close()
+    assert max(blocks.sizes()) <= BLOCK_BYTES
+    assert sum(blocks.sizes()) <= MAX_BYTES + 100  # the mark
+    text = "".join(blocks)
+    assert text.startswith("first\n")
+    assert text.endswith("\nlast\n")
+    assert ("dropped" in text) == (chars * len(character.encode()) > MAX_BYTES)
+
+
+async def test_many_lines_fill_blocks() -> None:
+    """Lines become few blocks, whole and in order."""
+    blocks = Blocks()
+    log = joblog(blocks)
+    lines = [f"{number}\n" for number in range(30_000)]
+    for line in lines:
+        await log.append(line)
+    await log.close()
+    assert "".join(blocks) == "".join(lines)
+    assert max(blocks.sizes()) <= BLOCK_BYTES
+    assert len(blocks) <= 4
+
+
+async def test_a_later_attempt_adds_only_its_end() -> None:
+    """Where earlier attempts have filled the log, the last words of this one are still there."""
+    blocks = Blocks()
+    log = joblog(blocks, stored_bytes=MAX_BYTES)
+    await log.append("x" * 200_000)
+    await log.append("\nwhy\n")
+    await log.close()
+    assert sum(blocks.sizes()) <= BLOCK_BYTES + 100
+    assert "".join(blocks).endswith("\nwhy\n")
+
+
+async def test_what_could_not_be_written_is_written_later() -> None:
+    """A store that refuses costs no text and no order."""
+    written: list[str] = []
+    refusals = iter(range(2))
+
+    async def write(text: str) -> None:
+        if len(written) == 1 and next(refusals, None) is not None:
+            raise Temporary(ErrorCode.STORAGE_FULL, "full")
+        written.append(text)
+
+    log = JobLog(write, lambda text: text, max_bytes=MAX_BYTES)
+    text = "".join(f"{number:07}\n" for number in range(20_000))
+    with pytest.raises(Temporary):
+        await log.append(text)
+    with pytest.raises(Temporary):
+        await log.close()
+    await log.close()
+    assert "".join(written) == text
