@@ -1,0 +1,5 @@
+"""`python -m imagejobd`."""
+
+from imagejobd.cli import main
+
+main(prog_name="imagejobd")

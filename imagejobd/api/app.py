@@ -1,0 +1,71 @@
+"""The web application: one middleware that turns every failure into the words of the API that was spoken to."""
+
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from imagejobd.api import builder, guard, health, native
+from imagejobd.api.door import Door
+from imagejobd.api.wire import headers_of, status_of
+from imagejobd.model.errors import ErrorCode, Fault, Permanent
+
+# Which API's words a path is answered in, longest prefix first.
+ERROR_RESPONSES: tuple[tuple[str, Callable[[Fault, HTTPStatus], web.Response]], ...] = (
+    ("/api/v1/", builder.error_response),
+    ("/", native.error_response),
+)
+
+log = structlog.get_logger("imagejobd.api")
+
+
+def create_app(door: Door, checks: Mapping[str, health.Check]) -> web.Application:
+    """Wire all routes. Body sizes are bounded by the door, not by aiohttp."""
+    app = web.Application(middlewares=[_middleware(guard.Guard(door.server.hosts))], client_max_size=0)
+    app.add_routes(health.routes(door, checks))
+    app.add_routes(builder.routes(door))
+    app.add_routes(native.routes(door))
+    return app
+
+
+def _middleware(check: guard.Guard) -> Middleware:
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            check(request)
+            return await handler(request)
+        except Fault as fault:
+            return _refusal(request, fault, status_of(fault), headers_of(fault))
+        except web.HTTPException as error:
+            return _refusal(request, _as_fault(error), HTTPStatus(error.status), _allow(error))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("a request failed by a defect of imagejobd", method=request.method, path=request.path)
+            defect = Permanent(ErrorCode.INTERNAL, "internal error; the daemon's log has the details")
+            return _refusal(request, defect, status_of(defect), {})
+
+    return answer
+
+
+def _refusal(request: web.Request, fault: Fault, status: HTTPStatus, headers: Mapping[str, str]) -> web.Response:
+    if request.writer.output_size > 0:
+        # Too late for a status. A connection that is cut tells the client that the body is not whole.
+        log.warning("an answer was cut short", path=request.path, error=fault.message)
+        raise ConnectionAbortedError(fault.message)
+    render = next(render for prefix, render in ERROR_RESPONSES if request.path.startswith(prefix))
+    response = render(fault, status)
+    response.headers.update(headers)
+    return response
+
+
+def _allow(error: web.HTTPException) -> dict[str, str]:
+    return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+
+
+def _as_fault(error: web.HTTPException) -> Fault:
+    words = {404: "Resource not found", 405: "Method not allowed"}
+    code = ErrorCode.NOT_FOUND if error.status == 404 else ErrorCode.INVALID
+    return Permanent(code, words.get(error.status, error.reason))

@@ -1,0 +1,190 @@
+"""The builder API (`/api/v1/build` and its status and logs), wire-compatible with the service it replaces.
+
+A client knows three stages, Building, Pushing, Finished, or `Failed: <message>`; everything finer is mapped onto them.
+Keys of requests are matched without regard to case, as the original's Go decoder did.
+"""
+
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+
+from imagejobd.api.bodies import Part, base64_chunks, is_multipart, parts, read_body
+from imagejobd.api.door import Door, Uploads, new_job
+from imagejobd.api.wire import json_response
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.ids import is_uuid
+from imagejobd.model.job import Job, Json
+from imagejobd.model.state import State
+from imagejobd.model.work import Upload
+
+KIND = "build"
+JSON_PART_MAX_BYTES = 1024 * 1024
+LOG_BLOCKS_MAX = 256
+PART_NAMES = frozenset({"json", "tarfile"})
+NULL = msgspec.Raw(b"null")
+PUSHING_PHASES = frozenset({"pushing", "purging"})
+
+INSUFFICIENT = "Insufficient Information.  Must provide at least an Image Name and a Dockerfile/Tarurl."
+UNKNOWN_JOB = "Jobid doesn't exist in the cache.  Bad request."
+
+
+def routes(door: Door) -> list[web.RouteDef]:
+    api = BuilderApi(door)
+    return [
+        web.post("/api/v1/build", api.build),
+        web.get("/api/v1/{jobid}/status", api.status),
+        web.get("/api/v1/{jobid}/logs", api.logs, allow_head=False),  # aiohttp would send the stream to HEAD too
+    ]
+
+
+# The members of a request by name in lower case, not decoded yet: what nobody asks for never takes shape in memory.
+Fields = dict[str, msgspec.Raw]
+
+# Made once: msgspec.json.decode(…, type=…) reads the type anew each time.
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_text = msgspec.json.Decoder(str | None).decode
+_decode_flag = msgspec.json.Decoder(bool | None, strict=False).decode
+
+
+class BuilderApi:
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._kind = door.kinds[KIND]
+
+    async def build(self, request: web.Request) -> web.Response:
+        """Accept a build. The answer is sent after the job is on disk."""
+        self._door.admit()
+        async with self._door.uploads() as uploads:
+            if is_multipart(request):
+                fields, upload = await self._multipart(request, uploads)
+            else:
+                body = await read_body(request, self._door.server, uploads.hold_json)
+                fields, upload = _fields(body, "the request body"), None
+            accepted = self._kind.parse(*await self._spec(fields, upload, uploads))
+            enqueued = await self._door.submit(new_job(KIND, accepted, self._door.caller(request)))
+        return _answer({"JobIdentifier": enqueued.uuid})
+
+    async def status(self, request: web.Request) -> web.Response:
+        job = await self._job(request)
+        phase = job.phase
+        if phase is None and not job.state.is_final:
+            # Between two attempts a job is in no phase; for this API it stays where it has come to.
+            phases = await self._door.store.phases(job.id)
+            phase = phases[-1].name if phases else None
+        return _answer({"Status": stage(job, phase)})
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """The whole log as one string, empty before the first line; sent as it is read, because it may be large."""
+        job = await self._job(request)
+        response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(b'{\n  "Logs": "')
+        offset = 0
+        while blocks := await self._door.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
+            text = "".join(block.text for block in blocks)
+            offset += len(text.encode())
+            await response.write(msgspec.json.encode(text)[1:-1])
+        await response.write_eof(b'"\n}')
+        return response
+
+    async def _job(self, request: web.Request) -> Job:
+        uuid = request.match_info["jobid"]
+        tenant = self._door.caller(request).tenant
+        job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
+        if job is None or job.kind != KIND:
+            raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
+        return job
+
+    async def _multipart(self, request: web.Request, uploads: Uploads) -> tuple[Fields, Upload | None]:
+        """Read the tar part into the content store and the JSON part into memory.
+
+        Parts are told apart by name (`TarFile`, `Json`), else by position: tar first, JSON second.
+        """
+        fields: Fields | None = None
+        upload: Upload | None = None
+        async for part in parts(request, self._door.server):
+            is_json = _is_json(part, has_tar=upload is not None)
+            if is_json and fields is None:
+                fields = _fields(await part.body(JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
+            elif not is_json and upload is None:
+                upload = await uploads.receive(self._kind, part.chunks())
+            else:
+                raise invalid(f"unexpected multipart part {part.name!r}: one tar and one Json part are enough")
+        if fields is None:
+            raise invalid(INSUFFICIENT)
+        return fields, upload
+
+    async def _spec(self, fields: Fields, upload: Upload | None, uploads: Uploads) -> tuple[Json, Upload | None]:
+        """The builder's fields as the build kind's spec. Precedence: dockerfile, then tar, then tar URL."""
+        image, dockerfile = _text(fields, "image_name"), _text(fields, "dockerfile")
+        tar, tar_url = _text(fields, "tarfile"), _text(fields, "tarurl") or _text(fields, "tar_url")
+        if not image or not (dockerfile or upload or tar or tar_url):
+            raise invalid(INSUFFICIENT)
+        username, password = _text(fields, "username"), _text(fields, "password")
+        spec: Json = {
+            "image": image,
+            # Both are optional here, and clients leave the password empty where there is none.
+            "username": username if password else "",
+            "password": password,
+            "nocache": _flag(fields, "nocache"),
+        }
+        if dockerfile:
+            return spec | {"dockerfile": dockerfile}, None
+        if upload is None and tar:
+            upload = await uploads.receive(self._kind, base64_chunks(tar, "TarFile"))
+        if upload is None:
+            return spec | {"tar_url": tar_url}, None
+        return spec, upload
+
+
+def stage(job: Job, phase: str | None) -> str:
+    """The one of the document's stages that a job is at; `phase` is its current or, between attempts, its last one."""
+    match job.state:
+        case State.SUCCEEDED:
+            return "Finished"
+        case State.FAILED:
+            return f"Failed: {job.error.message if job.error else 'unknown'}"
+        case State.CANCELLED:
+            return "Failed: cancelled"
+        case _:
+            return "Pushing" if phase in PUSHING_PHASES else "Building"
+
+
+def error_response(fault: Fault, status: HTTPStatus) -> web.Response:
+    """How this API says no."""
+    return _answer({"Error": fault.message}, status)
+
+
+def _answer(value: dict[str, str], status: int = HTTPStatus.OK) -> web.Response:
+    return json_response(value, status, indent=2)
+
+
+def _is_json(part: Part, *, has_tar: bool) -> bool:
+    name = part.name.lower()
+    return name == "json" if name in PART_NAMES else has_tar
+
+
+def _fields(body: bytearray, what: str) -> Fields:
+    try:
+        members = _decode_fields(body)
+    except msgspec.ValidationError:
+        raise invalid(f"{what} must be a JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"{what} is not valid JSON: {error}") from None
+    return {name.lower(): value for name, value in members.items()}
+
+
+def _text(fields: Fields, name: str) -> str:
+    try:
+        return _decode_text(fields.get(name, NULL)) or ""
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise invalid(f"{name} must be a string") from None
+
+
+def _flag(fields: Fields, name: str) -> bool:
+    """A boolean, also as "true" or "false"."""
+    try:
+        return _decode_flag(fields.get(name, NULL)) or False
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise invalid(f"{name} must be true or false") from None

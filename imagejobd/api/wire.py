@@ -1,0 +1,67 @@
+"""What the APIs share at the wire: HTTP statuses for faults, JSON answers, times.
+
+How an error looks is each API's own; which status it gets is decided here once.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+
+STATUS_OF: dict[ErrorCode, HTTPStatus] = {
+    ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
+    ErrorCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    ErrorCode.DENIED: HTTPStatus.FORBIDDEN,
+    ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    ErrorCode.CONFLICT: HTTPStatus.CONFLICT,
+    ErrorCode.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.POLICY: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorCode.EGRESS: HTTPStatus.FORBIDDEN,
+    ErrorCode.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.STORAGE_FULL: HTTPStatus.INSUFFICIENT_STORAGE,
+    ErrorCode.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
+}
+RETRY_AFTER_DEFAULT_S = 5.0
+
+_json = msgspec.json.Encoder()
+
+
+def status_of(fault: Fault) -> HTTPStatus:
+    """The HTTP status of a fault at the door; what no client can cause or cure is a 503 or a 500."""
+    fallback = HTTPStatus.SERVICE_UNAVAILABLE if isinstance(fault, Temporary) else HTTPStatus.INTERNAL_SERVER_ERROR
+    return STATUS_OF.get(fault.code, fallback)
+
+
+def headers_of(fault: Fault) -> dict[str, str]:
+    """Retry-After for everything that may work later."""
+    if not isinstance(fault, Temporary):
+        return {}
+    wait_s = RETRY_AFTER_DEFAULT_S if fault.retry_after_s is None else fault.retry_after_s
+    return {"Retry-After": str(max(1, math.ceil(wait_s)))}
+
+
+def json_response(
+    value: Any, status: int = 200, *, headers: Mapping[str, str] | None = None, indent: int | None = None
+) -> web.Response:
+    body = _json.encode(value)
+    if indent is not None:
+        body = msgspec.json.format(body, indent=indent)
+    return web.Response(body=body, status=status, content_type="application/json", charset="utf-8", headers=headers)
+
+
+def too_large(what: str, max_bytes: int, hint: str) -> Permanent:
+    return Permanent(ErrorCode.TOO_LARGE, f"{what} is larger than {max_bytes} bytes; {hint}")
+
+
+def iso(at_ms: int | None) -> str | None:
+    """ISO 8601 in UTC, to the millisecond."""
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,150 @@
+"""TOML to the frozen settings of each floor.
+
+Every key is optional and every default works on a build host. What is not known is refused with the file, the key and
+a suggestion, because a misspelt bound is a bound that does not hold.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from imagejobd.api.settings import Auth, Server
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.kinds.build.settings import BuildSettings
+from imagejobd.model.egress import EgressSettings, is_loopback
+from imagejobd.registry.settings import RegistryHost
+from imagejobd.runner.settings import Limits, Retention
+
+DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
+DEFAULT_PORT = 8080
+CONFIG_MAX_BYTES = 1024 * 1024
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names file and key."""
+
+
+class Kinds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[kinds.*]`."""
+
+    build: BuildSettings = BuildSettings()
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration, as `config.example.toml` documents it."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    limits: Limits = Limits()
+    engine: EngineSettings = EngineSettings()
+    egress: EgressSettings = EgressSettings()
+    registry: dict[str, RegistryHost] = {}
+    kinds: Kinds = Kinds()
+    retention: Retention = Retention()
+
+
+class Listener(msgspec.Struct, frozen=True):
+    """Where to listen: `path` for a unix socket, else `host` and `port`."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine's users can connect."""
+        return bool(self.path) or is_loopback(self.host)
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read `path`, else the default file where it exists, else the defaults. Raises `ConfigError`."""
+    if path is None and not DEFAULT_PATH.exists():
+        config = Config()
+    else:
+        config = parse(_read(path or DEFAULT_PATH), str(path or DEFAULT_PATH))
+    for listener in listeners(config, environ):
+        check_listener(config, listener)
+    return config
+
+
+def parse(text: str, name: str) -> Config:
+    """Configuration text to settings; `name` is the file that errors speak of."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    problems = list(_unknown_keys(values, Config, ""))
+    if problems:
+        raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise ConfigError(f"{name}: key {where.rstrip('`')}: {what}") from None
+
+
+def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[Listener]:
+    """The configured listeners; `PORT` (8080 or :8080), as the older services had it, where there are none."""
+    listen = config.server.listen
+    if listen is None:
+        port = environ.get("PORT", "").removeprefix(":") or str(DEFAULT_PORT)
+        listen = (f"127.0.0.1:{port}",)
+    if not listen:
+        raise ConfigError("server.listen is empty: name at least one host:port or unix:/path")
+    return [_listener(text) for text in listen]
+
+
+def check_listener(config: Config, listener: Listener) -> None:
+    """Refuse to offer an API without authentication to other machines, unless that is asked for."""
+    if not listener.is_local and not config.auth.allow_anonymous:
+        raise ConfigError(
+            f"server.listen: {listener.host}:{listener.port} can be reached from other machines, and callers are not "
+            "authenticated; listen on loopback or a unix socket, or set auth.allow_anonymous = true"
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > CONFIG_MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {CONFIG_MAX_BYTES} bytes; is this the right file?")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
+
+
+def _listener(text: str) -> Listener:
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ConfigError(f"server.listen: {text!r}: a unix socket needs an absolute path, unix:/run/…")
+        return Listener(path=path)
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
+        raise ConfigError(f"server.listen: {text!r} is neither host:port (port 1 to 65535) nor unix:/path")
+    return Listener(host=host.strip("[]"), port=int(port))
+
+
+def _unknown_keys(values: Mapping[str, Any], struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
+    """Complaints about keys that no struct has, with the nearest known key."""
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys here: {', '.join(sorted(fields))}"
+            yield f"unknown key {prefix}{key}; {hint}"
+        elif isinstance(value, Mapping):
+            yield from _unknown_below(value, fields[key], f"{prefix}{key}.")
+
+
+def _unknown_below(value: Mapping[str, Any], kind: Any, prefix: str) -> Iterator[str]:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield from _unknown_keys(value, kind, prefix)
+    elif kind == dict[str, RegistryHost]:
+        for host, entry in value.items():
+            if isinstance(entry, Mapping):
+                yield from _unknown_keys(entry, RegistryHost, f'{prefix}"{host}".')

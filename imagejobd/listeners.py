@@ -1,0 +1,54 @@
+"""Where requests come in: sockets that systemd passed, else the configured addresses."""
+
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from imagejobd.config import Config, ConfigError, Listener, check_listener, listeners
+from imagejobd.systemd import listen_sockets
+
+# Clients wait here while the event loop is busy; the kernel caps it at net.core.somaxconn.
+BACKLOG = 1024
+# Followers of logs are cut off after this; whatever else was asked has been answered by then.
+CLOSE_TIMEOUT_S = 2.0
+
+
+async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Application) -> list[str]:
+    """Start serving `app`; returns the addresses. Raises `ConfigError` when one cannot be used.
+
+    Systemd's sockets replace the configured ones: the unit file has said where.
+    """
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S, auto_decompress=False)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    passed = listen_sockets()
+    if passed:
+        return await _serve_passed(runner, config, passed)
+    return [await _serve(runner, listener) for listener in listeners(config)]
+
+
+async def _serve_passed(runner: web.AppRunner, config: Config, passed: Sequence[socket.socket]) -> list[str]:
+    names = []
+    for sock in passed:
+        if sock.family != socket.AF_UNIX:
+            host, port = sock.getsockname()[:2]
+            check_listener(config, Listener(host=host, port=port))
+        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        names.append(str(sock.getsockname()))
+    return names
+
+
+async def _serve(runner: web.AppRunner, listener: Listener) -> str:
+    name = f"unix:{listener.path}" if listener.path else f"{listener.host}:{listener.port}"
+    site: web.BaseSite = (
+        web.UnixSite(runner, listener.path, backlog=BACKLOG)
+        if listener.path
+        else web.TCPSite(runner, listener.host, listener.port, backlog=BACKLOG)
+    )
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError(f"server.listen: cannot listen on {name}: {error.strerror or error}") from None
+    return name

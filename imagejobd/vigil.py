@@ -1,0 +1,126 @@
+"""Watching over the running daemon: its loops, its signals, its supervisor, and its way out.
+
+A long-lived loop that ends is a defect, and so is a store that failed: both end the process with a non-zero code, so
+that the supervisor starts it anew and the queue is taken up from disk.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from imagejobd.api.door import Door
+from imagejobd.model.errors import Fault, Temporary
+from imagejobd.runner.runner import Runner
+from imagejobd.store.sqlite import SqliteStore
+from imagejobd.systemd import Notifier
+
+STATUS_EVERY_S = 10.0
+READY_RETRY_S = 1.0
+
+log = structlog.get_logger("imagejobd.daemon")
+
+Loop = Coroutine[Any, Any, None]
+
+
+class Vigil:
+    """Keeps the daemon's loops until a signal. SIGTERM and SIGINT drain; the second one interrupts what runs."""
+
+    def __init__(
+        self, notifier: Notifier, store: SqliteStore, door: Door, runner: Runner, *, drain_timeout_s: float
+    ) -> None:
+        self._notifier = notifier
+        self._store = store
+        self._door = door
+        self._runner = runner
+        self._drain_timeout_s = drain_timeout_s
+        self._stop = asyncio.Event()
+
+    async def keep(self, **loops: Loop) -> int:
+        """Run the named loops until told to stop, then drain; returns the exit code."""
+        self._listen_to_signals()
+        own = {
+            "ready": self._say_ready(),
+            "status": self._status_loop(),
+            "watchdog": self._watchdog_loop(),
+            "store": self._store_failure(),
+        }
+        tasks = [asyncio.create_task(_guarded(name, loop), name=name) for name, loop in (loops | own).items()]
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in done if task is not stop]
+        for task in failed:
+            log.critical(
+                "stopping, because a part of the daemon failed", part=task.get_name(), exc_info=task.exception()
+            )
+        # What still runs is queued again where the store allows it: the jobs have not caused this.
+        await self._drain(0.0 if failed else self._drain_timeout_s)
+        for task in (*tasks, stop):
+            task.cancel()
+        await asyncio.gather(*tasks, stop, return_exceptions=True)
+        return 1 if failed else 0
+
+    async def _drain(self, timeout_s: float) -> None:
+        """Take no new jobs, let the running ones end, interrupt what is left: none of them loses an attempt."""
+        self._notifier.stopping()
+        self._door.is_draining = True
+        started = time.monotonic()
+        log.info("draining", running=self._runner.running, timeout_s=timeout_s)
+        await self._runner.drain(timeout_s)
+        log.info("drained", seconds=round(time.monotonic() - started, 3))
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart to apply a new configuration")
+
+    def _on_stop_signal(self) -> None:
+        if self._stop.is_set():
+            log.warning("second signal: interrupting what runs")
+            self._runner.interrupt_all()
+        self._stop.set()
+
+    async def _say_ready(self) -> None:
+        """Until the manager has taken it: without READY=1 a unit is killed as one that never started."""
+        while not self._stop.is_set():
+            if self._notifier.ready():
+                break
+            await asyncio.sleep(READY_RETRY_S)
+        await asyncio.Event().wait()
+
+    async def _status_loop(self) -> None:
+        while True:
+            try:
+                stats = await self._store.stats()
+                queued, running = sum(stats.queued.values()), sum(stats.running.values())
+                self._notifier.status(f"queued {queued}, running {running}, write-ahead log {stats.wal_bytes} bytes")
+            except Fault as fault:
+                self._notifier.status(f"the store does not answer: {fault.message}")
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    async def _watchdog_loop(self) -> None:
+        """Feed the watchdog only while commits go on: a daemon that cannot write is better restarted.
+
+        Docker's health does not count here; a restart of ours does not mend it.
+        """
+        interval_s = self._notifier.watchdog_interval_s()
+        while interval_s is not None:
+            # A full disk is an answer too, and no restart frees it.
+            with contextlib.suppress(Temporary):
+                await self._store.probe()
+            self._notifier.watchdog()
+            await asyncio.sleep(interval_s)
+        await asyncio.Event().wait()
+
+    async def _store_failure(self) -> None:
+        raise RuntimeError(await self._store.failed)
+
+
+async def _guarded(name: str, loop: Loop) -> None:
+    await loop
+    raise RuntimeError(f"the {name} loop returned; it should run until cancelled")

@@ -1,0 +1,96 @@
+"""The application alone, in the test's own loop: a real store and kind, no runner, so that jobs stay queued."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from imagejobd.api.app import create_app
+from imagejobd.api.door import Door
+from imagejobd.api.settings import Server
+from imagejobd.engine.bases import Bases
+from imagejobd.engine.client import Engine
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.kinds.build.kind import BuildKind
+from imagejobd.kinds.build.settings import BuildSettings
+from imagejobd.kinds.build.tools import Tools
+from imagejobd.model.egress import Egress
+from imagejobd.model.job import Claim
+from imagejobd.registry.client import RegistryClient
+from imagejobd.store.blobs import BlobStore
+from imagejobd.store.protocol import Room
+from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.vault import KEY_BYTES, Vault
+
+MINIMAL: dict[str, Any] = {"kind": "build", "spec": {"image": "example.org/app", "dockerfile": "FROM scratch\n"}}
+# Bounds that a test can reach.
+SERVER = Server(json_max_bytes=256 * 1024, body_idle_s=0.5)
+
+
+class BareApp:
+    """A client of the application and what lies behind it."""
+
+    def __init__(
+        self, folder: Path, client: aiohttp.ClientSession, port: int, door: Door, blobs: BlobStore, store: SqliteStore
+    ) -> None:
+        self.folder = folder
+        self.client = client
+        self.port = port
+        self.door = door
+        self.blobs = blobs
+        self.store = store
+
+    async def submit(self, **changes: Any) -> dict[str, Any]:
+        """A job that was accepted."""
+        async with self.client.post("/api/v2/jobs", json=MINIMAL | changes) as response:
+            assert response.status in (200, 201), await response.text()
+            job: dict[str, Any] = await response.json()
+            return job
+
+    async def claimed(self) -> Claim:
+        """The next job, as a worker takes it."""
+        room = Room(free={"build": 1}, per_tenant_running=10)
+        [claim] = await self.store.claim("worker", room, lease_until_ms=2**40)
+        return claim
+
+
+@asynccontextmanager
+async def bare_app(
+    folder: Path,
+    *,
+    queue_max: int = 1000,
+    settings: Server = SERVER,
+    check: Callable[[], Awaitable[object]] | None = None,
+) -> AsyncIterator[BareApp]:
+    """The application on a store in `folder`, with an engine that does not exist."""
+    bounds = BuildSettings(upload_max_bytes=1024 * 1024, context_max_bytes=4 * 1024 * 1024)
+    async with (
+        SqliteStore.open(folder / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store,
+        Engine(EngineSettings(host=f"unix://{folder}/no-engine.sock")) as engine,
+        RegistryClient({}, Egress()) as registry,
+    ):
+        blobs = BlobStore(folder)
+        tools = Tools(
+            engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, egress=Egress(), settings=bounds
+        )
+        door = Door(store, {"build": BuildKind(tools)}, settings, queue_max=queue_max)
+        app = create_app(door, {"engine": check or engine.ping})
+        async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
+            yield BareApp(folder, client, port, door, blobs, store)
+
+
+@asynccontextmanager
+async def _served(app: web.Application) -> AsyncIterator[int]:
+    """As the daemon serves it: packed bodies stay packed, and handlers are not cancelled when a client goes."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port: int = runner.addresses[0][1]
+        yield port
+    finally:
+        await runner.cleanup()

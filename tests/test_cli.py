@@ -1,0 +1,204 @@
+"""The command line: what is wrong is said in one line, with an exit code, and without a traceback."""
+
+import fcntl
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from harness.daemon import SOURCE_ROOT, Config, to_toml
+from harness.process import free_port
+from imagejobd.cli import main
+from imagejobd.config import Config as Settings
+from imagejobd.config import parse
+
+COMMAND_TIMEOUT_S = 30
+CANNOT_START, BAD_CONFIGURATION = 1, 2
+
+
+def in_process(*args: str, **env: str) -> Result:
+    """A command that ends before the daemon would start; much quicker than a process."""
+    return CliRunner().invoke(main, args, env=env)
+
+
+def imagejobd(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "imagejobd", *args],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        env={"PYTHONPATH": str(SOURCE_ROOT)} | env,
+    )
+
+
+def written(folder: Path, config: Config) -> str:
+    """The path of a configuration file; whatever it says, nothing outside `folder` is used."""
+    server = {"state_dir": str(folder / "state"), "listen": [f"127.0.0.1:{free_port()}"]} | config.get("server", {})
+    engine = {"host": f"unix://{folder}/no-engine.sock"} | config.get("engine", {})
+    path = folder / "config.toml"
+    path.write_text(to_toml({**config, "server": server, "engine": engine}))
+    return str(path)
+
+
+def test_check_config_shows_what_is_in_force(tmp_path: Path) -> None:
+    """Exit 0, and every key with its value as JSON: the file's own, else the default."""
+    done = in_process("check-config", "--config", written(tmp_path, {"limits": {"build": 7}}))
+    assert (done.exit_code, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    assert shown["limits"]["build"] == 7
+    assert shown["limits"]["queue_max"] == Settings().limits.queue_max
+    assert shown["server"]["state_dir"] == str(tmp_path / "state")
+
+
+def test_what_check_config_shows_is_a_configuration(tmp_path: Path) -> None:
+    """The effective configuration, written back as TOML, is the same configuration."""
+    config = {"registry": {"registry.example:5000": {"plain_http": True}}, "limits": {"build": 7}}
+    shown = json.loads(in_process("check-config", "--config", written(tmp_path, config)).stdout)
+
+    def without_nulls(table: object) -> object:
+        if not isinstance(table, dict):
+            return table
+        return {key: without_nulls(value) for key, value in table.items() if value is not None}
+
+    again = without_nulls(shown)
+    assert isinstance(again, dict)
+    assert parse(to_toml(again), "again") == parse((tmp_path / "config.toml").read_text(), "first")
+
+
+def test_check_config_touches_nothing(tmp_path: Path) -> None:
+    """Checking makes no state folder and needs no engine."""
+    assert in_process("check-config", "--config", written(tmp_path, {})).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize("command", ["check-config", "serve"])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"limits": {"biuld": 1}}, ["config.toml", "limits.biuld", "did you mean limits.build"]),
+        ({"server": {"listen": ["0.0.0.0:80"]}}, ["server.listen", "allow_anonymous"]),
+        ({"server": {"listen": ["nowhere"]}}, ["server.listen", "'nowhere'"]),
+        ({"egress": {"deny": ["everything"]}}, ["[egress] deny", "'everything'"]),
+        ({"engine": {"host": "ftp://engine"}}, ["engine", "ftp://engine", "unix://"]),
+        ({"engine": {"builder": "kaniko"}}, ["engine.builder", "kaniko"]),
+        (
+            {"registry": {"r.example": {"username": "me", "password_file": "/nowhere"}}},
+            ['[registry."r.example"]', "password_file", "/nowhere"],
+        ),
+        ({"registry": {"r.example": {"username": "me"}}}, ['[registry."r.example"]', "password_file"]),
+        ({"registry": {"r.example": {"ca_file": "/nowhere"}}}, ['[registry."r.example"]', "ca_file", "/nowhere"]),
+    ],
+    ids=str,
+)
+def test_bad_configuration(tmp_path: Path, command: str, config: Config, words: list[str]) -> None:
+    """Exit 2 from both commands, with one line that names the key and what is wrong."""
+    done = in_process(command, "--config", written(tmp_path, config))
+    assert done.exit_code == BAD_CONFIGURATION
+    [line] = done.stderr.splitlines()
+    for word in ["imagejobd: ", *words]:
+        assert word in line
+
+
+def test_bad_configuration_files(tmp_path: Path) -> None:
+    """A file that is absent, a folder, or no TOML is named, with exit 2."""
+    no_toml = tmp_path / "bad.toml"
+    no_toml.write_text("x = ")
+    for path in (tmp_path / "absent.toml", tmp_path, no_toml):
+        done = in_process("check-config", "--config", str(path))
+        assert done.exit_code == BAD_CONFIGURATION
+        assert str(path) in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_bad_port_variable(tmp_path: Path) -> None:
+    """$PORT that is no port is refused, where the configuration is silent about it."""
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    done = in_process("check-config", "--config", str(path), PORT="http")
+    assert done.exit_code == BAD_CONFIGURATION
+    assert "http" in done.stderr
+
+
+def refused_start(config: str) -> str:
+    """The one line in which `serve` says why it cannot start."""
+    done = imagejobd("serve", "--config", config)
+    assert done.returncode == CANNOT_START
+    [line] = done.stderr.splitlines()
+    assert "cannot start" in line
+    return line
+
+
+def test_busy_port(tmp_path: Path) -> None:
+    """A port that another process listens on is named."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        line = refused_start(written(tmp_path, {"server": {"listen": [listen]}}))
+    assert "server.listen" in line
+    assert listen in line
+
+
+def test_unix_socket_without_folder(tmp_path: Path) -> None:
+    """A unix socket in a folder that does not exist is named."""
+    listen = f"unix:{tmp_path}/absent/api.sock"
+    assert listen in refused_start(written(tmp_path, {"server": {"listen": [listen]}}))
+
+
+def test_state_folder_in_use(tmp_path: Path) -> None:
+    """A second daemon on the same folder is refused and told which process holds it."""
+    state = tmp_path / "state"
+    state.mkdir()
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711\n")
+        lock.flush()
+        line = refused_start(written(tmp_path, {}))
+    assert "process 4711" in line
+    assert str(state) in line
+
+
+@pytest.mark.parametrize("folder", ["/proc/imagejobd", "/sys", "/dev/null"])
+def test_unusable_state_folder(tmp_path: Path, folder: str) -> None:
+    """A folder that cannot be made or written to is named with the reason, for root too."""
+    line = refused_start(written(tmp_path, {"server": {"state_dir": folder}}))
+    assert "server.state_dir" in line
+    assert folder in line
+
+
+def test_file_in_the_way(tmp_path: Path) -> None:
+    """A file where the state folder needs a folder of its own is named."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "blobs").write_text("")
+    assert str(state / "blobs") in refused_start(written(tmp_path, {}))
+
+
+def test_foreign_database(tmp_path: Path) -> None:
+    """A file that is no job database is refused and left as it is."""
+    state = tmp_path / "state"
+    state.mkdir()
+    database = state / "imagejobd.db"
+    database.write_text("the diary of somebody\n" * 100)
+    assert str(database) in refused_start(written(tmp_path, {}))
+    assert database.read_text() == "the diary of somebody\n" * 100
+
+
+def test_bad_configuration_of_a_process(tmp_path: Path) -> None:
+    """As a process too: one line on stderr, exit 2, and no state folder."""
+    done = imagejobd("serve", "--config", written(tmp_path, {"limits": {"build": 0}}))
+    assert done.returncode == BAD_CONFIGURATION
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "state").exists()
+
+
+def test_help_and_version() -> None:
+    """Both commands are in the help; the version is told."""
+    shown = in_process("--help").stdout
+    assert "serve" in shown
+    assert "check-config" in shown
+    assert in_process("--version").exit_code == 0
+    assert in_process("sevre").exit_code == BAD_CONFIGURATION

@@ -1,0 +1,106 @@
+"""Configuration: documented completely, refused clearly."""
+
+from pathlib import Path
+
+import pytest
+
+from imagejobd.config import Config, ConfigError, Listener, check_listener, listeners, load, parse
+
+EXAMPLE = Path(__file__).parents[1] / "config.example.toml"
+
+
+def test_example_shows_the_defaults() -> None:
+    """Every value in config.example.toml is the default."""
+    assert parse(EXAMPLE.read_text(), "example") == Config()
+
+
+def test_example_documents_every_key() -> None:
+    """No key exists that config.example.toml does not name."""
+    text = EXAMPLE.read_text()
+
+    def keys(struct: object) -> set[str]:
+        found: set[str] = set()
+        for name in getattr(struct, "__struct_fields__", ()):
+            value = getattr(struct, name)
+            found |= {name} | keys(value)
+        return found
+
+    from imagejobd.registry.settings import RegistryHost
+
+    missing = [key for key in keys(Config()) | keys(RegistryHost()) if key not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[limits]\nbiuld = 3", ["config.toml", "limits.biuld", "did you mean limits.build"]),
+        ("[limts]", ["limts", "did you mean limits"]),
+        ("[limits]\nbuild = 'two'", ["limits.build", "int"]),
+        ("[limits]\nbuild = 0", ["limits.build", ">= 1"]),
+        ("[kinds.build]\nfetch_timeout = 3", ["kinds.build.fetch_timeout", "fetch_timeout_s"]),
+        ('[registry."r.example"]\npasword_file = "x"', ['registry."r.example".pasword_file', "password_file"]),
+        ("limits = 3", ["limits"]),
+        ("x = ", ["not valid TOML"]),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, words: list[str]) -> None:
+    """A bad configuration is refused with file, key and what would be right."""
+    with pytest.raises(ConfigError) as refused:
+        parse(text, "config.toml")
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_all_unknown_keys_are_told_at_once() -> None:
+    """Two misspelt keys are two lines of one message."""
+    with pytest.raises(ConfigError) as refused:
+        parse("[limits]\na = 1\nb = 2", "c")
+    assert len(str(refused.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        ("127.0.0.1:1", Listener("127.0.0.1", 1)),
+        ("[::1]:8080", Listener("::1", 8080)),
+        ("unix:/run/x.sock", Listener(path="/run/x.sock")),
+        ("localhost:80", Listener("localhost", 80)),
+    ],
+)
+def test_listeners(listen: str, expected: Listener) -> None:
+    """host:port, [v6]:port and unix:/path are understood."""
+    config = parse(f'[server]\nlisten = ["{listen}"]', "c")
+    assert listeners(config, {}) == [expected]
+    assert expected.is_local
+
+
+@pytest.mark.parametrize("listen", ["8080", "host:", "host:0", "host:65536", "unix:relative", ""])
+def test_bad_listeners_are_refused(listen: str) -> None:
+    """What is no address is refused by name."""
+    with pytest.raises(ConfigError, match=r"server\.listen"):
+        listeners(parse(f'[server]\nlisten = ["{listen}"]', "c"), {})
+
+
+@pytest.mark.parametrize(("port", "expected"), [("", 8080), ("9000", 9000), (":9001", 9001)])
+def test_port_variable_is_honoured_when_silent(port: str, expected: int) -> None:
+    """$PORT, as 8080 or :8080, is the default port; the configuration comes first."""
+    assert listeners(Config(), {"PORT": port}) == [Listener("127.0.0.1", expected)]
+    configured = parse('[server]\nlisten = ["127.0.0.1:1"]', "c")
+    assert listeners(configured, {"PORT": port}) == [Listener("127.0.0.1", 1)]
+
+
+def test_open_listener_needs_a_word(tmp_path: Path) -> None:
+    """A listener that others can reach is refused, unless anonymous callers are allowed."""
+    file = tmp_path / "config.toml"
+    file.write_text('[server]\nlisten = ["0.0.0.0:8080"]')
+    with pytest.raises(ConfigError, match="allow_anonymous"):
+        load(file, {})
+    file.write_text('[server]\nlisten = ["0.0.0.0:8080"]\n[auth]\nallow_anonymous = true')
+    check_listener(load(file, {}), Listener("0.0.0.0", 8080))
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    """A configuration that was asked for and is not there is an error, not a default."""
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load(tmp_path / "nowhere.toml", {})
