@@ -1,0 +1,199 @@
+"""A build box for one test: the daemon on the session's engine, a client that talks to it, and what must hold after."""
+
+import json
+import random
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from sqlite3 import connect
+from typing import Any, NamedTuple
+
+from harness.base_image import BUSYBOX, publish_busybox
+from harness.daemon import Daemon
+from harness.engine import PrivateEngine
+from harness.registry import PASSWORD, USERNAME, Registry
+from harness.waiting import until
+
+END_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 20.0
+# Retries that a test waits for.
+QUICK_RETRIES = {"retry_first_s": 0.3, "retry_max_s": 1.0}
+MAX_ATTEMPTS = 5
+LOGIN = {"username": USERNAME, "password": PASSWORD}
+BASES = "private/bases"
+
+
+class Answer(NamedTuple):
+    """An HTTP answer: JSON where it is JSON, else text."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str]
+
+
+class Box:
+    """The daemon with the two APIs as a client sees them."""
+
+    def __init__(
+        self,
+        engine: PrivateEngine,
+        *,
+        builder: str = "buildkit",
+        engine_host: str | None = None,
+        **tables: Mapping[str, Any],
+    ) -> None:
+        config = {
+            "engine": {"builder": builder},
+            "limits": QUICK_RETRIES | dict(tables.pop("limits", {})),
+            **tables,
+        }
+        self.engine = engine
+        self.daemon = Daemon(config, engine_host=engine_host or engine.host)
+
+    def call(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Answer:
+        """One request. Raises `OSError` when the daemon is not there or dies before it answers."""
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.daemon.url + path, data=data, method=method, headers=dict(headers or {}))
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
+                return _answer(response.status, response.headers, response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return _answer(error.code, error.headers, error.read())
+
+    def build(self, image: str, dockerfile: str, **fields: Any) -> str:
+        """Submit through the builder API; the job's UUID."""
+        answer = self.call("POST", "/api/v1/build", {"image_name": image, "dockerfile": dockerfile, **fields})
+        assert answer.status == 200, answer.body
+        uuid: str = answer.body["JobIdentifier"]
+        return uuid
+
+    def submit(self, image: str, dockerfile: str, *, key: str | None = None, **spec: Any) -> str:
+        """Submit through the native API; the job's UUID."""
+        body = {"kind": "build", "spec": {"image": image, "dockerfile": dockerfile, **spec}}
+        answer = self.call("POST", "/api/v2/jobs", body, headers={"Idempotency-Key": key} if key else {})
+        assert answer.status in (200, 201), answer.body
+        uuid: str = answer.body["id"]
+        return uuid
+
+    def job(self, uuid: str) -> dict[str, Any]:
+        body: dict[str, Any] = self.call("GET", f"/api/v2/jobs/{uuid}").body
+        return body
+
+    def status(self, uuid: str) -> str:
+        """The builder API's word for where a job is."""
+        status: str = self.call("GET", f"/api/v1/{uuid}/status").body["Status"]
+        return status
+
+    def logs(self, uuid: str) -> str:
+        logs: str = self.call("GET", f"/api/v1/{uuid}/logs").body["Logs"]
+        return logs
+
+    def cancel(self, uuid: str) -> int:
+        return self.call("POST", f"/api/v2/jobs/{uuid}/cancel").status
+
+    def ended(self, uuid: str, *, timeout_s: float = END_TIMEOUT_S) -> dict[str, Any]:
+        """The job once it has ended."""
+        until(lambda: self.job(uuid)["finished_at"] is not None, timeout_s=timeout_s, what=f"job {uuid} to end")
+        return self.job(uuid)
+
+    def succeeded(self, *uuids: str, timeout_s: float = END_TIMEOUT_S) -> list[dict[str, Any]]:
+        """The jobs once they have ended; each must have succeeded."""
+        jobs = [self.ended(uuid, timeout_s=timeout_s) for uuid in uuids]
+        for job in jobs:
+            assert job["state"] == "succeeded", f"{job['error']}\n{self.logs(job['id'])}"
+        return jobs
+
+    def prints(self, uuid: str, text: str) -> None:
+        """Wait until the job's log has `text`."""
+        until(lambda: text in self.logs(uuid), timeout_s=END_TIMEOUT_S, what=f"{text!r} in the log of {uuid}")
+
+    def restart(self) -> None:
+        """Up again, without any crash armed."""
+        self.daemon.kill()
+        self.daemon.start()
+
+    def check_clean(self) -> None:
+        """Nothing of any job is left in engine, spool or a half-written database."""
+        assert leftovers(self.engine) == []
+        assert list((self.daemon.state_dir / "spool").iterdir()) == []
+        self.check_database()
+
+    def check_database(self) -> None:
+        with closing(connect(f"file:{self.daemon.database_file}?mode=ro", uri=True)) as db:
+            assert db.execute("pragma integrity_check").fetchall() == [("ok",)]
+            assert db.execute("pragma foreign_key_check").fetchall() == []
+            assert db.execute("select count(*) from job_secret").fetchall() == [(0,)]
+
+
+@contextmanager
+def box(engine: PrivateEngine, *, failpoints: str = "", **settings: Any) -> Iterator[Box]:
+    """A running box, removed afterwards. With `failpoints` it may crash before it is ready."""
+    made = Box(engine, **settings)
+    try:
+        if failpoints:
+            made.daemon.spawn(failpoints=failpoints)
+        else:
+            made.daemon.start()
+        yield made
+    finally:
+        made.daemon.remove()
+
+
+def leftovers(engine: PrivateEngine) -> list[str]:
+    """Images, private bases and containers of jobs that the engine has."""
+    images = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    containers = engine.docker("ps", "--all", "--quiet").split()
+    ours = [name for name in images if name != BUSYBOX and (name.startswith("imagejobd") or f"/{BASES}:" in name)]
+    return ours + containers
+
+
+def publish_base(engine: PrivateEngine, registry: Registry, tag: str) -> str:
+    """Put the base image into a private registry, and away from the engine; returns its name there."""
+    return publish_busybox(engine, registry, BASES, tag)
+
+
+def is_clean(engine: PrivateEngine) -> bool:
+    return not leftovers(engine)
+
+
+def processes(argument: str) -> list[int]:
+    """The processes of this machine that have `argument` among theirs."""
+    return [
+        int(folder.name)
+        for folder in Path("/proc").iterdir()
+        if folder.name.isdecimal() and argument.encode() in _arguments(folder)
+    ]
+
+
+def _arguments(folder: Path) -> list[bytes]:
+    try:
+        return (folder / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def unique_seconds() -> str:
+    """A time to sleep, over a day, that nobody else on this machine sleeps."""
+    return str(random.randrange(10**5, 10**9))
+
+
+def multipart(fields: Mapping[str, Any], tar: bytes) -> tuple[bytes, str]:
+    """The builder API's multipart body, tar first, and its Content-Type."""
+    boundary = "a-boundary-of-our-own"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="TarFile"; filename="c.tar"\r\n\r\n'
+    middle = f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="Json"\r\n\r\n'
+    body = head.encode() + tar + (middle + json.dumps(fields) + f"\r\n--{boundary}--\r\n").encode()
+    return body, f"multipart/form-data; boundary={boundary}"
+
+
+def dockerfile(*lines: str) -> str:
+    return "\n".join([f"FROM {BUSYBOX}", *lines, ""])
+
+
+def _answer(status: int, headers: Any, body: bytes) -> Answer:
+    text = body.decode()
+    is_json = "json" in headers.get("Content-Type", "")
+    return Answer(status, json.loads(text) if is_json else text, dict(headers))

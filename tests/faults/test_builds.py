@@ -1,0 +1,141 @@
+"""The main job on a real engine and real registries, and its failures that are the user's to mend."""
+
+import json
+import uuid
+from itertools import accumulate
+
+import pytest
+from box import LOGIN, Box, box, dockerfile, publish_base
+
+from harness.base_image import BUSYBOX
+from harness.engine import PrivateEngine
+from harness.registry import PASSWORD, Registry
+from harness.waiting import until
+
+BUILDERS = ("buildkit", "classic")
+
+MULTI_STAGE = f"""ARG BASE={BUSYBOX}
+FROM ${{BASE}} AS compile
+ARG WHO=nobody
+RUN echo "compiled for $WHO" > /out && cat /out && echo problem >&2
+FROM scratch AS small
+COPY --from=compile /out /out
+LABEL stage=small
+FROM ${{BASE}}
+RUN echo never reached && false
+"""
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_multi_stage_with_target(engine: PrivateEngine, registry: Registry, builder: str) -> None:
+    """RUN steps print into the log, the target's image is pushed under each tag, and the engine keeps nothing."""
+    name = f"{registry.host}/multi/{builder}"
+    with box(engine, builder=builder) as b:
+        job = b.submit(
+            f"{name}:1", MULTI_STAGE, target="small", build_args={"WHO": "me"}, labels={"a": "b"}, tags=["2"]
+        )
+        [ended] = b.succeeded(job)
+        log = b.logs(job)
+        assert "compiled for me" in log
+        assert "problem" in log
+        assert "never reached" not in log
+        assert ended["result"]["digest"] == registry.digest(f"multi/{builder}", "1")
+        assert registry.tags(f"multi/{builder}") == ["1", "2"]
+        assert [phase["name"] for phase in ended["phases"]] == ["building", "pushing", "purging"]
+        assert all(phase["finished_at"] for phase in ended["phases"])
+        b.check_clean()
+    with registry.request("GET", f"/v2/multi/{builder}/manifests/1") as answer:
+        config = json.load(answer)["config"]["digest"]
+    with registry.request("GET", f"/v2/multi/{builder}/blobs/{config}") as answer:
+        assert json.load(answer)["config"]["Labels"] == {"stage": "small", "a": "b"}
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_failing_run(engine: PrivateEngine, registry: Registry, builder: str) -> None:
+    """A failing RUN ends the job at once; exit code and last lines reach both Status and Logs."""
+    with box(engine, builder=builder) as b:
+        job = b.build(f"{registry.host}/failing/{builder}", dockerfile("RUN echo the last words; exit 7"))
+        ended = b.ended(job)
+        assert (ended["state"], ended["attempt"], ended["error"]["code"]) == ("failed", 1, "build_failed")
+        for text in (b.status(job), b.logs(job)):
+            assert "7" in text
+            assert "the last words" in text
+        assert b.status(job).startswith("Failed: ")
+        assert registry.tags(f"failing/{builder}") == []
+        b.check_clean()
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_private_base(engine: PrivateEngine, private_registry: Registry, builder: str) -> None:
+    """A base behind a login comes with the request's credentials or the configured ones, never without, never stays."""
+    base = publish_base(engine, private_registry, builder)
+    text = f"FROM {base}\nRUN echo on a private base\n"
+    result = f"{private_registry.host}/results/{builder}"
+    with box(engine, builder=builder) as b:
+        b.succeeded(b.build(f"{result}:request", text, **LOGIN))
+        b.check_clean()
+        refused = b.ended(b.build(f"{result}:none", text))
+        assert (refused["state"], refused["attempt"], refused["error"]["code"]) == ("failed", 1, "denied")
+        assert base in refused["error"]["message"]
+        assert "check the user name" in refused["error"]["message"]
+    password_file = private_registry.folder / "password"
+    password_file.write_text(PASSWORD)
+    configured = {"username": LOGIN["username"], "password_file": str(password_file), "plain_http": True}
+    with box(engine, builder=builder, registry={private_registry.host: configured}) as b:
+        b.succeeded(b.build(f"{result}:configured", text))
+        b.check_clean()
+    assert private_registry.tags(f"results/{builder}") == ["configured", "request"]
+
+
+def test_push_denied(engine: PrivateEngine, private_registry: Registry) -> None:
+    """A wrong password ends the job at its first push, with a hint and without the password."""
+    with box(engine) as b:
+        wrong = LOGIN | {"password": "not-the-password"}
+        job = b.build(f"{private_registry.host}/denied", dockerfile("RUN true"), **wrong)
+        ended = b.ended(job)
+        assert (ended["state"], ended["attempt"], ended["error"]["code"]) == ("failed", 1, "denied")
+        assert "check the user name, the password" in b.status(job)
+        assert "not-the-password" not in b.status(job) + b.logs(job)
+        b.check_clean()
+
+
+def test_identical_builds_at_once(engine: PrivateEngine, registry: Registry) -> None:
+    """Builds that share image and tag all succeed, and an operator's image of that name has it back afterwards."""
+    name = f"{registry.host}/same/name:1"
+    before = engine.docker("build", "--quiet", "-", input=f"FROM {BUSYBOX}\nLABEL of=operator\n".encode())
+    engine.docker("tag", before, name)
+    same = dockerfile(f"RUN echo {uuid.uuid4()} > /id")
+    with box(engine, limits={"build": 4}) as b:
+        jobs = b.succeeded(*[b.build(name, same) for _ in range(6)])
+        digests = {job["result"]["digest"] for job in jobs}
+        assert registry.digest("same/name", "1") in digests
+        assert engine.docker("inspect", "--format", "{{.Id}}", name) == before
+        b.check_clean()
+    engine.docker("rmi", name)
+
+
+def test_a_long_queue(engine: PrivateEngine, registry: Registry) -> None:
+    """200 builds with two slots: all end, never more than two at once, and the bound on the queue is told with 503."""
+    with box(engine, limits={"build": 2, "queue_max": 205}) as b:
+        warm = b.build(f"{registry.host}/queue/warm", dockerfile("LABEL x=y"))
+        b.succeeded(warm)
+        good, no_base, no_file = dockerfile("LABEL x=y"), "FROM no-such/base:1\n", dockerfile("COPY nothing /")
+        texts = [good, no_file, *[no_base] * 8] * 20
+        jobs = [b.submit(f"{registry.host}/queue/many:1", text, pull="never") for text in texts]
+        extra = b.call("GET", "/healthz")
+        while extra.status == 200:
+            extra = b.call("POST", "/api/v1/build", {"image_name": "127.0.0.1:9/x", "dockerfile": no_file})
+        assert extra.status == 503
+        assert int(extra.headers["Retry-After"]) > 0
+        assert "queue_max" in extra.body["Error"]
+        until(lambda: b.call("GET", "/api/v2/jobs?state=queued").body["jobs"] == [], timeout_s=60, what="the queue")
+        for job, text in zip(jobs, texts, strict=True):
+            assert b.ended(job)["state"] == ("succeeded" if text == good else "failed")
+        assert most_at_once(b) == 2
+        b.check_clean()
+
+
+def most_at_once(b: Box) -> int:
+    """How many jobs were running at the same time, by the history."""
+    moves = b.daemon.sqlite("select type from event where type in ('claim', 'succeed', 'fail', 'retry') order by id")
+    return max(accumulate(1 if move == "claim" else -1 for (move,) in moves))

@@ -1,0 +1,80 @@
+"""Cancelling stops the work itself, not just the words about it."""
+
+import time
+import uuid
+
+import pytest
+from box import box, dockerfile, is_clean, processes, unique_seconds
+
+from harness.engine import PrivateEngine
+from harness.proxy import FaultProxy, StallRequest
+from harness.registry import Registry
+from harness.waiting import until
+
+PROMISED_S = 2.0
+
+
+@pytest.mark.parametrize("builder", ["buildkit", "classic"])
+def test_cancel_during_run(engine: PrivateEngine, registry: Registry, builder: str) -> None:
+    """The sleeping step of a cancelled build is gone from the machine within 2 s, and the engine is clean."""
+    seconds = unique_seconds()
+    with box(engine, builder=builder) as b:
+        job = b.build(f"{registry.host}/cancel/run", dockerfile(f"RUN sleep {seconds}"))
+        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        began = time.monotonic()
+        assert b.cancel(job) == 202
+        until(lambda: not processes(seconds), timeout_s=PROMISED_S, what="the end of the sleep")
+        stopped_s = time.monotonic() - began
+        ended = b.ended(job, timeout_s=PROMISED_S)
+        print(f"{builder}: step stopped after {stopped_s:.2f} s, job after {time.monotonic() - began:.2f} s")
+        assert ended["state"] == "cancelled"
+        assert b.status(job) == "Failed: cancelled"
+        assert b.logs(job).endswith("\ncancelled\n")
+        assert b.cancel(job) == 200
+        b.check_clean()
+
+
+def test_cancel_during_push(engine: PrivateEngine, registry: Registry) -> None:
+    """A push that hangs in mid-upload ends within 2 s of its cancel, and no tag appears in the registry."""
+    with FaultProxy(registry.host) as proxy, box(engine) as b:
+        proxy.add("PATCH", ".*/blobs/uploads/.*", StallRequest(100), times=None)
+        job = b.build(f"{proxy.host}/cancel/push:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
+        proxy.wait_for("PATCH", ".*/blobs/uploads/.*", timeout_s=20)
+        began = time.monotonic()
+        b.cancel(job)
+        assert b.ended(job, timeout_s=PROMISED_S)["state"] == "cancelled"
+        print(f"push: job ended after {time.monotonic() - began:.2f} s")
+        b.check_clean()
+    assert registry.tags("cancel/push") == []
+
+
+def test_cancel_while_waiting_for_another_attempt(engine: PrivateEngine) -> None:
+    """A job that is cancelled between two attempts leaves nothing of the first one in the engine."""
+    with box(engine, limits={"retry_first_s": 600, "retry_max_s": 600}) as b:
+        job = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN true"))
+        until(lambda: b.job(job)["error"] is not None, timeout_s=20, what="the first attempt to fail")
+        assert b.job(job)["state"] == "queued"
+        assert not is_clean(engine)
+        assert b.cancel(job) == 200
+        until(lambda: is_clean(engine), timeout_s=5, what="the sweep")
+        assert b.job(job)["state"] == "cancelled"
+        b.check_clean()
+
+
+def test_cancel_in_the_queue(engine: PrivateEngine, registry: Registry) -> None:
+    """A queued job is cancelled on the spot, one that waits too long fails with `timeout`, and neither ever starts."""
+    with box(engine, limits={"build": 1, "queue_timeout_s": 1}) as b:
+        seconds = unique_seconds()
+        running = b.build(f"{registry.host}/cancel/a", dockerfile(f"RUN sleep {seconds}"))
+        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        cancelled = b.build(f"{registry.host}/cancel/b", dockerfile("RUN true"))
+        late = b.build(f"{registry.host}/cancel/c", dockerfile("RUN true"))
+        assert b.status(late) == "Building"
+        assert b.cancel(cancelled) == 200
+        assert b.job(cancelled)["state"] == "cancelled"
+        expired = b.ended(late, timeout_s=15)
+        assert (expired["state"], expired["error"]["code"], expired["started_at"]) == ("failed", "timeout", None)
+        assert b.job(running)["state"] == "running"
+        b.cancel(running)
+        b.ended(running)
+        b.check_clean()

@@ -1,0 +1,191 @@
+"""`kill -9` at every interesting place: what was acknowledged is done exactly once, and nothing is left behind."""
+
+import random
+import threading
+import time
+import uuid
+
+import pytest
+from box import LOGIN, MAX_ATTEMPTS, Box, box, dockerfile, is_clean, leftovers, processes, publish_base, unique_seconds
+
+from harness.base_image import BUSYBOX
+from harness.engine import PrivateEngine
+from harness.proxy import FaultProxy, StallRequest
+from harness.registry import Registry
+from harness.waiting import until
+from imagejobd.model.failpoint import EXIT_STATUS
+
+CRASHES_MAX = 3
+
+PLACES = (
+    "after_claim",
+    "after_build",
+    "before_push",
+    "while_pushing",
+    "after_push",
+    "before_purge",
+    "after_purge",
+    "before_finish",
+    "after_finish",
+    *(f"before_commit:{number}" for number in (3, 6, 9)),
+    *(f"after_commit:{number}" for number in (4, 7, 10)),
+)
+
+# Where the built image is in the checkpoint already: it is not built again, though the purge has taken it away.
+AFTER_BUILD = frozenset(
+    {"before_push", "while_pushing", "after_push", "before_purge", "after_purge", "before_finish", "after_finish"}
+)
+
+
+def submit_surely(b: Box, image: str, text: str) -> str:
+    """Submit as a client does that repeats itself until it has an answer, across a crash of the daemon."""
+    key = str(uuid.uuid4())
+    while True:
+        try:
+            return b.submit(image, text, key=key)
+        except OSError:
+            if not b.daemon.is_running:
+                b.restart()
+
+
+def check_done_once(b: Box, registry: Registry, job: str, repository: str) -> None:
+    """The job has succeeded, its image is in the registry, and it is the only job."""
+    [ended] = b.succeeded(job)
+    assert ended["attempt"] <= MAX_ATTEMPTS
+    assert ended["crashes"] <= 1
+    assert registry.digest(repository, "1") == ended["result"]["digest"]
+    endings = "select count(*) from event where type in ('succeed', 'fail', 'cancel')"
+    assert b.daemon.sqlite(endings) == [(1,)]
+    assert b.daemon.sqlite("select count(*) from job") == [(1,)]
+    b.check_clean()
+
+
+def has_restarted(b: Box) -> bool:
+    return b.daemon.log_text().count(" event=ready ") > 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str) -> None:
+    """After a crash at this place the job still ends exactly once, and an operator's image has its name back."""
+    repository = f"crash/{place.replace(':', '-')}"
+    name = f"{registry.host}/{repository}:1"
+    engine.docker("tag", BUSYBOX, name)
+    before = engine.docker("inspect", "--format", "{{.Id}}", name)
+    with box(engine, failpoints=place) as b:
+        job = submit_surely(b, name, dockerfile(f"RUN echo {place} > /place"))
+        if not has_restarted(b):
+            assert b.daemon.wait() == EXIT_STATUS
+            b.restart()
+        check_done_once(b, registry, job, repository)
+        if place in AFTER_BUILD:
+            assert [phase["name"] for phase in b.job(job)["phases"]].count("building") == 1
+    assert engine.docker("inspect", "--format", "{{.Id}}", name) == before
+    engine.docker("rmi", name)
+
+
+@pytest.mark.parametrize("builder", ["buildkit", "classic"])
+def test_killed_while_building(engine: PrivateEngine, registry: Registry, builder: str) -> None:
+    """A daemon killed while a RUN sleeps builds again after its restart; the step of before is stopped."""
+    seconds = unique_seconds()
+    with box(engine, builder=builder) as b:
+        job = b.build(f"{registry.host}/crash/building", dockerfile(f"RUN sleep {seconds}"))
+        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        b.daemon.kill()
+        killed = time.monotonic()
+        until(lambda: not processes(seconds), timeout_s=10, what="the engine to stop the step")
+        print(f"after a kill the {builder} step was stopped within {time.monotonic() - killed:.2f} s")
+        b.daemon.start()
+        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep of the second run")
+        assert b.job(job)["crashes"] == 1
+        assert b.job(job)["attempt"] == 1
+        assert b.cancel(job) == 202
+        assert b.ended(job)["state"] == "cancelled"
+        b.check_clean()
+
+
+def test_killed_in_the_middle_of_a_push(engine: PrivateEngine, registry: Registry) -> None:
+    """A daemon killed while a layer goes up pushes again after its restart, without building again."""
+    with FaultProxy(registry.host) as proxy, box(engine) as b:
+        proxy.add("PATCH", ".*/blobs/uploads/.*", StallRequest(100), times=1)
+        job = b.build(f"{proxy.host}/crash/upload:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
+        proxy.wait_for("PATCH", ".*/blobs/uploads/.*", timeout_s=20)
+        assert b.status(job) == "Pushing"
+        b.daemon.kill()
+        proxy.release()
+        b.daemon.start()
+        check_done_once(b, registry, job, "crash/upload")
+        phases = [phase["name"] for phase in b.job(job)["phases"]]
+        assert phases == ["building", "pushing", "pushing", "purging"]
+
+
+def test_private_base_after_a_crash(engine: PrivateEngine, private_registry: Registry) -> None:
+    """A base that one job's credentials brought in is no base for others after a crash, and does not stay."""
+    base = publish_base(engine, private_registry, "crash")
+    seconds = unique_seconds()
+    with box(engine) as b:
+        image = f"{private_registry.host}/results/crash"
+        owner = b.build(f"{image}:1", f"FROM {base}\nRUN sleep {seconds}\n", **LOGIN)
+        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        b.daemon.kill()
+        assert base in leftovers(engine)
+        b.daemon.start()
+        other = b.ended(b.build(f"{image}:2", f"FROM {base}\nRUN true\n"))
+        assert (other["state"], other["error"]["code"]) == ("failed", "denied")
+        b.cancel(owner)
+        b.ended(owner)
+        b.check_clean()
+
+
+def test_quarantine(engine: PrivateEngine, registry: Registry) -> None:
+    """A job that takes the daemon down three times is failed as quarantined, and nothing of it stays in the engine."""
+    with box(engine, failpoints="while_pushing") as b:
+        job = submit_surely(b, f"{registry.host}/crash/loop:1", dockerfile("RUN true"))
+        for _ in range(CRASHES_MAX - 1):
+            assert b.daemon.wait() == EXIT_STATUS
+            b.daemon.spawn(failpoints="while_pushing")
+        assert b.daemon.wait() == EXIT_STATUS
+        assert leftovers(engine)
+        b.restart()
+        ended = b.ended(job)
+        assert (ended["state"], ended["error"]["code"], ended["crashes"]) == ("failed", "quarantined", CRASHES_MAX)
+        assert b.status(job).startswith("Failed: the daemon died 3 times")
+        until(lambda: is_clean(engine), timeout_s=10, what="the sweep at boot")
+        assert f"{registry.host}/crash/loop" not in engine.docker("images")
+        b.check_clean()
+
+
+def test_acknowledged_is_kept(engine: PrivateEngine) -> None:
+    """Under load and random kills, no job whose id a client has read is ever missing, or there twice."""
+    acknowledged: dict[str, str] = {}
+    stop = threading.Event()
+
+    def load(b: Box, worker: int) -> None:
+        number = 0
+        while not stop.is_set():
+            key = f"{worker}-{number}"
+            try:
+                # A registry that does not answer: the jobs stay in the queue.
+                acknowledged[key] = b.submit("127.0.0.1:9/x", "FROM scratch\nCOPY nothing /\n", key=key)
+                number += 1
+            except OSError:
+                time.sleep(0.01)
+
+    with box(engine, limits={"queue_max": 100_000}) as b:
+        clients = [threading.Thread(target=load, args=(b, worker)) for worker in range(8)]
+        for client in clients:
+            client.start()
+        for _ in range(6):
+            time.sleep(random.uniform(0.1, 0.7))
+            b.daemon.kill()
+            b.daemon.start()
+        stop.set()
+        for client in clients:
+            client.join()
+        kept = dict(b.daemon.sqlite("select idempotency_key, uuid from job"))
+        assert len(acknowledged) > 100
+        assert acknowledged.items() <= kept.items()
+        assert len(kept) <= len(acknowledged) + len(clients)
+        running = "select count(*), max(crashes) from job where state = 'running'"
+        assert b.daemon.sqlite(running)[0][0] <= 2
+        b.daemon.kill()
+        b.check_database()

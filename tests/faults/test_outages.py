@@ -1,0 +1,176 @@
+"""Engine, registry or disk go away and come back: jobs wait and go on, callers are told."""
+
+import io
+import subprocess
+import tarfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from box import Box, box, dockerfile, is_clean, multipart
+
+from harness.base_image import BUSYBOX
+from harness.engine import PrivateEngine
+from harness.proxy import Answer, FaultProxy
+from harness.registry import Registry
+from harness.waiting import until
+
+STATE_DIR_BYTES = 3 * 1024 * 1024
+
+
+def test_registry_down_and_up(engine: PrivateEngine) -> None:
+    """A push to a registry that is down is tried again, without building again, until the registry is back."""
+    with Registry() as own, box(engine) as b:
+        own.stop()
+        job = b.build(f"{own.host}/outage/push:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
+        until(lambda: b.job(job)["error"] is not None, timeout_s=20, what="the first attempt to fail")
+        waiting = b.job(job)
+        assert waiting["error"]["code"] == "registry_unavailable"
+        assert b.status(job) == "Pushing"
+        assert b.daemon.sqlite("select json_extract(checkpoint, '$.borrowed') from job") == [(None,)]
+        own.start()
+        [ended] = b.succeeded(job)
+        assert ended["attempt"] > 1
+        assert [phase["name"] for phase in ended["phases"]].count("building") == 1
+        assert own.digest("outage/push", "1") == ended["result"]["digest"]
+        assert "will be tried again" in b.logs(job)
+        b.check_clean()
+
+
+def test_digests_of_two_builds(engine: PrivateEngine, registry: Registry) -> None:
+    """When the image is lost between the pushes of two tags it is built again, and both tags get the new one."""
+    with FaultProxy(registry.host) as proxy, box(engine, limits={"retry_first_s": 3.0, "max_attempts": 20}) as b:
+        proxy.add("PUT", ".*/manifests/2", Answer(503))
+        text = dockerfile("RUN cat /proc/sys/kernel/random/uuid > /id")
+        job = b.submit(f"{proxy.host}/outage/two:1", text, tags=["2"], nocache=True)
+        until(lambda: b.job(job)["error"] is not None, timeout_s=30, what="the first attempt to fail")
+        first = registry.digest("outage/two", "1")
+        engine.docker("rmi", f"imagejobd/{job}:1")
+        [ended] = b.succeeded(job)
+        assert {registry.digest("outage/two", tag) for tag in "12"} == set(ended["result"]["pushed"].values())
+        assert registry.digest("outage/two", "1") == registry.digest("outage/two", "2") != first
+        b.check_clean()
+
+
+def test_context_is_lost(engine: PrivateEngine) -> None:
+    """A job whose context is gone from the content store ends with words about what to do, not with a defect."""
+    with box(engine) as b:
+        tar = context(b"data", base="127.0.0.1:9/nobody/there")
+        body, content_type = multipart({"image_name": "127.0.0.1:9/x"}, tar)
+        job = b.call("POST", "/api/v1/build", body, headers={"Content-Type": content_type}).body["JobIdentifier"]
+        until(lambda: b.job(job)["error"] is not None, timeout_s=20, what="the first attempt to fail")
+        for blob in (b.daemon.state_dir / "blobs").rglob("*"):
+            if blob.is_file():
+                blob.unlink()
+        ended = b.ended(job)
+        assert (ended["state"], ended["error"]["code"]) == ("failed", "not_found")
+        assert "submit the build again" in ended["error"]["message"]
+        b.check_clean()
+
+
+def test_registry_stays_down(engine: PrivateEngine) -> None:
+    """After `max_attempts` the job fails, says how often it was tried, and leaves the engine clean."""
+    with box(engine, limits={"max_attempts": 2}) as b:
+        job = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN true"))
+        ended = b.ended(job)
+        assert (ended["state"], ended["attempt"]) == ("failed", 2)
+        assert "gave up after 2 attempts" in b.status(job)
+        b.check_clean()
+
+
+@pytest.mark.parametrize("builder", ["buildkit", "classic"])
+def test_engine_restart_in_mid_build(engine: PrivateEngine, registry: Registry, builder: str) -> None:
+    """A build that an engine's restart cuts is not the user's failure: it is tried again and succeeds."""
+    with box(engine, builder=builder, limits={"max_attempts": 20}) as b:
+        job = b.build(f"{registry.host}/outage/{builder}:1", dockerfile(f"RUN echo {uuid.uuid4()} && sleep 1.5"))
+        b.prints(job, "sleep 1.5")
+        engine.restart()
+        [ended] = b.succeeded(job)
+        assert ended["attempt"] > 1
+        assert "engine_unavailable" in str(b.daemon.sqlite("select data from event where type = 'retry'"))
+        # The container of a classic step that the engine was in when it went down stays; it bears no name of ours.
+        engine.docker("container", "prune", "--force")
+        b.check_clean()
+
+
+def test_engine_down_at_start(engine: PrivateEngine, registry: Registry, tmp_path: Path) -> None:
+    """Without an engine the daemon starts, says so, and takes jobs; with it they run and leftovers are swept."""
+    engine.docker("tag", BUSYBOX, f"imagejobd/{uuid.uuid4()}:1")
+    socket = tmp_path / "engine.sock"
+    with box(engine, engine_host=f"unix://{socket}", limits={"max_attempts": 50}) as b:
+        ready = b.call("GET", "/readyz")
+        assert ready.status == 200
+        assert "is it running?" in ready.body["engine"]
+        job = b.build(f"{registry.host}/outage/late:1", dockerfile("RUN true"))
+        until(lambda: b.job(job)["error"] is not None, timeout_s=20, what="the first attempt to fail")
+        assert b.job(job)["error"]["code"] == "engine_unavailable"
+        socket.symlink_to(engine.socket)
+        b.succeeded(job)
+        assert b.call("GET", "/readyz").body["engine"] == "ok"
+        until(lambda: is_clean(engine), timeout_s=10, what="the sweep")
+        b.check_clean()
+
+
+def test_disk_full(engine: PrivateEngine, registry: Registry) -> None:
+    """A full disk is told with 507, leaves nothing half-written, harms no running job, and passes with new space."""
+    with full_box(engine) as b:
+        image, spool = f"{registry.host}/outage/disk", b.daemon.state_dir / "spool"
+        job = b.build(f"{image}:1", dockerfile(f"RUN echo {uuid.uuid4()} && sleep 4 && echo the end"))
+        b.prints(job, "sleep 4")
+        spooled = set(spool.iterdir())
+        fill(b)
+        refused = b.call(
+            "POST", "/api/v1/build", {"image_name": image, "dockerfile": "FROM scratch\n#" + "x" * 200_000}
+        )
+        assert refused.status == 507
+        assert "disk" in refused.body["Error"]
+        body, boundary = multipart({"image_name": image}, context(b"y" * STATE_DIR_BYTES))
+        uploaded = b.call("POST", "/api/v1/build", body, headers={"Content-Type": boundary})
+        assert uploaded.status == 507
+        assert b.job(job)["state"] == "running"
+        assert set(spool.iterdir()) <= spooled
+        (b.daemon.state_dir / "filler").unlink()
+        first, _ = b.succeeded(job, b.build(f"{image}:2", dockerfile("RUN true")))
+        assert first["attempt"] == 1
+        assert registry.tags("outage/disk") == ["1", "2"]
+        assert b.daemon.sqlite("select count(*) from job") == [(2,)]
+        b.check_clean()
+
+
+@contextmanager
+def full_box(engine: PrivateEngine) -> Iterator[Box]:
+    """A box whose state folder is a small file system of its own."""
+    made = Box(engine)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={STATE_DIR_BYTES}", "tmpfs", str(made.daemon.state_dir)]
+    subprocess.run(mount, check=True)
+    try:
+        made.daemon.start()
+        yield made
+    finally:
+        made.daemon.kill()
+        subprocess.run(["umount", str(made.daemon.state_dir)], check=True)
+        made.daemon.remove()
+
+
+def fill(b: Box) -> None:
+    """Take all the space there is."""
+    with (b.daemon.state_dir / "filler").open("wb", buffering=0) as filler:
+        for size in (4096, 1):
+            try:
+                while filler.write(b"\0" * size):
+                    pass
+            except OSError:
+                continue
+
+
+def context(content: bytes, *, base: str = BUSYBOX) -> bytes:
+    """A tar with a Dockerfile and a file of `content`."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, data in (("Dockerfile", f"FROM {base}\nCOPY data /\n".encode()), ("data", content)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return archive.getvalue()

@@ -1,0 +1,68 @@
+"""Passwords and tokens are found nowhere that anybody can read, while a job lives and after it."""
+
+import base64
+import json
+from itertools import product
+
+from box import LOGIN, Box, box, dockerfile
+from web_server import WebServer
+
+from harness.engine import PrivateEngine
+from harness.registry import PASSWORD, USERNAME, Registry
+
+TOKEN = "t0ken-in-a-query"
+URL_PASSWORD = "passw0rd-in-a-url"
+WRONG_PASSWORD = "wr0ng-password"
+SECRETS = (PASSWORD, TOKEN, URL_PASSWORD, WRONG_PASSWORD)
+
+
+def needles() -> set[bytes]:
+    """Each secret as it is, and in the encodings that credentials travel in."""
+    found = {secret.encode() for secret in SECRETS}
+    for user, secret in product((USERNAME, "user"), SECRETS):
+        found |= {base64.b64encode(text.encode()).rstrip(b"=") for text in (secret, f"{user}:{secret}")}
+        found |= {base64.urlsafe_b64encode(json.dumps({"password": secret}).encode()).rstrip(b"=")}
+    return found
+
+
+def readable(b: Box, jobs: list[str]) -> dict[str, bytes]:
+    """All that the daemon writes or answers: files, its log, both APIs."""
+    texts = {str(path): path.read_bytes() for path in b.daemon.state_dir.rglob("*") if path.is_file()}
+    assert any(name.endswith("imagejobd.db-wal") for name in texts)
+    texts["daemon.log"] = b.daemon.log_text().encode()
+    paths = ["/api/v2/jobs", "/readyz"]
+    for job in jobs:
+        paths += [f"/api/v2/jobs/{job}", f"/api/v2/jobs/{job}/log", f"/api/v1/{job}/status", f"/api/v1/{job}/logs"]
+    return texts | {path: str(b.call("GET", path).body).encode() for path in paths}
+
+
+def check(b: Box, jobs: list[str]) -> None:
+    for (place, text), needle in product(readable(b, jobs).items(), needles()):
+        assert needle not in text, f"{needle!r} is readable in {place}"
+
+
+def test_secrets_stay_secret(engine: PrivateEngine, private_registry: Registry) -> None:
+    """No job that runs, succeeded, failed, or was cut by a crash shows what it was trusted with."""
+    host = private_registry.host
+    with WebServer().running() as web, box(engine) as b:
+        web.redirects["/moved"] = f"/gone?token={TOKEN}"
+        user = f"user:{URL_PASSWORD}@"
+        slow = dockerfile(f"RUN echo {PASSWORD[:4]} && sleep 2")
+        jobs = [
+            b.build(f"{host}/secrets/good", slow, **LOGIN),
+            b.build(f"{host}/secrets/wrong", dockerfile("RUN true"), username="user", password=WRONG_PASSWORD),
+            b.build(f"{host}/secrets/gone", "", tarUrl=web.url(f"/gone?token={TOKEN}", user=user)),
+            b.build(f"{host}/secrets/moved", "", tarUrl=web.url("/moved", user=user)),
+            b.build(f"{host}/secrets/egress", "", tarUrl=f"http://{user}169.254.169.254/c.tar?token={TOKEN}"),
+            b.build(f"{host}/secrets/down", "", tarUrl=f"http://{user}127.0.0.1:9/c.tar?token={TOKEN}"),
+        ]
+        b.prints(jobs[0], "sleep 2")
+        check(b, jobs)
+        b.restart()
+        check(b, jobs)
+        ended = [b.ended(job)["state"] for job in jobs]
+        assert ended == ["succeeded", *["failed"] * 5]
+        check(b, jobs)
+        b.check_clean()
+    assert web.count("/gone") == 2
+    assert URL_PASSWORD.encode() in base64.b64decode(web.requests[0][2]["Authorization"].partition(" ")[2])

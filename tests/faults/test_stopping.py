@@ -1,0 +1,79 @@
+"""SIGTERM: what runs is finished or goes on later, nothing new is taken, and the process leaves in time."""
+
+import os
+import signal
+import time
+
+from box import Box, box, dockerfile, unique_seconds
+
+from harness.engine import PrivateEngine
+from harness.registry import Registry
+from harness.waiting import until
+
+
+def sleeping(b: Box, image: str, seconds: float) -> str:
+    """A job whose RUN sleeps by now."""
+    job = b.build(image, dockerfile(f"RUN echo begun {time.monotonic_ns()} && sleep {seconds}"))
+    b.prints(job, "begun")
+    return job
+
+
+def terminate(b: Box) -> None:
+    os.kill(b.daemon.pid, signal.SIGTERM)
+
+
+def test_short_drain(engine: PrivateEngine, registry: Registry) -> None:
+    """Past the drain's time a build is stopped and queued again as no attempt; the next start finishes it."""
+    with box(engine, server={"drain_timeout_s": 0.5}) as b:
+        job = sleeping(b, f"{registry.host}/drain/short:1", 3)
+        code, seconds = b.daemon.terminate()
+        assert code == 0
+        assert 0.5 < seconds < 3
+        stored = "select state, attempt, crashes from job"
+        assert b.daemon.sqlite(stored) == [("queued", 0, 0)]
+        b.daemon.start()
+        [ended] = b.succeeded(job)
+        assert (ended["attempt"], ended["crashes"]) == (1, 0)
+        assert "interrupted: the daemon stops" in b.logs(job)
+        assert registry.digest("drain/short", "1") == ended["result"]["digest"]
+        b.check_clean()
+
+
+def test_long_drain(engine: PrivateEngine, registry: Registry) -> None:
+    """Within the drain's time a build finishes first; meanwhile readers are served and submissions get 503."""
+    with box(engine, server={"drain_timeout_s": 60}) as b:
+        job = sleeping(b, f"{registry.host}/drain/long:1", 2)
+        terminate(b)
+        until(lambda: b.call("GET", "/readyz").status == 503, timeout_s=5, what="the drain to begin")
+        assert b.call("GET", "/readyz").body["draining"] is True
+        assert b.call("GET", "/healthz").status == 200
+        assert b.job(job)["state"] == "running"
+        for path in ("/api/v1/build", "/api/v2/jobs"):
+            refused = b.call("POST", path, {"image_name": "x", "dockerfile": "FROM scratch"})
+            assert refused.status == 503
+            assert int(refused.headers["Retry-After"]) > 0
+        assert b.daemon.wait() == 0
+        assert b.daemon.sqlite("select state from job") == [("succeeded",)]
+        b.check_clean()
+
+
+def test_second_signal(engine: PrivateEngine, registry: Registry) -> None:
+    """A second SIGTERM ends the drain at once; the build it stops loses no attempt."""
+    with box(engine, server={"drain_timeout_s": 60}) as b:
+        sleeping(b, f"{registry.host}/drain/second:1", float(unique_seconds()))
+        terminate(b)
+        until(lambda: b.call("GET", "/readyz").status == 503, timeout_s=5, what="the drain to begin")
+        began = time.monotonic()
+        terminate(b)
+        assert b.daemon.wait() == 0
+        assert time.monotonic() - began < 3
+        assert b.daemon.sqlite("select state, attempt, crashes from job") == [("queued", 0, 0)]
+        b.check_clean()
+
+
+def test_idle_stop(engine: PrivateEngine) -> None:
+    """With nothing to do it leaves at once, and what is queued meanwhile waits for the next start."""
+    with box(engine, limits={"build": 1}) as b:
+        code, seconds = b.daemon.terminate()
+        assert code == 0
+        assert seconds < 2

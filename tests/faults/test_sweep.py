@@ -1,0 +1,55 @@
+"""What no live job owns is removed from the engine at boot; what anybody else owns is not touched."""
+
+import uuid
+
+from box import box, dockerfile, leftovers
+
+from harness.base_image import BUSYBOX
+from harness.engine import PrivateEngine
+from harness.proxy import FaultProxy, StallRequest
+from harness.registry import Registry
+from harness.waiting import until
+
+
+def test_sweep_at_boot(engine: PrivateEngine) -> None:
+    """Tags of unknown jobs go; those of live jobs and of others stay, and so do containers and volumes of any label."""
+    nobody = str(uuid.uuid4())
+    with box(engine, limits={"retry_first_s": 600, "retry_max_s": 600}) as b:
+        live = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN true"))
+        until(lambda: b.job(live)["error"] is not None, timeout_s=20, what="the first attempt to fail")
+        b.daemon.kill()
+        [own] = leftovers(engine)
+        assert own == f"imagejobd/{live}:1"
+        engine.docker("tag", BUSYBOX, f"imagejobd/{nobody}:1")
+        engine.docker("tag", BUSYBOX, "imagejobd-like/other:1")
+        label = ("--label", f"imagejobd.job={nobody}")
+        engine.docker("volume", "create", *label, "somebody-elses")
+        other = engine.docker("create", "--network=none", *label, BUSYBOX, "true")
+        b.daemon.start()
+        kept = {own, "imagejobd-like/other:1", other[:12]}
+        until(lambda: set(leftovers(engine)) == kept, timeout_s=10, what="the sweep")
+        assert "somebody-elses" in engine.docker("volume", "ls", "--quiet")
+        engine.docker("rm", other)
+        engine.docker("rmi", "imagejobd-like/other:1")
+        engine.docker("volume", "rm", "somebody-elses")
+        b.cancel(live)
+        until(lambda: leftovers(engine) == [], timeout_s=10, what="the sweep after the cancel")
+        b.check_clean()
+
+
+def test_a_purge_that_fails_is_left_to_the_sweep(engine: PrivateEngine, registry: Registry) -> None:
+    """A job whose push is proved succeeds though its image cannot be purged yet; the sweep takes it away later."""
+    with FaultProxy(registry.host) as proxy, box(engine) as b:
+        proxy.add("PUT", ".*/manifests/.*", StallRequest())
+        job = b.build(f"{proxy.host}/sweep/purge:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
+        proxy.wait_for("PUT", ".*/manifests/.*", timeout_s=20)
+        container = engine.docker("create", "--network=none", f"imagejobd/{job}:1", "true")
+        proxy.release()
+        [ended] = b.succeeded(job)
+        assert ended["result"]["digest"] == registry.digest("sweep/purge", "1")
+        assert f"imagejobd/{job}:1" in leftovers(engine)
+        assert "could not purge" in b.daemon.log_text()
+        engine.docker("rm", container)
+        b.restart()
+        until(lambda: leftovers(engine) == [], timeout_s=10, what="the sweep at boot")
+        b.check_clean()
