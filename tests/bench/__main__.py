@@ -1,0 +1,67 @@
+"""`python -m bench [--quick] [NAME…]`: measure all, or those that are named, and print one table.
+
+The exit code is 0 also where a target is missed: figures of a busy machine must not stop anybody's work. It is 1 where
+something could not be measured at all.
+"""
+
+import argparse
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+
+from bench import accept, history, noise, overhead, queue
+from bench.figures import Figure, say, table
+
+MEASUREMENTS = {
+    "accept": accept.measure,
+    "queue": queue.measure,
+    "history": history.measure,
+    "overhead": overhead.measure,
+    "noise": noise.measure,
+}
+
+
+def main() -> int:
+    arguments = _arguments()
+    figures: list[Figure] = []
+    failed: list[str] = []
+    for name in arguments.names or MEASUREMENTS:
+        print(f"measuring {name}: {_first_line(name)}", file=sys.stderr, flush=True)
+        try:
+            figures += MEASUREMENTS[name](quick=arguments.quick)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            failed.append(f"{name} could not be measured: {error}")
+        say(f"load average {_load()}")
+    print(f"\n{_machine()}{', --quick: sizes too small to judge by' if arguments.quick else ''}\n")
+    print("\n".join([table(figures), *failed]))
+    return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description="Measure imagejobd beside the plain tools.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(MEASUREMENTS)}")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try the measurements themselves")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(MEASUREMENTS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(MEASUREMENTS)}")
+    return arguments
+
+
+def _first_line(name: str) -> str:
+    return (sys.modules[f"bench.{name}"].__doc__ or "").splitlines()[0]
+
+
+def _machine() -> str:
+    python, sqlite = platform.python_version(), sqlite3.sqlite_version
+    return f"{os.cpu_count()} cores, Python {python}, SQLite {sqlite}, load average {_load()}"
+
+
+def _load() -> str:
+    return " ".join(f"{load:.1f}" for load in os.getloadavg())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Durable accept: `POST /api/v1/build` under wrk, beside a bare aiohttp endpoint that keeps nothing.
+
+The daemon's one build slot is held by a job whose tar never comes, so that jobs are accepted and nothing is built.
+"""
+
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from bench.disk import disk_folder
+from bench.figures import Bound, Figure, say
+from bench.python import server
+from harness.daemon import Config, Daemon
+from harness.process import free_port
+from harness.services import program
+
+CONNECTIONS = 32
+ROUNDS = 5
+ROUND_S = 5
+SCRIPT = Path(__file__).with_name("accept.lua")
+BUILD = "/api/v1/build"
+FOREVER_S = 86_400.0
+
+REQUESTS_BOUND = Bound("≥", 0.5)
+P99_BOUND = Bound("≤", 15.0, "ms")
+
+
+class Load(msgspec.Struct):
+    """What wrk saw in one round."""
+
+    per_s: float
+    p99_ms: float
+    errors: int
+
+
+def measure(*, quick: bool) -> list[Figure]:
+    rounds, seconds = (2, 1) if quick else (ROUNDS, ROUND_S)
+    ours: list[Load] = []
+    bare: list[Load] = []
+    with disk_folder() as folder, _busy_daemon(folder) as daemon, _bare_server(folder) as bare_url:
+        for url in (daemon.url, bare_url):  # both warm
+            _load(url, 1)
+        for number in range(rounds):
+            bare.append(_load(bare_url, seconds))
+            ours.append(_load(daemon.url, seconds))
+            say(
+                f"round {number + 1}: {ours[-1].per_s:,.0f}/s, p99 {ours[-1].p99_ms:.1f} ms;"
+                f" bare {bare[-1].per_s:,.0f}/s, p99 {bare[-1].p99_ms:.1f} ms"
+            )
+    per_s, bare_per_s = (median(load.per_s for load in loads) for loads in (ours, bare))
+    p99_ms, bare_p99_ms = (median(load.p99_ms for load in loads) for loads in (ours, bare))
+    return [
+        Figure(
+            f"accept, {CONNECTIONS} connections",
+            f"{per_s:,.0f}/s",
+            f"bare aiohttp {bare_per_s:,.0f}/s",
+            per_s / bare_per_s,
+            REQUESTS_BOUND,
+        ),
+        Figure("accept, p99", f"{p99_ms:.1f} ms", f"bare aiohttp {bare_p99_ms:.1f} ms", p99_ms, P99_BOUND),
+    ]
+
+
+def _load(url: str, seconds: int) -> Load:
+    command = [str(program("wrk")), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(SCRIPT), url + BUILD]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    load = msgspec.json.decode(done.stdout.splitlines()[-1], type=Load)
+    if load.errors:
+        raise RuntimeError(f"{load.errors} of the requests to {url} failed")
+    return load
+
+
+@contextmanager
+def _bare_server(folder: Path) -> Iterator[str]:
+    port = free_port()
+    with server("bench.bare_server", port, log_file=folder / "bare.log", is_ready=lambda: _listens(port)):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _busy_daemon(folder: Path) -> Iterator[Daemon]:
+    """A daemon that accepts without end and can start nothing."""
+    config: Config = {
+        "server": {"state_dir": str(folder / "state")},
+        "limits": {"queue_max": 1_000_000_000, "build": 1, "job_timeout_s": FOREVER_S},
+        "kinds": {"build": {"fetch_idle_s": FOREVER_S, "fetch_timeout_s": FOREVER_S}},
+    }
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent, Daemon(config) as daemon:
+        _submit(
+            daemon, {"image_name": "registry.example/busy", "tarUrl": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        )
+        connection, _ = silent.accept()
+        with closing(connection):
+            yield daemon
+
+
+def _submit(daemon: Daemon, fields: dict[str, str]) -> None:
+    request = urllib.request.Request(daemon.url + BUILD, data=msgspec.json.encode(fields), method="POST")
+    urllib.request.urlopen(request).close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
