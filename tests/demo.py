@@ -1,0 +1,120 @@
+"""The main job end to end, as a user would do it: curl in, image out, history in sqlite3.
+
+Runs on an engine and a registry of its own, so nothing on the machine is touched. Each command is printed before it is
+run; the demo fails when one of its promises does not hold.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from harness.base_image import BUSYBOX, load_busybox
+from harness.daemon import Daemon
+from harness.engine import PrivateEngine
+from harness.registry import Registry
+
+DOCKERFILE = f"""FROM {BUSYBOX}
+RUN echo "building as $(id -un)" && for i in 1 2 3; do echo "step $i of 3"; sleep 0.3; done
+LABEL org.example.demo=yes
+CMD ["echo", "hello"]
+"""
+
+
+def main() -> int:
+    with ExitStack() as stack:
+        say("Starting a private Docker Engine, a registry and imagejobd")
+        engine = stack.enter_context(PrivateEngine())
+        load_busybox(engine)
+        registry = stack.enter_context(Registry())
+        daemon = stack.enter_context(Daemon(engine_host=engine.host))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagejobd-demo-")))
+        print(f"engine {engine.host}\nregistry {registry.host}\nimagejobd {daemon.url}")
+        json_build(daemon, registry, folder)
+        multipart_build(daemon, registry, folder)
+        prove_push(registry, "demo/json")
+        prove_push(registry, "demo/multipart")
+        prove_purge(engine)
+        show_history(daemon)
+    say("Done: two images built, pushed, proved and purged")
+    return 0
+
+
+def json_build(daemon: Daemon, registry: Registry, folder: Path) -> None:
+    say("1. The builder API: a Dockerfile in JSON")
+    request = folder / "build.json"
+    request.write_text(json.dumps({"image_name": f"{registry.host}/demo/json:1.0", "dockerfile": DOCKERFILE}, indent=2))
+    answer = shell(f"curl -sS -X POST {daemon.url}/api/v1/build --data @{request}")
+    follow(daemon, json.loads(answer)["JobIdentifier"])
+
+
+def multipart_build(daemon: Daemon, registry: Registry, folder: Path) -> None:
+    say("2. The builder API: a context as a multipart tar")
+    context = folder / "context.tar.gz"
+    (folder / "Dockerfile").write_text(f"FROM {BUSYBOX}\nCOPY greeting /greeting\nRUN cat /greeting\n")
+    (folder / "greeting").write_text("hello from the context\n")
+    with tarfile.open(context, "w:gz") as tar:
+        tar.add(folder / "Dockerfile", "Dockerfile")
+        tar.add(folder / "greeting", "greeting")
+    fields = json.dumps({"image_name": f"{registry.host}/demo/multipart"})
+    answer = shell(f"curl -sS {daemon.url}/api/v1/build -F TarFile=@{context} -F {shlex.quote('Json=' + fields)}")
+    follow(daemon, json.loads(answer)["JobIdentifier"])
+
+
+def follow(daemon: Daemon, job: str) -> None:
+    """Show the log as it grows; it ends with the job."""
+    shell(f"curl -sSN '{daemon.url}/api/v2/jobs/{job}/log?follow=1'")
+    status = json.loads(shell(f"curl -sS {daemon.url}/api/v1/{job}/status"))
+    expect(status == {"Status": "Finished"}, f"the job ended as {status}")
+
+
+def prove_push(registry: Registry, repository: str) -> None:
+    say(f"3. skopeo sees {repository} in the registry")
+    tag = registry.tags(repository)[0]
+    image = f"docker://{registry.host}/{repository}:{tag}"
+    seen = shell(f"skopeo inspect --tls-verify=false --format '{{{{.Digest}}}}' {image}")
+    expect(seen.strip() == registry.digest(repository, tag), "skopeo and the registry disagree")
+
+
+def prove_purge(engine: PrivateEngine) -> None:
+    say("4. The engine has only the base image left")
+    left = shell(f"docker -H {engine.host} images --format '{{{{.Repository}}}}:{{{{.Tag}}}}'").split()
+    expect(left == [BUSYBOX], f"the engine still has {left}")
+
+
+def show_history(daemon: Daemon) -> None:
+    say("5. The history, in SQLite")
+    for query in (
+        "SELECT id, state, image, seconds_waited, seconds_run FROM job_history",
+        "SELECT job_id, phase, seconds FROM phase_history",
+    ):
+        shell(f"sqlite3 -readonly -header -column {daemon.database_file} {shlex.quote(query)}")
+
+
+def shell(command: str) -> str:
+    """Print and run a command; its output is shown as it comes, and returned."""
+    print(f"\n$ {command}", flush=True)
+    output = []
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            output.append(line)
+    expect(running.returncode == 0, f"exit code {running.returncode}")
+    return "".join(output)
+
+
+def say(text: str) -> None:
+    print(f"\n\033[1m== {text}\033[0m", flush=True)
+
+
+def expect(is_so: bool, otherwise: str) -> None:
+    if not is_so:
+        sys.exit(f"demo failed: {otherwise}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
