@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     FETCH_FAILED = "fetch_failed"
     BUILD_FAILED = "build_failed"
     PUSH_FAILED = "push_failed"
+    COPY_FAILED = "copy_failed"
     ENGINE_UNAVAILABLE = "engine_unavailable"
     REGISTRY_UNAVAILABLE = "registry_unavailable"
     TIMEOUT = "timeout"

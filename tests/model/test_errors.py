@@ -11,7 +11,8 @@ def test_codes_are_what_is_stored():
     """Codes are stored with jobs and are part of every API, so none is ever renamed or dropped."""
     stored = (
         "invalid unauthenticated denied not_found conflict too_large policy egress queue_full draining storage_full "
-        "fetch_failed build_failed push_failed engine_unavailable registry_unavailable timeout quarantined internal"
+        "fetch_failed build_failed push_failed copy_failed engine_unavailable registry_unavailable timeout "
+        "quarantined internal"
     )
     assert set(stored.split()) <= {code.value for code in ErrorCode}
     assert all(code.name.lower() == code.value for code in ErrorCode)

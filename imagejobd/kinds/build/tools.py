@@ -1,9 +1,6 @@
 """What the phases of a build work with: the adapters of the floor below and the settings of this kind."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from weakref import WeakValueDictionary
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,24 +12,12 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.reserved import JOB_PREFIX
 from imagejobd.model.secret import Credentials
+from imagejobd.model.turns import Turns
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
 from imagejobd.store.blobs import BlobStore
 
 CredentialsFor = Callable[[str], Credentials | None]
-
-
-class Turns:
-    """One holder at a time per name; names nobody holds or waits for are forgotten."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    @asynccontextmanager
-    async def take(self, name: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock:
-            yield
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
