@@ -43,6 +43,10 @@ class Work(Protocol):
         """Append to the job's log (redacted, bounded). Waits when the store is behind."""
         ...
 
+    async def note(self, event: str, **data: Any) -> None:
+        """Append a line to the job's history, where `event` must be none of a job's moves. `data` is JSON, small."""
+        ...
+
     def progress(self, **values: Any) -> None:
         """Merge `values` into what the job shows of its progress; written at most a few times a second."""
         ...
@@ -80,6 +84,13 @@ class Kind(Protocol):
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         """Check and normalise a caller's spec. Raises `Permanent(invalid)` that names the field."""
+        ...
+
+    async def preflight(self, accepted: Accepted) -> None:
+        """Ask the outside world, shortly, whether a job can be done at all; most kinds have nothing to ask.
+
+        Raises `Permanent` where it surely cannot. What can't be told now is left to the job.
+        """
         ...
 
     async def run(self, work: Work) -> Json:

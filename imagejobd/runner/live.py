@@ -28,7 +28,7 @@ class LiveWork:
         self._progress_is_new = False
         self._progress_behind = WriteBehind(self._write_progress, delay_s=PROGRESS_EVERY_S)
         self._concealed = set(claim.secrets.values())
-        self._redactor = _redactor(self._concealed)
+        self._redactor: Redactor | None = None
         self._joblog = JobLog(self._write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
 
     @property
@@ -42,10 +42,13 @@ class LiveWork:
     def conceal(self, secret: Secret) -> None:
         if secret not in self._concealed:
             self._concealed.add(secret)
-            self._redactor = _redactor(self._concealed)
+            self._redactor = None
 
     def redact(self, text: str) -> str:
         """`text` without the job's own secrets and those that were concealed."""
+        if self._redactor is None:
+            # Not before it is needed: a job may conceal hundreds of words, one by one.
+            self._redactor = _redactor(self._concealed)
         return self._redactor(text)
 
     @property
@@ -72,6 +75,9 @@ class LiveWork:
 
     async def log(self, text: str) -> None:
         await self._joblog.append(text)
+
+    async def note(self, event: str, **data: Any) -> None:
+        await self._store.note(self._claim, event, data)
 
     def progress(self, **values: Any) -> None:
         self._progress.update(values)

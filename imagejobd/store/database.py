@@ -55,8 +55,9 @@ def close_database(db: sqlite3.Connection) -> None:
         with contextlib.suppress(sqlite3.OperationalError):  # a full disk: statistics can wait
             db.execute("pragma optimize")
         db.execute(f"pragma busy_timeout = {CLOSE_BUSY_TIMEOUT_MS}")
-        db.execute("pragma wal_checkpoint(truncate)")
+        # On a full disk, or while a shell reads, the log stays: the next start takes it in.
         with contextlib.suppress(sqlite3.OperationalError):
+            db.execute("pragma wal_checkpoint(truncate)")
             db.execute("pragma journal_mode = delete")
     finally:
         db.close()

@@ -136,6 +136,10 @@ class Store(Protocol):
         """Replace the job's progress."""
         ...
 
+    async def note(self, claim: Claim, event: str, data: Json) -> None:
+        """Append one line of the kind's own to the job's history."""
+        ...
+
     async def finish(self, claim: Claim, ending: Ending) -> None:
         """End the job; its secrets are deleted in the same transaction."""
         ...
@@ -169,7 +173,8 @@ class Store(Protocol):
     async def get_by_id(self, job_id: JobId, *, tenant: str | None) -> Job | None: ...
 
     async def list_jobs(self, which: Filter, *, cursor: int | None, limit: int) -> Page:
-        """A page of jobs without what may be long: the checkpoint, and the spec's Dockerfile, arguments and labels.
+        """A page of jobs without what may be long: the checkpoint, the result's and the source's images, and the
+        spec's Dockerfile, arguments and labels.
 
         `get` has them of one job; of a page they could be a gigabyte.
         """

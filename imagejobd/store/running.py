@@ -143,6 +143,11 @@ def log(tx: Transaction, claim: Claim, text: str) -> None:
     _change(tx, claim, "append_log", text=data.decode(), size=len(data), now_ms=tx.now_ms)
 
 
+def note(tx: Transaction, claim: Claim, event: str, data: Json) -> None:
+    """Append to the history what no change of the job's row tells."""
+    _change(tx, claim, "append_event", type=event, data=_encode(data).decode(), now_ms=tx.now_ms)
+
+
 def _claimed(tx: Transaction, claim: Claim) -> Row:
     row: Row | None = tx.db.execute(_SQL["claimed"], {"id": claim.job.id, "token": claim.token}).fetchone()
     if row is None:

@@ -14,7 +14,7 @@ from typing import Any
 from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import Permanent, Temporary
 from imagejobd.model.ids import JobId
-from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, NewJob, Phase
+from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, Json, NewJob, Phase
 from imagejobd.model.state import State
 from imagejobd.store import accept, reads, running, upkeep
 from imagejobd.store.bell import Bell, TopicWatch
@@ -96,6 +96,9 @@ class SqliteStore:
 
     async def progress(self, claim: Claim, values: Mapping[str, Any]) -> None:
         await self._writer.do(lambda tx: running.progress(tx, claim, values))
+
+    async def note(self, claim: Claim, event: str, data: Json) -> None:
+        await self._writer.do(lambda tx: running.note(tx, claim, event, data))
 
     async def finish(self, claim: Claim, ending: Ending) -> None:
         await self._writer.run(running.leave, running.ending_way(claim, ending))

@@ -313,6 +313,7 @@ class StoreConformance:
             store.log(old, "text"),
             store.log(old, ""),
             store.progress(old, {"a": 1}),
+            store.note(old, "target", {}),
             store.finish(old, Ending(State.SUCCEEDED)),
             store.retry(old, BROKEN, not_before_ms=0),
             store.interrupt(old),
@@ -546,6 +547,21 @@ class StoreConformance:
         halves = await store.changes_since(0, job_id=None, limit=3)
         halves += await store.changes_since(halves[-1].id, job_id=None, limit=100)
         assert halves == events
+
+    async def test_a_kind_adds_to_the_history(self, store: Store, clock: SimulatedClock) -> None:
+        """A note stands in the history where it was made, with its time and data, and changes nothing of the job."""
+        made = await enqueue(store)
+        claim = await claim_one(store)
+        before = await job_of(store, made.uuid)
+        clock.advance(7)
+        with store.watch(job_topic(made.id)) as changes:
+            await store.note(claim, "target", {"endpoint": "r.example", "tags": {"1": "copied"}})
+            assert await changes.changed(1.0)
+        assert await job_of(store, made.uuid) == before
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        *_, noted, _ = await store.changes_since(0, job_id=made.id, limit=100)
+        assert (noted.type, noted.at_ms) == ("target", clock.now_ms)
+        assert noted.data == {"endpoint": "r.example", "tags": {"1": "copied"}}
 
     async def test_every_transition_of_the_table_and_no_other(self, store: Store) -> None:
         """From every state, each move leads where model/state.py says, or changes nothing."""

@@ -3,6 +3,8 @@
 import os
 import sqlite3
 import subprocess
+import tempfile
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from imagejobd.store.database import APPLICATION_ID, close_database, migrations,
 from imagejobd.store.protocol import Ending, Filter, Room
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import Vault
+
+SYSTEM_TMP = Path(tempfile.gettempdir())
 
 
 def shell(database: Path, sql: str, *options: str, user: str | None = None) -> str:
@@ -132,7 +136,7 @@ async def test_after_a_clean_stop_the_file_opens_readonly(database: Path, vault:
         made = await enqueue(store)
     assert [path.name for path in database.parent.iterdir()] == [database.name]
     database.chmod(0o644)
-    for folder in database.parents[:3]:
+    for folder in takewhile(lambda folder: folder != SYSTEM_TMP, database.parents):
         folder.chmod(0o755)
     assert shell(database, "select uuid from job_history", "-readonly", user="nobody").strip() == made.uuid
 

@@ -47,6 +47,9 @@ class BuildKind:
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return specs.parse(spec, upload)
 
+    async def preflight(self, accepted: Accepted) -> None:
+        """A build's bases are asked for when it runs."""
+
     async def run(self, work: Work) -> Json:
         spec = msgspec.convert(work.job.spec, BuildSpec)
         names = [str(reference) for reference in spec.references]

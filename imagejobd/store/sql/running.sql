@@ -45,3 +45,7 @@ update job set checkpoint = :checkpoint where id = :id and claim_token = :token;
 -- name: append_log
 insert into log_block (job_id, offset, size, at_ms, text)
 select id, log_bytes, :size, :now_ms, :text from job where id = :id and claim_token = :token;
+
+-- name: append_event
+insert into event (job_id, at_ms, type, data)
+select id, :now_ms, :type, :data from job where id = :id and claim_token = :token;
