@@ -22,10 +22,10 @@ class Exit(NamedTuple):
     seconds: float
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port of `address` that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
 

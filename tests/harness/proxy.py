@@ -1,68 +1,59 @@
 """A faulty HTTP proxy in front of a registry: what a real one cannot be made to show on demand.
 
-It cuts, stalls, refuses and records. It runs on a thread of its own, so blocking callers and event loops can both use
-it, and passes the Host header on, so that absolute upload locations come back to it.
+It cuts, stalls, slows, corrupts, refuses and records. It passes the Host header on, so that absolute upload locations
+come back to it.
 """
 
 import asyncio
 import re
-import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, StreamReader, TCPConnector, hdrs, web
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, StreamReader, TCPConnector, hdrs, web
 from multidict import CIMultiDict
 
-from harness.process import free_port
+from harness.misbehaviour import (
+    Answer,
+    CutRequest,
+    CutResponse,
+    DropRequestHeader,
+    DropResponseHeader,
+    EndResponse,
+    FlipByte,
+    Misbehaviour,
+    Partial,
+    RewriteLocation,
+    StallRequest,
+    StallResponse,
+    ThrottleRequest,
+    ThrottleResponse,
+)
 from harness.waiting import until
+from harness.web_server import WebServer
 
-START_TIMEOUT_S = 5.0
+__all__ = [
+    "Answer",
+    "CutRequest",
+    "CutResponse",
+    "DropRequestHeader",
+    "DropResponseHeader",
+    "EndResponse",
+    "FaultProxy",
+    "FlipByte",
+    "RewriteLocation",
+    "Seen",
+    "StallRequest",
+    "StallResponse",
+    "ThrottleRequest",
+    "ThrottleResponse",
+]
+
 CHUNK_BYTES = 64 * 1024
+# Small, so that what a throttle lets through is even.
+THROTTLED_CHUNK_BYTES = 16 * 1024
 # RFC 9110 §7.6.1: these speak of one connection only.
 HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Answer instead of the registry."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@dataclass(frozen=True)
-class CutRequest:
-    """Reset the connection once so many bytes of the request's body were passed on; with 0 nothing is passed on."""
-
-    after_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class CutResponse:
-    """Reset the connection once so many bytes of the response's body were sent; with 0 there is no status either."""
-
-    after_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class StallRequest:
-    """Go silent, until `release`, once so many bytes of the request's body were passed on."""
-
-    after_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class StallResponse:
-    """Go silent, until `release`, once so many bytes of the response's body were sent."""
-
-    after_bytes: int = 0
-
-
-Partial = CutRequest | CutResponse | StallRequest | StallResponse
-Misbehaviour = Answer | Partial
 
 
 @dataclass
@@ -82,31 +73,46 @@ class Rule:
         return True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """A request that came in. Its query is part of `path`."""
+    """A request that came in, and how far it got. Its query is part of `path`; `came_at` is `time.monotonic()`.
+
+    `received_bytes` of its body came from the client and were passed on; `sent_bytes` of the response's body went to
+    the client. `status` is None until there is one.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
+    came_at: float = 0.0
+    status: int | None = None
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    ended_at: float | None = None
+    request: web.BaseRequest | None = field(default=None, repr=False)
 
-
-class FaultProxy:
-    """Passes everything on to `upstream` (`host:port`, plain HTTP) but for what its rules say."""
-
-    def __init__(self, upstream: str) -> None:
-        self.upstream = upstream
-        self.port = free_port()
-        self._rules: list[Rule] = []
-        self._seen: list[Seen] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
-        self._released = asyncio.Event()
+    def matches(self, method: str, path: str) -> bool:
+        return bool(re.fullmatch(method, self.method) and re.fullmatch(path, self.path))
 
     @property
-    def host(self) -> str:
-        """`127.0.0.1:port`, as image references have it."""
-        return f"127.0.0.1:{self.port}"
+    def is_open(self) -> bool:
+        """Whether the client still waits for the end of the response."""
+        return self.ended_at is None and self.request is not None and self.request.transport is not None
+
+
+class _Ended(Exception):
+    """A rule of the proxy wants the connection to be closed in order."""
+
+
+class FaultProxy(WebServer):
+    """Passes everything on to `upstream` (`host:port`, plain HTTP) but for what its rules say."""
+
+    def __init__(self, upstream: str, *, address: str = "127.0.0.1") -> None:
+        super().__init__(address)
+        self.upstream = upstream
+        self._rules: list[Rule] = []
+        self._seen: list[Seen] = []
+        self._released = asyncio.Event()
 
     @property
     def requests(self) -> list[Seen]:
@@ -117,98 +123,158 @@ class FaultProxy:
         """Add a rule behind the others; the first that matches is applied."""
         self._rules.append(Rule(method, path, misbehaviour, times))
 
+    def reset(self) -> None:
+        """Forget all rules and requests."""
+        self._rules.clear()
+        self._seen.clear()
+
     def release(self) -> None:
-        """Let all that is stalled go on, and stall nothing more."""
+        """Let all that is stalled or throttled go on, and stall and throttle nothing more."""
         self._loop.call_soon_threadsafe(self._released.set)
+
+    def seen(self, method: str = ".*", path: str = ".*") -> list[Seen]:
+        """The requests whose method and path match (`re.fullmatch`)."""
+        return [seen for seen in self.requests if seen.matches(method, path)]
 
     def count(self, method: str, path: str) -> int:
         """How many requests came in whose method and path match (`re.fullmatch`)."""
-        return sum(bool(re.fullmatch(method, s.method) and re.fullmatch(path, s.path)) for s in self._seen)
+        return len(self.seen(method, path))
+
+    def received_bytes(self, method: str = ".*", path: str = ".*") -> int:
+        """Bytes of bodies that matching requests brought."""
+        return sum(seen.received_bytes for seen in self.seen(method, path))
+
+    def sent_bytes(self, method: str = ".*", path: str = ".*") -> int:
+        """Bytes of bodies that matching requests were answered with."""
+        return sum(seen.sent_bytes for seen in self.seen(method, path))
+
+    def open_requests(self, method: str = ".*", path: str = ".*") -> list[Seen]:
+        """The matching requests whose client still waits."""
+        return [seen for seen in self.seen(method, path) if seen.is_open]
 
     def wait_for(self, method: str, path: str, *, timeout_s: float) -> None:
         """Block until such a request has come in."""
         until(lambda: self.count(method, path) > 0, timeout_s=timeout_s, what=f"{method} {path} at the proxy")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(START_TIMEOUT_S)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(START_TIMEOUT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
     async def _open(self) -> None:
         self._client = ClientSession(
             connector=TCPConnector(limit=0), timeout=ClientTimeout(total=None), auto_decompress=False
         )
-        server = web.Server(self._serve)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await super()._open()
 
     async def _close(self) -> None:
         self._released.set()
-        await self._runner.cleanup()
+        await super()._close()
         await self._client.close()
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._seen.append(Seen(request.method, request.path_qs, dict(request.headers)))
+        seen = Seen(request.method, request.path_qs, dict(request.headers), time.monotonic(), request=request)
+        self._seen.append(seen)
         rule = next((r for r in self._rules if r.takes(request.method, request.path_qs)), None)
         fault = rule.misbehaviour if rule else None
-        if isinstance(fault, Answer):
-            await request.read()  # an early answer to an unread body would look like a cut
-            return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
         try:
-            return await self._pass_on(request, fault)
+            if isinstance(fault, Answer):
+                return await _answer(request, seen, fault)
+            return await self._pass_on(request, seen, fault)
+        except _Ended:
+            if request.transport is not None:
+                request.transport.close()
+            return web.Response()
         except (OSError, ClientError):
             _reset(request)  # cut by a rule, or the registry is down: then so are we
             return web.Response()
+        finally:
+            seen.ended_at = time.monotonic()
 
-    async def _pass_on(self, request: web.BaseRequest, fault: Misbehaviour | None) -> web.StreamResponse:
-        on_request = fault if isinstance(fault, CutRequest | StallRequest) else None
-        on_response = fault if isinstance(fault, CutResponse | StallResponse) else None
+    async def _pass_on(self, request: web.BaseRequest, seen: Seen, fault: Misbehaviour | None) -> web.StreamResponse:
+        on_request = fault if _acts_on_request(fault) else None
+        on_response = fault if fault is not on_request else None
         await self._misbehave_at(0, on_request)
         async with self._client.request(
             request.method,
             f"http://{self.upstream}{request.path_qs}",
-            headers=_end_to_end(request.headers),
-            data=self._obey(request.content, on_request) if request.body_exists else None,
+            headers=_end_to_end(request.headers, without=fault.name if isinstance(fault, DropRequestHeader) else None),
+            data=self._body_in(request, seen, on_request) if request.body_exists else None,
             allow_redirects=False,
             skip_auto_headers=[hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE],
         ) as answer:
             await self._misbehave_at(0, on_response)
-            response = web.StreamResponse(status=answer.status, reason=answer.reason)
-            response.headers.extend(_end_to_end(answer.headers))
+            seen.status = answer.status
+            response = _response(answer, fault)
             await response.prepare(request)
             async for chunk in self._obey(answer.content, on_response):
                 await response.write(chunk)
+                seen.sent_bytes += len(chunk)
             return response
 
-    async def _obey(self, content: StreamReader, fault: Partial | None) -> AsyncIterator[bytes]:
+    async def _body_in(self, request: web.BaseRequest, seen: Seen, fault: Misbehaviour | None) -> AsyncIterator[bytes]:
+        async for chunk in self._obey(request.content, fault):
+            seen.received_bytes += len(chunk)
+            yield chunk
+
+    async def _obey(self, content: StreamReader, fault: Misbehaviour | None) -> AsyncIterator[bytes]:
         """Pass a body on, and misbehave after exactly the bytes that the fault names."""
         passed = 0
-        async for chunk in content.iter_chunked(CHUNK_BYTES):
-            before = fault.after_bytes - passed if fault else len(chunk)
-            if 0 < before < len(chunk):
-                yield chunk[:before]
-                await self._misbehave_at(passed + before, fault)
-                yield chunk[before:]
-            else:
-                yield chunk
-                await self._misbehave_at(passed + len(chunk), fault)
-            passed += len(chunk)
+        point = _point(fault)
+        chunk_bytes = THROTTLED_CHUNK_BYTES if isinstance(fault, ThrottleRequest) else CHUNK_BYTES
+        async for chunk in content.iter_chunked(chunk_bytes):
+            before = point - passed if 0 < point - passed < len(chunk) else len(chunk)
+            for part in filter(None, (chunk[:before], chunk[before:])):
+                yield _flipped(part, passed, fault)
+                passed += len(part)
+                await self._misbehave_at(passed, fault)
+                await self._slow_down(len(part), fault)
 
-    async def _misbehave_at(self, passed: int, fault: Partial | None) -> None:
-        if fault is None or passed != fault.after_bytes:
-            return
-        if isinstance(fault, CutRequest | CutResponse):
+    async def _misbehave_at(self, passed: int, fault: Misbehaviour | None) -> None:
+        if isinstance(fault, CutRequest | CutResponse) and passed == fault.after_bytes:
             raise ConnectionResetError("cut by a rule of the proxy")
-        await self._released.wait()
+        if isinstance(fault, EndResponse) and passed == fault.after_bytes:
+            raise _Ended
+        if isinstance(fault, StallRequest | StallResponse) and passed == fault.after_bytes:
+            await self._released.wait()
+
+    async def _slow_down(self, size: int, fault: Misbehaviour | None) -> None:
+        if not isinstance(fault, ThrottleRequest) or self._released.is_set():
+            return
+        try:
+            await asyncio.wait_for(self._released.wait(), fault.delay_s(time.monotonic(), size))
+        except TimeoutError:
+            return
+
+
+def _acts_on_request(fault: Misbehaviour | None) -> bool:
+    if isinstance(fault, ThrottleResponse):
+        return False
+    return isinstance(fault, CutRequest | StallRequest | ThrottleRequest)
+
+
+def _point(fault: Misbehaviour | None) -> int:
+    """The byte behind which something happens; 0 for none."""
+    return fault.after_bytes if isinstance(fault, Partial) else 0
+
+
+def _flipped(part: bytes, offset: int, fault: Misbehaviour | None) -> bytes:
+    """`part`, which begins at `offset` of the body, corrupted if the byte of the fault is in it."""
+    if not isinstance(fault, FlipByte) or not offset <= fault.offset < offset + len(part):
+        return part
+    at = fault.offset - offset
+    return part[:at] + bytes([part[at] ^ 0xFF]) + part[at + 1 :]
+
+
+async def _answer(request: web.BaseRequest, seen: Seen, fault: Answer) -> web.Response:
+    seen.received_bytes = len(await request.read())  # an early answer to an unread body would look like a cut
+    seen.status = fault.status
+    seen.sent_bytes = len(fault.body)
+    return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
+
+
+def _response(answer: ClientResponse, fault: Misbehaviour | None) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, reason=answer.reason)
+    dropped = fault.name if isinstance(fault, DropResponseHeader) else None
+    response.headers.extend(_end_to_end(answer.headers, without=dropped))
+    if isinstance(fault, RewriteLocation) and hdrs.LOCATION in response.headers:
+        response.headers[hdrs.LOCATION] = fault.rewrite(response.headers[hdrs.LOCATION])
+    return response
 
 
 def _reset(request: web.BaseRequest) -> None:
@@ -216,5 +282,6 @@ def _reset(request: web.BaseRequest) -> None:
         request.transport.abort()
 
 
-def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP)
+def _end_to_end(headers: Mapping[str, str], *, without: str | None) -> CIMultiDict[str]:
+    dropped = HOP_BY_HOP | {(without or "").lower()}
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)

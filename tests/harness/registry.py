@@ -1,9 +1,10 @@
-"""docker-registry on a free port: plain, behind htpasswd, with TLS of our own authority, read-only, without deletes."""
+"""docker-registry on a free port, in all the ways that operators run it."""
 
 import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import ssl
 import tempfile
@@ -11,21 +12,23 @@ import urllib.error
 import urllib.request
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from harness import tls
+from harness.blob_store import BlobStore
+from harness.logins import PASSWORD, USERNAME
 from harness.process import Peer, Process, free_port
+from harness.registry_config import DATA_FOLDER, configuration
 from harness.services import program
+from harness.token_server import TokenServer
 
-USERNAME = "builder"
-PASSWORD = "correct-horse"
-# docker-registry takes bcrypt only, which Python has no module for: the hash of PASSWORD, at the lowest cost.
-HTPASSWD = "builder:$2y$05$abcdefghijklmnopqrstuuZ0Fx87Pb/Aqb0E90lfvCwzXnaFKUHpS\n"
+__all__ = ["PASSWORD", "USERNAME", "Registry"]
+
 START_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 10.0
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+REPOSITORY_PATH = re.compile(r"/v2/(?P<name>.+)/(manifests|blobs|tags)/")
 MANIFEST_TYPES = ", ".join(
     [
         MANIFEST_TYPE,
@@ -37,19 +40,47 @@ MANIFEST_TYPES = ", ".join(
 
 
 class Registry(Peer):
-    """One docker-registry. `stop` and `start` again model an outage: address and content stay until `remove`."""
+    """One docker-registry. `stop` and `start` again model an outage: address and content stay until `remove`.
+
+    `tokens` guards it by tokens of that server; `relative_urls` makes its Locations relative; `storage` takes the
+    reads of blobs by redirects; `proxy_of` makes it a pull-through cache of the one at that URL.
+    """
 
     def __init__(
-        self, *, htpasswd: bool = False, use_tls: bool = False, deletes: bool = True, read_only: bool = False
+        self,
+        *,
+        htpasswd: bool = False,
+        use_tls: bool = False,
+        deletes: bool = True,
+        read_only: bool = False,
+        tokens: TokenServer | None = None,
+        relative_urls: bool = False,
+        storage: BlobStore | None = None,
+        proxy_of: str | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="imagejobd-registry-"))
         self.port = free_port()
         self.htpasswd = htpasswd
+        self.tokens = tokens
         self.certificate = tls.issue(self.folder) if use_tls else None
-        config = self.folder / "config.yml"
-        config.write_text(json.dumps(self._config(deletes=deletes, read_only=read_only)))  # JSON is YAML
+        if storage is not None:
+            storage.root = self.folder / DATA_FOLDER
+        config = configuration(
+            self.folder,
+            self.host,
+            certificate=self.certificate,
+            htpasswd=htpasswd,
+            deletes=deletes,
+            read_only=read_only,
+            tokens=tokens,
+            relative_urls=relative_urls,
+            redirect_to=storage.url if storage else None,
+            proxy_of=proxy_of,
+        )
+        config_file = self.folder / "config.yml"
+        config_file.write_text(json.dumps(config))  # JSON is YAML
         self._process = Process(
-            [str(program("docker-registry")), "serve", str(config)],
+            [str(program("docker-registry")), "serve", str(config_file)],
             log_file=self.folder / "registry.log",
             env=os.environ | {"OTEL_TRACES_EXPORTER": "none"},
         )
@@ -82,6 +113,42 @@ class Registry(Peer):
         """Go down for good and remove the content."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it lets in only `USERNAME` with `PASSWORD`."""
+        return self.htpasswd or self.tokens is not None
+
+    def has_blob(self, repository: str, digest: str) -> bool:
+        """Whether `repository` has a blob."""
+        try:
+            self.request("HEAD", f"/v2/{repository}/blobs/{digest}").close()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
+    def manifest(self, repository: str, name: str) -> bytes:
+        """The raw bytes of a manifest, by tag or digest."""
+        with self.request("GET", f"/v2/{repository}/manifests/{name}") as response:
+            return response.read()
+
+    def plant_manifest(self, repository: str, body: bytes) -> None:
+        """Lay a manifest into the registry's own files, unchecked (distribution, registry/storage/paths.go)."""
+        digest = hashlib.sha256(body).hexdigest()
+        root = self.folder / DATA_FOLDER / "docker/registry/v2"
+        files = {
+            root / f"blobs/sha256/{digest[:2]}/{digest}/data": body,
+            root / f"repositories/{repository}/_manifests/revisions/sha256/{digest}/link": f"sha256:{digest}".encode(),
+        }
+        for file, content in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+    def delete_manifest(self, repository: str, digest: str) -> None:
+        """Remove a manifest and all tags that point at it."""
+        self.request("DELETE", f"/v2/{repository}/manifests/{digest}").close()
 
     def digest(self, repository: str, tag: str) -> str | None:
         """The digest that `tag` points at, or None where there is no such tag."""
@@ -127,9 +194,8 @@ class Registry(Peer):
         request.add_header("Accept", MANIFEST_TYPES)
         if content_type:
             request.add_header("Content-Type", content_type)
-        if self.htpasswd:
-            basic = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
-            request.add_header("Authorization", f"Basic {basic}")
+        if authorization := self._authorization(path):
+            request.add_header("Authorization", authorization)
         context = ssl.create_default_context(cafile=self.ca_file) if self.certificate else None
         response: HTTPResponse = urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S, context=context)
         return response
@@ -144,25 +210,9 @@ class Registry(Peer):
             return False
         return True
 
-    def _config(self, *, deletes: bool, read_only: bool) -> dict[str, Any]:
-        http: dict[str, Any] = {"addr": self.host, "secret": "one-secret-for-all-lives"}
-        if self.certificate:
-            http["tls"] = {
-                "certificate": str(self.certificate.certificate_file),
-                "key": str(self.certificate.key_file),
-            }
-        config: dict[str, Any] = {
-            "version": 0.1,
-            "log": {"level": "info", "formatter": "text"},
-            "storage": {
-                "filesystem": {"rootdirectory": str(self.folder / "data")},
-                "cache": {"blobdescriptor": "inmemory"},
-                "delete": {"enabled": deletes},
-                "maintenance": {"readonly": {"enabled": read_only}, "uploadpurging": {"enabled": False}},
-            },
-            "http": http,
-        }
-        if self.htpasswd:
-            (self.folder / "htpasswd").write_text(HTPASSWD)
-            config["auth"] = {"htpasswd": {"realm": "imagejobd test", "path": str(self.folder / "htpasswd")}}
-        return config
+    def _authorization(self, path: str) -> str:
+        if self.tokens is not None:
+            match = REPOSITORY_PATH.match(path)
+            scopes = (f"repository:{match['name']}:pull,push,delete",) if match else ()
+            return f"Bearer {self.tokens.issue(USERNAME, scopes)}"
+        return f"Basic {base64.b64encode(f'{USERNAME}:{PASSWORD}'.encode()).decode()}" if self.htpasswd else ""

@@ -1,14 +1,32 @@
 """The faulty proxy misbehaves exactly as told, and not otherwise."""
 
 import http.client
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
-from harness.proxy import Answer, CutRequest, CutResponse, FaultProxy, StallRequest, StallResponse
+from harness.images import put_image
+from harness.proxy import (
+    Answer,
+    CutRequest,
+    CutResponse,
+    DropRequestHeader,
+    DropResponseHeader,
+    EndResponse,
+    FaultProxy,
+    FlipByte,
+    RewriteLocation,
+    StallRequest,
+    StallResponse,
+    ThrottleRequest,
+    ThrottleResponse,
+)
 from harness.registry import Registry
+from harness.waiting import until
 
 
 @pytest.fixture
@@ -66,6 +84,9 @@ def test_cuts_and_stalls_a_response(proxy: FaultProxy) -> None:
     proxy.add("GET", "/v2/", CutResponse(after_bytes=1))
     with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
         get(proxy, "/v2/")
+    proxy.add("GET", "/v2/", EndResponse(after_bytes=1))
+    with pytest.raises(http.client.IncompleteRead, match="1 bytes read, 1 more expected"):
+        get(proxy, "/v2/")
     proxy.add("GET", "/v2/", StallResponse(after_bytes=1), times=2)
     with pytest.raises(TimeoutError):
         get(proxy, "/v2/", timeout_s=0.2)
@@ -74,3 +95,63 @@ def test_cuts_and_stalls_a_response(proxy: FaultProxy) -> None:
         get(proxy, "/v2/_catalog", timeout_s=0.2)
     proxy.release()
     assert get(proxy, "/v2/") == (200, b"{}")
+
+
+def test_throttles_both_ways(proxy: FaultProxy, registry: Registry) -> None:
+    """Bodies, all together, take at least their bytes by the rate; a release ends that."""
+    image = put_image(registry, "harness/slow", "1", layers=[200_000])
+    proxy.add("GET", ".*/blobs/.*", ThrottleResponse(400_000), times=None)
+    began = time.monotonic()
+    assert len(get(proxy, f"/v2/harness/slow/blobs/{image.layers[0]}")[1]) == 200_000
+    assert time.monotonic() - began > 0.4
+    proxy.add("POST", ".*", ThrottleRequest(1_000), times=None)
+    threading.Timer(0.2, proxy.release).start()
+    assert ask(proxy, "POST", "/v2/harness/slow/blobs/uploads/", bytes(200_000))[0] == http.HTTPStatus.ACCEPTED
+
+
+def test_flips_one_byte(proxy: FaultProxy, registry: Registry) -> None:
+    """One byte of the response differs, wherever it lies; its length does not."""
+    image = put_image(registry, "harness/flip", "1", layers=[200_000])
+    path = f"/v2/harness/flip/blobs/{image.layers[0]}"
+    proxy.add("GET", ".*", FlipByte(150_000))
+    flipped, whole = get(proxy, path)[1], get(proxy, path)[1]
+    assert [i for i, (a, b) in enumerate(zip(flipped, whole, strict=True)) if a != b] == [150_000]
+
+
+def test_counts_bytes_times_and_open_requests(proxy: FaultProxy, registry: Registry) -> None:
+    """Bodies are counted by direction, per method and path; who waits and who left can be told."""
+    image = put_image(registry, "harness/counted", "1", layers=[70_000])
+    path = f"/v2/harness/counted/blobs/{image.layers[0]}"
+    get(proxy, path)
+    ask(proxy, "POST", "/v2/harness/counted/blobs/uploads/", bytes(30_000))
+    assert proxy.sent_bytes("GET", ".*/blobs/.*") == proxy.sent_bytes() == 70_000
+    assert proxy.received_bytes("POST") == 30_000
+    assert proxy.received_bytes("GET") == 0
+    first, second = proxy.requests
+    assert (first.status, second.status) == (200, 202)
+    assert first.came_at <= first.ended_at <= second.came_at
+    proxy.add("GET", ".*", StallResponse(50_000))
+    connection = http.client.HTTPConnection(proxy.host)
+    connection.request("GET", path)
+    until(lambda: len(proxy.open_requests("GET")) == 1, timeout_s=5, what="the request")
+    connection.close()
+    until(lambda: proxy.open_requests() == [], timeout_s=5, what="its end")
+
+
+def test_changes_headers(proxy: FaultProxy, registry: Registry) -> None:
+    """Locations are rewritten, and headers dropped on the way there or back."""
+    image = put_image(registry, "harness/headers", "1", layers=[100])
+    proxy.add("POST", ".*", RewriteLocation(lambda location: location.replace("127.0.0.1", "localhost")))
+    proxy.add("GET", ".*", DropRequestHeader("Range"))
+    proxy.add("GET", ".*", DropResponseHeader("Docker-Content-Digest"))
+    connection = http.client.HTTPConnection(proxy.host)
+    connection.request("POST", "/v2/harness/headers/blobs/uploads/")
+    assert connection.getresponse().headers["Location"].startswith("http://localhost:")
+    connection.close()
+    for status, has_digest in ((200, True), (206, False)):
+        connection.request("GET", f"/v2/harness/headers/blobs/{image.layers[0]}", headers={"Range": "bytes=50-"})
+        response = connection.getresponse()
+        assert response.status == status
+        assert ("Docker-Content-Digest" in response.headers) is has_digest
+        response.read()
+    connection.close()
