@@ -1,49 +1,26 @@
-"""What is asked of a registry (OCI distribution spec): so far, which digest a tag points at."""
+"""The way to all registries: one HTTP session, the pace of each host, and what configuration says of them."""
 
-import asyncio
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
-
-import aiohttp
-import msgspec
-from yarl import URL
+from weakref import WeakValueDictionary
 
 from imagejobd.model.egress import Egress
-from imagejobd.model.errors import Fault
-from imagejobd.model.reference import DEFAULT_TAG, ImageReference, is_digest
-from imagejobd.model.secret import Credentials, Redactor
-from imagejobd.registry.auth import Access, Authenticator
-from imagejobd.registry.challenge import parse_challenges
-from imagejobd.registry.faults import detail, refusal, translated
-from imagejobd.registry.settings import Endpoint, RegistryHost, RegistryHosts
-from imagejobd.registry.transport import IDLE_TIMEOUT_S, Answer, Transport
+from imagejobd.model.reference import DEFAULT_TAG, ImageReference
+from imagejobd.model.secret import Credentials
+from imagejobd.registry.connection import Connection
+from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.http.names import Names
+from imagejobd.registry.http.proxies import Proxies
+from imagejobd.registry.http.timing import Timing
+from imagejobd.registry.http.transport import IDLE_TIMEOUT_S, Transport
+from imagejobd.registry.pace import HostPace
+from imagejobd.registry.settings import RegistryHost, RegistryHosts
+from imagejobd.registry.site import Site
+from imagejobd.registry.trust import Approach
 
-# Registries may refuse larger ones too (distribution spec, "Pushing Manifests": 4 megabytes).
-MANIFEST_MAX_BYTES = 4 * 1024 * 1024
-# Waited before a manifest is asked for a second time; a whole new push would cost far more.
-HEAD_AGAIN_S = 0.5
-# docker-registry answers 404 for a manifest of a type that the client does not accept: so all, always.
-MANIFEST_TYPES = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.v1+prettyjws",
-)
-
-
-class _Manifest(msgspec.Struct, frozen=True):
-    """A manifest's address: where the registry is, and where below that."""
-
-    reference: ImageReference
-    endpoint: Endpoint
-
-    @property
-    def url(self) -> URL:
-        name = self.reference.digest or self.reference.tag or DEFAULT_TAG
-        return URL(f"{self.endpoint.origin}/v2/{self.reference.path}/manifests/{name}")
+# Users name hosts as they like; the pace of one that nobody has a connection to for long is learnt again.
+PACES_MAX = 1024
 
 
 class RegistryClient:
@@ -58,15 +35,38 @@ class RegistryClient:
         egress: Egress,
         *,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        proxies: Proxies | None = None,
+        timing: Timing | None = None,
+        names: Names | None = None,
     ) -> None:
-        """Raises `Permanent(invalid)` for a host's file that cannot be used; see `RegistryHosts`."""
+        """Raises `Permanent(invalid)` for a host's file that cannot be used (see `RegistryHosts`) and for a proxy that
+        is none. `proxies` are those of the environment where none are given, `names` are this machine's."""
         self._hosts = RegistryHosts(hosts)
-        self._transport = Transport(self._hosts.tls_for, egress, idle_timeout_s=idle_timeout_s)
-        self._authenticator = Authenticator(self._transport, self._hosts)
+        self._timing = timing or Timing()
+        self._transport = Transport(
+            egress, proxies or Proxies.of_environment(), idle_timeout_s=idle_timeout_s, names=names
+        )
+        # Whoever holds a pace shares it with all who come later; the recent ones are kept without a holder.
+        self._paces: WeakValueDictionary[str, HostPace] = WeakValueDictionary()
+        self._recent: dict[str, HostPace] = {}
 
     def credentials_for(self, host: str) -> Credentials | None:
         """The configured login of a host, as `ImageReference.host` names it."""
         return self._hosts.credentials_for(host)
+
+    def connect(self, site: Site, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
+        """A connection for one job. Nothing is asked yet. `warn` hears what the registry has to say to people, each
+        text once."""
+        approach = Approach.to(site, self._hosts)
+        host = approach.site.host
+        return Connection(
+            approach,
+            self._transport,
+            self._pace_of(host),
+            self._timing,
+            mirrors=lambda: [self.connect(Site(host=name), warn=warn) for name in self._hosts.mirrors_of(host)],
+            warn=warn,
+        )
 
     async def head_manifest(self, reference: ImageReference, credentials: Credentials | None) -> str | None:
         """The digest of the manifest that `reference` points at; None where the registry has no such manifest.
@@ -74,23 +74,11 @@ class RegistryClient:
         Raises `Permanent(denied)` for 401 and 403, `Permanent(too_large)` beyond 4 MiB, `Temporary` for network
         faults, 429 and 5xx (with the registry's Retry-After), `Permanent(egress)` for a denied address.
         """
-        with translated(reference.host):
-            manifest, answer = await self._knock(reference)
-            headers: dict[str, str] = {}
-            if answer.status == 401:
-                headers["Authorization"] = await self._authorization(manifest, answer, credentials)
-                answer = await self._head(manifest, headers)
-            digest = answer.headers.get("Docker-Content-Digest", "")
-            if answer.status == 200 and is_digest(digest):
-                return digest
-            if answer.status in (200, 405):
-                # The digest header is optional (spec, "Pulling manifests") and some old servers know no HEAD.
-                answer = await self._ask("GET", manifest, headers)
-        if answer.status == 404:
-            return None
-        if answer.status != 200:
-            raise _refusal(reference, answer, credentials)
-        return _digest(answer.body, reference.digest)
+        connection = self.connect(Site(host=reference.host, login=credentials))
+        found = await Repository(connection=connection, path=reference.path).head_manifest(
+            reference.digest or reference.tag or DEFAULT_TAG
+        )
+        return found.digest if found else None
 
     async def close(self) -> None:
         await self._transport.close()
@@ -103,51 +91,13 @@ class RegistryClient:
     ) -> None:
         await self.close()
 
-    async def _knock(self, reference: ImageReference) -> tuple[_Manifest, Answer]:
-        """Ask without credentials, at the first endpoint that lets itself be connected to."""
-        *others, last = (_Manifest(reference, endpoint) for endpoint in self._hosts.endpoints(reference.host))
-        for manifest in others:
-            try:
-                return manifest, await self._head(manifest, {})
-            except aiohttp.ClientConnectorError:
-                continue
-        return last, await self._head(last, {})
-
-    async def _head(self, manifest: _Manifest, headers: dict[str, str]) -> Answer:
-        """HEAD, and once more after a 5xx that names no time: docker-registry 2.8 has such moments while many push."""
-        answer = await self._ask("HEAD", manifest, headers)
-        if answer.status < 500 or "Retry-After" in answer.headers:
-            return answer
-        await asyncio.sleep(HEAD_AGAIN_S)
-        return await self._ask("HEAD", manifest, headers)
-
-    async def _ask(self, method: str, manifest: _Manifest, headers: dict[str, str]) -> Answer:
-        return await self._transport.fetch(
-            method,
-            manifest.url,
-            {"Accept": ", ".join(MANIFEST_TYPES), **headers},
-            tls=manifest.endpoint.tls,
-            body_max_bytes=MANIFEST_MAX_BYTES,
-        )
-
-    async def _authorization(self, manifest: _Manifest, answer: Answer, credentials: Credentials | None) -> str:
-        challenges = parse_challenges(answer.headers.getall("WWW-Authenticate", []))
-        access = Access(manifest.reference.host, manifest.reference.path, "pull")
-        return await self._authenticator.answer(challenges, access, credentials, manifest.endpoint)
-
-
-def _refusal(reference: ImageReference, answer: Answer, credentials: Credentials | None) -> Fault:
-    redact = Redactor([credentials.password] if credentials else [])
-    return refusal(
-        reference.host,
-        answer.status,
-        what=f"manifest of {reference}",
-        detail=redact(detail(answer.body)),
-        retry_after=answer.headers.get("Retry-After"),
-    )
-
-
-def _digest(body: bytes, wanted: str | None) -> str:
-    """The digest of raw manifest bytes, in the algorithm of the digest that was asked for."""
-    algorithm = wanted.partition(":")[0] if wanted else "sha256"
-    return f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
+    def _pace_of(self, host: str) -> HostPace:
+        pace = self._paces.get(host) or HostPace(self._timing)
+        self._paces[host] = pace
+        self._recent.pop(host, None)
+        self._recent[host] = pace
+        if len(self._recent) > PACES_MAX:
+            idle = next((name for name, other in self._recent.items() if other.is_idle and name != host), None)
+            if idle is not None:
+                del self._recent[idle]
+        return pace

@@ -5,8 +5,9 @@ Messages name the registry and what to do, never a credential: what a peer wrote
 
 import datetime as dt
 import os
+import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import aiohttp
@@ -14,10 +15,12 @@ import msgspec
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.retry_after import parse_retry_after
+from imagejobd.registry.words import shown
 
 DETAIL_MAX_CHARS = 300
 
 _TRY_LATER = frozenset({408, 425, 429})
+_NEVER = frozenset({501, 505})  # not implemented, not this HTTP
 # A plain HTTP server's answer to a TLS hello, as OpenSSL 1.1 to 3.x name it.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 
@@ -38,12 +41,20 @@ def translated(host: str) -> Iterator[None]:
     """Turn the HTTP library's errors about `host` into faults."""
     try:
         yield
+    except aiohttp.ClientHttpProxyError as error:
+        raise _proxy_fault(host, error.status) from error
     except aiohttp.ClientSSLError as error:
         raise _tls_fault(host, error) from error
     except TimeoutError as error:
         raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: no answer in time") from error
     except (aiohttp.ClientError, OSError) as error:
         raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {_reason(error)}") from error
+    except ValueError as error:
+        # What a peer named, and neither the library nor the codecs below it can put into a request.
+        raise Permanent(
+            ErrorCode.REGISTRY_UNAVAILABLE,
+            f"registry {host}: it named what cannot be asked for ({type(error).__name__})",
+        ) from error
 
 
 def refusal(host: str, status: int, *, what: str, detail: str = "", retry_after: str | None = None) -> Fault:
@@ -52,7 +63,7 @@ def refusal(host: str, status: int, *, what: str, detail: str = "", retry_after:
     if status in (401, 403):
         return Permanent(
             ErrorCode.DENIED,
-            f"{told}; check the user name and password, and that this user may pull there",
+            f"{told}; check the user name and password, and that this user may do so there",
         )
     if status >= 500 or status in _TRY_LATER:
         wish_s = parse_retry_after(retry_after, dt.datetime.now(dt.UTC))
@@ -61,23 +72,46 @@ def refusal(host: str, status: int, *, what: str, detail: str = "", retry_after:
     return Permanent(code, told)
 
 
-def login_needed(host: str, path: str) -> Permanent:
-    """The registry wants credentials and there are none."""
+def is_busy(status: int) -> bool:
+    """Whether the same request may be answered otherwise in a moment."""
+    return status in _TRY_LATER or (status >= 500 and status not in _NEVER)
+
+
+def is_missing_content(body: bytes) -> bool:
+    """Whether an error body says that a manifest refers to what is not there. docker-registry says so with 500 for a
+    layer that registries do not hold, and no retry helps."""
+    return any(code in _codes(body) for code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"))
+
+
+def login_needed(host: str, path: str, *, is_withheld: bool = False) -> Permanent:
+    """The registry wants credentials and there are none, or those configured do not go with this connection."""
+    advice = (
+        "the configured login is not sent over a connection that the job made weaker (http, or verify_tls = false)"
+        if is_withheld
+        else f'or set username and password_file in [registry."{host}"]'
+    )
     return Permanent(
         ErrorCode.DENIED,
-        f"registry {host} asks for a login for {path}: send username and password with the job, "
-        f'or set username and password_file in [registry."{host}"]',
+        f"registry {host} asks for a login for {path}: send username and password with the job, {advice}",
     )
 
 
-def detail(body: bytes) -> str:
-    """What the peer's error body says, on one bounded line; empty where it says nothing in the spec's form."""
+def detail(body: bytes, redact: Callable[[str], str] = str) -> str:
+    """What the peer's error body says, on one bounded line without the secrets that `redact` knows; empty where it says
+    nothing in the spec's form."""
+    text = "; ".join(": ".join(filter(None, (e.code, e.message))) for e in _errors(body))
+    return shown(text, DETAIL_MAX_CHARS, redact)
+
+
+def _errors(body: bytes) -> list[_Error]:
     try:
-        errors = msgspec.json.decode(body, type=_Errors).errors
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    text = "; ".join(": ".join(filter(None, (e.code, e.message))) for e in errors)
-    return " ".join(text.split())[:DETAIL_MAX_CHARS]
+        return msgspec.json.decode(body, type=_Errors).errors
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+def _codes(body: bytes) -> set[str]:
+    return {error.code for error in _errors(body)}
 
 
 def _tls_fault(host: str, error: aiohttp.ClientSSLError) -> Fault:
@@ -96,10 +130,33 @@ def _tls_fault(host: str, error: aiohttp.ClientSSLError) -> Fault:
     return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: TLS failed ({cause})")
 
 
+def no_token(server: str, host: str, status: int, told: str) -> Permanent:
+    """A token server will not give a token for `host`, with whatever status: nothing there is missing or broken."""
+    said = f"answered {status}" + (f" ({told})" if told else "")
+    return Permanent(
+        ErrorCode.DENIED,
+        f"token server {server}: it gives no token for registry {host}: {said}; check the user name and password, and "
+        "that the registry names the right token server",
+    )
+
+
+def _proxy_fault(host: str, status: int) -> Fault:
+    told = f"registry {host}: the proxy answered {status} instead of connecting to it"
+    if is_busy(status):
+        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, told)
+    return Permanent(ErrorCode.REGISTRY_UNAVAILABLE, told)
+
+
 def _reason(error: aiohttp.ClientError | OSError) -> str:
     """Why a connection failed. The library's own text may quote URLs, whose queries can be signed: not shown."""
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return "its proxy cannot be reached"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name does not resolve"
+        # Also what the system says after its own time-out.
+        is_late = error.os_error.errno == socket.EAI_AGAIN
+        return "its name does not resolve in time" if is_late else "its name does not resolve"
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno and error.os_error.errno > 0:
+        return f"{os.strerror(error.os_error.errno)} at {error.host}:{error.port}"
     if isinstance(error, aiohttp.ClientResponseError):
         return "its answer is not HTTP as it should be"
     if isinstance(error, OSError) and error.errno and error.errno > 0:

@@ -14,24 +14,33 @@ from imagejobd.model.egress import is_loopback
 from imagejobd.model.errors import Permanent, invalid
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secret import Credentials, Secret
+from imagejobd.registry.http.certificates import Certificates, certificates, unverified, verified
 
 # docker.io answers browsers; the Hub's API is here (moby registry/config.go, `DefaultV2Registry`).
 HUB_API_HOST = "registry-1.docker.io"
 PASSWORD_FILE_MAX_BYTES = 64 * 1024
+# Object storage behind a registry takes no smaller part than this but the last (Amazon S3, "multipart upload limits").
+CHUNK_MIN_BYTES = 5 * 1024 * 1024
 
 
 class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[registry."host:port"]`: how to log in there and what to trust.
 
     `ca_file` (PEM) is trusted besides the system's authorities; `insecure` trusts any certificate, as is done on
-    loopback without a `ca_file`; `plain_http` uses no TLS at all.
+    loopback without a `ca_file`; `plain_http` uses no TLS at all. `cert_file` and `key_file` (PEM) are shown to a host
+    that asks who we are. `mirrors` are hosts that blobs are read from first, by digest only. `chunk_bytes` uploads
+    blobs in PATCHes of that size, for hosts that take no large request.
     """
 
     username: str = ""
     password_file: str | None = None
     ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
     plain_http: bool = False
     insecure: bool = False
+    mirrors: tuple[str, ...] = ()
+    chunk_bytes: int | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -46,22 +55,56 @@ class RegistryHosts:
 
     def __init__(self, hosts: Mapping[str, RegistryHost]) -> None:
         """Raises `Permanent(invalid)` that names the host, and the file which cannot be used."""
-        named = {_host_name(name): host for name, host in hosts.items()}
+        named = _named(hosts)
         self._hosts = named
         self._credentials = {name: found for name, host in named.items() if (found := _credentials(name, host))}
-        self._tls = {name: _tls(name, host) for name, host in named.items()}
-        self._verified = ssl.create_default_context()
-        self._unverified = _unverified()
+        self._certificates = {name: _certificates(name, host) for name, host in named.items()}
+        self._mirrors = {name: _mirrors(name, host) for name, host in named.items()}
+        for name, host in named.items():
+            _check_chunk_bytes(name, host)
+        strict, lax = verified(), unverified()
+        self._verified = Certificates(strict, strict, strict)
+        self._unverified = Certificates(lax, strict, lax)
+
+    def name_of(self, host: str, scheme: str | None = None) -> str:
+        """The name under which `host` is configured, where that or `host` spells out the port that `scheme` (None: TLS)
+        stands for; `host` itself where it is not configured. All methods here take either spelling of TLS's."""
+        port = ":80" if scheme == "http" else ":443"
+        bare = host.removesuffix(port)
+        # The port says more than its absence: over plain HTTP `r.example:80` is not what TLS reaches at `r.example`.
+        spellings = (f"{bare}{port}", bare) if bare != host or not _has_port(host) else (host,)
+        return next((name for name in spellings if name in self._hosts), host)
 
     def credentials_for(self, host: str) -> Credentials | None:
         """The configured login of a host, as `ImageReference.host` names it."""
-        return self._credentials.get(host)
+        return self._credentials.get(self.name_of(host))
+
+    def mirrors_of(self, host: str) -> tuple[str, ...]:
+        """The hosts to read from before `host`, best first."""
+        return self._mirrors.get(self.name_of(host), ())
+
+    def chunk_bytes_for(self, host: str) -> int | None:
+        """The size of an upload's pieces at `host`; None for uploads in one."""
+        return self._settings(host).chunk_bytes
+
+    def is_configured(self, host: str, scheme: str | None = None) -> bool:
+        """Whether the operator says anything about `host`, reached by `scheme`."""
+        return self.name_of(host, scheme) in self._hosts
+
+    @property
+    def unverified(self) -> ssl.SSLContext:
+        """Trust in any certificate, showing none."""
+        return self._unverified.own
+
+    def certificates_for(self, host: str) -> Certificates:
+        """TLS towards `host` (`name[:port]`)."""
+        if found := self._certificates.get(self.name_of(host)):
+            return found
+        return self._unverified if is_loopback_host(host) else self._verified
 
     def tls_for(self, host: str) -> ssl.SSLContext:
-        """What to trust at `host` (`name[:port]`)."""
-        if host in self._tls:
-            return self._tls[host]
-        return self._unverified if _is_loopback(host) else self._verified
+        """TLS towards `host`, as configured."""
+        return self.certificates_for(host).own
 
     def endpoints(self, host: str) -> list[Endpoint]:
         """The ways to reach `host`, best first.
@@ -70,28 +113,72 @@ class RegistryHosts:
         `isSecureIndex`); what it pushed to must be reachable here too. Only a `ca_file` asks for more there.
         """
         tls = self.tls_for(host)
-        api_host = HUB_API_HOST if host == HUB_HOST else host
-        secure, plain = Endpoint(f"https://{api_host}", tls), Endpoint(f"http://{api_host}", tls)
-        settings = self._hosts.get(host, RegistryHost())
+        secure, plain = Endpoint(origin("https", host), tls), Endpoint(origin("http", host), tls)
+        settings = self._settings(host)
         if settings.plain_http:
             return [plain]
-        return [secure, plain] if _is_loopback(host) and settings.ca_file is None else [secure]
+        return [secure, plain] if is_loopback_host(host) and settings.ca_file is None else [secure]
+
+    def _settings(self, host: str) -> RegistryHost:
+        return self._hosts.get(self.name_of(host), RegistryHost())
 
 
-def _is_loopback(host: str) -> bool:
+def origin(scheme: str, host: str) -> str:
+    """Where the API of `host` is."""
+    return f"{scheme}://{HUB_API_HOST if host == HUB_HOST else host}"
+
+
+def is_loopback_host(host: str) -> bool:
     """Whether `host` (`name[:port]`) is this machine."""
     return is_loopback(host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0])
 
 
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]
+
+
+def _named(hosts: Mapping[str, RegistryHost]) -> dict[str, RegistryHost]:
+    """The tables by the names that references have. Raises `Permanent(invalid)` for two of one host."""
+    named: dict[str, RegistryHost] = {}
+    seen: dict[str, str] = {}
+    for name, host in hosts.items():
+        found = _host_name(name)
+        other = seen.setdefault(found.removesuffix(":443"), name)
+        if other != name:
+            raise invalid(f'[registry."{name}"]: this host is configured as [registry."{other}"] too')
+        named[found] = host
+    return named
+
+
 def _host_name(name: str) -> str:
     """The host as image references have it, so that `Registry.Example:5000` and `index.docker.io` are found."""
+    found = _parsed_host(name)
+    if found is None:
+        raise invalid(f'[registry."{name}"]: not a registry host; these hold a dot or a :port, or are localhost')
+    return found
+
+
+def _parsed_host(name: str) -> str | None:
     try:
         parsed = ImageReference.parse(f"{name}/repository")
     except Permanent:
-        parsed = None
-    if parsed is None or parsed.path.removeprefix("library/") != "repository":
-        raise invalid(f'[registry."{name}"]: not a registry host; these hold a dot or a :port, or are localhost')
-    return parsed.host
+        return None
+    return parsed.host if parsed.path.removeprefix("library/") == "repository" else None
+
+
+def _mirrors(name: str, host: RegistryHost) -> tuple[str, ...]:
+    found: list[str] = []
+    for mirror in host.mirrors:
+        parsed = _parsed_host(mirror)
+        if parsed is None or parsed.removesuffix(":443") == name.removesuffix(":443"):
+            raise invalid(f'[registry."{name}"] mirrors: "{mirror}" is not the name of another registry host')
+        found.append(parsed)
+    return tuple(dict.fromkeys(found))
+
+
+def _check_chunk_bytes(name: str, host: RegistryHost) -> None:
+    if host.chunk_bytes is not None and host.chunk_bytes < CHUNK_MIN_BYTES:
+        raise invalid(f'[registry."{name}"] chunk_bytes: {host.chunk_bytes} is less than {CHUNK_MIN_BYTES}')
 
 
 def _credentials(name: str, host: RegistryHost) -> Credentials | None:
@@ -114,20 +201,17 @@ def _read(name: str, key: str, file: str) -> str:
         raise invalid(f'[registry."{name}"] {key}: {file}: {reason}') from None
 
 
-def _tls(name: str, host: RegistryHost) -> ssl.SSLContext:
-    if host.insecure or (_is_loopback(name) and host.ca_file is None):
-        return _unverified()
-    context = ssl.create_default_context()
-    if host.ca_file is not None:
+def _certificates(name: str, host: RegistryHost) -> Certificates:
+    if (host.cert_file is None) != (host.key_file is None):
+        raise invalid(f'[registry."{name}"]: cert_file and key_file go together; one is missing')
+    if host.plain_http and host.cert_file:
+        raise invalid(f'[registry."{name}"]: cert_file is for TLS, and plain_http is set')
+    is_verified = not host.insecure and (not is_loopback_host(name) or host.ca_file is not None)
+    client_files = (host.cert_file, host.key_file) if host.cert_file and host.key_file else None
+    for keys, files, shown in (("ca_file", host.ca_file, None), ("cert_file, key_file", client_files, client_files)):
         try:
-            context.load_verify_locations(cafile=host.ca_file)
+            found = certificates(is_verified=is_verified, ca_file=host.ca_file, client_files=shown)
         except OSError as error:  # ssl.SSLError is one: the file is there but holds no certificate
-            raise invalid(f'[registry."{name}"] ca_file: {host.ca_file}: {error.strerror}') from None
-    return context
-
-
-def _unverified() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+            told = files if isinstance(files, str) else ", ".join(files or ())
+            raise invalid(f'[registry."{name}"] {keys}: {told}: {error.strerror or error}') from None
+    return found

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.registry.challenge import HEADER_MAX_CHARS, Challenge, parse_challenges
+from imagejobd.registry.login.challenge import HEADER_MAX_CHARS, Challenge, parse_challenges
 
 HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull"'
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_-", min_size=1, max_size=12)
@@ -72,3 +72,11 @@ def test_never_raises(headers: list[str]) -> None:
 def test_hostile_headers_cost_little(noise: str) -> None:
     """A header is read up to a bound, so that a hostile one is no work."""
     assert len(parse_challenges([noise * HEADER_MAX_CHARS * 4])) <= HEADER_MAX_CHARS
+
+
+def test_bytes_that_are_no_text_can_be_sent_on() -> None:
+    """What the HTTP library could not decode is Latin-1, which a token server can be asked with."""
+    header = b'Bearer realm="https://t.example/",service="\xff\x80"'.decode(errors="surrogateescape")
+    (challenge,) = parse_challenges([header])
+    assert challenge.parameters["service"] == "\xff\x80"
+    assert parse_challenges(['Basic realm="\u00e9"'])[0].parameters["realm"] == "\u00e9"

@@ -6,14 +6,14 @@ from urllib.parse import parse_qs
 
 import pytest
 from aiohttp import web
-from fake_registry import DIGEST, TOKEN, FakeRegistry
+from fake_registry import DIGEST, TOKEN, FakeRegistry, manifest
 
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secret import Credentials, Secret
-from imagejobd.registry import client as registry_client
-from imagejobd.registry.client import MANIFEST_MAX_BYTES, RegistryClient
+from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES
 
 PASSWORD = "correct-horse"
 BUILDER = Credentials("builder", Secret(PASSWORD))
@@ -128,7 +128,7 @@ async def test_redirect_keeps_the_secret_at_home(
 
     def on_manifest(request: web.Request) -> web.StreamResponse:
         if request.path == "/elsewhere":
-            return web.Response(headers={"Docker-Content-Digest": DIGEST})
+            return manifest()
         if "Authorization" not in request.headers:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
         return web.Response(status=307, headers={"Location": target})
@@ -191,25 +191,27 @@ async def test_egress_holds_for_the_registry_itself(fake: FakeRegistry) -> None:
     assert fake.seen == []
 
 
-@pytest.mark.parametrize(("failures", "is_found"), [(1, True), (2, False)])
+@pytest.mark.parametrize(("failures", "is_found"), [(1, True), (3, True), (4, False)])
 async def test_a_moment_of_5xx_is_outlived(
-    fake: FakeRegistry, client: RegistryClient, monkeypatch: pytest.MonkeyPatch, failures: int, is_found: bool
+    fake: FakeRegistry, client: RegistryClient, failures: int, is_found: bool
 ) -> None:
-    """A HEAD that fails in the registry is repeated once; the second failure is told."""
-    monkeypatch.setattr(registry_client, "HEAD_AGAIN_S", 0.0)
+    """A HEAD that fails in the registry is repeated a few times; what fails still is told."""
     answers = [web.Response(status=500) for _ in range(failures)]
-    fake.on_manifest = lambda _: answers.pop() if answers else web.Response(headers={"Docker-Content-Digest": DIGEST})
+    fake.on_manifest = lambda _: answers.pop() if answers else manifest()
     if is_found:
         assert await client.head_manifest(app(fake), None) == DIGEST
     else:
         with pytest.raises(Temporary, match="500"):
             await client.head_manifest(app(fake), None)
-    assert len(fake.seen) == 2
+    assert len(fake.seen) == min(failures + 1, 4)
 
 
-async def test_a_registry_that_names_a_time_is_not_asked_sooner(fake: FakeRegistry, client: RegistryClient) -> None:
-    """Retry-After is for the job's retry to keep, not to be overrun by a quick repetition."""
-    fake.on_manifest = lambda _: web.Response(status=503, headers={"Retry-After": "7"})
-    with pytest.raises(Temporary):
+async def test_a_registry_that_names_a_late_time_is_not_asked_sooner(
+    fake: FakeRegistry, client: RegistryClient
+) -> None:
+    """A long Retry-After is for the job's retry to keep, not to be overrun by a quick repetition."""
+    fake.on_manifest = lambda _: web.Response(status=503, headers={"Retry-After": "61"})
+    with pytest.raises(Temporary) as busy:
         await client.head_manifest(app(fake), None)
+    assert busy.value.retry_after_s == 61
     assert len(fake.seen) == 1

@@ -7,7 +7,7 @@ import pytest
 
 from harness.tls import issue
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.settings import RegistryHost, RegistryHosts
+from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost, RegistryHosts
 
 
 def origins(hosts: RegistryHosts, host: str) -> list[str]:
@@ -25,6 +25,33 @@ def test_password_is_read_once_and_stripped(tmp_path: Path, name: str) -> None:
     assert credentials is not None
     assert (credentials.username, credentials.password.reveal()) == ("builder", "correct-horse")
     assert hosts.credentials_for("other.example") is None
+
+
+@pytest.mark.parametrize(("name", "asked"), [("r.example:443", "r.example"), ("r.example", "r.example:443")])
+def test_the_port_of_tls_may_be_written_or_not(tmp_path: Path, name: str, asked: str) -> None:
+    """Both spellings find all that is configured."""
+    (tmp_path / "password").write_text("p")
+    host = RegistryHost(
+        username="me", password_file=str(tmp_path / "password"), mirrors=("m.example",), chunk_bytes=CHUNK_MIN_BYTES
+    )
+    hosts = RegistryHosts({name: host})
+    assert hosts.credentials_for(asked) is not None
+    assert hosts.mirrors_of(asked) == ("m.example",)
+    assert hosts.chunk_bytes_for(asked) == CHUNK_MIN_BYTES
+    assert hosts.tls_for(asked) is hosts.tls_for(name)
+    assert hosts.is_configured(asked)
+    assert not hosts.is_configured(asked, "http") or ":" not in name
+    assert not hosts.is_configured("r.example:444")
+
+
+@pytest.mark.parametrize(
+    "names", [("r.example", "r.example:443"), ("R.example", "r.example"), ("docker.io", "index.docker.io")]
+)
+def test_a_host_is_configured_once(names: tuple[str, str]) -> None:
+    """Two tables for one host would make one of them silently void."""
+    with pytest.raises(Permanent, match="too") as refused:
+        RegistryHosts({name: RegistryHost() for name in names})
+    assert all(name in refused.value.message for name in names)
 
 
 def test_hub_has_several_names(tmp_path: Path) -> None:
@@ -107,3 +134,28 @@ def test_certificates_are_verified_but_for_loopback_and_insecure(ca_file: str) -
         "bad.example": ssl.CERT_NONE,
     }
     assert hosts.tls_for("127.0.0.1:5002").verify_mode is ssl.CERT_REQUIRED
+
+
+def test_mirrors_are_hosts(tmp_path: Path) -> None:
+    """Mirrors are named as hosts are, in order, each once."""
+    hosts = RegistryHosts(
+        {"docker.io": RegistryHost(mirrors=("Mirror.example:5000", "10.0.0.1", "mirror.example:5000"))}
+    )
+    assert hosts.mirrors_of("docker.io") == ("mirror.example:5000", "10.0.0.1")
+    assert hosts.mirrors_of("r.example") == ()
+
+
+@pytest.mark.parametrize("mirror", ["r.example", "R.Example", "https://m.example", "m.example/path", "mirror", ""])
+def test_mirrors_that_cannot_be_one(mirror: str) -> None:
+    """A host is no mirror of itself, and an address is no host."""
+    with pytest.raises(Permanent, match="mirrors"):
+        RegistryHosts({"r.example": RegistryHost(mirrors=(mirror,))})
+
+
+def test_chunks_have_a_least_size() -> None:
+    """Pieces are as large as object storage wants them; without the key uploads go in one."""
+    hosts = RegistryHosts({"r.example": RegistryHost(chunk_bytes=CHUNK_MIN_BYTES)})
+    assert hosts.chunk_bytes_for("r.example") == CHUNK_MIN_BYTES
+    assert hosts.chunk_bytes_for("other.example") is None
+    with pytest.raises(Permanent, match="chunk_bytes"):
+        RegistryHosts({"r.example": RegistryHost(chunk_bytes=CHUNK_MIN_BYTES - 1)})

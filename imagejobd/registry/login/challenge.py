@@ -35,6 +35,7 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
 
 
 def _parse(header: str) -> list[Challenge]:
+    header = _as_written(header)
     found: list[tuple[str, dict[str, str]]] = []
     position = 0
     while item := _ITEM.match(header, position):
@@ -45,6 +46,16 @@ def _parse(header: str) -> list[Challenge]:
             # The first of two wins: a value must not be replaced by what follows it.
             found[-1][1].setdefault(item["name"].lower(), _value(item))
     return [Challenge(scheme, parameters) for scheme, parameters in found]
+
+
+def _as_written(header: str) -> str:
+    """Bytes that are no UTF-8 reach us as half characters, which nothing can send on; they are Latin-1 (RFC 9110
+    §5.5)."""
+    try:
+        header.encode()
+    except UnicodeEncodeError:
+        return header.encode(errors="surrogateescape").decode("latin-1")
+    return header
 
 
 def _value(item: re.Match[str]) -> str:

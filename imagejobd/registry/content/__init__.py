@@ -1,0 +1,1 @@
+"""What registries hold: manifests, blobs, tags and referrers, read and written by the distribution spec."""

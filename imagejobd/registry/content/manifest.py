@@ -1,0 +1,259 @@
+"""Manifests: raw bytes as they arrived, their digest, and what they refer to. Bytes are never changed by reading them.
+
+Refuses, with the reason: schema 1, bad JSON, more than `MANIFEST_MAX_BYTES` or `COMMAS_MAX`, more than
+`DESCRIPTORS_MAX` entries or `ANNOTATIONS_MAX` annotations of them, a media type that contradicts the content, digests
+that cannot be verified, negative sizes. Of a key that comes twice the last counts, as it does for the registries
+themselves; what nobody here reads is not even decoded: unknown keys, inline `data`, annotations of the whole and of
+blobs.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.reference import is_digest
+from imagejobd.registry.content.descriptor import (
+    DOCKER_MANIFEST,
+    INDEX_TYPES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    SCHEMA1,
+    SCHEMA1_SIGNED,
+    Descriptor,
+    Platform,
+)
+
+# Registries may refuse larger ones (distribution spec, "Pushing Manifests": at least 4 megabytes must be taken).
+MANIFEST_MAX_BYTES = 4 * 1024 * 1024
+DESCRIPTORS_MAX = 10_000
+# Every member and every entry but the first has one, and takes some 100 bytes when it is decoded, with the interpreter
+# held: 4 MiB of them would be 40 MiB and a fifth of a second. Honest entries have eight each.
+COMMAS_MAX = 100_000
+# Of all an index's entries together; BuildKit writes two for every image.
+ANNOTATIONS_MAX = 20_000
+# What JSON numbers hold exactly everywhere; far more than any registry takes.
+SIZE_MAX_BYTES = 2**53
+SHOWN_MAX_CHARS = 80
+
+# RFC 6838 §4.2; it becomes a header again when the manifest is pushed.
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+# Said by servers that know nothing of the content: no contradiction to anything.
+_GENERIC_TYPES = frozenset({"application/json", "application/octet-stream", "text/plain", "binary/octet-stream"})
+
+
+class _Kind(StrEnum):
+    INDEX = "index"
+    MANIFEST = "manifest"
+
+
+_NOTHING = msgspec.Raw(b"null")
+
+
+class _Platform(msgspec.Struct):
+    os: str | None = None
+    architecture: str | None = None
+    variant: str | None = None
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    """A descriptor on the wire. Writers in Go say null for what they have not."""
+
+    digest: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX_BYTES)]
+    media_type: str | None = None
+    urls: tuple[str, ...] | None = None
+
+
+class _Child(_Entry, rename="camel"):
+    """An index's entry."""
+
+    artifact_type: str | None = None
+    annotations: dict[str, str] | None = None
+    platform: _Platform | None = None
+
+
+class _Body(msgspec.Struct, rename="camel"):
+    """All that any kind of manifest says; which keys are there decides what it is."""
+
+    schema_version: int | None = None
+    media_type: str | None = None
+    artifact_type: str | None = None
+    config: _Entry | None = None
+    layers: list[_Entry] | None = None
+    blobs: list[_Entry] | None = None
+    manifests: list[_Child] | None = None
+    subject: _Entry | None = None
+    fs_layers: msgspec.Raw = _NOTHING
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed manifest or index. `children` are manifests (of an index), `blobs` config and layers, config first."""
+
+    raw: bytes
+    digest: str
+    media_type: str
+    children: tuple[Descriptor, ...] = ()
+    blobs: tuple[Descriptor, ...] = ()
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(digest=self.digest, size=len(self.raw), media_type=self.media_type)
+
+
+def digest_of(raw: bytes, algorithm: str = "sha256") -> str:
+    """The digest of `raw`; `algorithm` is `sha256` or `sha512`."""
+    return f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
+
+
+def media_type_of(content_type: str) -> str:
+    """The media type in a Content-Type header, lower case and without parameters; empty where it is none."""
+    media_type = content_type.partition(";")[0].strip()
+    return media_type.lower() if _MEDIA_TYPE.fullmatch(media_type) else ""
+
+
+def parse_manifest(raw: bytes, content_type: str, *, expected_digest: str | None = None) -> Manifest:
+    """Read manifest bytes that a registry sent as `content_type` (parameters such as charset are ignored).
+
+    `expected_digest` decides the algorithm and must equal the digest of `raw`; without it the digest is SHA-256.
+    The body's own media type counts before `content_type`. Raises `Permanent(invalid | too_large | copy_failed)` that
+    says what is wrong, without quoting more than a few words.
+    """
+    if len(raw) > MANIFEST_MAX_BYTES:
+        raise Permanent(ErrorCode.TOO_LARGE, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
+    digest = _proved_digest(raw, expected_digest)
+    if raw.count(b",") > COMMAS_MAX:
+        raise Permanent(ErrorCode.TOO_LARGE, f"manifest {digest}: it has more than {COMMAS_MAX} members")
+    sent_as = media_type_of(content_type)
+    body = _decode(raw, digest)
+    _refuse_schema1(body, sent_as, digest)
+    kind = _shape(body, sent_as, digest)
+    media_type = _media_type(body, sent_as, kind, digest)
+    children = body.manifests or []
+    blobs = [*([body.config] if body.config else []), *(body.layers or body.blobs or [])]
+    _check_entries(children, blobs, digest)
+    return Manifest(
+        raw=raw,
+        digest=digest,
+        media_type=media_type,
+        children=tuple(_child(entry, digest) for entry in children),
+        blobs=tuple(_blob(entry, digest) for entry in blobs),
+    )
+
+
+def _proved_digest(raw: bytes, expected: str | None) -> str:
+    if expected is None:
+        return digest_of(raw)
+    if not is_digest(expected):
+        raise invalid(f"{_shown(expected)} is not a digest that can be verified (sha256 or sha512)")
+    digest = digest_of(raw, expected.partition(":")[0])
+    if digest != expected:
+        raise Permanent(ErrorCode.COPY_FAILED, f"the manifest is corrupt: its digest is {digest} instead of {expected}")
+    return digest
+
+
+def _decode(raw: bytes, digest: str) -> _Body:
+    try:
+        return msgspec.json.decode(raw, type=_Body)
+    except RecursionError:
+        reason = "its JSON is nested too deeply"
+    except msgspec.ValidationError as error:
+        reason = f"{_shown(str(error), max_chars=200)}"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        reason = "it is not valid JSON"
+    raise invalid(f"manifest {digest}: {reason}")
+
+
+def _refuse_schema1(body: _Body, sent_as: str, digest: str) -> None:
+    told = body.media_type or sent_as
+    if told in (SCHEMA1, SCHEMA1_SIGNED) or body.schema_version == 1 or bytes(body.fs_layers) != b"null":
+        raise invalid(
+            f"manifest {digest}: it is of Docker's schema 1, which registries have given up; "
+            "push the image again with a current tool (docker 1.10 or later, podman, buildah, skopeo)"
+        )
+
+
+def _shape(body: _Body, sent_as: str, digest: str) -> _Kind:
+    """What the content is. One that could be read as both kinds is the attack of CVE-2021-41190."""
+    is_index = body.manifests is not None
+    is_manifest = any(part is not None for part in (body.config, body.layers, body.blobs))
+    if is_index and is_manifest:
+        raise invalid(f"manifest {digest}: it lists both manifests and layers, so its media type is a lie")
+    if is_index or is_manifest:
+        return _Kind.INDEX if is_index else _Kind.MANIFEST
+    # Go writes null for an empty list: known types may be without.
+    kind = _kind(body.media_type or sent_as)
+    if kind is _Kind.INDEX or (body.subject is not None and body.artifact_type):
+        return kind or _Kind.MANIFEST
+    raise invalid(f"manifest {digest}: it has neither a config nor layers, blobs or manifests")
+
+
+def _media_type(body: _Body, sent_as: str, kind: _Kind, digest: str) -> str:
+    """The type that the bytes are pushed as: what the body says of itself, else what the registry sent them as."""
+    if body.media_type and not _MEDIA_TYPE.fullmatch(body.media_type):
+        raise invalid(f"manifest {digest}: its mediaType {_shown(body.media_type)} is no media type")
+    for told in (body.media_type, sent_as):
+        if told and _kind(told) not in (None, kind):
+            lists = "manifests" if kind is _Kind.INDEX else "layers"
+            raise invalid(f"manifest {digest}: its media type {_shown(told)} is a lie: it lists {lists}")
+    if body.media_type:
+        return body.media_type
+    if sent_as and sent_as not in _GENERIC_TYPES:
+        return sent_as
+    # Docker's types always name themselves; OCI's need not.
+    return OCI_INDEX if kind is _Kind.INDEX else OCI_MANIFEST
+
+
+def _kind(media_type: str) -> _Kind | None:
+    """The kind that a media type promises; None for types that are not known here."""
+    if media_type.lower() in INDEX_TYPES:
+        return _Kind.INDEX
+    return _Kind.MANIFEST if media_type.lower() in (OCI_MANIFEST, DOCKER_MANIFEST) else None
+
+
+def _check_entries(children: Sequence[_Child], blobs: Sequence[_Entry], digest: str) -> None:
+    entries = len(children) + len(blobs)
+    if entries > DESCRIPTORS_MAX:
+        raise invalid(f"manifest {digest}: it has {entries} entries; the limit is {DESCRIPTORS_MAX}")
+    annotations = sum(len(child.annotations or ()) for child in children)
+    if annotations > ANNOTATIONS_MAX:
+        raise invalid(f"manifest {digest}: its entries have {annotations} annotations; the limit is {ANNOTATIONS_MAX}")
+
+
+def _blob(entry: _Entry, digest: str) -> Descriptor:
+    return Descriptor(
+        digest=_digest_in(entry, digest),
+        size=entry.size,
+        media_type=entry.media_type or "",
+        urls=entry.urls or (),
+    )
+
+
+def _child(entry: _Child, digest: str) -> Descriptor:
+    platform = entry.platform
+    return Descriptor(
+        digest=_digest_in(entry, digest),
+        size=entry.size,
+        media_type=entry.media_type or "",
+        artifact_type=entry.artifact_type or "",
+        urls=entry.urls or (),
+        annotations=entry.annotations or {},
+        platform=Platform(platform.os or "", platform.architecture or "", platform.variant or "") if platform else None,
+    )
+
+
+def _digest_in(entry: _Entry, digest: str) -> str:
+    if not is_digest(entry.digest):
+        raise invalid(
+            f"manifest {digest}: {_shown(entry.digest)} is not a digest that can be verified (sha256, sha512)"
+        )
+    return entry.digest
+
+
+def _shown(text: str, *, max_chars: int = SHOWN_MAX_CHARS) -> str:
+    """A peer's words on one bounded line."""
+    return repr(text[:max_chars]) + ("…" if len(text) > max_chars else "")

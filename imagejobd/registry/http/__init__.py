@@ -1,0 +1,1 @@
+"""One HTTP exchange with a stranger: addresses to the letter, certificates, proxies, redirects, bodies on their way."""

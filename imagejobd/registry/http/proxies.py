@@ -1,0 +1,95 @@
+"""The proxies of the environment: HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in capitals or not, as curl reads them.
+
+Read once, at start. A user name and password in a proxy's URL are a secret and never part of a message. Loopback is
+never reached through a proxy. The proxy itself is the operator's own word and may be anywhere, also where `[egress]`
+lets nobody connect to; but it leads to no numeric address that this daemon itself may not connect to: what
+a name means is for the proxy to find out, and for its own rules to allow.
+"""
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+
+import msgspec
+from yarl import URL
+
+from imagejobd.model.egress import is_loopback
+from imagejobd.model.errors import invalid
+from imagejobd.model.secret import Credentials, Secret
+from imagejobd.registry.http.address import host_of, http_url, numeric_address
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """`url` holds no user name and no password."""
+
+    url: URL
+    credentials: Credentials | None = None
+
+    @property
+    def host(self) -> str:
+        return host_of(self.url)
+
+
+class Proxies:
+    """Which proxy leads where."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Raises `Permanent(invalid)` that names the variable which cannot be used."""
+        # HTTP_PROXY in capitals is what a client of a CGI program can set, but this is no CGI program.
+        self._by_scheme = {
+            scheme: _proxy(name, value)
+            for scheme in ("http", "https")
+            for name, value in [_read(environ, f"{scheme}_proxy")]
+            if value
+        }
+        _, direct = _read(environ, "no_proxy")
+        self._direct = tuple(entry for part in direct.split(",") if (entry := part.strip().lower()))
+
+    @classmethod
+    def of_environment(cls) -> "Proxies":
+        return cls(os.environ)
+
+    def find(self, url: URL) -> Proxy | None:
+        """The proxy through which `url` is reached; None: directly."""
+        proxy = self._by_scheme.get(url.scheme)
+        if proxy is None:
+            return None
+        host = (url.host or "").lower().rstrip(".")
+        if is_loopback(numeric_address(host) or host):
+            return None
+        return None if any(_covers(entry, host, url.port) for entry in self._direct) else proxy
+
+
+def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+    """The variable's name and value; the spelling without capitals wins."""
+    for spelling in (name, name.upper()):
+        if value := environ.get(spelling, "").strip():
+            return spelling, value
+    return name, ""
+
+
+def _proxy(name: str, value: str) -> Proxy:
+    url = http_url(value if "://" in value else f"http://{value}")
+    if url is None:
+        raise invalid(f"${name}: not the URL of an HTTP proxy (http://host:port)")
+    login = Credentials(url.user, Secret(url.password or "")) if url.user else None
+    return Proxy(url.origin(), login)
+
+
+def _covers(entry: str, host: str, port: int | None) -> bool:
+    """Whether an entry of NO_PROXY names `host`: `*`, a name and all below it, an address, a network, each `:port`."""
+    if entry == "*":
+        return True
+    name, colon, wanted_port = entry.rpartition(":")
+    if colon and wanted_port.isdigit() and (":" not in name or name.endswith("]")):
+        if int(wanted_port) != port:
+            return False
+        entry = name
+    entry = entry.strip("[]").removeprefix("*").lstrip(".")
+    address = numeric_address(host)
+    if address is None:
+        return host == entry or host.endswith(f".{entry}")
+    try:
+        return ip_address(address) in ip_network(entry, strict=False)
+    except ValueError:
+        return False

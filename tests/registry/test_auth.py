@@ -1,0 +1,410 @@
+"""Logins: tokens from the server that a registry names or that a request names, kept, renewed, and kept at home."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from aiohttp import web
+from fake_registry import NO_PROXIES, FakeRegistry
+from moved_clock import MovedClock
+
+from imagejobd.model.egress import Egress, EgressSettings
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.secret import Credentials, Secret
+from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.connection import Connection
+from imagejobd.registry.site import Site, TokenRequest
+
+BUILDER = Credentials("builder", Secret("correct-horse"))
+PULL = ("repository:team/app:pull",)
+PUSH = ("repository:team/app:pull,push",)
+
+
+class TokenRegistry:
+    """Makes `fake` a registry that lets in whoever holds a token of its server that was not revoked."""
+
+    def __init__(self, fake: FakeRegistry) -> None:
+        self.fake = fake
+        self.valid: set[str] = set()
+        self.answer: Callable[[str], dict[str, object]] = lambda token: {"token": token, "expires_in": 300}
+        self.token_type = "Bearer"
+        fake.on_manifest = self._serve
+        fake.on_token = self._issue
+
+    @property
+    def issued(self) -> int:
+        return len(self.fake.tokens_asked)
+
+    @property
+    def challenged(self) -> int:
+        """How many requests came without any login."""
+        return sum(r.path != "/token" and "Authorization" not in r.headers for r in self.fake.seen)
+
+    def _serve(self, request: web.Request) -> web.StreamResponse:
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        if kind == self.token_type and token in self.valid:
+            return web.Response(body=b"{}")
+        return web.Response(status=401, headers={"WWW-Authenticate": self.fake.challenge})
+
+    async def _issue(self, request: web.Request) -> web.StreamResponse:
+        token = f"token-{self.issued}"
+        await asyncio.sleep(0)
+        self.valid.add(token)
+        return web.json_response(self.answer(token))
+
+
+@pytest.fixture
+def tokens(fake: FakeRegistry) -> TokenRegistry:
+    return TokenRegistry(fake)
+
+
+async def ask(connection: Connection, scopes: tuple[str, ...] = PULL) -> int:
+    return (await connection.ask("GET", "/v2/x", scopes=scopes)).status
+
+
+async def test_a_token_is_used_until_it_is_old(tokens: TokenRegistry, connection: Connection, time: MovedClock) -> None:
+    """One token serves many requests, and is renewed a little before its end, without a challenge."""
+    for _ in range(3):
+        assert await ask(connection) == 200
+    time.advance(289)
+    assert await ask(connection) == 200
+    assert tokens.issued == 1
+    time.advance(2)
+    tokens.valid.clear()
+    assert await ask(connection) == 200
+    assert (tokens.issued, tokens.challenged) == (2, 1)
+
+
+async def test_a_short_life_is_taken_for_a_minute(
+    tokens: TokenRegistry, connection: Connection, time: MovedClock
+) -> None:
+    """`expires_in` below 60 s is a server's mistake, not a request for a token each."""
+    tokens.answer = lambda token: {"token": token, "expires_in": 1}
+    assert await ask(connection) == 200
+    time.advance(50)
+    assert await ask(connection) == 200
+    assert tokens.issued == 1
+    time.advance(5)
+    assert await ask(connection) == 200
+    assert tokens.issued == 2
+
+
+async def test_one_refresh_for_all(tokens: TokenRegistry, connection: Connection, time: MovedClock) -> None:
+    """Twenty requests at once, first without a token and then with an old one, fetch one token each time."""
+    assert await asyncio.gather(*(ask(connection) for _ in range(20))) == [200] * 20
+    assert tokens.issued == 1
+    time.advance(400)
+    assert await asyncio.gather(*(ask(connection) for _ in range(20))) == [200] * 20
+    assert tokens.issued == 2
+
+
+async def test_one_refusal_for_all(tokens: TokenRegistry, connection: Connection) -> None:
+    """Twenty requests with a wrong password are not twenty logins, which lock accounts."""
+    tokens.fake.on_token = lambda _: web.Response(status=401)
+    results = await asyncio.gather(*(ask(connection) for _ in range(8)), return_exceptions=True)
+    assert all(isinstance(result, Permanent) and result.code is ErrorCode.DENIED for result in results)
+    assert tokens.issued < 8
+
+
+async def test_a_revoked_token_is_replaced_once(tokens: TokenRegistry, connection: Connection) -> None:
+    """A 401 on a token in hand means a new token; on a new one it is the answer."""
+    assert await ask(connection) == 200
+    tokens.valid.clear()
+    assert await ask(connection) == 200
+    assert tokens.issued == 2
+    tokens.fake.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": tokens.fake.challenge})
+    assert await ask(connection) == 401
+    assert tokens.issued == 3
+
+
+async def test_a_stream_gets_a_new_token_too(tokens: TokenRegistry, connection: Connection) -> None:
+    """A large read begins again with the new token, before anything was read."""
+    for _ in range(2):
+        async with connection.stream("/v2/x", scopes=PULL) as stream:
+            assert (stream.status, [chunk async for chunk in stream.chunks()]) == (200, [b"{}"])
+        tokens.valid.clear()
+    assert tokens.issued == 2
+
+
+async def test_an_upload_whose_token_was_revoked_is_worth_another_try(
+    tokens: TokenRegistry, connection: Connection
+) -> None:
+    """A body cannot be played twice, but the next attempt has a new token."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    assert await ask(connection, PUSH) == 200
+    tokens.valid.clear()
+    with pytest.raises(Temporary, match="new login"):
+        await connection.send("PUT", "/v2/x", body(), size_bytes=1, scopes=PUSH)
+    answer = await connection.send("PUT", "/v2/x", body(), size_bytes=1, scopes=PUSH)
+    assert (answer.status, tokens.issued) == (200, 2)
+
+
+async def test_scopes_are_repeated_in_their_order(tokens: TokenRegistry, connection: Connection) -> None:
+    """Each scope is a parameter of its own, the most important first; each set has its own token."""
+    other = "repository:other/app:pull"
+    assert await ask(connection, (*PUSH, other)) == 200
+    assert tokens.fake.tokens_asked[0].query.getall("scope") == [*PUSH, other]
+    assert await ask(connection, PULL) == 200
+    assert tokens.issued == 2
+    assert await ask(connection, (other, *PUSH)) == 200
+    assert tokens.issued == 2
+
+
+async def test_the_challenge_of_the_ping_counts_where_there_is_no_other(
+    tokens: TokenRegistry, connection: Connection
+) -> None:
+    """Some registries forget the challenge on all addresses but one."""
+    guarded = tokens.fake.on_manifest
+
+    async def forgetful(request: web.Request) -> web.StreamResponse:
+        answer = guarded(request)
+        assert isinstance(answer, web.Response)
+        if request.path != "/v2/":
+            answer.headers.popall("WWW-Authenticate", None)
+        return answer
+
+    tokens.fake.on_manifest = forgetful
+    assert await ask(connection) == 200
+    assert [r.path for r in tokens.fake.seen] == ["/v2/x", "/v2/", "/token", "/v2/x"]
+
+
+async def test_a_token_server_on_another_host(fake: FakeRegistry, client: RegistryClient) -> None:
+    """The Hub's is one: it gets the password, the registry only the token."""
+    async with FakeRegistry() as server:
+        realm = f'Bearer realm="{server.url.replace("127.0.0.1", "localhost")}/token",service="s"'
+        fake.on_manifest = lambda request: (
+            web.Response()
+            if request.headers.get("Authorization") == "Bearer the-token"
+            else web.Response(status=401, headers={"WWW-Authenticate": realm})
+        )
+        assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+        assert server.seen[0].headers["Authorization"].startswith("Basic ")
+        assert not any(r.headers.get("Authorization", "").startswith("Basic ") for r in fake.seen)
+
+
+async def test_a_token_server_that_redirects_elsewhere_takes_no_password_along(
+    fake: FakeRegistry, client: RegistryClient
+) -> None:
+    """The password is for the realm's origin, not for where that points."""
+    async with FakeRegistry() as elsewhere:
+        elsewhere.on_manifest = lambda _: web.json_response({"token": "the-token"})
+        fake.on_token = lambda _: web.Response(status=307, headers={"Location": f"{elsewhere.url}/elsewhere"})
+        assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+        assert ["Authorization" in request.headers for request in elsewhere.seen] == [False]
+
+
+async def test_an_overloaded_token_server_is_waited_for(
+    tokens: TokenRegistry, connection: Connection, time: MovedClock
+) -> None:
+    """Its Retry-After counts as the registry's."""
+    issue = tokens.fake.on_token
+    busy = [web.Response(status=429, headers={"Retry-After": "20"})]
+    tokens.fake.on_token = lambda request: busy.pop() if busy else issue(request)
+    assert await ask(connection) == 200
+    assert time.slept == [20]
+
+
+@pytest.mark.parametrize("extra", [{}, {"expires_in": None}, {"expires_in": "60"}, {"expires_in": 1e999}])
+async def test_odd_lifetimes(tokens: TokenRegistry, connection: Connection, extra: dict[str, object]) -> None:
+    """A lifetime that is missing or cannot be one is the shortest, or bounded; the token is used."""
+    tokens.answer = lambda token: {"access_token": token, "token": None, "issued_at": 7, **extra}
+    if extra.get("expires_in") == 1e999:
+        tokens.fake.on_token = lambda _: web.Response(body=b'{"token":"token-1","expires_in":1e300}')
+        tokens.valid.add("token-1")
+    assert await ask(connection) == 200
+    assert await ask(connection) == 200
+    assert tokens.issued == 1
+
+
+def requested(fake: FakeRegistry, **more: object) -> TokenRequest:
+    return TokenRequest(
+        url=Secret(f"{fake.url}/token?account=hidden-account"),
+        headers={"X-Api-Key": Secret("hidden-key")},
+        body=Secret('{"grant":"hidden-grant"}'),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("token_type", ["Bearer", "JWT"])
+async def test_a_requests_own_token_server(
+    tokens: TokenRegistry, client: RegistryClient, time: MovedClock, token_type: str
+) -> None:
+    """GET with the request's headers and JSON body; the token is sent with its type, from the first request on, and
+    renewed when it is old or refused."""
+    bodies = []
+    issue = tokens._issue
+
+    async def on_token(request: web.Request) -> web.StreamResponse:
+        bodies.append((request.method, await request.json(), request.headers["X-Api-Key"], request.content_type))
+        return await issue(request)
+
+    tokens.fake.on_token = on_token
+    tokens.token_type = token_type
+    connection = client.connect(Site(host=tokens.fake.host, login=requested(tokens.fake, token_type=token_type)))
+    assert [await ask(connection, scopes) for scopes in (PULL, PUSH)] == [200, 200]
+    assert (tokens.issued, tokens.challenged) == (1, 0)
+    assert bodies == [("GET", {"grant": "hidden-grant"}, "hidden-key", "application/json")]
+    tokens.valid.clear()
+    assert await ask(connection) == 200
+    time.advance(300)
+    assert await ask(connection) == 200
+    assert tokens.issued == 3
+
+
+@pytest.mark.parametrize("status", [401, 400, 404])
+async def test_a_refusing_token_server_reveals_nothing(
+    tokens: TokenRegistry, client: RegistryClient, status: int
+) -> None:
+    """What it echoes of the request's secrets is masked, and its address is not shown beyond the host."""
+
+    async def echo(request: web.Request) -> web.StreamResponse:
+        told = f"{request.headers['X-Api-Key']} {await request.text()}"
+        return web.json_response({"errors": [{"code": "NO", "message": told}]}, status=status)
+
+    tokens.fake.on_token = echo
+    with pytest.raises(Fault) as refused:
+        await ask(client.connect(Site(host=tokens.fake.host, login=requested(tokens.fake))))
+    assert str(status) in refused.value.message
+    assert "hidden" not in refused.value.message
+
+
+async def test_a_requests_secrets_stay_with_its_token_server(tokens: TokenRegistry, client: RegistryClient) -> None:
+    """A redirect within the origin is followed, one to another origin is refused."""
+    async with FakeRegistry() as elsewhere:
+        tokens.fake.on_token = lambda _: web.Response(
+            status=307, headers={"Location": f"{elsewhere.url}/elsewhere?x=1"}
+        )
+        with pytest.raises(Permanent, match="redirects to"):
+            await ask(client.connect(Site(host=tokens.fake.host, login=requested(tokens.fake))))
+        assert elsewhere.seen == []
+
+
+@pytest.mark.parametrize(
+    ("login", "part"),
+    [
+        (TokenRequest(url=Secret("ftp://hidden/token")), "no http"),
+        (TokenRequest(url=Secret("hidden")), "no http"),
+        (TokenRequest(url=Secret("http://127.0.0.1:9/"), token_type="hidden\r\nX: y"), "type"),
+        (TokenRequest(url=Secret("http://127.0.0.1:9/"), headers={"X": Secret("hidden\r\nY: z")}), "header"),
+        (TokenRequest(url=Secret("http://127.0.0.1:9/"), headers={"X: y": Secret("hidden")}), "header"),
+    ],
+)
+async def test_token_requests_that_cannot_be_sent(
+    fake: FakeRegistry, client: RegistryClient, login: TokenRequest, part: str
+) -> None:
+    """Nothing that would change the request's form is sent; the refusal shows no part of it."""
+    with pytest.raises(Permanent, match=part) as refused:
+        await ask(client.connect(Site(host=fake.host, login=login)))
+    assert refused.value.code is ErrorCode.INVALID
+    assert "hidden" not in refused.value.message
+    assert fake.seen == []
+
+
+async def test_headers_that_frame_the_request_are_ours(tokens: TokenRegistry, client: RegistryClient) -> None:
+    """A request cannot set the length or the host of the request that is made for it."""
+    login = TokenRequest(
+        url=Secret(f"{tokens.fake.url}/token".replace("//", "//user:pass@")),
+        headers={name: Secret("5") for name in ("Content-Length", "Host", "transfer-encoding")},
+        body=Secret(json.dumps({"long": "x" * 100})),
+    )
+    assert await ask(client.connect(Site(host=tokens.fake.host, login=login))) == 200
+    asked = tokens.fake.tokens_asked[0]
+    assert asked.headers["Host"] == tokens.fake.host
+    assert asked.headers["Authorization"] == "Basic dXNlcjpwYXNz"
+
+
+async def test_egress_holds_for_a_requests_token_server(fake: FakeRegistry) -> None:
+    """The address of the token server is a user's word: it is checked as all are."""
+    async with RegistryClient({}, Egress(EgressSettings(deny=("127.0.0.2/32",))), proxies=NO_PROXIES) as client:
+        url = f"{fake.url}/token".replace("127.0.0.1", "127.0.0.2")
+        with pytest.raises(Permanent) as denied:
+            await ask(client.connect(Site(host=fake.host, login=TokenRequest(url=Secret(url)))))
+    assert denied.value.code is ErrorCode.EGRESS
+    assert fake.seen == []
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_redirects_target_teaches_nothing(
+    tokens: TokenRegistry, client: RegistryClient, is_known: bool
+) -> None:
+    """Whom the registry's redirects lead to may not name a token server: the password would go there. Its 401 is an
+    answer, and says nothing of the token in hand."""
+    connection = client.connect(Site(host=tokens.fake.host, login=BUILDER))
+    if is_known:
+        assert await ask(connection) == 200
+    async with FakeRegistry() as storage:
+        storage.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": storage.challenge})
+        registry = tokens.fake.on_manifest
+        tokens.fake.on_manifest = lambda _: web.Response(status=307, headers={"Location": f"{storage.url}/elsewhere"})
+        assert await ask(connection) == 401
+        async with connection.stream("/v2/x", scopes=PULL) as stream:
+            assert (stream.status, stream.url.port) == (401, int(storage.host.partition(":")[2]))
+        assert storage.tokens_asked == []
+        assert not any("Authorization" in request.headers for request in storage.seen)
+        tokens.fake.on_manifest = registry
+        assert await ask(connection) == 200
+    assert tokens.issued == 1
+
+
+async def test_a_ping_that_leads_elsewhere_teaches_nothing(fake: FakeRegistry, client: RegistryClient) -> None:
+    """Where a 401 comes without a challenge, only the registry's own ping is asked for one."""
+    async with FakeRegistry() as storage:
+        storage.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": storage.challenge})
+        fake.on_manifest = lambda request: (
+            web.Response(status=307, headers={"Location": f"{storage.url}/elsewhere"})
+            if request.path == "/v2/"
+            else web.Response(status=401)
+        )
+        with pytest.raises(Permanent, match="in no way known here"):
+            await ask(client.connect(Site(host=fake.host, login=BUILDER)))
+        assert storage.tokens_asked == []
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+async def test_a_token_server_without_a_token_denies(fake: FakeRegistry, client: RegistryClient, status: int) -> None:
+    """Its 404 is no missing image: there is no login, and the words say where."""
+    fake.on_token = lambda _: web.Response(status=status)
+    for login in (None, BUILDER):
+        with pytest.raises(Permanent, match=rf"token server {fake.host}: it gives no token.*{status}") as denied:
+            await ask(client.connect(Site(host=fake.host, login=login)))
+        assert denied.value.code is ErrorCode.DENIED
+
+
+async def test_the_password_where_no_token_server_is_named(fake: FakeRegistry, client: RegistryClient) -> None:
+    """A Bearer challenge without a usable realm is passed over for Basic, and for a Bearer one that has it."""
+    offers = [("WWW-Authenticate", 'Bearer service="x"'), ("WWW-Authenticate", 'Basic realm="x"')]
+    fake.on_manifest = lambda request: (
+        web.Response() if "Authorization" in request.headers else web.Response(status=401, headers=offers)
+    )
+    assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+    assert fake.seen[-1].headers["Authorization"].startswith("Basic ")
+    offers.append(("WWW-Authenticate", fake.challenge))
+    assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+    assert fake.seen[-1].headers["Authorization"] == "Bearer the-token"
+
+
+async def test_a_token_in_hand_does_not_wait_for_another(tokens: TokenRegistry, connection: Connection) -> None:
+    """While the server thinks about one scope, requests with a good token go on, and other scopes are asked for."""
+    assert await ask(connection, PULL) == 200
+    issue, thinking = tokens.fake.on_token, asyncio.Event()
+
+    async def think(request: web.Request) -> web.StreamResponse:
+        if "slow" in request.query["scope"]:
+            await thinking.wait()
+        answer = issue(request)
+        return await answer if not isinstance(answer, web.StreamResponse) else answer
+
+    tokens.fake.on_token = think
+    slow = asyncio.create_task(ask(connection, ("repository:slow:pull",)))
+    async with asyncio.timeout(5):
+        while tokens.issued < 2:
+            await asyncio.sleep(0)
+        assert await ask(connection, PULL) == 200
+        assert await ask(connection, PUSH) == 200
+        assert not slow.done()
+        thinking.set()
+        assert await slow == 200
