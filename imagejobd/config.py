@@ -16,6 +16,7 @@ import msgspec
 from imagejobd.api.settings import Auth, Server
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build.settings import BuildSettings
+from imagejobd.kinds.distribute.settings import DistributeSettings
 from imagejobd.model.egress import EgressSettings, is_loopback
 from imagejobd.registry.settings import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
@@ -33,6 +34,7 @@ class Kinds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`[kinds.*]`."""
 
     build: BuildSettings = BuildSettings()
+    distribute: DistributeSettings = DistributeSettings()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

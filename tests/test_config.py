@@ -31,6 +31,13 @@ def test_example_documents_every_key() -> None:
     assert not missing
 
 
+def test_the_example_of_a_registry_can_be_used() -> None:
+    """The table that is only shown, because no registry is configured by default, reads well without its marks."""
+    _, table = EXAMPLE.read_text().split('# [registry."registry.example:5000"]\n')
+    lines = [line.removeprefix("# ") for line in table.partition("\n#\n")[0].splitlines()]
+    assert parse("\n".join(['[registry."registry.example:5000"]', *lines]), "example").registry
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -38,6 +45,9 @@ def test_example_documents_every_key() -> None:
         ("[limts]", ["limts", "did you mean limits"]),
         ("[limits]\nbuild = 'two'", ["limits.build", "int"]),
         ("[limits]\nbuild = 0", ["limits.build", ">= 1"]),
+        ("[kinds.distribute]\nstreams = 3", ["kinds.distribute.streams", "streams_max"]),
+        ("[kinds.distribute]\nwindow_bytes = 0", ["kinds.distribute.window_bytes", ">= 1"]),
+        ("[limits]\ndistribute = 0", ["limits.distribute", ">= 1"]),
         ("[kinds.build]\nfetch_timeout = 3", ["kinds.build.fetch_timeout", "fetch_timeout_s"]),
         ('[registry."r.example"]\npasword_file = "x"', ['registry."r.example".pasword_file', "password_file"]),
         ("limits = 3", ["limits"]),

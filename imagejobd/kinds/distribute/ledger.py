@@ -1,0 +1,175 @@
+"""What of one distribution is done, going on and failed: image by image, target by target, in memory.
+
+It answers three questions: what is left to do, how far it is, and how it ended. It writes nowhere.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from msgspec import to_builtins
+from msgspec.structs import replace
+
+from imagejobd.kinds.distribute.outcomes import Record, record_key
+from imagejobd.kinds.distribute.spec import DistributeSpec, Image, Place
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.job import Json
+from imagejobd.registry.copy.outcome import Outcome, Tally
+
+# Targets that an error names, and characters of what each says.
+NAMED_MAX = 5
+ERROR_MAX_CHARS = 400
+
+_BYTES = ("sent_bytes", "mounted_bytes", "skipped_bytes", "total_bytes")
+
+
+class Ledger:
+    """`records` are those of earlier attempts."""
+
+    def __init__(self, spec: DistributeSpec, images: Sequence[Image], records: Mapping[str, Record]) -> None:
+        self.spec = spec
+        self.images = images
+        self._places = [target.places(images) for target in spec.targets]
+        self._records: dict[str, Json] = {}
+        self._live: list[dict[int, Tally]] = [{} for _ in spec.targets]
+        self._ended: list[dict[int, Record]] = [{} for _ in spec.targets]
+        self._tried: dict[tuple[int, int], int] = {}
+        self._wishes_s: list[float] = []
+        for image in range(len(images)):
+            for target in range(len(spec.targets)):
+                if record := records.get(record_key(image, target)):
+                    self._keep(image, target, record)
+
+    @property
+    def records(self) -> dict[str, Json]:
+        """How everything has ended so far, as the checkpoint keeps it."""
+        return dict(self._records)
+
+    def place(self, image: int, target: int) -> Place:
+        """Where an image goes at a target."""
+        return self._places[target][image]
+
+    def left(self, image: int) -> list[int]:
+        """The targets that this image still has to go to: neither there, nor known to be beyond help."""
+        return [
+            target
+            for target, ended in enumerate(self._ended)
+            if (record := ended.get(image)) is None or not (record.is_done or record.is_final)
+        ]
+
+    def order(self) -> list[int]:
+        """The images, first those that were tried least: of those that failed before some may fail again, and look like
+        a target that is down."""
+        return sorted(range(len(self.images)), key=self._tries)
+
+    def _tries(self, image: int) -> int:
+        """By how many attempts it was tried at the target that tried it least."""
+        ended = (self._ended[target].get(image) for target in self.left(image))
+        return min((record.tries if record else 0 for record in ended), default=0)
+
+    def pinned(self, image: int) -> str | None:
+        """The source's digest of what a target has of this image already, so that all targets get the same even when
+        the tag has moved since. A digest that no target got pins nothing: the source may have lost it meanwhile."""
+        records = (ended[image] for ended in self._ended if image in ended)
+        return next((record.source_digest for record in records if record.has_image), None)
+
+    def postpone(self, image: int, target: int, error: str) -> None:
+        """Leave a copy to the next attempt, which tries it first; `error` is why."""
+        known = self._ended[target].get(image, Record(tries=0))
+        self._keep(image, target, replace(known, error=error[:ERROR_MAX_CHARS]))
+
+    def start(self, image: int, targets: Sequence[int]) -> list[Tally]:
+        """Fresh tallies for copies that begin; they are watched until their copies end."""
+        tallies = [Tally() for _ in targets]
+        for target, tally in zip(targets, tallies, strict=True):
+            known = self._ended[target].pop(image, None)
+            self._tried[image, target] = 1 + (known.tries if known else 0)
+            self._live[target][image] = tally
+        return tallies
+
+    def end(self, image: int, target: int, outcome: Outcome, error: str | None) -> Record:
+        """`error` is the fault's message without secrets."""
+        if isinstance(outcome.fault, Temporary) and outcome.fault.retry_after_s is not None:
+            self._wishes_s.append(outcome.fault.retry_after_s)
+        shown = None if error is None else error[:ERROR_MAX_CHARS]
+        record = Record.of(outcome, shown, tries=self._tried.get((image, target), 1))
+        self._live[target].pop(image, None)
+        self._keep(image, target, record)
+        return record
+
+    def _keep(self, image: int, target: int, record: Record) -> None:
+        self._ended[target][image] = record
+        # Made once and not with every checkpoint: of thousands it would hold up the loop.
+        self._records[record_key(image, target)] = to_builtins(record)
+
+    def progress(self) -> Json:
+        """What a job shows while it runs, and after it failed."""
+        return {
+            "images": len(self.images),
+            "images_done": sum(all(image in ended for ended in self._ended) for image in range(len(self.images))),
+            "targets": [self._standing(target) for target in range(len(self.spec.targets))],
+        }
+
+    def result(self) -> Json:
+        """What a job that succeeded leaves: every image with what became of it at each target."""
+        spec = self.spec
+        images = [
+            {"source": str(image), "digest": self._digest(number), "targets": list(self._results(number))}
+            for number, image in enumerate(self.images)
+        ]
+        options: Json = {"dry_run": True} if spec.dry_run else {}
+        if spec.platforms:
+            options["platforms"] = list(spec.platforms)
+        return {"source": spec.source.endpoint, **options, "images": images}
+
+    def fault(self) -> Fault | None:
+        """What the job ends with: nothing where all is done; worth another attempt where any copy is."""
+        failed = [record for ended in self._ended for record in ended.values() if not record.is_done]
+        if not failed:
+            return None
+        message = self._failures()
+        if all(record.is_final for record in failed):
+            return Permanent(ErrorCode.COPY_FAILED, message)
+        return Temporary(ErrorCode.COPY_FAILED, message, retry_after_s=max(self._wishes_s, default=None))
+
+    def _standing(self, target: int) -> Json:
+        ended, live = self._ended[target], self._live[target]
+        standing: Json = {"endpoint": self.spec.targets[target].endpoint}
+        if self.spec.targets[target].image is not None:
+            standing["image"] = self.spec.targets[target].image
+        for name in _BYTES:
+            standing[name] = sum(getattr(copy, name) for copies in (ended, live) for copy in copies.values())
+        errors = [record.error for record in ended.values() if record.error is not None]
+        standing["done"] = len(ended) - len(errors)
+        standing["failed"] = len(errors)
+        if errors:
+            standing["error"] = errors[0]
+        return standing
+
+    def _results(self, image: int) -> Iterator[Json]:
+        for target, ended in enumerate(self._ended):
+            record = ended[image]
+            yield {
+                "endpoint": self.spec.targets[target].endpoint,
+                "image": self.place(image, target).path,
+                "tags": dict(record.tags),
+                "digest": record.digest,
+                "sent_bytes": record.sent_bytes,
+                "mounted_bytes": record.mounted_bytes,
+                "skipped_bytes": record.skipped_bytes,
+                "seconds": record.seconds,
+            }
+
+    def _digest(self, image: int) -> str | None:
+        return next((ended[image].digest for ended in self._ended if ended[image].digest), None)
+
+    def _failures(self) -> str:
+        """`2 of 4 targets failed: <endpoint>: <first error>; …`"""
+        standings = [self._standing(target) for target in range(len(self._ended))]
+        failed = [standing for standing in standings if standing["failed"]]
+        named = [
+            f"{standing['endpoint']}: {standing['error']}"
+            + (f" (and {standing['failed'] - 1} more images)" if standing["failed"] > 1 else "")
+            for standing in failed[:NAMED_MAX]
+        ]
+        more = [f"and {len(failed) - NAMED_MAX} more"] if len(failed) > NAMED_MAX else []
+        noun = "target" if len(standings) == 1 else "targets"
+        return f"{len(failed)} of {len(standings)} {noun} failed: {'; '.join([*named, *more])}"
