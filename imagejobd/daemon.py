@@ -24,13 +24,16 @@ from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.kinds.build.cache import build_cache_loop
 from imagejobd.kinds.build.kind import BuildKind
-from imagejobd.kinds.build.tools import Tools
+from imagejobd.kinds.build.tools import Tools as BuildTools
+from imagejobd.kinds.distribute.kind import DistributeKind
+from imagejobd.kinds.distribute.tools import Tools as DistributeTools
 from imagejobd.listeners import open_listeners
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault
 from imagejobd.model.ids import uuid7
 from imagejobd.model.work import Kind
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.settings import RegistryHosts
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
@@ -79,12 +82,18 @@ async def serve(config: Config) -> int:
         engine = await stack.enter_async_context(Engine(config.engine))
         egress = Egress(config.egress)
         registry = await stack.enter_async_context(RegistryClient(config.registry, egress))
-        kinds: dict[str, Kind] = {"build": BuildKind(_build_tools(config, engine, registry, blobs, egress))}
-        runner = Runner(store, kinds, config.limits, slots={"build": config.limits.build}, worker=worker)
+        kinds: dict[str, Kind] = {
+            "build": BuildKind(_build_tools(config, engine, registry, blobs, egress)),
+            "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
+        }
+        slots = {"build": config.limits.build, "distribute": config.limits.distribute}
+        runner = Runner(store, kinds, config.limits, slots=slots, worker=worker)
         door = Door(store, kinds, config.server, queue_max=config.limits.queue_max)
 
         await rescue(store, worker)
-        addresses = await open_listeners(stack, config, create_app(door, {"engine": engine.ping}))
+        addresses = await open_listeners(
+            stack, config, create_app(door, {"engine": engine.ping}, registries=config.registry)
+        )
         log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host)
         vigil = Vigil(Notifier(), store, door, runner, drain_timeout_s=config.server.drain_timeout_s)
         return await vigil.keep(
@@ -109,8 +118,10 @@ def _open_state_dir(stack: AsyncExitStack, config: Config) -> tuple[Path, BlobSt
     return folder, blobs
 
 
-def _build_tools(config: Config, engine: Engine, registry: RegistryClient, blobs: BlobStore, egress: Egress) -> Tools:
-    return Tools(
+def _build_tools(
+    config: Config, engine: Engine, registry: RegistryClient, blobs: BlobStore, egress: Egress
+) -> BuildTools:
+    return BuildTools(
         engine=engine,
         bases=Bases(engine),
         registry=registry,
@@ -118,3 +129,17 @@ def _build_tools(config: Config, engine: Engine, registry: RegistryClient, blobs
         egress=egress,
         settings=config.kinds.build,
     )
+
+
+def _distribute_tools(
+    stack: AsyncExitStack, config: Config, registry: RegistryClient, blobs: BlobStore
+) -> DistributeTools:
+    settings = config.kinds.distribute
+    flights = Flights(
+        blobs.spool_file,
+        streams_max=settings.streams_max,
+        window_bytes=settings.window_bytes,
+        spool_max_bytes=settings.spool_max_bytes,
+    )
+    stack.push_async_callback(flights.close)
+    return DistributeTools(registry=registry, flights=flights, settings=settings)

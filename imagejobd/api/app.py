@@ -1,19 +1,20 @@
 """The web application: one middleware that turns every failure into the words of the API that was spoken to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, guard, health, native
+from imagejobd.api import builder, distribute, guard, health, native
 from imagejobd.api.door import Door
 from imagejobd.api.wire import headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 
 # Which API's words a path is answered in, longest prefix first.
 ERROR_RESPONSES: tuple[tuple[str, Callable[[Fault, HTTPStatus], web.Response]], ...] = (
+    ("/api/distribute/", distribute.error_response),
     ("/api/v1/", builder.error_response),
     ("/", native.error_response),
 )
@@ -21,11 +22,13 @@ ERROR_RESPONSES: tuple[tuple[str, Callable[[Fault, HTTPStatus], web.Response]], 
 log = structlog.get_logger("imagejobd.api")
 
 
-def create_app(door: Door, checks: Mapping[str, health.Check]) -> web.Application:
-    """Wire all routes. Body sizes are bounded by the door, not by aiohttp."""
+def create_app(door: Door, checks: Mapping[str, health.Check], *, registries: Collection[str] = ()) -> web.Application:
+    """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
+    aiohttp."""
     app = web.Application(middlewares=[_middleware(guard.Guard(door.server.hosts))], client_max_size=0)
     app.add_routes(health.routes(door, checks))
     app.add_routes(builder.routes(door))
+    app.add_routes(distribute.routes(door, registries))
     app.add_routes(native.routes(door))
     return app
 

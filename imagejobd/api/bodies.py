@@ -37,14 +37,20 @@ def is_multipart(request: web.Request) -> bool:
     return request.content_type.startswith("multipart/")
 
 
-async def read_body(request: web.Request, server: Server, hold: Hold) -> bytearray:
-    """All of a JSON body, at most `json_max_bytes`. Raises `Permanent(too_large)` also for absurdly many members."""
+async def read_body(
+    request: web.Request, server: Server, hold: Hold, *, max_bytes: int | None = None, hint: str = MULTIPART_HINT
+) -> bytearray:
+    """All of a JSON body, at most `json_max_bytes`, or `max_bytes` where that is less.
+
+    Raises `Permanent(too_large)`, which gives the `hint`; also for absurdly many members.
+    """
     _check_encoding(request)
-    if (request.content_length or 0) > server.json_max_bytes:
-        raise too_large("the request body", server.json_max_bytes, MULTIPART_HINT)
+    most_bytes = min(server.json_max_bytes, max_bytes or server.json_max_bytes)
+    if (request.content_length or 0) > most_bytes:
+        raise too_large("the request body", most_bytes, hint)
     arrived = request.content.is_eof() and request.content.exception() is None
     chunks = _arrived(request.content) if arrived else _chunks(request.content.readany, server.body_idle_s)
-    body = await _gathered(chunks, server.json_max_bytes, hold, "the request body", MULTIPART_HINT)
+    body = await _gathered(chunks, most_bytes, hold, "the request body", hint)
     if body.count(b":") > COLONS_MAX:
         raise Permanent(ErrorCode.TOO_LARGE, f"the request body has more than {COLONS_MAX} colons; no job needs that")
     return body

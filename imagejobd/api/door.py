@@ -22,6 +22,9 @@ DRAINING_RETRY_AFTER_S = 10.0
 BUSY_RETRY_AFTER_S = 10.0
 # A burst of uploads waits its turn; only what lasts longer is refused.
 UPLOAD_TURN_TIMEOUT_S = 10.0
+# Preflights of one kind under way at once, so that callers who name silent registries cannot gather without end: each
+# may hold a manifest (4 MiB) twice while it is read.
+PREFLIGHTS_MAX = 16
 # JSON bodies of all requests together, while they are in memory.
 JSON_TOTAL_MAX_BYTES = 256 * MIB
 
@@ -43,6 +46,7 @@ class Door:
         self.is_draining = False
         self._queue_max = queue_max
         self._upload_turns = asyncio.Semaphore(server.uploads_max)
+        self._preflights = dict.fromkeys(kinds, 0)
         self._json_room_bytes = max(JSON_TOTAL_MAX_BYTES, server.json_max_bytes)
 
     def caller(self, request: web.Request) -> Caller:
@@ -98,8 +102,27 @@ class Door:
         self._json_room_bytes -= size_bytes
 
     async def submit(self, job: NewJob) -> Enqueued:
+        """Keep a job durably, unless its kind's preflight knows that it cannot be done (see `Kind.preflight`).
+
+        With an idempotency key nothing is asked: a repeated request must find its job whatever has changed outside.
+        """
+        if job.idempotency_key is None:
+            await self._preflight(job)
         self.admit()
         return await self.store.enqueue(job, queue_max=self._queue_max)
+
+    async def _preflight(self, job: NewJob) -> None:
+        """Ask, where it is not too many who ask already; a kind bounds how long it does. What it could not be told, or
+        what may change, is left to the job."""
+        if self._preflights[job.kind] >= PREFLIGHTS_MAX:
+            return
+        self._preflights[job.kind] += 1
+        try:
+            await self.kinds[job.kind].preflight(Accepted(job.spec, job.secrets, job.blobs))
+        except (Temporary, TimeoutError):
+            pass
+        finally:
+            self._preflights[job.kind] -= 1
 
 
 class Uploads:

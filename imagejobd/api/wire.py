@@ -60,8 +60,8 @@ def too_large(what: str, max_bytes: int, hint: str) -> Permanent:
     return Permanent(ErrorCode.TOO_LARGE, f"{what} is larger than {max_bytes} bytes; {hint}")
 
 
-def iso(at_ms: int | None) -> str | None:
-    """ISO 8601 in UTC, to the millisecond."""
+def iso(at_ms: int | None, timespec: str = "milliseconds") -> str | None:
+    """ISO 8601 in UTC, written to the millisecond or, for `microseconds`, with three more digits."""
     if at_ms is None:
         return None
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec=timespec)

@@ -1,7 +1,7 @@
 """The application alone, in the test's own loop: a real store and kind, no runner, so that jobs stay queued."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,14 @@ from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.settings import BuildSettings
 from imagejobd.kinds.build.tools import Tools
+from imagejobd.kinds.distribute import tools as distribute
+from imagejobd.kinds.distribute.kind import DistributeKind
+from imagejobd.kinds.distribute.settings import DistributeSettings
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
+from imagejobd.model.work import Kind
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.copy.flight import Flights
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.protocol import Room
 from imagejobd.store.sqlite import SqliteStore
@@ -50,9 +55,9 @@ class BareApp:
             job: dict[str, Any] = await response.json()
             return job
 
-    async def claimed(self) -> Claim:
-        """The next job, as a worker takes it."""
-        room = Room(free={"build": 1}, per_tenant_running=10)
+    async def claimed(self, kind: str = "build") -> Claim:
+        """The next job of a kind, as a worker takes it."""
+        room = Room(free={kind: 1}, per_tenant_running=10)
         [claim] = await self.store.claim("worker", room, lease_until_ms=2**40)
         return claim
 
@@ -64,8 +69,9 @@ async def bare_app(
     queue_max: int = 1000,
     settings: Server = SERVER,
     check: Callable[[], Awaitable[object]] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> AsyncIterator[BareApp]:
-    """The application on a store in `folder`, with an engine that does not exist."""
+    """The application on a store in `folder`, with an engine that does not exist; `kinds` are further ones."""
     bounds = BuildSettings(upload_max_bytes=1024 * 1024, context_max_bytes=4 * 1024 * 1024)
     async with (
         SqliteStore.open(folder / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store,
@@ -76,10 +82,23 @@ async def bare_app(
         tools = Tools(
             engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, egress=Egress(), settings=bounds
         )
-        door = Door(store, {"build": BuildKind(tools)}, settings, queue_max=queue_max)
+        own: dict[str, Kind] = {"build": BuildKind(tools), "distribute": DistributeKind(_copying(folder, registry))}
+        door = Door(store, own | dict(kinds or {}), settings, queue_max=queue_max)
         app = create_app(door, {"engine": check or engine.ping})
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
             yield BareApp(folder, client, port, door, blobs, store)
+
+
+def _copying(folder: Path, registry: RegistryClient) -> distribute.Tools:
+    """What the kind is made of; nothing is ever copied here."""
+    settings = DistributeSettings()
+    flights = Flights(
+        lambda: nullcontext(folder / "spool-file"),
+        streams_max=settings.streams_max,
+        window_bytes=settings.window_bytes,
+        spool_max_bytes=settings.spool_max_bytes,
+    )
+    return distribute.Tools(registry=registry, flights=flights, settings=settings)
 
 
 @asynccontextmanager

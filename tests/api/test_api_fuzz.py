@@ -17,6 +17,8 @@ PATHS = [
     "/api/v1/build",
     "/api/v1/{}/status",
     "/api/v1/{}/logs",
+    "/api/distribute/image",
+    "/api/distribute/image/{}",
     "/api/v2/jobs",
     "/api/v2/jobs?{}",
     "/api/v2/jobs?state={}",
@@ -30,6 +32,8 @@ PATHS = [
 WORDS = [
     *("image_name", "dockerfile", "TarFile", "tarUrl", "username", "password", "nocache", "kind", "build", "spec"),
     *("image", "tar_url", "context", "tags", "build_args", "target", "labels", "platform", "pull", "priority"),
+    *("source", "targets", "endpoint", "ref", "auth", "basicauth", "header", "json", "url", "distribute", "verify_tls"),
+    *("http://127.0.0.1:9/v2", "127.0.0.1:9", "https://[::1]:9", "sha256:" + "0" * 64, '{"a": "b"}'),
     *("not_before", "FROM scratch", "FROM a AS b\nRUN --mount=from=b x", "app", "localhost:5000/x", "http://[", "::1"),
     *("2030-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "\x00", "é", "\u2028", "true", "", "9" * 400, "-1"),
 ]
@@ -58,15 +62,51 @@ specs = st.fixed_dictionaries(
         "nocache": values,
     },
 )
+auths = st.fixed_dictionaries(
+    {},
+    optional={
+        "url": words,
+        "token_type": words,
+        "header": st.dictionaries(words, words, max_size=2) | values,
+        "json": values,
+        "basicauth": st.fixed_dictionaries({"user": words, "password": words}) | values,
+    },
+)
+# Where nothing listens, so that it is soon answered, and what names no host.
+endpoints = st.sampled_from(
+    [
+        "http://127.0.0.1:9/v2",
+        "127.0.0.1:9",
+        "http://[::1]:9/",
+        "http://u:p@127.0.0.1",
+        "http://[",
+        "\x00",
+        "é",
+        "",
+        "/",
+    ]
+)
+sources = st.fixed_dictionaries(
+    {"endpoint": endpoints, "image": st.just("app") | words, "ref": st.just("1") | words},
+    optional={"verify_tls": values, "auth": auths | values, "tags": values, "images": values},
+)
+targets = st.fixed_dictionaries(
+    {"endpoint": endpoints},
+    optional={"image": words, "ref": words, "overwrite": values, "verify_tls": values, "auth": auths | values},
+)
+distributions = st.fixed_dictionaries(
+    {"source": sources | values, "targets": st.lists(targets, max_size=3) | values},
+    optional={"platforms": values, "referrers": values, "dry_run": values},
+)
 submissions = st.fixed_dictionaries(
-    {"kind": st.just("build") | words, "spec": specs},
+    {"kind": st.sampled_from(["build", "distribute"]) | words, "spec": specs | distributions},
     optional={"priority": values, "not_before": words | st.datetimes().map(str), "labels": values, "context": words},
 )
 builds = st.fixed_dictionaries(
     {"image_name": words},
     optional={"dockerfile": words, "TarFile": words, "tarUrl": words, "nocache": values, "username": values},
 )
-documents = (submissions | builds | values).map(lambda value: json.dumps(value).encode())
+documents = (submissions | builds | distributions | values).map(lambda value: json.dumps(value).encode())
 multiparts = st.lists(
     st.sampled_from([b"--b\r\n", b"--b--\r\n", b"\r\n", b'Content-Disposition: form-data; name="Json"\r\n\r\n'])
     | st.sampled_from([b'Content-Disposition: form-data; name="job"\r\n\r\n', b"Content-Length: 3\r\n", b"--b"])

@@ -11,6 +11,7 @@ from calls import curl, post_json, raw_request, send_raw, until
 
 from harness.daemon import Daemon
 
+SUBMISSION_PATHS = ("/api/v1/build", "/api/distribute/image", "/api/v2/jobs")
 FORM = "multipart/form-data; boundary=b"
 MIXED = "multipart/mixed; boundary=b"
 TAR_HEAD = b'--b\r\nContent-Disposition: form-data; name="TarFile"\r\n'
@@ -61,8 +62,8 @@ def clean_log(lone_daemon: Daemon) -> Iterator[None]:
     ],
 )
 def test_malformed_multipart(lone_daemon: Daemon, content_type: str, body: bytes) -> None:
-    """400 with a short reason, from both APIs."""
-    for path in ("/api/v1/build", "/api/v2/jobs"):
+    """400 with a short reason, from every API."""
+    for path in SUBMISSION_PATHS:
         said = send_raw(lone_daemon, raw_request(path, {"Content-Type": content_type}, body))
         assert said.startswith(b"HTTP/1.1 400 "), said
         assert len(said) < 1000
@@ -73,7 +74,7 @@ def test_packed_bodies_are_refused(lone_daemon: Daemon, encoding: str) -> None:
     """400 for every Content-Encoding, bomb or not: nothing is unpacked before it is counted."""
     bomb = gzip.compress(b" " * 50_000_000)
     before = lone_daemon.rss_bytes()
-    for path in ("/api/v1/build", "/api/v2/jobs"):
+    for path in SUBMISSION_PATHS:
         for content_type in ("application/json", FORM):
             headers = {"Content-Type": content_type, "Content-Encoding": encoding}
             said = send_raw(lone_daemon, raw_request(path, headers, bomb))
@@ -161,11 +162,28 @@ def test_large_documents_of_small_values(lone_daemon: Daemon) -> None:
     assert lone_daemon.rss_bytes() < before + 100_000_000
 
 
+def test_distributions_of_small_values(lone_daemon: Daemon) -> None:
+    """As many values as a request may hold, wherever they stand, are refused and take little memory."""
+    before = lone_daemon.rss_bytes()
+    many = b"[" + b"{}," * 300_000 + b"{}]"
+    login = b'{"basicauth": {"user": "u", "password": ' + many + b"}}"
+    for body in (
+        b'{"source": ' + many + b', "targets": []}',
+        b'{"source": {"endpoint": "a"}, "targets": ' + many + b"}",
+        b'{"source": {"endpoint": "a", "image": "b", "ref": "c", "auth": ' + login + b'}, "targets": [{}]}',
+        b'{"x": ' + many + b"}",
+    ):
+        answer = curl(lone_daemon, "/api/distribute/image", "--data-binary", "@-", stdin=body)
+        assert (answer.status, answer.json["status"]) == (400, "error")
+        assert len(answer.body) < 1000
+    assert lone_daemon.rss_bytes() < before + 100_000_000
+
+
 def test_documents_of_many_members(lone_daemon: Daemon) -> None:
     """Millions of members do not become millions of objects either."""
     before = lone_daemon.rss_bytes()
     body = b"{" + b",".join(b'"%x":0' % number for number in range(2_000_000)) + b"}"
-    for path in ("/api/v1/build", "/api/v2/jobs"):
+    for path in SUBMISSION_PATHS:
         assert curl(lone_daemon, path, "--data-binary", "@-", stdin=body).status == 413
     assert lone_daemon.rss_bytes() < before + 100_000_000
 
@@ -176,6 +194,8 @@ def test_deep_documents(lone_daemon: Daemon) -> None:
     for path, body in (
         ("/api/v1/build", b'{"image_name": ' + deep + b"}"),
         ("/api/v2/jobs", b'{"kind": "build", "spec": {"x": ' + deep + b"}}"),
+        ("/api/v2/jobs", b'{"kind": "distribute", "spec": {"source": ' + deep + b"}}"),
+        ("/api/distribute/image", b'{"source": ' + deep + b', "targets": []}'),
     ):
         assert curl(lone_daemon, path, "--data-binary", "@-", stdin=body).status == 400
 

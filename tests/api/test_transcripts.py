@@ -14,6 +14,7 @@ from file_server import FileServer
 
 from harness.base_image import BUSYBOX
 from harness.daemon import Daemon
+from harness.process import free_port
 from harness.registry import PASSWORD, USERNAME, Registry
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.http"))
@@ -46,11 +47,15 @@ class Spoken(NamedTuple):
 def values(registry: Registry, private_registry: Registry) -> Iterator[dict[str, bytes]]:
     """What the placeholders of the transcripts stand for."""
     tar = context_tar()
-    with FileServer({"/context.tar": tar}) as files:
+    for tag in ("latest", "1", "2"):
+        registry.put_image("transcripts/hello", tag)
+    with FileServer({"/context.tar": tar}) as files, Registry() as second_registry:
         yield {
             "base": BUSYBOX.encode(),
             "registry": registry.host.encode(),
+            "second registry": second_registry.host.encode(),
             "private registry": private_registry.host.encode(),
+            "nobody": f"127.0.0.1:{free_port()}".encode(),
             "username": USERNAME.encode(),
             "password": PASSWORD.encode(),
             "files": files.authority.encode(),

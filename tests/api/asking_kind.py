@@ -1,0 +1,48 @@
+"""A kind of job whose preflight does what a test says; its jobs do nothing."""
+
+import asyncio
+from collections.abc import AsyncIterable, Mapping
+from typing import Any
+
+from imagejobd.model.job import Json
+from imagejobd.model.work import Accepted, Upload, Work
+
+
+class AskingKind:
+    """`answer` is raised by preflight; while `hush` is set it waits until `speak` is called."""
+
+    def __init__(self, name: str = "asking") -> None:
+        self.name = name
+        self.answer: Exception | None = None
+        self.hush = False
+        self.asked: list[Accepted] = []
+        self._speech = asyncio.Event()
+
+    def speak(self) -> None:
+        """Let all who wait go on."""
+        self._speech.set()
+
+    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+        raise NotImplementedError
+
+    def release(self, upload: Upload) -> None:
+        raise NotImplementedError
+
+    def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
+        return Accepted(spec)
+
+    async def preflight(self, accepted: Accepted) -> None:
+        self.asked.append(accepted)
+        if self.hush:
+            await self._speech.wait()
+        if self.answer is not None:
+            raise self.answer
+
+    async def run(self, work: Work) -> Json:
+        return {}
+
+    async def leftovers(self) -> set[str]:
+        return set()
+
+    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
+        """It makes nothing."""
