@@ -1,0 +1,43 @@
+"""What people find of copies with the `sqlite3` shell."""
+
+from station import Station, registry_of, source, target
+
+from harness.images import put_image
+from harness.registry import Registry
+
+COPIES = (
+    "SELECT source, endpoint, image, tags, sent_bytes, seconds, error FROM copy_history WHERE uuid = ? ORDER BY error"
+)
+JOBS = "SELECT kind, state, image FROM job_history WHERE uuid = ?"
+
+
+def test_copy_history(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+    """Every copy has a line with what it took, or why it failed."""
+    image = put_image(origin, path, "1", seed=path)
+    uuid = box.submit(source(origin, path), [target(mirror, image=f"{path}/there")])
+    box.succeeded(uuid)
+    with Registry(read_only=True) as closed:
+        refused = box.submit(source(origin, path), [target(closed)])
+        box.failed(refused)
+    rows = {row[1]: row for row in box.daemon.sqlite(COPIES, (uuid,))}
+    assert rows[mirror.url][:5] == (f"{path}:1", mirror.url, f"{path}/there", '{"1":"copied"}', image.blobs_bytes)
+    ((_, endpoint, _, tags, sent_bytes, seconds, error),) = box.daemon.sqlite(COPIES, (refused,))
+    assert (endpoint, tags, sent_bytes) == (closed.url, '{"1":"wanted"}', 0)
+    assert seconds >= 0
+    assert "read-only" in error
+
+
+def test_job_history(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+    """A distribution is listed by what it copies: an image by tag or digest, a repository, the first of several."""
+    image = put_image(origin, path, "1", seed=path)
+    sources = {
+        f"{path}:1": source(origin, path),
+        f"{path}@{image.digest}": source(origin, path, image.digest),
+        path: registry_of(origin, image=path, tags={"regex": ".*"}),
+        f"{path}:2": registry_of(origin, images=[f"{path}:2", f"{path}:1"]),
+    }
+    put_image(origin, path, "2", seed=path)
+    for shown, wanted in sources.items():
+        uuid = box.submit(wanted, [target(mirror)])
+        box.succeeded(uuid)
+        assert box.daemon.sqlite(JOBS, (uuid,)) == [("distribute", "succeeded", shown)]
