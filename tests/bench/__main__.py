@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 
-from bench import accept, history, noise, overhead, queue
+from bench import accept, distribute, history, noise, overhead, queue
 from bench.figures import Figure, say, table
 
 MEASUREMENTS = {
@@ -20,6 +20,7 @@ MEASUREMENTS = {
     "history": history.measure,
     "overhead": overhead.measure,
     "noise": noise.measure,
+    **distribute.MEASUREMENTS,
 }
 
 
