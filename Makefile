@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test processes: most tests wait for a peer rather than for a processor. Each has its own engine and registries.
+WORKERS ?= 3
 # Extra arguments for pytest, the demo or the benchmarks: make test ARGS="tests/store -x"
 ARGS ?=
 
@@ -37,7 +39,7 @@ demo: setup services
 	@PYTHONPATH=tests $(BIN)/python -m demo $(ARGS)
 
 test: setup services
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

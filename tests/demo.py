@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> int:
         engine = stack.enter_context(PrivateEngine())
         load_busybox(engine)
         registry = stack.enter_context(Registry())
+        mirrors = [stack.enter_context(Registry()) for _ in range(2)]
         daemon = stack.enter_context(Daemon(engine_host=engine.host))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagejobd-demo-")))
         print(f"engine {engine.host}\nregistry {registry.host}\nimagejobd {daemon.url}")
@@ -39,8 +41,9 @@ def main() -> int:
         prove_push(registry, "demo/json")
         prove_push(registry, "demo/multipart")
         prove_purge(engine)
+        distribute(daemon, registry, mirrors, folder)
         show_history(daemon)
-    say("Done: two images built, pushed, proved and purged")
+    say("Done: two images built, pushed, proved and purged; one of them distributed to two more registries")
     return 0
 
 
@@ -86,8 +89,32 @@ def prove_purge(engine: PrivateEngine) -> None:
     expect(left == [BUSYBOX], f"the engine still has {left}")
 
 
+def distribute(daemon: Daemon, registry: Registry, mirrors: Sequence[Registry], folder: Path) -> None:
+    say("5. The distribute API: the image that was built, to two more registries, read once")
+    request = folder / "distribute.json"
+    source = {"endpoint": registry.url, "image": "demo/json", "ref": "1.0"}
+    targets = [{"endpoint": mirror.url} for mirror in mirrors]
+    request.write_text(json.dumps({"source": source, "targets": targets}, indent=2))
+    shell(f"cat {request}")
+    job = json.loads(shell(f"curl -sS -X POST {daemon.url}/api/distribute/image --data @{request}"))["id"]
+    shell(f"curl -sSN '{daemon.url}/api/v2/jobs/{job}/log?follow=1'")
+    status = json.loads(shell(f"curl -sS {daemon.url}/api/distribute/image/{job}"))
+    expect(status["value"] == "FINISHED", f"the distribution ended as {status}")
+    show_targets(daemon, job)
+    for mirror in mirrors:
+        digest = mirror.digest("demo/json", "1.0")
+        print(f"{mirror.host}/demo/json:1.0 is {digest}")
+        expect(digest == registry.digest("demo/json", "1.0"), f"{mirror.host} has another image")
+
+
+def show_targets(daemon: Daemon, job: str) -> None:
+    """What went where, straight from the database."""
+    query = f"SELECT source, endpoint, tags, sent_bytes, seconds, error FROM copy_history WHERE uuid = '{job}'"
+    shell(f"sqlite3 -readonly -header -column {daemon.database_file} {shlex.quote(query)}")
+
+
 def show_history(daemon: Daemon) -> None:
-    say("5. The history, in SQLite")
+    say("6. The history, in SQLite")
     for query in (
         "SELECT id, state, image, seconds_waited, seconds_run FROM job_history",
         "SELECT job_id, phase, seconds FROM phase_history",
