@@ -19,15 +19,17 @@ import uvloop
 from imagejobd import logs
 from imagejobd.api.app import create_app
 from imagejobd.api.door import Door
+from imagejobd.building.cache import build_cache_loop
+from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
-from imagejobd.kinds.build.cache import build_cache_loop
 from imagejobd.kinds.build.kind import BuildKind
-from imagejobd.kinds.build.tools import Tools as BuildTools
+from imagejobd.kinds.build.tools import Tools as BuildKindTools
 from imagejobd.kinds.distribute.kind import DistributeKind
 from imagejobd.kinds.distribute.tools import Tools as DistributeTools
 from imagejobd.listeners import open_listeners
+from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault
 from imagejobd.model.ids import uuid7
@@ -82,11 +84,12 @@ async def serve(config: Config) -> int:
         engine = await stack.enter_async_context(Engine(config.engine))
         egress = Egress(config.egress)
         registry = await stack.enter_async_context(RegistryClient(config.registry, egress))
+        building = BuildTools(engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy())
         kinds: dict[str, Kind] = {
-            "build": BuildKind(_build_tools(config, engine, registry, blobs, egress)),
+            "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
             "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
         }
-        slots = {"build": config.limits.build, "distribute": config.limits.distribute}
+        slots = {name: getattr(config.limits, name) for name in kinds}
         runner = Runner(store, kinds, config.limits, slots=slots, worker=worker)
         door = Door(store, kinds, config.server, queue_max=config.limits.queue_max)
 
@@ -116,19 +119,6 @@ def _open_state_dir(stack: AsyncExitStack, config: Config) -> tuple[Path, BlobSt
     except OSError as error:
         raise ConfigError(f"server.state_dir: cannot use {folder}: {error.strerror}: {error.filename}") from None
     return folder, blobs
-
-
-def _build_tools(
-    config: Config, engine: Engine, registry: RegistryClient, blobs: BlobStore, egress: Egress
-) -> BuildTools:
-    return BuildTools(
-        engine=engine,
-        bases=Bases(engine),
-        registry=registry,
-        blobs=blobs,
-        egress=egress,
-        settings=config.kinds.build,
-    )
 
 
 def _distribute_tools(

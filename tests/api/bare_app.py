@@ -11,15 +11,17 @@ from aiohttp import web
 from imagejobd.api.app import create_app
 from imagejobd.api.door import Door
 from imagejobd.api.settings import Server
+from imagejobd.building.tools import BuildTools
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.kinds.build import tools as build
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.settings import BuildSettings
-from imagejobd.kinds.build.tools import Tools
 from imagejobd.kinds.distribute import tools as distribute
 from imagejobd.kinds.distribute.kind import DistributeKind
 from imagejobd.kinds.distribute.settings import DistributeSettings
+from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
 from imagejobd.model.work import Kind
@@ -79,10 +81,11 @@ async def bare_app(
         RegistryClient({}, Egress()) as registry,
     ):
         blobs = BlobStore(folder)
-        tools = Tools(
-            engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, egress=Egress(), settings=bounds
-        )
-        own: dict[str, Kind] = {"build": BuildKind(tools), "distribute": DistributeKind(_copying(folder, registry))}
+        building = BuildTools(engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy())
+        own: dict[str, Kind] = {
+            "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),
+            "distribute": DistributeKind(_copying(folder, registry)),
+        }
         door = Door(store, own | dict(kinds or {}), settings, queue_max=queue_max)
         app = create_app(door, {"engine": check or engine.ping})
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:

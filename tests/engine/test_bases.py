@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from building import request, run
 
+from building import request, run
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.engine import PrivateEngine
 from harness.registry import PASSWORD, USERNAME, Registry

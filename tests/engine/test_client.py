@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from building import fake_engine, lines
 
+from building import fake_engine, lines
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import API_VERSION_MAX, Engine
 from imagejobd.engine.settings import DEFAULT_HOST, EngineSettings

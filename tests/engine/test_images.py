@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from building import FROM_BASE, fake_engine, lines, request, run
 
+from building import FROM_BASE, fake_engine, lines, request, run
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.registry import Registry

@@ -1,32 +1,23 @@
-"""The `build` kind: fetch → build → push → purge, each phase resumable from its checkpoint.
-
-A built image lives in the engine under `imagejobd/<uuid>:<attempt>`; the user's own tag is put on it only while it is
-pushed. After the job, however it ended, the engine holds nothing of it but the build cache.
-"""
+"""The `build` kind: fetch → build → push → purge, each phase resumable from its checkpoint."""
 
 from collections.abc import AsyncIterable, Mapping
 from typing import Any
 
 import msgspec
-import structlog
 
-from imagejobd.engine import images
+from imagejobd.building.context import take_in
+from imagejobd.building.image import Recipe, build_image
+from imagejobd.building.purging import leftovers, purge, purge_surely
+from imagejobd.building.pushing import push_image
+from imagejobd.building.tools import CredentialsFor
 from imagejobd.kinds.build import spec as specs
-from imagejobd.kinds.build.building import build_image
 from imagejobd.kinds.build.fetching import fetch_context
-from imagejobd.kinds.build.purging import purge
-from imagejobd.kinds.build.pushing import push_image
-from imagejobd.kinds.build.receiving import receive
 from imagejobd.kinds.build.spec import BuildSpec
 from imagejobd.kinds.build.tools import Tools
-from imagejobd.model.errors import ClaimLost, Fault
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.ids import is_uuid
 from imagejobd.model.job import Json
-from imagejobd.model.reserved import JOB_PREFIX
+from imagejobd.model.reference import ImageReference
 from imagejobd.model.work import Accepted, Upload, Work
-
-log = structlog.get_logger("imagejobd.build")
 
 
 class BuildKind:
@@ -36,16 +27,21 @@ class BuildKind:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self._building = tools.building
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        return await receive(self._tools, body)
+        """Take a request's tar. Raises `Permanent(invalid | too_large)` naming the member."""
+        settings = self._tools.settings
+        context = await take_in(self._building.blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes)
+        digest = str(context.digest)
+        return Upload(fields={"context": digest, "dockerfile": context.dockerfile}, blobs=(digest,))
 
     def release(self, upload: Upload) -> None:
         for digest in upload.blobs:
-            self._tools.blobs.release(digest)
+            self._building.blobs.release(digest)
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
-        return specs.parse(spec, upload)
+        return specs.parse(spec, upload, policy=self._building.policy)
 
     async def preflight(self, accepted: Accepted) -> None:
         """A build's bases are asked for when it runs."""
@@ -55,30 +51,42 @@ class BuildKind:
         names = [str(reference) for reference in spec.references]
         # After the last push the purge takes the image away, so an attempt that resumes there has nothing to find.
         if not work.checkpoint.get("pushed", {}).keys() >= set(names):
-            context = await fetch_context(self._tools, work, spec)
-            await push_image(self._tools, work, spec, await build_image(self._tools, work, spec, context))
+            await self._build_and_push(work, spec)
         failpoint("before_purge")
-        await self._purge(work)
+        await purge_surely(self._building, work, timeout_s=self._tools.settings.purge_timeout_s)
         failpoint("after_purge")
         digests = work.checkpoint["pushed"]
         image_id = work.checkpoint["built"]["id"]
         return {"image": names[0], "digest": digests[names[0]], "image_id": image_id, "pushed": digests}
 
-    async def _purge(self, work: Work) -> None:
-        """The purging phase. Its failing takes nothing from a push that is proved: the sweep purges later."""
-        try:
-            async with work.phase("purging", timeout_s=self._tools.settings.purge_timeout_s):
-                await purge(self._tools, work.job.uuid, work.checkpoint)
-        except ClaimLost:
-            raise
-        except Fault as fault:
-            log.warning("could not purge after the push; the next sweep will", job=work.job.uuid, error=fault.message)
+    async def _build_and_push(self, work: Work, spec: BuildSpec) -> None:
+        settings = self._tools.settings
+        credentials_for = self._credentials_for(work, spec)
+        context = await fetch_context(self._tools, work, spec)
+        recipe = _recipe(spec, timeout_s=settings.build_timeout_s)
+        image = await build_image(self._building, work, recipe, context, credentials_for)
+        await push_image(
+            self._building, work, spec.references, image, credentials_for, timeout_s=settings.push_timeout_s
+        )
+
+    def _credentials_for(self, work: Work, spec: BuildSpec) -> CredentialsFor:
+        own_host = ImageReference.parse(spec.image).host
+        return self._building.credentials_for(work, own_host=own_host, own=spec.credentials(work.secrets))
 
     async def leftovers(self) -> set[str]:
-        await self._tools.bases.sweep()
-        tags = await images.list_tags(self._tools.engine, JOB_PREFIX)
-        named = {tag.removeprefix(JOB_PREFIX).partition(":")[0] for tag in tags}
-        return {uuid for uuid in named if is_uuid(uuid)}
+        return await leftovers(self._building)
 
     async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        await purge(self._tools, uuid, checkpoint)
+        await purge(self._building, uuid, checkpoint)
+
+
+def _recipe(spec: BuildSpec, *, timeout_s: float) -> Recipe:
+    return Recipe(
+        timeout_s=timeout_s,
+        build_args=spec.build_args,
+        target=spec.target or "",
+        labels=spec.labels,
+        platform=spec.platform or "",
+        nocache=spec.nocache,
+        pull=spec.pull,
+    )

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from imagejobd.archive import ContextBounds
 from imagejobd.model.bounds import GIB, Bytes, Count, Seconds
 
 
@@ -17,3 +18,7 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     build_timeout_s: Seconds = 2 * 3600.0
     push_timeout_s: Seconds = 3600.0
     purge_timeout_s: Seconds = 300.0
+
+    @property
+    def bounds(self) -> ContextBounds:
+        return ContextBounds(max_bytes=self.context_max_bytes, max_entries=self.context_max_entries)

@@ -6,14 +6,12 @@ of a URL, where tokens hide, go to the job's secrets; the stored spec has neithe
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
 from imagejobd.kinds.build.fetch import parse_url, shown_url
-from imagejobd.model import dockerfile as dockerfiles
-from imagejobd.model.dockerfile import Base
+from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.job import Json
 from imagejobd.model.reference import ImageReference
@@ -24,11 +22,6 @@ from imagejobd.model.work import Accepted, Upload
 PASSWORD = "password"  # noqa: S105 - the name of a secret, not one
 TAR_URL = "tar_url"
 
-DOCKERFILE_MAX_BYTES = 1 << 20
-# The same Dockerfile is built again and again, under other tags and with other args; reading it anew took longer than
-# all else at the door. Only small ones are remembered.
-REMEMBERED_MAX = 256
-REMEMBERED_MAX_CHARS = 16 * 1024
 TAGS_MAX = 20
 BUILD_ARGS_MAX = 100
 LABELS_MAX = 100
@@ -76,7 +69,7 @@ class _Request(BuildSpec, frozen=True, kw_only=True, forbid_unknown_fields=True)
     password: str | None = None
 
 
-def parse(spec: Json, upload: Upload | None = None) -> Accepted:
+def parse(spec: Json, upload: Upload | None = None, *, policy: Policy) -> Accepted:
     """Check a caller's spec. Raises `Permanent(invalid | policy)` that names the field, or the Dockerfile's line."""
     fields = {name: value for name, value in spec.items() if value not in (None, "")}
     _check_source(fields, upload)
@@ -87,38 +80,15 @@ def parse(spec: Json, upload: Upload | None = None) -> Accepted:
     _check_names(request)
     _check_sizes(request)
     if request.dockerfile is None:
-        dockerfiles.check_build_args(request.build_args)
+        policy.check_build_args(request.build_args)
     else:
-        needed_bases(request.dockerfile, request)
+        policy.read(
+            request.dockerfile,
+            build_args=request.build_args,
+            target=request.target or "",
+            platform=request.platform or "",
+        )
     return _split(request, upload)
-
-
-def needed_bases(
-    text: str, spec: BuildSpec, *, host_platform: str = "linux/amd64", all_stages: bool = False
-) -> tuple[Base, ...]:
-    """The images that a build starts from; a Dockerfile that may not or cannot be built is refused here.
-
-    `host_platform` is the engine's own; `all_stages` is for the classic builder, which skips none.
-    Raises `Permanent(invalid | policy)` with the line.
-    """
-    if len(text.encode()) > DOCKERFILE_MAX_BYTES:
-        raise Permanent(ErrorCode.TOO_LARGE, f"the Dockerfile is larger than {DOCKERFILE_MAX_BYTES} bytes, the limit")
-    platform = spec.platform or host_platform
-    build_args = tuple(spec.build_args.items())
-    read = _read_bases if len(text) <= REMEMBERED_MAX_CHARS else _read_bases.__wrapped__
-    return read(text, build_args, platform, host_platform, spec.target or "", all_stages)
-
-
-@lru_cache(maxsize=REMEMBERED_MAX)
-def _read_bases(
-    text: str, build_args: tuple[tuple[str, str], ...], platform: str, host_platform: str, target: str, all_stages: bool
-) -> tuple[Base, ...]:
-    dockerfiles.check_frontend(text)
-    dockerfiles.check_build_args(name for name, _ in build_args)
-    parsed = dockerfiles.parse(text)
-    dockerfiles.check_mounts(parsed)
-    automatic = dockerfiles.platform_args(platform, host_platform)
-    return dockerfiles.bases(parsed, dict(build_args), automatic, target=target, skip_unused=not all_stages)
 
 
 def _check_source(fields: Json, upload: Upload | None) -> None:

@@ -1,51 +1,15 @@
-"""What the phases of a build work with: the adapters of the floor below and the settings of this kind."""
-
-from collections.abc import Callable
+"""What a build works with."""
 
 import msgspec
 
-from imagejobd.engine.bases import Bases
-from imagejobd.engine.client import Engine
+from imagejobd.building.tools import BuildTools
 from imagejobd.kinds.build.settings import BuildSettings
-from imagejobd.kinds.build.spec import BuildSpec
 from imagejobd.model.egress import Egress
-from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import JOB_PREFIX
-from imagejobd.model.secret import Credentials
-from imagejobd.model.turns import Turns
-from imagejobd.model.work import Work
-from imagejobd.registry.client import RegistryClient
-from imagejobd.store.blobs import BlobStore
-
-CredentialsFor = Callable[[str], Credentials | None]
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """One set for the whole daemon; stateless but for what the adapters hold."""
+    """One set for the whole daemon."""
 
-    engine: Engine
-    bases: Bases
-    registry: RegistryClient
-    blobs: BlobStore
+    building: BuildTools
     egress: Egress
     settings: BuildSettings
-    turns: Turns = msgspec.field(default_factory=Turns)
-
-    def credentials_for(self, work: Work, spec: BuildSpec) -> CredentialsFor:
-        """Credentials by registry host: those of the request for its own host, else those configured, else none."""
-        own_host = ImageReference.parse(spec.image).host
-        own = spec.credentials(work.secrets)
-
-        def lookup(host: str) -> Credentials | None:
-            found = own if own is not None and host == own_host else self.registry.credentials_for(host)
-            if found is not None:
-                work.conceal(found.password)
-            return found
-
-        return lookup
-
-
-def job_repository(uuid: str) -> str:
-    """The engine-local repository that holds a job's images and nobody else's: identical builds share an image id,
-    so the name is what makes one job's image its own."""
-    return f"{JOB_PREFIX}{uuid}"

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from imagejobd.building.tools import BuildTools
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
@@ -18,6 +19,7 @@ from imagejobd.kinds.build.fetching import fetch_context
 from imagejobd.kinds.build.settings import BuildSettings
 from imagejobd.kinds.build.spec import BuildSpec
 from imagejobd.kinds.build.tools import Tools
+from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.registry.client import RegistryClient
@@ -64,14 +66,10 @@ async def test_the_blob_is_pinned_until_it_is_saved(tmp_path: Path, fault: Tempo
     app.router.add_get("/c.tar", answer)
     engine, blobs = Engine(EngineSettings(host="unix:///nowhere")), BlobStore(tmp_path)
     egress = Egress(EgressSettings(deny=()))
-    tools = Tools(
-        engine=engine,
-        bases=Bases(engine),
-        registry=RegistryClient({}, egress),
-        blobs=blobs,
-        egress=egress,
-        settings=BuildSettings(),
+    building = BuildTools(
+        engine=engine, bases=Bases(engine), registry=RegistryClient({}, egress), blobs=blobs, policy=Policy()
     )
+    tools = Tools(building=building, egress=egress, settings=BuildSettings())
     work = FetchWork(blobs, fault)
     async with TestServer(app) as server:
         spec = BuildSpec(image="app", tar_url=str(server.make_url("/c.tar")))

@@ -1,16 +1,21 @@
 """What a build may ask for, and what of it is stored in clear."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
-from imagejobd.kinds.build.spec import DOCKERFILE_MAX_BYTES, VALUE_MAX_CHARS, BuildSpec, parse
+from imagejobd.kinds.build import spec as specs
+from imagejobd.kinds.build.spec import VALUE_MAX_CHARS, BuildSpec
+from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES, Policy
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.work import Accepted, Upload
 
 MINIMAL = {"image": "registry.example/app", "dockerfile": "FROM scratch\n"}
 DIGEST = "sha256:" + "0" * 64
+parse = partial(specs.parse, policy=Policy())
+
 UPLOAD = Upload(fields={"context": DIGEST, "dockerfile": "FROM scratch\n"}, blobs=(DIGEST,))
 
 

@@ -6,7 +6,7 @@ what is not a directory. Kept as nested dictionaries, so that long paths cost th
 
 from enum import Enum
 
-from imagejobd.kinds.build.context.members import shown
+from imagejobd.archive.members import shown
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 
 # What file systems hold (NAME_MAX), and deeper than any real tree.

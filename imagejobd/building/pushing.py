@@ -4,15 +4,15 @@ The engine knows a user's tag only while it is pushed. What the tag named before
 remembered in the checkpoint and put back, also after a crash.
 """
 
+from collections.abc import Sequence
 from contextlib import aclosing
 
+from imagejobd.building.image import BuiltImage
+from imagejobd.building.purging import Borrowed, give_back, repay
+from imagejobd.building.tools import BuildTools, CredentialsFor
 from imagejobd.engine import images
 from imagejobd.engine.events import Transfer
 from imagejobd.engine.push import Pushed, push
-from imagejobd.kinds.build.building import BuiltImage
-from imagejobd.kinds.build.purging import Borrowed, give_back, repay
-from imagejobd.kinds.build.spec import BuildSpec
-from imagejobd.kinds.build.tools import Tools
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.reference import ImageReference
@@ -20,16 +20,24 @@ from imagejobd.model.secret import Credentials
 from imagejobd.model.work import Work
 
 
-async def push_image(tools: Tools, work: Work, spec: BuildSpec, image: BuiltImage) -> dict[str, str]:
+async def push_image(
+    tools: BuildTools,
+    work: Work,
+    references: Sequence[ImageReference],
+    image: BuiltImage,
+    credentials_for: CredentialsFor,
+    *,
+    timeout_s: float,
+) -> dict[str, str]:
     """Push every reference that no earlier attempt has pushed; digests by reference."""
+    failpoint("before_push")
     pushed: dict[str, str] = dict(work.checkpoint.get("pushed", {}))
-    credentials_for = tools.credentials_for(work, spec)
-    async with work.phase("pushing", timeout_s=tools.settings.push_timeout_s):
+    async with work.phase("pushing", timeout_s=timeout_s):
         # Else the image that a crashed attempt left under the tag would pass for what stood there before.
         await repay(tools, work.checkpoint)
         if work.checkpoint.get("borrowed"):
             await work.save(borrowed=None)
-        for reference in spec.references:
+        for reference in references:
             if str(reference) not in pushed:
                 credentials = credentials_for(reference.host)
                 digest = await _push_borrowed(tools, work, image, reference, credentials)
@@ -41,7 +49,7 @@ async def push_image(tools: Tools, work: Work, spec: BuildSpec, image: BuiltImag
 
 
 async def _push_borrowed(
-    tools: Tools, work: Work, image: BuiltImage, reference: ImageReference, credentials: Credentials | None
+    tools: BuildTools, work: Work, image: BuiltImage, reference: ImageReference, credentials: Credentials | None
 ) -> str:
     """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image."""
     async with tools.turns.take(str(reference)):
@@ -57,7 +65,7 @@ async def _push_borrowed(
             await work.save(borrowed=None)
 
 
-async def _tag(tools: Tools, image: BuiltImage, reference: ImageReference) -> None:
+async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) -> None:
     try:
         await images.tag(tools.engine, image.id, reference)
     except Permanent as fault:
@@ -67,7 +75,7 @@ async def _tag(tools: Tools, image: BuiltImage, reference: ImageReference) -> No
         raise Temporary(ErrorCode.CONFLICT, why) from fault
 
 
-async def _push(tools: Tools, work: Work, reference: ImageReference, credentials: Credentials | None) -> str:
+async def _push(tools: BuildTools, work: Work, reference: ImageReference, credentials: Credentials | None) -> str:
     await work.log(f"pushing {reference}\n")
     async with aclosing(push(tools.engine, reference, credentials)) as events:
         async for event in events:
@@ -81,7 +89,7 @@ async def _push(tools: Tools, work: Work, reference: ImageReference, credentials
 
 
 async def _prove(
-    tools: Tools, work: Work, reference: ImageReference, digest: str, credentials: Credentials | None
+    tools: BuildTools, work: Work, reference: ImageReference, digest: str, credentials: Credentials | None
 ) -> None:
     """Ask the registry itself: the engine's word is not proof. Another push may have moved the tag since."""
     if await tools.registry.head_manifest(reference, credentials) == digest:

@@ -8,11 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import structlog
 
+from imagejobd.building.tools import BuildTools, job_repository
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.kinds.build.tools import Tools, job_repository
+from imagejobd.model.errors import ClaimLost, Fault
+from imagejobd.model.ids import is_uuid
 from imagejobd.model.reference import ImageReference
+from imagejobd.model.reserved import JOB_PREFIX
+from imagejobd.model.work import Work
+
+log = structlog.get_logger("imagejobd.building")
 
 
 class Borrowed(msgspec.Struct, frozen=True):
@@ -26,14 +33,33 @@ class Borrowed(msgspec.Struct, frozen=True):
         return {"reference": self.reference, "image_id": self.image_id, "before_id": self.before_id}
 
 
-async def purge(tools: Tools, uuid: str, checkpoint: Mapping[str, Any]) -> None:
+async def purge_surely(tools: BuildTools, work: Work, *, timeout_s: float) -> None:
+    """The purging phase. Its failing takes nothing from a result that is proved: the sweep purges later."""
+    try:
+        async with work.phase("purging", timeout_s=timeout_s):
+            await purge(tools, work.job.uuid, work.checkpoint)
+    except ClaimLost:
+        raise
+    except Fault as fault:
+        log.warning("could not purge; the next sweep will", job=work.job.uuid, error=fault.message)
+
+
+async def leftovers(tools: BuildTools) -> set[str]:
+    """UUIDs of all jobs that an image in the engine still belongs to."""
+    await tools.bases.sweep()
+    tags = await images.list_tags(tools.engine, JOB_PREFIX)
+    named = {tag.removeprefix(JOB_PREFIX).partition(":")[0] for tag in tags}
+    return {uuid for uuid in named if is_uuid(uuid)}
+
+
+async def purge(tools: BuildTools, uuid: str, checkpoint: Mapping[str, Any]) -> None:
     """Remove everything of a job from the engine: the tag that it borrowed, then its own."""
     await repay(tools, checkpoint)
     for tag in await images.list_tags(tools.engine, f"{job_repository(uuid)}:"):
         await images.remove(tools.engine, ImageReference.parse(tag))
 
 
-async def repay(tools: Tools, checkpoint: Mapping[str, Any]) -> None:
+async def repay(tools: BuildTools, checkpoint: Mapping[str, Any]) -> None:
     """Give back the tag that a crash has left borrowed, unless that is done."""
     if not checkpoint.get("borrowed"):
         return

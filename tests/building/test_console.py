@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from imagejobd.building.console import LINE_MAX_CHARS, Console
 from imagejobd.engine.events import BuildEvent, BuildWarning, Output, Step, Transfer
-from imagejobd.kinds.build.console import LINE_MAX_CHARS, Console
 
 
 def rendered(*events: BuildEvent) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from imagejobd.kinds.build.context.members import (
+from imagejobd.archive.members import (
     BLOCK_BYTES,
     GNU_SPARSE,
     SIZE_MAX_BYTES,

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any, cast
 
-from imagejobd.kinds.build.settings import BuildSettings
-from imagejobd.kinds.build.spec import BuildSpec
-from imagejobd.kinds.build.tools import Tools
-from imagejobd.model.egress import Egress
+from imagejobd.building.tools import BuildTools
+from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.secret import Secret
 from imagejobd.model.work import Work
 from imagejobd.registry.settings import RegistryHost, RegistryHosts
@@ -29,11 +27,9 @@ def test_configured_logins_are_concealed(tmp_path: Path) -> None:
     login = RegistryHost(username="builder", password_file=str(tmp_path / "password"))
     nothing: Any = None
     hosts: Any = RegistryHosts({"registry.example": login})
-    tools = Tools(
-        engine=nothing, bases=nothing, registry=hosts, blobs=nothing, egress=Egress(), settings=BuildSettings()
-    )
+    tools = BuildTools(engine=nothing, bases=nothing, registry=hosts, blobs=nothing, policy=Policy())
     work = Listener()
-    lookup = tools.credentials_for(cast(Work, work), BuildSpec(image="registry.example/app", dockerfile="FROM x"))
+    lookup = tools.credentials_for(cast(Work, work))
     assert lookup("other.example") is None
     assert work.concealed == []
     found = lookup("registry.example")

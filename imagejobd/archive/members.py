@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from imagejobd.kinds.build.context.inflate import Inflated
-from imagejobd.kinds.build.context.looks import looks_like
+from imagejobd.archive.inflate import Inflated
+from imagejobd.archive.looks import looks_like
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 
 BLOCK_BYTES = 512

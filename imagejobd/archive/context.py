@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from imagejobd.kinds.build.context.inflate import Inflated
-from imagejobd.kinds.build.context.members import (
+from imagejobd.archive.inflate import Inflated
+from imagejobd.archive.members import (
     BLOCK_BYTES,
     DIRECTORY,
     HARD_LINK,
@@ -23,8 +23,8 @@ from imagejobd.kinds.build.context.members import (
     Members,
     shown,
 )
-from imagejobd.kinds.build.context.sparse import read_sparse
-from imagejobd.kinds.build.context.tree import Components, Leaf, Tree
+from imagejobd.archive.sparse import read_sparse
+from imagejobd.archive.tree import Components, Leaf, Tree
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 
 DOCKERFILE = "Dockerfile"

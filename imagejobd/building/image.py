@@ -6,14 +6,14 @@ from pathlib import Path
 
 import msgspec
 
+from imagejobd.archive import dockerfile_context
+from imagejobd.building.console import Console
+from imagejobd.building.context import Context
+from imagejobd.building.tools import BuildTools, CredentialsFor, job_repository
 from imagejobd.engine import images
+from imagejobd.engine.bases import PullPolicy
 from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.events import BuildEvent, Built, Step
-from imagejobd.kinds.build.console import Console
-from imagejobd.kinds.build.context import dockerfile_context
-from imagejobd.kinds.build.receiving import Context
-from imagejobd.kinds.build.spec import BuildSpec, needed_bases
-from imagejobd.kinds.build.tools import CredentialsFor, Tools, job_repository
 from imagejobd.model.dockerfile import Base
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
@@ -23,6 +23,18 @@ from imagejobd.model.work import Work
 from imagejobd.store.blobs import storage_faults
 
 
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How to build, apart from what. `pull` says when bases are pulled."""
+
+    timeout_s: float
+    build_args: dict[str, str] = {}
+    target: str = ""
+    labels: dict[str, str] = {}
+    platform: str = ""
+    nocache: bool = False
+    pull: PullPolicy = "missing"
+
+
 class BuiltImage(msgspec.Struct, frozen=True):
     """An image in the engine: the job's own tag and the engine's id."""
 
@@ -30,23 +42,24 @@ class BuiltImage(msgspec.Struct, frozen=True):
     id: str
 
 
-async def build_image(tools: Tools, work: Work, spec: BuildSpec, context: Context) -> BuiltImage:
+async def build_image(
+    tools: BuildTools, work: Work, recipe: Recipe, context: Context, credentials_for: CredentialsFor
+) -> BuiltImage:
     """Build, or find what an earlier attempt built where the engine still has it."""
     kept = await _kept(tools, work)
     if kept is not None:
         return kept
-    async with work.phase("building", timeout_s=tools.settings.build_timeout_s):
+    async with work.phase("building", timeout_s=recipe.timeout_s):
         tag = f"{job_repository(work.job.uuid)}:{work.job.attempt}"
         with _context_file(tools, context) as path:
-            image = BuiltImage(tag, await _build(tools, work, spec, context, path, tag))
+            image = BuiltImage(tag, await _build(tools, work, recipe, context, path, tag, credentials_for))
         failpoint("after_build")
         # What an earlier build pushed is no longer this job's image: digests of two builds must not mix.
         await work.save(built=msgspec.to_builtins(image), pushed={})
-    failpoint("before_push")
     return image
 
 
-async def _kept(tools: Tools, work: Work) -> BuiltImage | None:
+async def _kept(tools: BuildTools, work: Work) -> BuiltImage | None:
     kept = work.checkpoint.get("built")
     if kept is None:
         return None
@@ -55,13 +68,11 @@ async def _kept(tools: Tools, work: Work) -> BuiltImage | None:
 
 
 @contextmanager
-def _context_file(tools: Tools, context: Context) -> Iterator[Path]:
+def _context_file(tools: BuildTools, context: Context) -> Iterator[Path]:
     """The tar to send: the checked one, or one that holds just the Dockerfile."""
     if context.digest is not None:
         if not tools.blobs.exists(context.digest):
-            raise Permanent(
-                ErrorCode.NOT_FOUND, "the context is no longer in the content store; submit the build again"
-            )
+            raise Permanent(ErrorCode.NOT_FOUND, "the context is no longer in the content store; submit the job again")
         yield tools.blobs.path(context.digest)
         return
     with tools.blobs.spool_file() as path:
@@ -70,16 +81,26 @@ def _context_file(tools: Tools, context: Context) -> Iterator[Path]:
         yield path
 
 
-async def _build(tools: Tools, work: Work, spec: BuildSpec, context: Context, path: Path, tag: str) -> str:
+async def _build(
+    tools: BuildTools,
+    work: Work,
+    recipe: Recipe,
+    context: Context,
+    path: Path,
+    tag: str,
+    credentials_for: CredentialsFor,
+) -> str:
     settings = tools.engine.settings
     engine = await tools.engine.ping()
-    bases = needed_bases(
+    bases = tools.policy.read(
         context.dockerfile,
-        spec,
+        build_args=recipe.build_args,
+        target=recipe.target,
+        platform=recipe.platform,
         host_platform=f"{engine.os}/{engine.architecture}",
         all_stages=settings.builder == "classic",
     )
-    credentials = _credentials(tools.credentials_for(work, spec), bases)
+    credentials = _credentials(credentials_for, bases)
     request = BuildRequest(
         context=path,
         # Not the job's: after a crash the engine may still be ending the build of the attempt before.
@@ -87,16 +108,16 @@ async def _build(tools: Tools, work: Work, spec: BuildSpec, context: Context, pa
         builder=settings.builder,
         network=settings.network,
         tags=(tag,),
-        target=spec.target or "",
-        build_args=spec.build_args,
-        labels=spec.labels,
-        platform=spec.platform or "",
-        no_cache=spec.nocache,
+        target=recipe.target,
+        build_args=recipe.build_args,
+        labels=recipe.labels,
+        platform=recipe.platform,
+        no_cache=recipe.nocache,
         credentials=credentials,
         cache_namespace=work.job.tenant,
     )
     wanted = [(base.reference, base.platform or request.platform) for base in bases]
-    async with tools.bases.hold(wanted, policy=spec.pull, credentials=credentials) as pulled:
+    async with tools.bases.hold(wanted, policy=recipe.pull, credentials=credentials) as pulled:
         for reference in pulled:
             await work.log(f"pulled base {reference}\n")
         return await _told(tools, work, request)
@@ -107,7 +128,7 @@ def _credentials(credentials_for: CredentialsFor, bases: Iterable[Base]) -> dict
     return {host: found for host in hosts if (found := credentials_for(host)) is not None}
 
 
-async def _told(tools: Tools, work: Work, request: BuildRequest) -> str:
+async def _told(tools: BuildTools, work: Work, request: BuildRequest) -> str:
     """Run the build, write its log and progress; the image id."""
     console = Console()
     async with aclosing(build(tools.engine, request)) as events:

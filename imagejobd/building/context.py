@@ -1,0 +1,62 @@
+"""Taking in a context tar: checked, rewritten, kept under its digest.
+
+Only rewritten bytes are kept: what is built is what was checked.
+"""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterable
+from pathlib import Path
+
+import msgspec
+
+from imagejobd.archive import ContextBounds, rewrite
+from imagejobd.store.blobs import BlobStore, storage_faults
+
+
+class Context(msgspec.Struct, frozen=True):
+    """The text of a Dockerfile, and the checked tar around it in the content store; None when it stands alone."""
+
+    digest: str | None
+    dockerfile: str
+
+
+async def take_in(
+    blobs: BlobStore, body: AsyncIterable[bytes], bounds: ContextBounds, *, upload_max_bytes: int
+) -> Context:
+    """Spool a tar as it arrives, check it, and keep the rewritten one.
+
+    The blob is pinned: the caller releases it. Raises `Permanent(invalid | too_large)` naming the member.
+    """
+    async with blobs.spooled(body, max_bytes=upload_max_bytes) as raw:
+        return await keep_context(blobs, raw, bounds)
+
+
+async def keep_context(blobs: BlobStore, raw: Path, bounds: ContextBounds) -> Context:
+    """Check the tar in the file `raw` and keep the rewritten one; as `take_in` otherwise."""
+    with blobs.spool_file() as checked:
+        digest, dockerfile = await _rewritten(raw, checked, bounds)
+        try:
+            await blobs.adopt(checked, digest)
+        except asyncio.CancelledError:
+            # It was adopted all the same, and nobody else will hear of it.
+            blobs.release(digest)
+            raise
+    return Context(digest, dockerfile)
+
+
+async def _rewritten(raw: Path, checked: Path, bounds: ContextBounds) -> tuple[str, str]:
+    """Rewrite in a thread; when the caller is cancelled the thread stops at its next block."""
+    given_up = threading.Event()
+
+    def work() -> tuple[str, str]:
+        with storage_faults(), checked.open("w+b") as file:
+            dockerfile = rewrite(raw, file, bounds, given_up.is_set)
+            file.seek(0)
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", dockerfile
+
+    try:
+        return await asyncio.to_thread(work)
+    finally:
+        given_up.set()
