@@ -14,7 +14,7 @@ from typing import Literal
 
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.reserved import BASE_MARK_REPOSITORY, refuse_reserved
 from imagejobd.model.secret import Credentials
@@ -62,16 +62,17 @@ class Bases:
         """Have every base in the engine for as long as the block lasts; gives those that were pulled for it.
 
         `credentials` are by registry host. `never` pulls nothing and raises `Permanent(not_found)` for a missing base.
-        An image of another platform than is wanted counts as missing. The engine has one image to a name: of two
-        platforms of one reference the last stays, and BuildKit fetches the other itself, without credentials.
+        An image of another platform than is wanted counts as missing. The engine has one image to a name, so one
+        reference for two platforms is `Permanent(invalid)`: BuildKit would fetch the other itself, unseen.
         Raises as `images.pull` does, and `Permanent(policy)` for a name of this service.
         """
+        wanted = [(_pinned(reference), platform) for reference, platform in wanted]
+        await self._refuse_two_platforms(wanted)
         # Before anything is held: what a crash left would pass for a base that is open to everybody.
         await self._sweep_marks()
         pulled: list[ImageReference] = []
         async with contextlib.AsyncExitStack() as held:
             for reference, platform in wanted:
-                reference = _pinned(reference)
                 refuse_reserved("base image", reference)
                 base = self._bases.setdefault(reference, _Base())
                 base.holders += 1
@@ -128,10 +129,24 @@ class Bases:
         image = await self._image(reference)
         if image is None:
             return False
-        if not platform:
-            own = await self._engine.ping()
-            platform = f"{own.os}/{own.architecture}"
-        return image.is_for(platform)
+        return image.is_for(platform or await self._own_platform())
+
+    async def _refuse_two_platforms(self, wanted: Iterable[Wanted]) -> None:
+        first: dict[ImageReference, str] = {}
+        for reference, platform in wanted:
+            other = first.setdefault(reference, platform)
+            if platform == other:
+                continue
+            own = await self._own_platform()
+            if images.normal_platform(platform or own) != images.normal_platform(other or own):
+                raise invalid(
+                    f"base image {reference} is wanted for {other or own} and for {platform or own}: one build takes an"
+                    " image for one platform only; name each by its own tag or digest"
+                )
+
+    async def _own_platform(self) -> str:
+        own = await self._engine.ping()
+        return f"{own.os}/{own.architecture}"
 
     async def _pull(
         self, base: _Base, reference: ImageReference, credentials: Credentials | None, platform: str

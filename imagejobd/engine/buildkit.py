@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from imagejobd.engine import faults
 from imagejobd.engine.events import BuildEvent, BuildWarning, Output, OutputStream, Step, StepState, Transfer
 from imagejobd.engine.messages import Message, built_image
 from imagejobd.engine.tail import Tail
@@ -147,7 +148,7 @@ class BuildkitProgress:
         state = _state(vertex)
         if state == "failed":
             self._failed = tracked
-        yield Step(tracked.number, tracked.name, state, _seconds(vertex), vertex.error or None)
+        yield Step(tracked.number, tracked.name, state, _seconds(vertex), faults.shown(vertex.error) or None)
 
     def _number(self, tracked: _Tracked) -> Iterator[BuildEvent]:
         if tracked.number == 0:

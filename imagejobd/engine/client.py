@@ -15,7 +15,7 @@ from aiodocker import Docker
 from yarl import URL
 
 from imagejobd.engine import faults
-from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.settings import Builder, EngineSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
 
 Params = Sequence[tuple[str, str]]
@@ -24,6 +24,8 @@ T = TypeVar("T")
 # 1.41 is Docker 20.10, the oldest engine whose BuildKit is known here; 1.47 (27.x) the newest API that was read.
 API_VERSION_MIN = (1, 41)
 API_VERSION_MAX = (1, 47)
+# 20.10's own BuildKit frontend has none, and there was no 21 or 22.
+HEREDOCS_SINCE_MAJOR = 23
 # An engine with tens of thousands of images answers /images/json with tens of MiB.
 BODY_MAX_BYTES = 64 * 1024**2
 
@@ -38,6 +40,22 @@ class EngineInfo(msgspec.Struct, frozen=True):
     api_version: str
     os: str
     architecture: str
+
+    def knows_heredocs(self, builder: Builder) -> bool:
+        """Whether `RUN <<EOF` is one instruction for the builder; else it reads the lines as instructions.
+
+        The classic builder reads them so in every version, BuildKit in those before `HEREDOCS_SINCE_MAJOR`. A version
+        of another form counts as one of those.
+        """
+        major = self.version.partition(".")[0]
+        return builder == "buildkit" and major.isdecimal() and int(major) >= HEREDOCS_SINCE_MAJOR
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer that is under way: its headers, and its body in blocks as they arrive."""
+
+    headers: Mapping[str, str]
+    blocks: AsyncIterator[bytes]
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -69,6 +87,11 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def info(self) -> EngineInfo | None:
+        """Who answered last, without asking; None before the first answer and since the engine went away."""
+        return self._info
+
     async def close(self) -> None:
         """Close all connections; what still goes on over them stops in the engine too."""
         docker, self._docker = self._docker, None
@@ -84,15 +107,21 @@ class Engine:
         Raises `Temporary(engine_unavailable)` when it does not answer within `connect_timeout_s`, and
         `Permanent(engine_unavailable)` when no API version is common to both.
         """
-        self._info = None
+        try:
+            self._info = await self._asked()
+        except BaseException:
+            self._info = None
+            raise
+        self._aiodocker().api_version = f"v{self._info.api_version}"
+        return self._info
+
+    async def _asked(self) -> EngineInfo:
         timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
         async with self._open(
             "GET", "version", {"timeout": timeout, "versioned_api": False}, faults.of_engine
         ) as reply:
             body = await _read_bounded(reply.content)
-        self._info = _negotiated(_decoded("/version", body, _Version))
-        self._aiodocker().api_version = f"v{self._info.api_version}"
-        return self._info
+        return _negotiated(_decoded("/version", body, _Version))
 
     async def request(
         self,
@@ -100,26 +129,42 @@ class Engine:
         path: str,
         *,
         params: Params = (),
+        body: bytes | None = None,
         judge: faults.Judge = faults.of_engine,
         timeout_s: float | None = None,
     ) -> bytes:
-        """One short request; returns the body, at most `BODY_MAX_BYTES`.
+        """One short request; returns the answer's body, at most `BODY_MAX_BYTES`.
 
-        `timeout_s` (default `request_timeout_s`) covers all of it. Raises what `judge` makes of a refusal, and
+        `body` is JSON or a tar: the engine looks at the endpoint, not at the content type. `timeout_s` (default
+        `request_timeout_s`) covers all of it. Raises what `judge` makes of a refusal, and
         `Temporary(engine_unavailable)`.
         """
         await self._connect()
         timeout = aiohttp.ClientTimeout(
             total=timeout_s or self.settings.request_timeout_s, sock_connect=self.settings.connect_timeout_s
         )
-        async with self._open(method, _target(path, params), {"timeout": timeout}, judge) as reply:
+        options = {"timeout": timeout, "data": body}
+        async with self._open(method, _target(path, params), options, judge) as reply:
             return await _read_bounded(reply.content)
 
     async def request_json(
-        self, method: str, path: str, answer: type[T], *, params: Params = (), timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        answer: type[T],
+        *,
+        params: Params = (),
+        body: object = None,
+        judge: faults.Judge = faults.of_engine,
+        timeout_s: float | None = None,
     ) -> T:
-        """One short request, and its body as an `answer`; a body that is none is `Temporary(engine_unavailable)`."""
-        return _decoded(path, await self.request(method, path, params=params, timeout_s=timeout_s), answer)
+        """One short request with `body` as JSON, and the answer's body as an `answer`.
+
+        A body that is none is `Temporary(engine_unavailable)`; else it raises as `request` does.
+        """
+        sent = None if body is None else msgspec.json.encode(body)
+        raw = await self.request(method, path, params=params, body=sent, judge=judge, timeout_s=timeout_s)
+        return _decoded(path, raw, answer)
 
     @asynccontextmanager
     async def stream(
@@ -132,7 +177,25 @@ class Engine:
         judge: faults.Judge,
         idle_timeout_s: float | None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """POST, and give the answer's blocks of bytes as they arrive; leaving the block closes the response.
+        """POST, and give the blocks of the answer, as `exchange` does."""
+        async with self.exchange(
+            "POST", path, params=params, headers=headers, body=body, judge=judge, idle_timeout_s=idle_timeout_s
+        ) as reply:
+            yield reply.blocks
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params = (),
+        headers: Mapping[str, str] | None = None,
+        body: IO[bytes] | None = None,
+        judge: faults.Judge = faults.of_engine,
+        idle_timeout_s: float | None,
+    ) -> AsyncIterator[Reply]:
+        """One request whose answer is read as it arrives; leaving the block closes the response.
 
         `body` is sent from where it stands, in blocks read off the event loop. `idle_timeout_s` bounds the silence
         between two blocks. Raises what `judge` makes of a refusal, and `Temporary(engine_unavailable)`.
@@ -142,8 +205,8 @@ class Engine:
             total=None, sock_connect=self.settings.connect_timeout_s, sock_read=idle_timeout_s
         )
         options = {"timeout": timeout, "headers": headers, "data": body}
-        async with self._open("POST", _target(path, params), options, judge) as reply:
-            yield reply.content.iter_any()
+        async with self._open(method, _target(path, params), options, judge) as reply:
+            yield Reply(reply.headers, reply.content.iter_any())
 
     async def _connect(self) -> None:
         if self._info is None:

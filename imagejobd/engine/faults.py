@@ -23,6 +23,8 @@ _NO_CONNECTION = 900
 MESSAGE_MAX_CHARS = 4096
 # What decoding an answer raises that is cut, of another shape, or not UTF-8, which msgspec has no error of its own for.
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+# What reading an answer raises when its connection breaks.
+BROKEN = (TimeoutError, aiohttp.ClientError, ConnectionError)
 
 _GOING_AWAY = re.compile(
     r"engine is shutting down|daemon is shutting down|server is shutting down|Cannot connect to (?:the )?Docker"
@@ -57,13 +59,40 @@ _BAD_BUILD = re.compile(
 # A step that ran and failed may print anything, words of a network error too: the exit code decides.
 _EXITED = re.compile(r"exit code: \d+|returned a non-zero code: \d+")
 _NO_SESSION = "no active sessions"
+# What the engine answers, often with 500, when an image is such that no container can be made or started of it.
+_BAD_IMAGE = re.compile(
+    r"OCI runtime create failed|unable to find (?:user|group)|matching entries in (?:passwd|group) file"
+    r"|not (?:a )?directory|too many levels of symbolic links|ids must be in range",
+    re.IGNORECASE,
+)
+# … and when it is short of something itself, which the runtime tells in the same breath.
+_SHORT_OF = re.compile(
+    r"resource temporarily unavailable|cannot allocate memory|too many open files|resource busy|deadline exceeded",
+    re.IGNORECASE,
+)
+# The runtime's error as the user may read it: without the floors that handed it up.
+_RUNTIME_FRAME = re.compile(
+    r"^.*(?:OCI runtime create failed|runc create failed|unable to start container process"
+    r"|error during container init): |: unknown$",
+    re.DOTALL,
+)
 # Identical builds share an image: one's was named just as another job, or somebody else, took its last name away.
 _DELETED_MEANWHILE = re.compile(r"unrecognized image ID|failed to get digest sha256:[0-9a-f]{64}: .*no such file")
+# Where the engine keeps roots, volumes and contexts, which is nobody's business. Tried once for each path, not at each
+# of its slashes: a path may be long, and of a stranger's making.
+_ENGINE_FOLDER = re.compile(
+    r"""(?<![^\s:"'=(])/[^\s:"']*?/(?:overlay2/\w+(?:-init)?/(?:merged|diff)(?=/)|volumes/[^/\s:"']+/_data"""
+    r"""|tmp/(?:buildkit-mount|docker-builder)\d+)"""
+)
+# What it says of limits and runtimes that are not its own to choose, nor the image's.
+_BAD_LIMIT = re.compile(
+    r"(?:invalid argument: )?(?:minimum memory limit|range of CPUs|unknown(?: or invalid)? runtime)", re.IGNORECASE
+)
 
 
 def of_engine(status: int, message: str) -> Fault:
     """A short request that the engine refused."""
-    text = _shown(message)
+    text = shown(message)
     if _DISK_FULL.search(message):
         return Temporary(ErrorCode.STORAGE_FULL, f"the Docker Engine's disk is full: {text}; free space there")
     if status >= 500 or _GOING_AWAY.search(message):
@@ -79,7 +108,7 @@ def of_engine(status: int, message: str) -> Fault:
 
 def of_build(status: int, message: str) -> Fault:
     """A build that ended without an image."""
-    text = _shown(message)
+    text = shown(message)
     if _EXITED.search(message):
         return Permanent(ErrorCode.BUILD_FAILED, text)
     if _GOING_AWAY.search(message) or (status >= 500 and not _BAD_BUILD.search(message)):
@@ -96,11 +125,23 @@ def of_build(status: int, message: str) -> Fault:
     return Permanent(ErrorCode.BUILD_FAILED, text)
 
 
+def of_container(status: int, message: str) -> Fault:
+    """A container that could not be made or started: for a reason of the image's own, or of the engine's."""
+    if status < 500 and _BAD_LIMIT.match(message):
+        why = f"the Docker Engine refuses the limits of [kinds.run]: {shown(message)}; the operator has to change them"
+        return Permanent(ErrorCode.ENGINE_UNAVAILABLE, why)
+    is_of_image = status in (400, 422) or (_BAD_IMAGE.search(message) and not _SHORT_OF.search(message))
+    if not is_of_image or _GOING_AWAY.search(message) or _DISK_FULL.search(message):
+        return of_engine(status, message)
+    text = _RUNTIME_FRAME.sub("", message.strip())
+    return Permanent(ErrorCode.RUN_FAILED, f"the image cannot be run: {shown(text)}")
+
+
 def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
     """The judge of a pull or push: `doing` says which (`pushing host/app:1`), `otherwise` names what fits no rule."""
 
     def judge(status: int, message: str) -> Fault:
-        text = f"{doing}: {_shown(message)}"
+        text = f"{doing}: {shown(message)}"
         if _GOING_AWAY.search(message) or _DISK_FULL.search(message):
             return of_engine(status, message)
         if _UNKNOWN.search(message):
@@ -149,6 +190,8 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _shown(message: str) -> str:
+def shown(message: str) -> str:
+    """The engine's text as a user may read it: bounded, and without the engine's own folders."""
     text = message.strip()
-    return text if len(text) <= MESSAGE_MAX_CHARS else f"{text[:MESSAGE_MAX_CHARS]}…"
+    kept = _ENGINE_FOLDER.sub("", text[:MESSAGE_MAX_CHARS])
+    return kept if len(text) <= MESSAGE_MAX_CHARS else f"{kept}…"

@@ -6,6 +6,7 @@ must not take another's image. The engine drops an image itself when its last na
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -26,6 +27,14 @@ _PULLED_STATUS = "Status: "
 _DELETED_MEANWHILE = "unrecognized image ID"
 
 
+class ImageConfig(msgspec.Struct, frozen=True):
+    """What an image says of how it is to be run and built on; absent things are null or empty."""
+
+    user: str = msgspec.field(name="User", default="")
+    volumes: dict[str, Any] | None = msgspec.field(name="Volumes", default=None)
+    on_build: list[str] | None = msgspec.field(name="OnBuild", default=None)
+
+
 class ImageInfo(msgspec.Struct, frozen=True):
     """An image as the engine has it. `tags` are `repository:tag`, `digests` `repository@sha256:…`."""
 
@@ -34,15 +43,30 @@ class ImageInfo(msgspec.Struct, frozen=True):
     digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
     os: str = msgspec.field(name="Os", default="")
     architecture: str = msgspec.field(name="Architecture", default="")
+    variant: str = msgspec.field(name="Variant", default="")
+    config: ImageConfig = msgspec.field(name="Config", default=ImageConfig())
 
     def is_for(self, platform: str) -> bool:
-        """Whether it runs on `platform` (os, os/architecture or os/architecture/variant; variants are not compared)."""
-        os, _, rest = platform.partition("/")
-        architecture = rest.partition("/")[0]
-        known = _ARCHITECTURES.get(architecture, architecture)
-        return self.os in ("", os) and (not known or self.architecture in ("", known))
+        """Whether it is the image of `platform` (os, os/architecture or os/architecture/variant)."""
+        os, architecture, variant = normal_platform(platform)
+        if self.os not in ("", os):
+            return False
+        if not architecture or not self.architecture:
+            return True
+        own = f"{os}/{self.architecture}/{self.variant}"
+        return normal_platform(own) == (os, architecture, variant)
 
 
+def normal_platform(platform: str) -> tuple[str, str, str]:
+    """Operating system, architecture and variant in one spelling; "" where `platform` does not say."""
+    os, _, rest = platform.partition("/")
+    architecture, _, variant = rest.partition("/")
+    known = _ARCHITECTURES.get(architecture, architecture)
+    return os, known, variant or _VARIANTS.get(known, "")
+
+
+# What an architecture is without a variant.
+_VARIANTS = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
 # Other spellings that the engine takes for its own.
 _ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 

@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from builds import request, run
 
-from building import request, run
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.engine import PrivateEngine
 from harness.registry import PASSWORD, USERNAME, Registry
@@ -207,3 +207,13 @@ async def test_the_beginning_of_an_image_id_is_no_base(client: Engine, engine: P
     with pytest.raises(Permanent, match="not in the engine"):
         async with Bases(client).hold([(ImageReference.parse(short_id, default_tag=None), "")], policy="never"):
             pass
+
+
+async def test_one_reference_for_two_platforms_is_refused(client: Engine) -> None:
+    """The engine would have only one of them, and its builder would fetch the other unseen; spellings do not count."""
+    base, bases = ImageReference.parse(BUSYBOX), Bases(client)
+    with pytest.raises(Permanent, match="wanted for linux/arm/v7 and for linux/arm/v6"):
+        async with bases.hold([(base, "linux/arm/v7"), (base, "linux/arm/v6")], policy="never"):
+            pass
+    async with bases.hold([(base, ""), (base, "linux/x86_64")], policy="never"):
+        pass

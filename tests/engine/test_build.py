@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from builds import FROM_BASE, output, request, run
 
-from building import FROM_BASE, output, request, run
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from imagejobd.engine import images

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from builds import FROM_BASE, fake_engine, is_running, lines, request, run, seconds_until, unique_sleep
 
-from building import FROM_BASE, fake_engine, is_running, lines, request, run, seconds_until, unique_sleep
 from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
 from harness.services import require

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from builds import fake_engine, lines
 
-from building import fake_engine, lines
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import API_VERSION_MAX, Engine
-from imagejobd.engine.settings import DEFAULT_HOST, EngineSettings
+from imagejobd.engine.settings import DEFAULT_HOST, Builder, EngineSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 
 
@@ -117,3 +117,21 @@ async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock
         sink.close()
 
     await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
+
+
+@pytest.mark.parametrize(
+    ("version", "builder", "known"),
+    [
+        ("23.0.1", "buildkit", True),
+        ("27.5.1", "classic", False),
+        ("20.10.24+dfsg1", "buildkit", False),
+        ("dev", "buildkit", False),
+    ],
+)
+async def test_who_knows_heredocs(tmp_path: Path, version: str, builder: Builder, known: bool) -> None:
+    """BuildKit from Engine 23 on; the version is known without asking once the engine has answered."""
+    async with fake_engine(tmp_path, lines(), Version=version) as engine:
+        assert engine.info is None
+        await engine.ping()
+        assert engine.info is not None
+        assert engine.info.knows_heredocs(builder) is known

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from builds import FROM_BASE, fake_engine, lines, request, run
 
-from building import FROM_BASE, fake_engine, lines, request, run
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.registry import Registry
@@ -143,11 +143,12 @@ async def test_an_odd_answer_is_temporary(tmp_path: Path, body: bytes) -> None:
         ("linux/aarch64", True),
         ("linux/arm64/v8", True),
         ("linux/amd64", False),
+        ("linux/arm64/v9", False),
         ("windows/arm64", False),
     ],
 )
 def test_the_platform_of_an_image(platform: str, fits: bool) -> None:
-    """Operating system and architecture count, in the engine's spelling or uname's; the variant does not."""
+    """Operating system, architecture and variant count, in the engine's spelling or uname's."""
     assert images.ImageInfo("sha256:x", os="linux", architecture="arm64").is_for(platform) is fits
 
 

@@ -5,8 +5,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from builds import fake_engine, lines
 
-from building import fake_engine, lines
 from harness.base_image import BUSYBOX
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images

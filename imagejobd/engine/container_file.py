@@ -1,0 +1,137 @@
+"""Reading one small file out of a container that ended, as if it were written by an enemy, which it may be.
+
+The engine tells what kind of thing the path is in a header, before the first byte of the archive; only a regular file
+of a fair size is read on. Nothing is ever extracted to this machine.
+"""
+
+import base64
+import binascii
+import io
+import re
+import tarfile
+from collections.abc import AsyncIterable
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from imagejobd.engine import faults
+from imagejobd.engine.client import Engine
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+
+_STAT_HEADER = "X-Docker-Container-Path-Stat"
+# Headers and padding of the tar around the file.
+_TAR_ROOM_BYTES = 64 * 1024
+_SHOWN_TARGET_CHARS = 200
+_NO_CONTAINER = "No such container"
+# What the engine answers, with 500, to a path whose symbolic link it cannot follow.
+_BAD_LINK = re.compile(r"too many links|not a directory|file name too long", re.IGNORECASE)
+
+# Go's os.FileMode, as the engine sends it: the bits of a file's kind, of which a regular file has none.
+_KINDS = {
+    1 << 27: "a symbolic link",
+    1 << 31: "a directory",
+    1 << 25: "a FIFO",
+    1 << 24: "a socket",
+    1 << 26: "a device",
+    1 << 19: "no file of a known kind",
+}
+
+
+class _Stat(msgspec.Struct, frozen=True):
+    size: int
+    mode: int
+    link_target: str = msgspec.field(name="linkTarget", default="")
+
+
+async def read_file(engine: Engine, container: str, path: str, *, max_bytes: int) -> bytes | None:
+    """The regular file at `path`; None when there is no such name. The last part of the path is never followed.
+
+    Raises `Permanent(result_invalid)` for anything else of that name and for a file over `max_bytes`, and
+    `Temporary(conflict)` when there is no such container.
+    """
+    archive = engine.exchange(
+        "GET",
+        f"containers/{quote(container, safe='')}/archive",
+        params=[("path", path)],
+        judge=_judge_of(path),
+        idle_timeout_s=engine.settings.request_timeout_s,
+    )
+    try:
+        async with archive as reply:
+            _refuse_unless_readable(path, _stat(reply.headers.get(_STAT_HEADER, "")), max_bytes)
+            raw = await _read_at_most(reply.blocks, path, max_bytes)
+    except Permanent as fault:
+        if fault.code is not ErrorCode.NOT_FOUND:
+            raise
+        if _NO_CONTAINER in fault.message:
+            raise removed_meanwhile(fault) from fault
+        return None
+    except Temporary as fault:
+        # The target of a link comes in a header, and one of control characters makes it larger than aiohttp takes.
+        if isinstance(fault.__cause__, aiohttp.ClientResponseError):
+            raise _bad_link(path) from fault
+        raise
+    return _first_file(raw, path, max_bytes)
+
+
+def removed_meanwhile(fault: Fault) -> Temporary:
+    """Somebody else cleaned up in the engine; the job may make its container again."""
+    return Temporary(ErrorCode.CONFLICT, f"the container was removed meanwhile: {fault.message}")
+
+
+def _judge_of(path: str) -> faults.Judge:
+    def judge(status: int, message: str) -> Fault:
+        return _bad_link(path) if _BAD_LINK.search(message) else faults.of_engine(status, message)
+
+    return judge
+
+
+def _bad_link(path: str) -> Permanent:
+    return _invalid(f"{path} is a symbolic link that leads nowhere; write a regular file")
+
+
+def _stat(header: str) -> _Stat:
+    try:
+        return msgspec.json.decode(base64.b64decode(header), type=_Stat)
+    except (binascii.Error, *faults.UNDECODABLE) as error:
+        raise faults.ended_early(f"{_STAT_HEADER} is not what an engine says ({error})") from error
+
+
+def _refuse_unless_readable(path: str, stat: _Stat, max_bytes: int) -> None:
+    for bit, kind in _KINDS.items():
+        if stat.mode & bit:
+            target = f" (to {stat.link_target[:_SHOWN_TARGET_CHARS]})" if stat.link_target else ""
+            raise _invalid(f"{path} is {kind}{target}; write a regular file")
+    if stat.size > max_bytes:
+        raise _invalid(f"{path} has {stat.size} bytes; at most {max_bytes} are read")
+
+
+async def _read_at_most(blocks: AsyncIterable[bytes], path: str, max_bytes: int) -> bytes:
+    raw = bytearray()
+    async for block in blocks:
+        raw += block
+        if len(raw) > max_bytes + _TAR_ROOM_BYTES:
+            raise _invalid(f"{path} takes more than {max_bytes} bytes; at most so many are read")
+    return bytes(raw)
+
+
+def _first_file(raw: bytes, path: str, max_bytes: int) -> bytes:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
+            member = archive.next()
+            is_it = member is not None and member.isreg() and member.name == path.rpartition("/")[2]
+            # Asked again: what the header said of it was another answer than the archive itself.
+            if member is None or not is_it or member.size > max_bytes:
+                raise _invalid(f"{path} is not the regular file of at most {max_bytes} bytes that it was said to be")
+            content = archive.extractfile(member)
+            data = content.read() if content else b""
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        raise faults.ended_early(f"{path} came in an archive that cannot be read ({error})") from error
+    if len(data) != member.size:
+        raise faults.ended_early(f"{path} came with {len(data)} of its {member.size} bytes")
+    return data
+
+
+def _invalid(message: str) -> Permanent:
+    return Permanent(ErrorCode.RESULT_INVALID, message)

@@ -1,0 +1,315 @@
+"""Running an image that nobody trusts: no network, no rights, a read-only root, and a bound on everything.
+
+The one writable place that outlasts the container is a volume at `/data`. `confinement` says what the container may do,
+`belongings` how it is found again. Here is its life: made, started, listened to, ended, read out.
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+import structlog
+
+from imagejobd.engine import faults, images
+from imagejobd.engine.belongings import discard, leftovers, name_of
+from imagejobd.engine.client import Engine, Reply
+from imagejobd.engine.confinement import DATA_PATH, SandboxLimits, confined, runs_as_root
+from imagejobd.engine.container_file import read_file, removed_meanwhile
+from imagejobd.engine.container_output import Demultiplexer, Output, live
+from imagejobd.engine.containers import make_container, make_volume, open_to_all
+from imagejobd.engine.disk import FreeSpace, Probe, free_space, shortage
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+
+__all__ = ["DATA_PATH", "Exit", "Output", "Sandbox", "SandboxLimits", "create", "discard", "leftovers"]
+
+log = structlog.get_logger("imagejobd.engine")
+T = TypeVar("T")
+
+# How long leaving early waits for the engine to kill the container; it takes about 50 ms.
+KILL_TIMEOUT_S = 5.0
+# Between two looks at the disk, and before a kill that failed is tried again.
+WATCH_INTERVAL_S = 1.0
+# What is fetched of an output that was cut: enough to say why it failed. The engine splits lines at 16 KiB.
+LAST_MAX_LINES = 10
+LAST_TRIES = 3
+SECOND_LOOK_S = 0.25
+LAST_MAX_BYTES = 256 * 1024
+WAIT_ANSWER_MAX_BYTES = 64 * 1024
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How the container ended. `error` is the engine's own word where it could not start."""
+
+    code: int
+    is_out_of_memory: bool
+    error: str = ""
+
+
+class _State(msgspec.Struct, frozen=True):
+    running: bool = msgspec.field(name="Running")
+    code: int = msgspec.field(name="ExitCode")
+    is_oom_killed: bool = msgspec.field(name="OOMKilled", default=False)
+    error: str = msgspec.field(name="Error", default="")
+
+
+class _Inspected(msgspec.Struct, frozen=True):
+    state: _State = msgspec.field(name="State")
+
+
+class Sandbox:
+    """One container with its volume. Made by `create`; it runs once."""
+
+    def __init__(self, engine: Engine, container: str, volume: Path, limits: SandboxLimits, probe: Probe) -> None:
+        self._engine = engine
+        self._container = container
+        self._path = f"containers/{container}"
+        self._volume = volume
+        self._limits = limits
+        self._probe = probe
+        self._starting: asyncio.Task[bytes] | None = None
+        self._stopped: Permanent | None = None
+
+    async def run(self, *, output_max_bytes: int, timeout_s: float) -> AsyncGenerator[Output | Exit, None]:
+        """Start it, give its output live, and at last its `Exit`. Read it under `contextlib.aclosing`: leaving it early
+        kills the container within 2 s. Past `output_max_bytes` only the end of the output is read, from the engine.
+        `timeout_s` is the container's own time, from its start to its end, however slowly its output is read.
+
+        Raises `Permanent(run_failed)` for an image that cannot be started, `Permanent(storage_full | timeout)` when it
+        was killed because the engine's disk ran full or its time was over, `Temporary(storage_full)` when the disk was
+        full before, `Temporary(engine_unavailable)`, and `Temporary(conflict)` when somebody removed the container.
+        """
+        is_over = False
+        try:
+            async with contextlib.aclosing(self._told(output_max_bytes, timeout_s)) as told:
+                async for piece in told:
+                    is_over = isinstance(piece, Exit)
+                    yield piece
+        except Permanent as fault:
+            if fault.code is not ErrorCode.NOT_FOUND:
+                raise
+            raise removed_meanwhile(fault) from fault
+        finally:
+            if not is_over:
+                # A second cancellation must not cut this short.
+                await asyncio.shield(self._kill())
+
+    async def read_data(self, name: str, *, max_bytes: int) -> bytes | None:
+        """The regular file `/data/<name>` of the ended container; None when there is no such name.
+
+        Raises `Permanent(result_invalid)` for anything else of that name (link, directory, FIFO, device) and for one
+        that is larger.
+        """
+        return await read_file(self._engine, self._container, f"{DATA_PATH}/{name}", max_bytes=max_bytes)
+
+    async def _told(self, output_max_bytes: int, timeout_s: float) -> AsyncGenerator[Output | Exit, None]:
+        _refuse_full_disk(self._probe(self._volume), self._limits)
+        output = Demultiplexer(max_bytes=output_max_bytes)
+        # Both are asked for before the start: nothing that a quick container says or does is missed.
+        async with contextlib.AsyncExitStack() as attachment, self._waiting() as answer:
+            blocks = await attachment.enter_async_context(self._attached())
+            await self._start()
+            async with _at_once(self._ended(answer, timeout_s)) as ending:
+                async with contextlib.aclosing(live(blocks, ending, output)) as told:
+                    async for piece in told:
+                        yield piece
+                # Closed at once, so that endless output costs this process nothing more.
+                await attachment.aclose()
+                if output.is_full:
+                    yield _mark(f"the output is over {output_max_bytes} bytes; what follows is left out until its end")
+                ended = await ending
+        if output.is_full:
+            for last in await self._last_output():
+                yield last
+        yield ended
+
+    def _waiting(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._streamed("wait", ("condition", "next-exit"))
+
+    def _attached(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._streamed("attach", ("stream", "1"), ("stdout", "1"), ("stderr", "1"))
+
+    def _streamed(
+        self, action: str, *params: tuple[str, str]
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._engine.stream(f"{self._path}/{action}", params=params, judge=faults.of_engine, idle_timeout_s=None)
+
+    async def _start(self) -> None:
+        self._starting = asyncio.create_task(
+            self._engine.request("POST", f"{self._path}/start", judge=faults.of_container)
+        )
+        # A start that is cut off goes on in the engine: whoever kills has to wait for it.
+        await asyncio.shield(self._starting)
+
+    async def _kill(self) -> None:
+        """Kill what runs. Failing that is no error: `discard` is still to come."""
+        if self._starting is None:
+            return
+        with contextlib.suppress(Fault, TimeoutError):
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await self._starting
+                await self._engine.request("POST", f"{self._path}/kill")
+
+    async def _ended(self, answer: AsyncIterator[bytes], timeout_s: float) -> Exit:
+        """Wait for the end, and ask at once how it was, of an engine that still takes connections.
+
+        One that shuts down kills its containers, and by that time answers nobody new: no exit code of its making is
+        taken for the container's.
+        """
+        async with _at_once(self._watch_disk()), _at_once(self._watch_time(timeout_s)):
+            _expect_json(await _body(answer))
+        state = await self._state()
+        if state.running:
+            raise faults.ended_early("the wait for a container's end, while it still runs")
+        if self._stopped:
+            raise self._stopped
+        if state.code != 0 and not state.is_oom_killed:
+            # A busy engine may hear of the end before it hears that memory was the reason.
+            await asyncio.sleep(SECOND_LOOK_S)
+            state = await self._state()
+        return Exit(state.code, state.is_oom_killed and state.code != 0, state.error)
+
+    async def _state(self) -> _State:
+        return (await self._engine.request_json("GET", f"{self._path}/json", _Inspected)).state
+
+    async def _last_output(self) -> list[Output]:
+        """What of it can be had: the container has ended, and that is told in any case. A busy engine may have nothing
+        to say of it at first."""
+        for _ in range(LAST_TRIES):
+            if pieces := await self._tail():
+                return pieces
+            await asyncio.sleep(SECOND_LOOK_S)
+        return []
+
+    async def _tail(self) -> list[Output]:
+        output = Demultiplexer(max_bytes=LAST_MAX_BYTES)
+        pieces: list[Output] = []
+        with contextlib.suppress(Fault):
+            async with self._logs() as logs:
+                async for block in logs.blocks:
+                    pieces += output.feed(block)
+                    if output.is_full:
+                        break
+        return pieces
+
+    def _logs(self) -> contextlib.AbstractAsyncContextManager[Reply]:
+        return self._engine.exchange(
+            "GET",
+            f"{self._path}/logs",
+            params=[("stdout", "1"), ("stderr", "1"), ("tail", str(LAST_MAX_LINES))],
+            idle_timeout_s=self._engine.settings.request_timeout_s,
+        )
+
+    async def _watch_disk(self) -> None:
+        if self._probe(self._volume) is None:
+            _tell_unwatched(self._engine.host)
+            return
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            if lack := _lack(self._probe(self._volume), self._limits):
+                why = f"the container was stopped: on the Docker Engine's disk only {lack}"
+                await self._stop(ErrorCode.STORAGE_FULL, why)
+
+    async def _watch_time(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+        await self._stop(ErrorCode.TIMEOUT, f"the container ran beyond its limit of {timeout_s:g} s")
+
+    async def _stop(self, code: ErrorCode, why: str) -> NoReturn:
+        """Kill it, until the wait for its end is over; that then raises the first reason."""
+        self._stopped = self._stopped or Permanent(code, why)
+        while True:
+            await self._kill()
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+async def create(
+    engine: Engine, *, uuid: str, attempt: int, image: str, limits: SandboxLimits, probe: Probe = free_space
+) -> Sandbox:
+    """Make volume and container for one attempt of a job; what an earlier attempt left is removed first.
+
+    What is made when it fails, or is cancelled, is left to `discard`. Raises `Permanent(run_failed)` for an image that
+    cannot be run, such as one without a command, `Permanent(not_found)` where there is none, and
+    `Temporary(storage_full)`.
+    """
+    await discard(engine, uuid)
+    found = await images.inspect(engine, image)
+    if found is None:
+        raise Permanent(ErrorCode.NOT_FOUND, f"image {image} is not in the engine")
+    name = name_of(uuid, attempt)
+    body = confined(image, found.config, uuid=uuid, volume=name, limits=limits)
+    volume = await _uncut(make_volume(engine, name, uuid))
+    # Before the container: for it the engine copies what the image has in its VOLUMEs.
+    _refuse_full_disk(probe(volume), limits)
+    if not runs_as_root(found.config):
+        await _uncut(open_to_all(engine, body, name_of(uuid, attempt, "prepare")))
+    container = await _uncut(make_container(engine, name, body))
+    return Sandbox(engine, container, volume, limits, probe)
+
+
+def _refuse_full_disk(space: FreeSpace | None, limits: SandboxLimits) -> None:
+    if lack := _lack(space, limits):
+        raise Temporary(
+            ErrorCode.STORAGE_FULL, f"the container was not started: on the Docker Engine's disk only {lack}"
+        )
+
+
+def _lack(space: FreeSpace | None, limits: SandboxLimits) -> str:
+    return shortage(space, free_min_bytes=limits.disk_free_min_bytes) if space else ""
+
+
+async def _body(blocks: AsyncIterator[bytes]) -> bytes:
+    body = b""
+    async for block in blocks:
+        body += block
+        if len(body) > WAIT_ANSWER_MAX_BYTES:
+            raise faults.ended_early(f"the wait for a container's end said more than {WAIT_ANSWER_MAX_BYTES} bytes")
+    return body
+
+
+def _expect_json(answer: bytes) -> None:
+    """The wait is over only when the engine says so; an engine that goes away may just end its answer."""
+    try:
+        msgspec.json.decode(answer)
+    except faults.UNDECODABLE as error:
+        raise faults.ended_early(f"the wait for a container's end was cut ({error})") from error
+
+
+def _mark(text: str) -> Output:
+    return Output(f"\n[{text}]\n", is_stderr=True)
+
+
+@functools.cache
+def _tell_unwatched(host: str) -> None:
+    """Said once."""
+    log.warning("the engine's disk cannot be seen from here, so no container is stopped when it runs full", host=host)
+
+
+@contextlib.asynccontextmanager
+async def _at_once(step: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that goes on beside the block and ends with it."""
+    task = asyncio.create_task(step)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await _settled(task)
+
+
+async def _uncut(step: Coroutine[Any, Any, T]) -> T:
+    """Do it to the end though the caller is cancelled: what the engine is still making, `discard` would not find."""
+    task = asyncio.create_task(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await _settled(task)
+        raise
+
+
+async def _settled(task: asyncio.Task[Any]) -> None:
+    """Wait until it is over; how it ended is nobody's business any more."""
+    await asyncio.wait({task}, timeout=KILL_TIMEOUT_S)
+    if task.done() and not task.cancelled():
+        task.exception()
