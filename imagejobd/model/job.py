@@ -33,13 +33,15 @@ class JobError(msgspec.Struct, frozen=True):
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job that a kind has validated and the store has not seen yet.
 
-    `blobs` are the content-store digests that the job needs; `secrets` are kept encrypted and only while it lives.
+    `submitter` is what the caller's token says of the person; empty for an anonymous one. `blobs` are the content-store
+    digests that the job needs; `secrets` are kept encrypted and only while it lives.
     """
 
     kind: str
     spec: Json
     tenant: str = LOCAL_TENANT
     client: str = ""
+    submitter: Json = {}
     priority: int = 0
     not_before_ms: int | None = None
     labels: Mapping[str, str] = {}
@@ -65,6 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     tenant: str
     client: str
+    submitter: Json
     spec: Json
     state: State
     phase: str | None

@@ -20,12 +20,13 @@ _encode_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A new job as the statement `insert_jobs` takes it: `spec` and `labels` are JSON text."""
+    """A new job as the statement `insert_jobs` takes it: `submitter`, `spec` and `labels` are JSON text."""
 
     uuid: str
     kind: str
     tenant: str
     client: str
+    submitter: str
     spec: str
     priority: int
     not_before_ms: int | None
@@ -61,6 +62,7 @@ def arrival(job: NewJob, *, sealed: bytes | None, queue_max: int) -> Arrival:
         kind=job.kind,
         tenant=job.tenant,
         client=job.client,
+        submitter=_encode(job.submitter).decode(),
         spec=_encode(job.spec).decode(),
         priority=job.priority,
         not_before_ms=job.not_before_ms,

@@ -3,22 +3,26 @@
 A blob appears under its name only when it is whole and durable: written in `spool/`, fsynced, renamed, its folder
 fsynced. So a crash leaves at most spool files, which `clear_spool` removes at boot. Which blobs are needed is known
 by the database; `collect` removes the rest, but never one that was made moments ago and whose row is not committed
-yet.
+yet, nor one that is pinned. Pins are counted, and do not outlive the process.
 """
 
 import asyncio
 import errno
+import hashlib
 import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from imagejobd.model.errors import ErrorCode, Permanent
+import msgspec
+
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store.files import disk_full, fsync_folder
 
 # Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
@@ -30,17 +34,28 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 T = TypeVar("T")
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """A blob that was taken in."""
+
+    digest: str
+    size_bytes: int
+
+
 class BlobStore:
     """The content store below `root` (`root/blobs/sha256/ab/<hex>`, `root/spool/`)."""
 
     def __init__(self, root: Path) -> None:
         self._blobs = root / "blobs" / "sha256"
         self._spool = root / "spool"
-        self._pinned: set[str] = set()
+        # Changed on the loop's thread only.
+        self._pins: Counter[str] = Counter()
         # `collect` in one thread must not remove what `adopt` in another has just found to exist.
         self._naming = threading.Lock()
         for folder in (self._blobs, self._spool):
             folder.mkdir(parents=True, exist_ok=True)
+        # A crash may have come between the making of a folder and its fsync.
+        for folder in (self._blobs, self._blobs.parent, root):
+            fsync_folder(folder)
 
     @contextmanager
     def spool_file(self) -> Iterator[Path]:
@@ -55,22 +70,52 @@ class BlobStore:
     async def spooled(self, body: AsyncIterable[bytes], *, max_bytes: int) -> AsyncIterator[Path]:
         """All of `body` as a file in the spool. Raises `Permanent(too_large)` and `Temporary(storage_full)`."""
         with self.spool_file() as path:
-            writer = _SpoolWriter(path, max_bytes=max_bytes)
-            try:
+            async with _spooling(path, max_bytes=max_bytes) as writer:
                 async for chunk in body:
                     await writer.write(chunk)
-                await writer.finish()
-                yield path
-            finally:
-                writer.close()
+            yield path
+
+    async def keep(self, body: AsyncIterable[bytes], *, max_bytes: int) -> Kept:
+        """Make all of `body` a blob, hashed as it is written. It is pinned until released.
+
+        Raises `Permanent(too_large)` and `Temporary(storage_full)`.
+        """
+        sha256 = hashlib.sha256()
+        with self.spool_file() as path:
+            async with _spooling(path, max_bytes=max_bytes, note=sha256.update) as writer:
+                async for chunk in body:
+                    await writer.write(chunk)
+            kept = Kept(f"sha256:{sha256.hexdigest()}", writer.size_bytes)
+            await self.adopt(path, kept.digest)
+        return kept
 
     async def adopt(self, path: Path, digest: str) -> str:
         """Make the spool file `path`, whose `digest` the caller has computed, a blob. It is pinned until released.
 
-        Raises `Temporary(storage_full)`.
+        Raises `Temporary(storage_full)`; then, and when it is cancelled, there is no pin.
         """
-        await _off_loop(lambda: self._adopt(path, digest))
+        await self._pinning(digest, lambda: self._adopt(path, digest))
         return digest
+
+    async def pin(self, digest: str) -> bool:
+        """Keep `collect` from a blob until it is released; False, and no pin, where there is no such blob."""
+        is_there = await self._pinning(digest, lambda: self._is_there(digest))
+        if not is_there:
+            self.release(digest)
+        return is_there
+
+    async def _pinning(self, digest: str, work: Callable[[], T]) -> T:
+        """Pin first: what `work` then finds or makes under `_naming`, no `collect` has yet to remove."""
+        self._pins[digest] += 1
+        try:
+            return await _off_loop(work)
+        except BaseException:
+            self.release(digest)
+            raise
+
+    def _is_there(self, digest: str) -> bool:
+        with self._naming:
+            return self.exists(digest)
 
     def _adopt(self, path: Path, digest: str) -> None:
         with storage_faults():
@@ -80,9 +125,10 @@ class BlobStore:
             with self._naming:
                 if target.exists():
                     os.utime(target)  # young again: `collect` spares it
+                    # Who named it may have died before its own fsync of the folder.
+                    fsync_folder(target.parent)
                 else:
                     self._name(path, target)
-                self._pinned.add(digest)
 
     def _name(self, path: Path, target: Path) -> None:
         if not target.parent.exists():
@@ -103,8 +149,10 @@ class BlobStore:
         return self.path(digest).exists()
 
     def release(self, digest: str) -> None:
-        """Give up the pin of a blob that nobody will reference; `collect` does it for those that are referenced."""
-        self._pinned.discard(digest)
+        """Give up one pin: the blob is referenced by now, or nobody needs it any more."""
+        self._pins[digest] -= 1
+        if self._pins[digest] <= 0:
+            del self._pins[digest]
 
     async def collect(self, referenced: Collection[str], *, min_age_s: float) -> int:
         """Remove blobs that are neither in `referenced`, nor pinned, nor younger than `min_age_s`; returns how many.
@@ -114,8 +162,6 @@ class BlobStore:
         return await _off_loop(lambda: self._collect(frozenset(referenced), time.time() - min_age_s))
 
     def _collect(self, referenced: frozenset[str], made_before: float) -> int:
-        with self._naming:
-            self._pinned -= referenced
         return sum(
             self._remove_unpinned(path, made_before)
             for path in self._blobs.glob("??/*")
@@ -124,7 +170,7 @@ class BlobStore:
 
     def _remove_unpinned(self, path: Path, made_before: float) -> bool:
         with self._naming:
-            if f"sha256:{path.name}" in self._pinned or path.stat().st_mtime > made_before:
+            if f"sha256:{path.name}" in self._pins or path.stat().st_mtime > made_before:
                 return False
             path.unlink()
             return True
@@ -137,50 +183,83 @@ class BlobStore:
         return len(left)
 
 
-class _SpoolWriter:
-    """Writes one file of the spool, off the loop; used by one task."""
+@asynccontextmanager
+async def _spooling(
+    path: Path, *, max_bytes: int, note: Callable[[bytes], object] | None = None
+) -> AsyncIterator["_SpoolWriter"]:
+    """A writer of `path`; all that was written is in the file when the block is left. See `_SpoolWriter`."""
+    writer = _SpoolWriter(path, max_bytes=max_bytes, note=note)
+    try:
+        yield writer
+        await writer.finish()
+    finally:
+        await writer.close()
 
-    def __init__(self, path: Path, *, max_bytes: int) -> None:
+
+class _SpoolWriter:
+    """Writes one file of the spool, off the loop; used by one task.
+
+    While one piece is written the next is gathered, so a sender and the disk need not wait for each other. `note` is
+    told of all bytes in order, off the loop too.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, note: Callable[[bytes], object] | None = None) -> None:
         self._path = path
         self._max_bytes = max_bytes
+        self._note = note
         self._chunks: list[bytes] = []
         self._gathered = 0
         self._file: BinaryIO | None = None
-        self._size_bytes = 0
+        self._flushing: asyncio.Future[None] | None = None
+        self.size_bytes = 0
 
     async def write(self, chunk: bytes) -> None:
         """Append. Raises `Permanent(too_large)` past `max_bytes`, and `Temporary(storage_full)`."""
-        self._size_bytes += len(chunk)
-        if self._size_bytes > self._max_bytes:
+        self.size_bytes += len(chunk)
+        if self.size_bytes > self._max_bytes:
             raise Permanent(
                 ErrorCode.TOO_LARGE, f"the upload is larger than {self._max_bytes} bytes, which is the limit"
             )
         self._chunks.append(chunk)
         self._gathered += len(chunk)
         if self._gathered >= FLUSH_BYTES:
-            await _off_loop(self._flush)
+            await self._flushed()
+            self._flush()
 
     async def finish(self) -> None:
         """Bring all that was written to the file."""
-        await _off_loop(self._finish)
+        await self._flushed()
+        self._flush()
+        await self._flushed()
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    async def close(self) -> None:
+        """Let go of the file, once no thread writes to it any more."""
+        try:
+            # Whatever it fails with comes second to what ended the block.
+            with suppress(OSError, Temporary):
+                await self._flushed()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def _flush(self) -> None:
+        chunks, self._chunks, self._gathered = self._chunks, [], 0
+        self._flushing = asyncio.ensure_future(asyncio.to_thread(self._append, chunks))
+
+    async def _flushed(self) -> None:
+        if self._flushing is not None:
+            flushing, self._flushing = self._flushing, None
+            await _finished(flushing)
+
+    def _append(self, chunks: Sequence[bytes]) -> None:
         with storage_faults():
             if self._file is None:
                 self._file = self._path.open("wb", buffering=0)
-            for chunk in self._chunks:
+            for chunk in chunks:
+                if self._note is not None:
+                    self._note(chunk)
                 _write_all(self._file, chunk)
-            self._chunks.clear()
-            self._gathered = 0
-
-    def _finish(self) -> None:
-        self._flush()
-        self.close()
 
 
 def _write_all(file: BinaryIO, chunk: bytes) -> None:
@@ -191,8 +270,12 @@ def _write_all(file: BinaryIO, chunk: bytes) -> None:
 
 
 async def _off_loop(work: Callable[[], T]) -> T:
-    """Run file I/O in a thread. A cancelled caller still waits for it: the file is not its own before that."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    """Run file I/O in a thread; see `_finished`."""
+    return await _finished(asyncio.ensure_future(asyncio.to_thread(work)))
+
+
+async def _finished(task: asyncio.Future[T]) -> T:
+    """What `task` has done. A cancelled caller still waits for it: the file is not its own before that."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

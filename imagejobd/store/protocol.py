@@ -165,7 +165,10 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:
-        """Forget finished jobs, logs and blob references that are older than their limit, `batch_max` rows each."""
+        """Forget finished jobs, logs and payloads that are older than their limit, `batch_max` rows each.
+
+        A payload is a blob's reference, or `content` of the spec.
+        """
         ...
 
     async def get(self, uuid: str, *, tenant: str | None) -> Job | None: ...
@@ -174,7 +177,7 @@ class Store(Protocol):
 
     async def list_jobs(self, which: Filter, *, cursor: int | None, limit: int) -> Page:
         """A page of jobs without what may be long: the checkpoint, the result's and the source's images, and the
-        spec's Dockerfile, arguments and labels.
+        spec's Dockerfile, arguments, labels and payload.
 
         `get` has them of one job; of a page they could be a gigabyte.
         """

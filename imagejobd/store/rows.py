@@ -21,6 +21,7 @@ def job(row: Row) -> Job:
         kind=row["kind"],
         tenant=row["tenant"],
         client=row["client"],
+        submitter=_json.decode(row["submitter"]),
         spec=_json.decode(row["spec"]),
         state=State(row["state"]),
         phase=row["phase"],

@@ -56,10 +56,11 @@ def prune(tx: Transaction, *, jobs_before_ms: int, logs_before_ms: int, blobs_be
     """One batch of each. A job's log and blobs go before the job itself, so that no batch grows by what hangs on it."""
     logs = _prune(tx, "logs", max(logs_before_ms, jobs_before_ms), batch_max)
     blobs = _prune(tx, "blobs", max(blobs_before_ms, jobs_before_ms), batch_max)
+    contents = tx.db.execute(_SQL["prune_contents"], {"before_ms": blobs_before_ms, "limit": batch_max}).rowcount
     jobs = tx.db.execute(_SQL["prune_jobs"], {"before_ms": jobs_before_ms, "limit": batch_max}).rowcount
     if jobs:
         tx.db.execute(_SQL["prune_lanes"])
-    return Pruned(jobs=jobs, logs=logs, blobs=blobs)
+    return Pruned(jobs=jobs, logs=logs, blobs=blobs + contents)
 
 
 def _prune(tx: Transaction, what: str, before_ms: int, batch_max: int) -> int:

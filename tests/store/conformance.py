@@ -51,12 +51,25 @@ async def event_types(store: Store, job: Enqueued) -> list[str]:
 class StoreConformance:
     async def test_an_accepted_job_is_there_as_it_was_given(self, store: Store, clock: SimulatedClock) -> None:
         """Everything of a new job can be read back, by UUID and by row id."""
-        made = await enqueue(store, tenant="t", client="c", priority=5, labels={"a": "b"}, idempotency_key="k")
+        person = {"sub": "jane", "name": 'Žofie "Z" Nováková'}
+        made = await enqueue(
+            store, tenant="t", client="c", submitter=person, priority=5, labels={"a": "b"}, idempotency_key="k"
+        )
         job = await job_of(store, made.uuid)
         assert (job.kind, job.tenant, job.client, job.spec, job.priority) == ("build", "t", "c", {"image": "a/b"}, 5)
+        assert job.submitter == person
         assert (job.state, job.attempt, job.crashes, job.labels) == (State.QUEUED, 0, 0, {"a": "b"})
         assert (job.created_ms, job.started_ms, job.finished_ms) == (clock.now_ms, None, None)
         assert await store.get_by_id(made.id, tenant="t") == job
+        assert (await store.list_jobs(Filter(), cursor=None, limit=1)).jobs[0].submitter == person
+
+    async def test_the_submitter_is_no_part_of_what_was_asked(self, store: Store) -> None:
+        """Nobody has to be known to submit; a colleague who repeats a request with its key gets the first one's job."""
+        assert (await job_of(store, (await enqueue(store)).uuid)).submitter == {}
+        first = await enqueue(store, idempotency_key="k", submitter={"sub": "jane"})
+        again = await enqueue(store, idempotency_key="k", submitter={"sub": "joe"})
+        assert (again.uuid, again.is_new) == (first.uuid, False)
+        assert (await job_of(store, first.uuid)).submitter == {"sub": "jane"}
 
     async def test_a_tenant_does_not_see_the_jobs_of_another(self, store: Store) -> None:
         """Reading and cancelling with another tenant's name finds nothing."""
@@ -465,6 +478,23 @@ class StoreConformance:
         pruned = await store.prune(jobs_before_ms=0, logs_before_ms=limit_ms, blobs_before_ms=limit_ms, batch_max=9)
         assert (pruned.jobs, pruned.logs, pruned.blobs) == (0, 0, 1)
 
+    async def test_a_payload_in_a_spec_goes_as_a_blob_does(self, store: Store, clock: SimulatedClock) -> None:
+        """`content` leaves the specs of old ended jobs, in batches; all else of them stays, and so do younger ones."""
+        spec = {"payload": "sha256:1", "content": "QQ=="}
+        ended = [await enqueue(store, spec=spec) for _ in range(3)]
+        for _ in ended:
+            await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
+        limit_ms = clock.advance(1000)
+        young, living = await enqueue(store, spec=spec), await enqueue(store, spec=spec)
+        await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
+        batches = [
+            await store.prune(jobs_before_ms=0, logs_before_ms=0, blobs_before_ms=limit_ms, batch_max=2)
+            for _ in range(3)
+        ]
+        assert [(pruned.jobs, pruned.blobs) for pruned in batches] == [(0, 2), (0, 1), (0, 0)]
+        assert [(await job_of(store, job.uuid)).spec for job in ended] == [{"payload": "sha256:1"}] * 3
+        assert [(await job_of(store, job.uuid)).spec for job in (young, living)] == [spec, spec]
+
     async def test_a_listing_pages_from_new_to_old(self, store: Store) -> None:
         """The cursor continues exactly where the page ended, whatever came in meanwhile."""
         made = [await enqueue(store) for _ in range(7)]
@@ -506,8 +536,9 @@ class StoreConformance:
         return list((await store.list_jobs(Filter(), cursor=None, limit=99)).jobs)
 
     async def test_a_listing_leaves_out_what_may_be_long(self, store: Store) -> None:
-        """However a page is found, its jobs are without checkpoint, Dockerfile, arguments and labels; `get` has all."""
-        spec = {"image": "a/b", "dockerfile": "FROM x", "build_args": {"a": "b"}, "labels": {"c": "d"}, "nocache": True}
+        """However a page is found, jobs have no checkpoint, Dockerfile, arguments, labels, payload; `get` has all."""
+        long = {"dockerfile": "FROM x", "build_args": {"a": "b"}, "labels": {"c": "d"}, "content": "cGF5bG9hZA=="}
+        spec = {"image": "a/b", "nocache": True} | long
         made = await enqueue(store, spec=spec, labels={"n": "1"})
         claim = await claim_one(store)
         await store.checkpoint(claim, {"built": "x" * 1000})

@@ -1,6 +1,7 @@
 """The content store: whole blobs or none, and never one less than is needed."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import time
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store import blobs as blobs_module
-from imagejobd.store.blobs import FLUSH_BYTES, BlobStore
+from imagejobd.store.blobs import FLUSH_BYTES, BlobStore, Kept
 from imagejobd.store.files import fsync_folder
 
 MAX_BYTES = 10 * FLUSH_BYTES
@@ -75,6 +76,62 @@ async def test_too_much_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
     with pytest.raises(Permanent) as refused:
         await put(blobs, bytes(MAX_BYTES + 1))
     assert refused.value.code is ErrorCode.TOO_LARGE
+    assert spooled(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, FLUSH_BYTES, 3 * FLUSH_BYTES + 17, MAX_BYTES])
+@pytest.mark.parametrize("chunk_bytes", [10_000, FLUSH_BYTES, MAX_BYTES])
+async def test_a_body_is_kept_as_it_comes(blobs: BlobStore, tmp_path: Path, size: int, chunk_bytes: int) -> None:
+    """Hashed while it is written: the blob is the body, named by its digest, and pinned."""
+    data = os.urandom(size)
+    kept = await blobs.keep(chunked(data, chunk_bytes), max_bytes=MAX_BYTES)
+    assert kept == Kept(digest_of(data), size)
+    assert blobs.path(kept.digest).read_bytes() == data
+    assert spooled(tmp_path) == []
+    assert await blobs.collect(set(), min_age_s=-1) == 0
+
+
+@pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
+async def test_a_body_that_is_not_whole_is_not_kept(blobs: BlobStore, tmp_path: Path, size: int) -> None:
+    """One that breaks off, or is too large at its end, leaves neither a blob nor a spool file."""
+
+    async def body() -> AsyncIterator[bytes]:
+        async for chunk in chunked(bytes(size), FLUSH_BYTES):
+            yield chunk
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError if size == MAX_BYTES else Permanent):
+        await blobs.keep(body(), max_bytes=MAX_BYTES)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_a_body_whose_keeping_is_cancelled(blobs: BlobStore, tmp_path: Path) -> None:
+    """Whenever it happens, no spool file stays, and a blob that was made is not pinned."""
+    for pause_s in (0, 0.001, 0.002, 0.004, 0.008, 0.016):
+        keeping = asyncio.create_task(blobs.keep(chunked(os.urandom(MAX_BYTES), FLUSH_BYTES), max_bytes=MAX_BYTES))
+        await asyncio.sleep(pause_s)
+        if keeping.cancel():
+            await asyncio.wait([keeping])
+        else:
+            blobs.release((await keeping).digest)
+        assert spooled(tmp_path) == []
+    await blobs.collect(set(), min_age_s=-1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_a_full_disk_while_a_body_comes(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told as storage_full although the piece that found no room was written behind; nothing stays."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(blobs_module, "_write_all", full)
+    for size in (10, FLUSH_BYTES, MAX_BYTES):
+        with pytest.raises(Temporary) as refused:
+            await blobs.keep(chunked(bytes(size), FLUSH_BYTES), max_bytes=MAX_BYTES)
+        assert refused.value.code is ErrorCode.STORAGE_FULL
     assert spooled(tmp_path) == []
 
 
@@ -151,13 +208,57 @@ async def test_unreferenced_blobs_are_collected(blobs: BlobStore) -> None:
 
 
 async def test_a_pinned_blob_is_never_collected(blobs: BlobStore) -> None:
-    """A blob whose row is not committed yet stays whatever its age, until it is released or referenced."""
+    """Whatever its age and whoever refers to it meanwhile, it stays until all who pinned it have released it."""
     digest = await put(blobs, b"data")
-    age(blobs, digest, 100)
-    assert await blobs.collect(set(), min_age_s=0) == 0
-    assert await blobs.collect({digest}, min_age_s=0) == 0
-    age(blobs, digest, 100)
+    assert await put(blobs, b"data") == digest
+    assert await blobs.pin(digest)
+    for _ in range(3):
+        age(blobs, digest, 100)
+        assert await blobs.collect({digest}, min_age_s=0) == 0
+        assert await blobs.collect(set(), min_age_s=0) == 0
+        blobs.release(digest)
     assert await blobs.collect(set(), min_age_s=0) == 1
+    assert not await blobs.pin(digest)
+
+
+async def test_who_fails_to_pin_takes_nobodys_pin(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pin is given up once where a blob that is there cannot be adopted again, or its adoption is cancelled."""
+    digest = await put(blobs, b"data")
+    adopting = asyncio.create_task(put(blobs, b"data"))
+    await asyncio.sleep(0.001)
+    adopting.cancel()
+    await asyncio.wait([adopting])
+    if not adopting.cancelled():
+        blobs.release(digest)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "utime", full)
+    with pytest.raises(Temporary):
+        await put(blobs, b"data")
+    assert await blobs.collect(set(), min_age_s=-1) == 0
+    blobs.release(digest)
+    assert await blobs.collect(set(), min_age_s=-1) == 1
+
+
+async def test_a_name_that_is_there_is_synced_too(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it may have died before that, and its folder's maker too; the second sender is promised as much."""
+    synced: list[Path] = []
+
+    def noted(folder: Path) -> None:
+        synced.append(folder)
+        fsync_folder(folder)
+
+    digest = await put(blobs, b"data")
+    folder = blobs.path(digest).parent
+    monkeypatch.setattr(blobs_module, "fsync_folder", noted)
+    await put(blobs, b"data")
+    assert folder in synced
+    BlobStore(folder.parents[2])
+    assert folder.parent in synced
 
 
 async def test_a_blob_written_again_is_young_again(blobs: BlobStore) -> None:

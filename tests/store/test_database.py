@@ -88,6 +88,21 @@ def test_a_later_migration_runs_once(database: Path, monkeypatch: pytest.MonkeyP
         db.close()
 
 
+def test_jobs_from_before_submitters_have_none(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of a version that kept no submitter is read as an anonymous caller's."""
+    monkeypatch.setattr(database_module, "migrations", lambda: migrations()[:2])
+    db = open_database(database)
+    db.execute(
+        "insert into job (uuid, kind, tenant, client, spec, moved_ms, priority, created_ms) "
+        "values ('u', 'build', 'local', '', '{}', 1, 0, 1)"
+    )
+    db.close()
+    monkeypatch.undo()
+    db = open_database(database)
+    assert db.execute("select submitter from job").fetchone()[0] == "{}"
+    db.close()
+
+
 def test_a_newer_schema_is_refused(database: Path) -> None:
     """A file of a newer version is refused with what to do, and left as it is."""
     db = open_database(database)

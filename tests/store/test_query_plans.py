@@ -67,6 +67,7 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (UPKEEP["prune_jobs"], "job_finished"),
         (UPKEEP["prune_logs"], "job_with_log"),
         (UPKEEP["prune_blobs"], "job_with_blob"),
+        (UPKEEP["prune_contents"], "job_with_content"),
         (UPKEEP["prune_lanes"], "job_ended_by_tenant"),
         (READ["cancel_requests"], "job_running"),
         (READ["position"], "job_ready"),

@@ -12,7 +12,7 @@ join job on job.tenant = pair.value ->> 0 and job.idempotency_key = pair.value -
 
 -- name: insert_jobs
 -- One statement for a whole run of new jobs: each further one would cost the writer a wait for the interpreter lock.
-insert into job (id, uuid, kind, tenant, client, spec, delayed, moved_ms, priority, not_before_ms, labels,
+insert into job (id, uuid, kind, tenant, client, submitter, spec, delayed, moved_ms, priority, not_before_ms, labels,
                  idempotency_key, fingerprint, created_ms)
 select
     :last_id + 1 + key,
@@ -20,6 +20,7 @@ select
     value ->> 'kind',
     value ->> 'tenant',
     value ->> 'client',
+    value ->> 'submitter',
     value ->> 'spec',
     coalesce(value ->> 'not_before_ms', 0) > :now_ms,
     :now_ms,

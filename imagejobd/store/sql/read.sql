@@ -12,11 +12,11 @@ select kind from lane where tenant = ?;
 
 -- name: listed
 -- The columns of a job in a page of them: without what may be long.
-job.id, job.uuid, job.kind, job.tenant, job.client, job.state, job.phase, job.progress, job.error_code,
+job.id, job.uuid, job.kind, job.tenant, job.client, job.submitter, job.state, job.phase, job.progress, job.error_code,
 job.error_message, job.attempt, job.crashes, job.priority, job.not_before_ms, job.labels, job.idempotency_key,
 job.log_bytes, job.cancel_requested_ms, job.worker, job.lease_until_ms, job.created_ms, job.started_ms, job.finished_ms,
-json_remove(job.spec, '$.dockerfile', '$.build_args', '$.labels', '$.source.images') as spec,
-json_remove(job.result, '$.images') as result, '{}' as checkpoint
+json_remove(job.spec, '$.dockerfile', '$.build_args', '$.labels', '$.source.images', '$.content') as spec,
+json_remove(job.result, '$.images', '$.metrics') as result, '{}' as checkpoint
 
 -- name: newest
 select {listed} from job where id < :below order by id desc limit :limit;

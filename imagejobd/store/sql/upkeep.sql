@@ -45,6 +45,15 @@ delete from job_blob where (job_id, digest) in (
 update job indexed by job_with_blob set has_blob = 0
 where has_blob = 1 and finished_ms < :before_ms and not exists (select 1 from job_blob where job_id = job.id);
 
+-- name: prune_contents
+-- Payloads that are kept in their job's row.
+update job set spec = json_remove(spec, '$.content') where id in (
+    select id from job indexed by job_with_content
+    where finished_ms is not null and spec ->> '$.content' is not null and finished_ms < :before_ms
+    order by finished_ms
+    limit :limit
+);
+
 -- name: prune_jobs
 -- Only jobs whose log is gone, so that one batch stays a bounded number of rows.
 delete from job where id in (
