@@ -6,13 +6,13 @@ targets, absolute ones too: the engine resolves them within the context. Runs in
 """
 
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from imagejobd.archive.inflate import Inflated
+from imagejobd.archive.inflate import Inflated, Stop
 from imagejobd.archive.members import (
     BLOCK_BYTES,
     DIRECTORY,
@@ -25,6 +25,7 @@ from imagejobd.archive.members import (
 )
 from imagejobd.archive.sparse import read_sparse
 from imagejobd.archive.tree import Components, Leaf, Tree
+from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 
 DOCKERFILE = "Dockerfile"
@@ -43,11 +44,11 @@ class ContextBounds(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int
     max_entries: int
     max_name_bytes: int = 4096
-    max_dockerfile_bytes: int = 1 << 20
+    max_dockerfile_bytes: int = DOCKERFILE_MAX_BYTES
 
 
-def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Callable[[], bool]) -> str:
-    """Check the tar in `source` (plain, gzip, bzip2 or xz), write it anew to `target`; the text of its Dockerfile.
+def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Stop) -> str:
+    """Check the tar in `source`, compressed or not, and write it anew to `target`; the text of its Dockerfile.
 
     The context's `Dockerfile` counts, else its `dockerfile`, which is then written under both names. The text has no
     byte order mark. Raises `Permanent(invalid)` or `Permanent(too_large)` that names the member and the reason,
@@ -132,9 +133,7 @@ class _Rewriter:
         return [content]
 
     def _symlink(self, path: Components, member: Member) -> None:
-        if not member.link or b"\0" in member.link or len(member.link) > self._bounds.max_name_bytes:
-            raise invalid(f"the symbolic link {shown(member.name)} has an empty or over-long target")
-        self._tree.add(path, Leaf.SYMLINK)
+        self._tree.add_symlink(path, member.link)
         self._write(_header(path, tarfile.SYMTYPE, mode=member.mode, mtime=member.mtime, link=member.link))
 
     def _hard_link(self, path: Components, member: Member) -> None:

@@ -1,16 +1,26 @@
 """A tar's bytes, whatever they are compressed with, under a bound.
 
-Knows gzip, bzip2 and xz by their first bytes and takes everything else as it is. It never holds more than one chunk of
-decompressed data, whatever the ratio, and refuses to go beyond its bound. Says nothing about what the bytes mean.
+Knows gzip, bzip2, xz and zstd by their first bytes and takes everything else as it is. It never holds more than one
+chunk of decompressed data, whatever the ratio, and refuses to go beyond its bound. Says nothing about what the bytes
+mean.
 """
 
 import bz2
 import lzma
+import re
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
+import msgspec
+
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 CHUNK_BYTES = 1 << 20
 # What a decompressor gets at once. Each one copies what it did not use, so this bounds the cost of a tiny stream.
@@ -20,11 +30,14 @@ INPUT_BYTES = 16 << 10
 STREAMS_MAX = 100_000
 # xz -9 asks for 65 MiB. A hostile header can ask for 4 GiB.
 XZ_MEMORY_MAX_BYTES = 128 << 20
+# 128 MiB: `zstd --ultra -22` and `--long` ask for that much, and a hostile frame header for up to 2 TiB.
+ZSTD_WINDOW_MAX_LOG2 = 27
+_ZEROS = bytes(CHUNK_BYTES)
+# What tells every format, and the longest of them.
+_MAGIC_BYTES = 6
 
-_GZIP = b"\x1f\x8b"
-_BZIP2 = b"BZh"
-_XZ = b"\xfd7zXZ\0"
-_ZSTD = b"\x28\xb5\x2f\xfd"
+# Asked before each chunk: whether to stop.
+Stop = Callable[[], bool]
 
 
 class Stopped(Exception):
@@ -72,10 +85,24 @@ def _xz() -> _Decompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_MAX_BYTES)
 
 
-_FORMATS: tuple[tuple[bytes, str, Callable[[], _Decompressor]], ...] = (
-    (_GZIP, "gzip", _Gzip),
-    (_BZIP2, "bzip2", bz2.BZ2Decompressor),
-    (_XZ, "xz", _xz),
+def _zstd() -> _Decompressor:
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_MAX_LOG2})
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """A compression: what its streams begin with, its name, and what reads one stream."""
+
+    magic: re.Pattern[bytes]
+    name: str
+    new: Callable[[], _Decompressor]
+
+
+_FORMATS = (
+    _Format(re.compile(rb"\x1f\x8b"), "gzip", _Gzip),
+    _Format(re.compile(rb"BZh"), "bzip2", bz2.BZ2Decompressor),
+    _Format(re.compile(rb"\xfd7zXZ\0"), "xz", _xz),
+    # A frame, or a skippable one (RFC 8878 §3.1.2), which pzstd puts before each.
+    _Format(re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), "zstd", _zstd),
 )
 
 
@@ -85,7 +112,7 @@ class Inflated:
     Raises `Permanent(invalid)` for damaged data, `Permanent(too_large)` beyond the bound, and `Stopped`.
     """
 
-    def __init__(self, source: BinaryIO, *, max_bytes: int, stop: Callable[[], bool]) -> None:
+    def __init__(self, source: BinaryIO, *, max_bytes: int, stop: Stop) -> None:
         self._source = source
         self._stop = stop
         self._left = max_bytes
@@ -93,15 +120,9 @@ class Inflated:
         self._input = source.read(CHUNK_BYTES)
         self._input_at = 0
         self._streams = 1
-        self._magic = b""
-        self.format = ""
-        self._new: Callable[[], _Decompressor] | None = None
-        for magic, name, new in _FORMATS:
-            if self._input.startswith(magic):
-                self._magic, self.format, self._new = magic, name, new
-        if self._input.startswith(_ZSTD):
-            raise invalid("the tar is compressed with zstd, which is not supported; use gzip, bzip2, xz or none")
-        self._decompressor = self._new() if self._new else None
+        self._format = next((known for known in _FORMATS if known.magic.match(self._input)), None)
+        self.format = self._format.name if self._format else ""
+        self._decompressor = self._format.new() if self._format else None
         self._buffer = b""
         self._at = 0
 
@@ -128,15 +149,26 @@ class Inflated:
         while self.read_some(CHUNK_BYTES):
             pass
 
+    def zeros(self, count: int) -> Iterator[bytes]:
+        """A hole of `count` bytes, in pieces. Nothing in the source stands for it; the bound and `stop` hold for it."""
+        self._charge(count)
+        while count > 0:
+            self._check_stop()
+            yield _ZEROS[:count]
+            count -= CHUNK_BYTES
+
     def _chunk(self) -> bytes:
         self._check_stop()
-        chunk = self._decompressed() if self._new else self._raw(CHUNK_BYTES)
-        self._left -= len(chunk)
+        chunk = self._decompressed() if self._format else self._raw(CHUNK_BYTES)
+        self._charge(len(chunk))
+        return chunk
+
+    def _charge(self, count: int) -> None:
+        self._left -= count
         if self._left < 0:
             raise Permanent(
                 ErrorCode.TOO_LARGE, f"the tar unpacks to more than {self._max_bytes} bytes, which is the limit"
             )
-        return chunk
 
     def _check_stop(self) -> None:
         if self._stop():
@@ -172,6 +204,11 @@ class Inflated:
                 what = f"unpacking the xz data takes more than {XZ_MEMORY_MAX_BYTES >> 20} MiB of memory"
                 raise Permanent(ErrorCode.TOO_LARGE, f"{what}; use xz -9 or less") from None
             raise invalid(f"the xz data is damaged: {error}") from None
+        except zstd.ZstdError as error:
+            if "memory" in str(error).lower():
+                what = f"unpacking the zstd data takes a window of more than {1 << ZSTD_WINDOW_MAX_LOG2 - 20} MiB"
+                raise Permanent(ErrorCode.TOO_LARGE, f"{what}; use --long=27 or less") from None
+            raise invalid(f"the zstd data is damaged: {error}") from None
         except (zlib.error, OSError, EOFError, ValueError) as error:
             raise invalid(f"the {self.format} data is damaged: {error}") from None
 
@@ -181,13 +218,13 @@ class Inflated:
         `unused` counts the last input bytes that the finished stream did not take.
         """
         self._input_at -= unused
-        head = self._input[self._input_at : self._input_at + len(self._magic)]
-        if len(head) < len(self._magic):
+        head = self._input[self._input_at : self._input_at + _MAGIC_BYTES]
+        if len(head) < _MAGIC_BYTES:
             self._input, self._input_at = head + self._source.read(CHUNK_BYTES), 0
-        if self._new is None or not self._input.startswith(self._magic, self._input_at):
+        if self._format is None or not self._format.magic.match(self._input, self._input_at):
             return None
         self._streams += 1
         if self._streams > STREAMS_MAX:
             what = f"the {self.format} data consists of more than {STREAMS_MAX} streams, which is the limit"
             raise Permanent(ErrorCode.TOO_LARGE, f"{what}; compress the tar as one")
-        return self._new()
+        return self._format.new()

@@ -93,6 +93,10 @@ class Members:
         self._data_left -= count
         return piece
 
+    def hole(self, count: int) -> Iterator[bytes]:
+        """What a sparse member leaves out, in pieces: `count` zeros, under the bound of the stream."""
+        return self._stream.zeros(count)
+
     def read_map_block(self) -> bytes:
         """One more block of an old GNU sparse map. Those stand before the data and are not counted in its size."""
         block = self._stream.read(BLOCK_BYTES)
@@ -137,7 +141,7 @@ class Members:
             if self._stream.read(BLOCK_BYTES).strip(b"\0"):
                 raise invalid("the tar is damaged: an empty block stands between members")
             return None
-        if len(block) < BLOCK_BYTES or not _has_checksum(block):
+        if not is_header(block):
             raise invalid(self._no_header(block, is_first=is_first))
         return block
 
@@ -164,9 +168,9 @@ class Members:
         return content[:size]
 
 
-def shown(name: bytes) -> str:
-    """A member's name for a message: quoted, bounded, and nothing unprintable in it."""
-    text = name.decode(errors="backslashreplace")
+def shown(name: bytes | str) -> str:
+    """A stranger's name for a message: quoted, bounded, and nothing unprintable in it."""
+    text = name if isinstance(name, str) else name.decode(errors="backslashreplace")
     return repr(text if len(text) <= SHOWN_MAX_CHARS else text[:SHOWN_MAX_CHARS] + "…")
 
 
@@ -183,8 +187,13 @@ def header_number(field: bytes, what: str) -> int:
     return int(match.group(1) or b"0", 8)
 
 
-def _has_checksum(block: bytes) -> bool:
-    """The sum of the header with its checksum field as spaces; some old tars summed signed bytes."""
+def is_header(block: bytes) -> bool:
+    """Whether a block is a header: its checksum, with the field for it as spaces, says so.
+
+    Some old tars summed signed bytes.
+    """
+    if len(block) < BLOCK_BYTES:
+        return False
     match = _OCTAL.fullmatch(block[148:156])
     if not match or not match.group(1):
         return False

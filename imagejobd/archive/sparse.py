@@ -27,7 +27,6 @@ _MAP_OFFSET, _MAP_ENTRIES = 386, 4
 _MORE_OFFSET, _REAL_SIZE = 482, slice(483, 495)
 _EXTENSION_ENTRIES, _EXTENSION_MORE_OFFSET = 21, 504
 _ENTRY_BYTES = 24
-_ZEROS = bytes(1 << 20)
 
 Extents = list[tuple[int, int]]
 
@@ -45,7 +44,7 @@ class Sparse(msgspec.Struct, frozen=True):
         pieces = members.data()
         piece = b""
         for offset, length in self.extents:
-            yield from _hole(offset - at)
+            yield from members.hole(offset - at)
             at = offset + length
             while length:
                 piece = piece or next(pieces)
@@ -53,7 +52,7 @@ class Sparse(msgspec.Struct, frozen=True):
                 taken = min(length, len(piece))
                 length -= taken
                 piece = piece[taken:]
-        yield from _hole(self.size - at)
+        yield from members.hole(self.size - at)
 
 
 def read_sparse(member: Member, members: Members) -> Sparse | None:
@@ -146,9 +145,3 @@ def _check(sparse: Sparse, data_size: int) -> None:
 
 def _broken(name: bytes) -> Permanent:
     return invalid(f"the tar is damaged: the sparse map of {shown(name)} is wrong")
-
-
-def _hole(size: int) -> Iterator[bytes]:
-    while size > 0:
-        yield _ZEROS[:size]
-        size -= len(_ZEROS)

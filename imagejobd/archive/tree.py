@@ -48,7 +48,7 @@ class Tree:
             raise invalid(f"{shown(name)} is an absolute name; pack the tar from within the folder")
         path = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
         if b".." in path:
-            raise invalid(f"{shown(name)} leads out of the context by '..'")
+            raise invalid(f"{shown(name)} leads out of the tar by '..'")
         if len(path) > DEPTH_MAX:
             raise _too_large(f"{shown(name)} is {len(path)} folders deep", DEPTH_MAX)
         if any(len(part) > COMPONENT_MAX_BYTES for part in path):
@@ -73,6 +73,12 @@ class Tree:
             raise invalid(f"{_joined(path)} is in the tar twice")
         self._counted()
         folder[path[-1]] = leaf
+
+    def add_symlink(self, path: Components, target: bytes) -> None:
+        """Keep a symbolic link, wherever it leads. Raises also for a target that is no path."""
+        if not target or b"\0" in target or len(target) > self._max_name_bytes:
+            raise invalid(f"the symbolic link {_joined(path)} has an empty or over-long target")
+        self.add(path, Leaf.SYMLINK)
 
     def at(self, path: Components) -> "Node | Leaf | None":
         """What stands at `path`; a symbolic link on the way is not followed."""

@@ -37,12 +37,7 @@ async def keep_context(blobs: BlobStore, raw: Path, bounds: ContextBounds) -> Co
     """Check the tar in the file `raw` and keep the rewritten one; as `take_in` otherwise."""
     with blobs.spool_file() as checked:
         digest, dockerfile = await _rewritten(raw, checked, bounds)
-        try:
-            await blobs.adopt(checked, digest)
-        except asyncio.CancelledError:
-            # It was adopted all the same, and nobody else will hear of it.
-            blobs.release(digest)
-            raise
+        await blobs.adopt(checked, digest)
     return Context(digest, dockerfile)
 
 

@@ -1,5 +1,6 @@
 """The building phase: bases held, context streamed to the engine, progress told, the image named for this job."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from imagejobd.engine import images
 from imagejobd.engine.bases import PullPolicy
 from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.events import BuildEvent, Built, Step
+from imagejobd.engine.settings import Network
 from imagejobd.model.dockerfile import Base
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
@@ -24,15 +26,21 @@ from imagejobd.store.blobs import storage_faults
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How to build, apart from what. `pull` says when bases are pulled."""
+    """How to build, apart from what.
+
+    `own_args` are the service's own build args, beside those of a request. `pull` says when bases are pulled; `network`
+    None is as `[engine]` has it.
+    """
 
     timeout_s: float
     build_args: dict[str, str] = {}
+    own_args: dict[str, str] = {}
     target: str = ""
     labels: dict[str, str] = {}
     platform: str = ""
     nocache: bool = False
     pull: PullPolicy = "missing"
+    network: Network | None = None
 
 
 class BuiltImage(msgspec.Struct, frozen=True):
@@ -92,13 +100,16 @@ async def _build(
 ) -> str:
     settings = tools.engine.settings
     engine = await tools.engine.ping()
-    bases = tools.policy.read(
+    bases = await asyncio.to_thread(
+        tools.policy.read,
         context.dockerfile,
         build_args=recipe.build_args,
+        own_args=recipe.own_args,
         target=recipe.target,
         platform=recipe.platform,
         host_platform=f"{engine.os}/{engine.architecture}",
         all_stages=settings.builder == "classic",
+        knows_heredocs=engine.knows_heredocs(settings.builder),
     )
     credentials = _credentials(credentials_for, bases)
     request = BuildRequest(
@@ -106,10 +117,10 @@ async def _build(
         # Not the job's: after a crash the engine may still be ending the build of the attempt before.
         build_id=uuid7(),
         builder=settings.builder,
-        network=settings.network,
+        network=recipe.network or settings.network,
         tags=(tag,),
         target=recipe.target,
-        build_args=recipe.build_args,
+        build_args=recipe.build_args | recipe.own_args,
         labels=recipe.labels,
         platform=recipe.platform,
         no_cache=recipe.nocache,
@@ -120,12 +131,25 @@ async def _build(
     async with tools.bases.hold(wanted, policy=recipe.pull, credentials=credentials) as pulled:
         for reference in pulled:
             await work.log(f"pulled base {reference}\n")
+        await _check_triggers(tools, bases)
         return await _told(tools, work, request)
 
 
 def _credentials(credentials_for: CredentialsFor, bases: Iterable[Base]) -> dict[str, Credentials]:
     hosts = {base.reference.host for base in bases}
     return {host: found for host in hosts if (found := credentials_for(host)) is not None}
+
+
+async def _check_triggers(tools: BuildTools, bases: Iterable[Base]) -> None:
+    """ONBUILD instructions of the images of FROM become part of the build, and no Dockerfile shows them."""
+    for base in bases:
+        if base.instruction != "FROM":
+            continue
+        info = await images.inspect(tools.engine, base.reference)
+        if info is None:
+            raise Temporary(ErrorCode.CONFLICT, f"base image {base.reference} was removed from the engine meanwhile")
+        if info.config.on_build:
+            tools.policy.check_triggers(base, info.config.on_build)
 
 
 async def _told(tools: BuildTools, work: Work, request: BuildRequest) -> str:

@@ -4,7 +4,7 @@ Identical builds share an image id, and an operator may have tagged the same ima
 are taken away. Safe to repeat; what is gone already is fine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,6 +18,8 @@ from imagejobd.model.ids import is_uuid
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.reserved import JOB_PREFIX
 from imagejobd.model.work import Work
+
+Discard = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 
 log = structlog.get_logger("imagejobd.building")
 
@@ -33,11 +35,12 @@ class Borrowed(msgspec.Struct, frozen=True):
         return {"reference": self.reference, "image_id": self.image_id, "before_id": self.before_id}
 
 
-async def purge_surely(tools: BuildTools, work: Work, *, timeout_s: float) -> None:
-    """The purging phase. Its failing takes nothing from a result that is proved: the sweep purges later."""
+async def purge_surely(work: Work, discard: Discard, *, timeout_s: float) -> None:
+    """The purging phase: a kind's own `discard`. Its failing takes nothing from a result that is proved: the sweep
+    purges later."""
     try:
         async with work.phase("purging", timeout_s=timeout_s):
-            await purge(tools, work.job.uuid, work.checkpoint)
+            await discard(work.job.uuid, work.checkpoint)
     except ClaimLost:
         raise
     except Fault as fault:

@@ -135,7 +135,7 @@ class Attempt:
         if isinstance(fault, ClaimLost):
             raise fault
         wait_s = retry.delay_s(fault, self._claim.job.attempt, self._limits) if isinstance(fault, Temporary) else None
-        error = JobError(fault.code, self._work.redact(fault.message))
+        error = self._error(fault)
         if wait_s is not None:
             return Retry(error, wait_s)
         if isinstance(fault, Temporary):
@@ -143,8 +143,10 @@ class Attempt:
         return Ending(State.FAILED, error=error)
 
     def _failed_by(self, defect: Exception) -> Ending:
-        fault = self._as_fault(defect)
-        return Ending(State.FAILED, error=JobError(fault.code, self._work.redact(fault.message)))
+        return Ending(State.FAILED, error=self._error(self._as_fault(defect)))
+
+    def _error(self, fault: Fault) -> JobError:
+        return JobError(fault.code, _printable(self._work.redact(fault.message)))
 
     def _as_fault(self, failure: BaseException | None) -> Fault:
         if isinstance(failure, Fault):
@@ -208,6 +210,11 @@ class Attempt:
                 await self._store.retry(self._claim, error, not_before_ms=self._now_ms() + int(wait_s * 1000))
             case Interruption():
                 await self._store.interrupt(self._claim)
+
+
+def _printable(text: str) -> str:
+    """A message may quote a program's output: SQLite's JSON functions end it at a NUL, terminals obey an escape."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
 def _last_words(verdict: Verdict) -> str:

@@ -9,7 +9,7 @@ from imagejobd.model.work import Kind
 from imagejobd.store.protocol import CANCEL_TOPIC, Store
 
 CRASHES_MAX = 3
-SWEEP_EVERY_S = 300.0
+SWEEP_EVERY_S = 60.0
 SWEEP_RETRY_S = 5.0
 
 log = structlog.get_logger("imagejobd.recovery")
@@ -38,6 +38,9 @@ async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:
         for uuid in sorted(ownerless):
             try:
                 job = await store.get(uuid, tenant=None)
+                # One that was submitted between the two looks lives, too.
+                if job is not None and (job.kind != kind.name or not job.state.is_final):
+                    continue
                 await kind.discard(uuid, job.checkpoint if job else {})
             except Fault as fault:
                 troubles.add(fault.message)
@@ -47,16 +50,18 @@ async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:
 
 
 async def sweep_loop(store: Store, kinds: Iterable[Kind]) -> None:
-    """Sweep at boot, as soon as the outside world answers, every few minutes, and after each cancel.
+    """Sweep at boot, as soon as the outside world answers, every minute, and twice after each cancel.
 
-    A job that is cancelled while it waits for another attempt has nobody else to clean up after it.
+    A job that is cancelled while it waits for another attempt has nobody else to clean up after it; and of one that was
+    building the engine may name the image a moment after everything of it was removed.
     """
     kinds = tuple(kinds)
     told: set[str] = set()
+    was_cancelled = False
     with store.watch(CANCEL_TOPIC) as cancels:
         while True:
             troubles = await sweep(store, kinds)
             for message in sorted(troubles - told):
                 log.warning("cannot sweep yet", error=message)
             told = troubles
-            await cancels.changed(SWEEP_RETRY_S if troubles else SWEEP_EVERY_S)
+            was_cancelled = await cancels.changed(SWEEP_RETRY_S if troubles or was_cancelled else SWEEP_EVERY_S)

@@ -11,6 +11,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     queue_max: Count = 10_000
     per_tenant_running: Count = 8
     build: Count = 2
+    run: Count = 2
+    dispatch: Count = 2
     distribute: Count = 4
     max_attempts: Count = 5
     retry_first_s: Seconds = 5.0

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import itertools
 import lzma
 import os
 import subprocess
@@ -12,14 +13,17 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_tars import sparse_of
 
 from imagejobd.archive import ContextBounds, Stopped, dockerfile_context, rewrite
 from imagejobd.archive.inflate import STREAMS_MAX, Inflated
 from imagejobd.archive.members import RECORDS_PER_HEADER_MAX, Members
 from imagejobd.model.errors import ErrorCode, Permanent
 
+PACKS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd.compress}
 DOCKERFILE = ("Dockerfile", b"FROM scratch\n")
 
 
@@ -68,9 +72,7 @@ def refusal(data: bytes, bounds: ContextBounds | None = None) -> Permanent:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    "pack", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["plain", "gzip", "bzip2", "xz"]
-)
+@pytest.mark.parametrize("pack", [bytes, *PACKS.values()], ids=["plain", *PACKS])
 def test_every_compression_gives_the_same_plain_tar(pack):
     """Whatever a tar is compressed with, the same plain tar comes out."""
     data = tar_of(DOCKERFILE, ("src/main.c", b"int main;" * 1000))
@@ -176,6 +178,18 @@ def test_sparse_files_come_out_whole(tmp_path: Path, options: list[str]):
     assert refusal(packed, bounds_of(max_bytes=2_900_000)).code == ErrorCode.TOO_LARGE
 
 
+def test_holes_stop_when_told():
+    """Unrolling a hole ends when the caller says so, although nothing is read meanwhile."""
+    asked = itertools.count(1)
+    with pytest.raises(Stopped):
+        rewrite(
+            io.BytesIO(sparse_of("hole", 1 << 29) + tar_of(DOCKERFILE)),
+            io.BytesIO(),
+            bounds_of(),
+            lambda: next(asked) > 8,
+        )
+
+
 def test_lower_case_dockerfile_is_written_under_both_names():
     """`dockerfile` serves where there is no `Dockerfile`, and the engine finds it under its usual name."""
     text, out = rewritten(tar_of(("dockerfile", b"FROM b\n")))
@@ -273,9 +287,10 @@ def test_dockerfile_must_be_a_plain_text_file(entry, reason):
     assert reason in refusal(tar_of(("other", b""), entry)).message
 
 
-def test_decompression_bomb_is_refused_early():
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
+def test_decompression_bomb_is_refused_early(pack):
     """A bomb stops at the bound, whatever it would unpack to, and takes no memory for it."""
-    bomb = gzip.compress(tar_of(DOCKERFILE, ("zeros", bytes(64 << 20))))
+    bomb = pack(tar_of(DOCKERFILE, ("zeros", bytes(64 << 20))))
     tracemalloc.start()
     fault = refusal(bomb, bounds_of(max_bytes=8 << 20))
     peak = tracemalloc.get_traced_memory()[1]
@@ -312,6 +327,23 @@ def test_chains_of_headers_are_bounded():
     assert "headers for one member" in refusal(name * 5000).message
 
 
+def test_zstd_that_wants_too_much_memory_is_refused():
+    """The window in a zstd frame's header is bounded."""
+    compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 28})
+    data = compressor.compress(tar_of(DOCKERFILE), mode=zstd.ZstdCompressor.FLUSH_BLOCK) + compressor.flush()
+    fault = refusal(data)
+    assert fault.code == ErrorCode.TOO_LARGE
+    assert "--long=27" in fault.message
+
+
+def test_skippable_frames_of_zstd_are_skipped():
+    """pzstd puts a skippable frame before each frame; zstd:chunked one behind them all."""
+    data = tar_of(DOCKERFILE, ("noise", os.urandom(5000)))
+    skippable = b"\x50\x2a\x4d\x18\4\0\0\0note"
+    packed = skippable + zstd.compress(data[:3000]) + skippable + zstd.compress(data[3000:]) + skippable
+    assert rewritten(packed)[1] == rewritten(data)[1]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -319,7 +351,8 @@ def test_chains_of_headers_are_bounded():
         (b"FROM busybox\nRUN true\n", "a Dockerfile"),
         (b"PK\x03\x04" + bytes(600), "a zip archive"),
         (b"<!DOCTYPE html><html>" + b" " * 600, "a web page"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd, which is not supported"),
+        (b"\x28\xb5\x2f\xfd" + b"\xff" * 600, "zstd data is damaged"),
+        (zstd.compress(tar_of(DOCKERFILE))[:-3], "zstd data is cut short"),
         (gzip.compress(b"FROM busybox\n", mtime=0), "inside the gzip data: it looks like a Dockerfile"),
         (b"\x1f\x8b broken", "gzip data is damaged"),
         (gzip.compress(tar_of(DOCKERFILE), mtime=0)[:-30], "cut short"),
@@ -354,7 +387,7 @@ def test_impossible_sizes_are_refused(size):
     assert refusal(bytes(header) + bytes(1024)).code == ErrorCode.INVALID
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 def test_empty_compressed_streams_are_bounded(pack):
     """Streams that unpack to nothing meet no bound on bytes, so they are counted, and each costs little."""
     streams = pack(b"") * (STREAMS_MAX + 1)
@@ -373,7 +406,7 @@ def test_empty_compressed_streams_are_bounded(pack):
     assert time.process_time() - started < 6
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 @pytest.mark.parametrize("step", [1, 700, 40_000])
 def test_many_streams_are_one_tar(pack, step: int):
     """Streams of every size are joined without loss, wherever they meet the pieces that are read."""
@@ -429,7 +462,7 @@ SEED = tar_of(
     edits=st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.binary(min_size=1, max_size=12)), max_size=8),
     keep=st.integers(0, len(SEED)),
     mend=st.booleans(),
-    pack=st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress]),
+    pack=st.sampled_from([bytes, *PACKS.values()]),
 )
 def test_nothing_but_permanent_comes_out_of_damaged_tars(edits, keep, mend, pack):
     """Any damage to a tar, with checksums mended or not, ends in a result that reads back or in `Permanent`."""

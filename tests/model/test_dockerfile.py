@@ -35,6 +35,24 @@ def test_flags_are_parted_from_arguments():
     assert parse("FROM a\nRUN -- --x").instructions[1].arguments == "--x"
 
 
+def test_the_json_form_is_told_from_text():
+    """An array of strings comes as values; what is no array is text."""
+    _, run, add, check, text = parse(
+        'FROM a\nRUN ["a", "b c"]\nADD --link ["x", "/y z"]\nHEALTHCHECK CMD ["q"]\nRUN [ -f x ]'
+    ).instructions
+    assert [one.values for one in (run, add, check, text)] == [("a", "b c"), ("x", "/y z"), ("q",), None]
+
+
+def test_mounts_of_run_are_parsed():
+    """Type, `bind` where it is left out, and origin of each mount; keys and types go in any case."""
+    run = parse('FROM a\nRUN --mount=target=/x,FROM=b --mount="Type=Cache,target=/c" --mount=\'type=bind,"src=a,b"\' x')
+    assert [(mount.type, mount.origin) for mount in run.instructions[1].mounts] == [
+        ("bind", "b"),
+        ("cache", ""),
+        ("bind", ""),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -66,7 +84,7 @@ def test_heredoc_bodies_are_kept():
 
 def test_escape_directive_changes_the_continuation():
     """With a backtick for escape a backslash at the end of a line is text."""
-    text = "# escape=`\nFROM a\nRUN dir C:\\\nRUN x `\n  y\n"
+    text = "# escape=` \t \nFROM a\nRUN dir C:\\\nRUN x `\n  y\n"
     assert lines_of(text) == [("FROM", 2, 2), ("RUN", 3, 3), ("RUN", 4, 5)]
     assert parse(text).escape == "`"
 
@@ -112,23 +130,46 @@ def test_onbuild_has_its_trigger():
         ("# only\n", "no instructions"),
         ("FROM a\n\nFOO bar", "Dockerfile line 3: unknown instruction 'FOO'"),
         ("FROM a\nRUN x\nEOF", "line 3: unknown instruction 'EOF'"),
-        ("RUN x\nFROM a", "line 1: RUN comes before the first FROM"),
-        ("ARG x", "line 1: ARG comes before the first FROM"),
-        ("FROM", "line 1: FROM needs an argument"),
-        ("FROM a\nCOPY", "line 2: COPY needs an argument"),
+        ("RUN x\nFROM a", "line 1: RUN: it comes before the first FROM"),
+        ("ARG x", "line 1: ARG: it comes before the first FROM"),
+        ("FROM", "line 1: FROM: it needs an argument"),
+        ("FROM a\nCOPY", "line 2: COPY: it needs an argument"),
         ("FROM a\nRUN <<EOF\nx", "line 2: the heredoc <<EOF is not closed"),
-        ("FROM a\nONBUILD FROM b", "line 2: FROM is not allowed in ONBUILD"),
-        ("FROM a\n" + "ONBUILD " * 5000 + "RUN x", "line 2: ONBUILD is not allowed in ONBUILD"),
+        ("FROM a\nONBUILD FROM b", "line 2: ONBUILD: FROM is not allowed in it"),
+        ("FROM a\n" + "ONBUILD " * 5000 + "RUN x", "line 2: ONBUILD: ONBUILD is not allowed in it"),
+        ("FROM a\nONBUILD --x RUN y", "line 2: ONBUILD: flag --x is not known; its flags: none"),
+        ("# check=skip=all\n# escape=`\nFROM a", "line 2: engines disagree about 'escape' behind 'check'"),
+        ("FROM a\nRUN x\0y", "line 2: there is a NUL"),
+        ("FROM a\nRUN " + "x" * 65531, "line 2: the line is longer than 65534 bytes"),
         ("# escape=x\nFROM a", "line 1: invalid escape character 'x'"),
         ("# escape=`\n# ESCAPE=`\nFROM a", "line 2: only one 'escape'"),
+        ("# escape=   \nFROM a", "line 1: invalid escape character"),
+        ("FROM a\nRUN <<A " + "x \\\n" * 140_000 + "\nA", "the instructions that hold '<<' have more than 262144"),
         ("# escape\xa0=`\nFROM a", "line 1: engines disagree"),
         ("#\u3000escape=`\nFROM a", "line 1: engines disagree"),
         ("# escape=`\xa0\nFROM a", "line 1: invalid escape character"),
         ("FROM a\nu\u017fer x", "line 2: unknown instruction"),
-        ("FROM a\nRUN " + "--x " * 100 + "y", "more than 64 flags"),
+        ("FROM a\nRUN " + "--mount=target=/x " * 100 + "y", "more than 64 flags"),
         ("FROM a\n" + "RUN x\n" * 5000, "more than 5000 instructions"),
         ("FROM a\nRUN echo ${A:-x <<EOF }\nEOF", "engines disagree"),
-        ('FROM a\nRUN ["x"] <<EOF\nFROM b\nEOF', "line 2: engines disagree"),
+        ('FROM a\nRUN ["x"] <<EOF\nFROM b\nEOF', "line 2: RUN: engines disagree"),
+        ('FROM a\nADD ["https://x/", "/y"] z', "line 2: ADD: engines disagree about what follows a JSON array"),
+        ('FROM a\nCMD ["x", 1]', "line 2: CMD: a JSON array may hold nothing but strings"),
+        ("FROM a\nCMD " + "[" * 5000, "line 2: CMD: the JSON array is nested too deep"),
+        ('FROM a\nCMD ["\\ud800"]', "line 2: CMD: a string of the JSON array holds NUL"),
+        ("FROM a\nCMD [" + "1" * 5000 + "]", "line 2: CMD: the JSON array is nested too deep, or holds a huge number"),
+        ('FROM a\nCMD ["\\ufeffx"]', "line 2: CMD: a string of the JSON array holds NUL, a byte order mark"),
+        ("FROM a\nRUN x \\\n\ufeffy", "line 2: there is a byte order mark inside the text"),
+        ('FROM a\nCMD ["\\u0000"]', "line 2: CMD: a string of the JSON array holds NUL"),
+        ("FROM a\nSHELL sh", "line 2: SHELL: it takes the JSON form"),
+        ("FROM a\nSHELL []", "line 2: SHELL: it takes the JSON form"),
+        ("FROM a\nENV a", "line 2: ENV: it needs a name and a value"),
+        ("FROM a\nENV a=b c", "line 2: ENV: 'c' has no '='"),
+        ("FROM a\nONBUILD LABEL a", "line 2: LABEL: it needs a name and a value"),
+        ("FROM a\nADD x", "line 2: ADD: it needs a source and a destination"),
+        ("FROM a\nHEALTHCHECK RUN x", "line 2: HEALTHCHECK: it is NONE, or CMD and a command"),
+        ("FROM a\nHEALTHCHECK NONE x", "line 2: HEALTHCHECK: it is NONE, or CMD and a command"),
+        ("FROM a\nHEALTHCHECK CMD", "line 2: HEALTHCHECK: it is NONE, or CMD and a command"),
         ("FROM a\nRUN " + "${A:-" * 40 + " <<EOF", "unknown instruction"),
     ],
 )
@@ -140,6 +181,39 @@ def test_faults_name_the_line(text, message):
         parse(text)
     assert caught.value.code == ErrorCode.INVALID
     assert message in caught.value.message
+    assert caught.value.message.endswith(" [rule syntax]")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "reason"),
+    [
+        ("FROM --platfrom=x b", "FROM: flag --platfrom is not known; its flags: --platform"),
+        ("RUN --device=x y", "RUN: flag --device is not known; its flags: --mount, --network, --security"),
+        ("RUN --Network=none y", "RUN: flag --Network is not known"),
+        ("COPY --checksum=x a b", "COPY: flag --checksum is not known"),
+        ("ENV --x=y a=b", "ENV: flag --x is not known; its flags: none"),
+        ("COPY --from a b", "COPY: flag --from needs a value: --from=…"),
+        ("COPY --from=a --from=b c d", "COPY: flag --from is given twice"),
+        ("COPY --link=maybe a b", "COPY: flag --link is true or false, not 'maybe'"),
+        ("RUN --network=HOST x", "RUN: flag --network is one of default, none, host, not 'HOST'"),
+        ("RUN --network=$N x", "RUN: flag --network is one of"),
+        ("RUN --security=root x", "RUN: flag --security is one of sandbox, insecure, not 'root'"),
+        ("COPY --from=\u00e9 a b", "COPY: flag '--from=\u00e9' has characters other than printable ASCII"),
+        ("COPY --from=a\u00a0b c d", "COPY: flag '--from=a' has characters"),
+        ("COPY --from='a\tb' c d", "COPY: flag \"--from='a\\tb'\" has characters"),
+        ("RUN --mount=type=evil x", "RUN: --mount: type 'evil' is not one of bind, cache, secret, ssh, tmpfs"),
+        ("RUN --mount=type=$T x", "RUN: --mount: type '$t' is not one of"),
+        ("RUN --mount=type=sec\\'\\'ret x", "RUN: --mount: type \"sec''ret\" is not one of"),
+        ("RUN --mount=nope=1 x", "RUN: --mount: key 'nope' is not known"),
+        ("RUN --mount=target x", "RUN: --mount: key target needs a value"),
+        ('RUN --mount=a,\\"b b', "RUN: --mount: "),
+    ],
+)
+def test_unknown_flags_are_refused(instruction, reason):
+    """A flag that no engine knows for the instruction, or in a form that engines tear apart, is no flag here."""
+    with pytest.raises(Permanent) as caught:
+        parse(f"FROM a\n{instruction}")
+    assert caught.value.message.startswith(f"Dockerfile line 2: {reason}")
 
 
 @given(st.text(alphabet=st.sampled_from("FROM a\nRUN<<EO${:-}'\"\\`#=\t\r-[]"), max_size=200))
@@ -160,14 +234,19 @@ def test_any_text_parses_or_is_refused(text):
         "FROM a\n" + "RUN x \\\n" * (1 << 17),
         "FROM a\nRUN --" + " --a" * (1 << 18),
         "#" * (1 << 20) + "\nFROM a",
+        "# check=x" + " " * 65_000 + "x\nFROM a",
+        "#" + " " * 65_000 + "x\nFROM a",
+        "# check" + " " * 65_000 + "x\nFROM a",
+        "#" + "x" * 65_000 + "\nFROM a",
+        "FROM a\nRUN <<A " + "x\\y" * 20_000 + ("\\\n" + "x\\y" * 20_000) * 16 + "\nA",
     ],
 )
 def test_a_mebibyte_of_anything_is_read_quickly(text):
     """The time to read a Dockerfile grows with its size, never with its square."""
-    started = time.perf_counter()
+    started = time.process_time()
     with suppress(Permanent):
         parse(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 1.0
 
 
 def test_an_ordinary_dockerfile_is_cheap():

@@ -398,3 +398,16 @@ async def test_a_defect_in_judging_fails_the_job(bench: Bench, monkeypatch: pyte
         job = await bench.ended((await bench.enqueue()).uuid)
     assert job.error is not None
     assert (job.state, job.error.code) == (State.FAILED, ErrorCode.INTERNAL)
+
+
+async def test_an_error_holds_nothing_unprintable(bench: Bench) -> None:
+    """A NUL does not end the stored message, and no escape reaches a terminal."""
+
+    async def fails(work: Work) -> Json:
+        raise Permanent(ErrorCode.BUILD_FAILED, "a\0b\x1b[31m\nc\x07")
+
+    uuid = (await bench.enqueue()).uuid
+    async with bench.running(ScriptedKind(fails)):
+        job = await bench.ended(uuid)
+    assert job.error is not None
+    assert job.error.message == "a b [31m\nc "

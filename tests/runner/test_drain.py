@@ -41,9 +41,10 @@ async def test_a_job_claimed_as_the_drain_begins(bench: Bench, monkeypatch: Any)
 async def test_a_job_that_does_not_stop_does_not_hold_the_drain(bench: Bench, monkeypatch: Any) -> None:
     """The daemon leaves without a job whose work ignores its cancellation; the next start takes it back."""
     monkeypatch.setattr(runner_module, "INTERRUPT_TIMEOUT_S", 0.05)
-    let_go = asyncio.Event()
+    begun, let_go = asyncio.Event(), asyncio.Event()
 
     async def deaf(work: Work) -> Json:
+        begun.set()
         while not let_go.is_set():
             try:
                 await let_go.wait()
@@ -53,7 +54,7 @@ async def test_a_job_that_does_not_stop_does_not_hold_the_drain(bench: Bench, mo
 
     async with bench.running(ScriptedKind(deaf)) as runner:
         uuid = (await bench.enqueue()).uuid
-        await bench.when(uuid, lambda job: job.state is State.RUNNING)
+        await begun.wait()
         async with asyncio.timeout(2):
             await runner.drain(0)
         assert (await bench.job(uuid)).state is State.RUNNING

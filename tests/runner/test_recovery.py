@@ -134,3 +134,19 @@ async def test_a_sweep_survives_a_store_that_cannot_be_read(bench: Bench, monkey
     monkeypatch.setattr(SqliteStore, "live", unreadable)
     assert await sweep(bench.store, [kind]) == {"locked"}
     assert kind.outside == {"a"}
+
+
+async def test_a_job_that_the_list_of_the_living_missed_is_spared(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not final lives, whatever was listed before."""
+    uuid = (await bench.enqueue()).uuid
+    kind = ScriptedKind(forever)
+    kind.outside = {uuid}
+
+    async def nobody(store: SqliteStore) -> set[str]:
+        return set()
+
+    monkeypatch.setattr(SqliteStore, "live", nobody)
+    assert await sweep(bench.store, [kind]) == set()
+    assert kind.outside == {uuid}

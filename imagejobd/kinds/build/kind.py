@@ -41,7 +41,10 @@ class BuildKind:
             self._building.blobs.release(digest)
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
-        return specs.parse(spec, upload, policy=self._building.policy)
+        engine = self._building.engine
+        # Nothing is asked at the door: what an engine that is not known yet would refuse, the build refuses.
+        knows_heredocs = engine.info is None or engine.info.knows_heredocs(engine.settings.builder)
+        return specs.parse(spec, upload, policy=self._building.policy, knows_heredocs=knows_heredocs)
 
     async def preflight(self, accepted: Accepted) -> None:
         """A build's bases are asked for when it runs."""
@@ -53,7 +56,7 @@ class BuildKind:
         if not work.checkpoint.get("pushed", {}).keys() >= set(names):
             await self._build_and_push(work, spec)
         failpoint("before_purge")
-        await purge_surely(self._building, work, timeout_s=self._tools.settings.purge_timeout_s)
+        await purge_surely(work, self.discard, timeout_s=self._tools.settings.purge_timeout_s)
         failpoint("after_purge")
         digests = work.checkpoint["pushed"]
         image_id = work.checkpoint["built"]["id"]

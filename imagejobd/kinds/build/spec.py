@@ -69,8 +69,9 @@ class _Request(BuildSpec, frozen=True, kw_only=True, forbid_unknown_fields=True)
     password: str | None = None
 
 
-def parse(spec: Json, upload: Upload | None = None, *, policy: Policy) -> Accepted:
-    """Check a caller's spec. Raises `Permanent(invalid | policy)` that names the field, or the Dockerfile's line."""
+def parse(spec: Json, upload: Upload | None = None, *, policy: Policy, knows_heredocs: bool = True) -> Accepted:
+    """Check a caller's spec for an engine that knows heredocs or not. Raises `Permanent(invalid | policy)` that names
+    the field, or the Dockerfile's line."""
     fields = {name: value for name, value in spec.items() if value not in (None, "")}
     _check_source(fields, upload)
     try:
@@ -87,6 +88,7 @@ def parse(spec: Json, upload: Upload | None = None, *, policy: Policy) -> Accept
             build_args=request.build_args,
             target=request.target or "",
             platform=request.platform or "",
+            knows_heredocs=knows_heredocs,
         )
     return _split(request, upload)
 

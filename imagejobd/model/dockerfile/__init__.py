@@ -1,11 +1,10 @@
-"""Dockerfiles as the engine reads them: instructions with their lines, stages, base images, and forbidden frontends.
+"""Dockerfiles as the engine reads them: instructions with their lines, stages, base images, and what may be built.
 
 A strict reading for decisions, not for building: the engine builds from the same text. Pure; nothing is pulled or run.
 """
 
-from imagejobd.model.dockerfile.bases import Base, bases
-from imagejobd.model.dockerfile.frontend import check_build_args, check_frontend, check_mounts
+from imagejobd.model.dockerfile.bases import Base, Bases
 from imagejobd.model.dockerfile.instruction import parse
 from imagejobd.model.dockerfile.stages import platform_args
 
-__all__ = ["Base", "bases", "check_build_args", "check_frontend", "check_mounts", "parse", "platform_args"]
+__all__ = ["Base", "Bases", "parse", "platform_args"]

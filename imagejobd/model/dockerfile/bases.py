@@ -1,90 +1,95 @@
 """The images that a build of a Dockerfile starts from.
 
 A build without a client session cannot log in to a registry by itself, so every base is pulled beforehand: FROM after
-ARG expansion, `COPY --from=` and `RUN --mount=from=`, less stages and `scratch`. Bases that the ONBUILD triggers of
-an image elsewhere name cannot be seen here.
+ARG expansion, `COPY --from=` and `RUN --mount=from=`, less stages and `scratch`. Images that the ONBUILD triggers of
+a base name cannot be seen here: the policy refuses them.
 """
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from imagejobd.model.dockerfile.instruction import Dockerfile, Instruction
-from imagejobd.model.dockerfile.source import at_line
-from imagejobd.model.dockerfile.stages import Stage, stages
+from imagejobd.model.dockerfile.source import SyntaxFault
+from imagejobd.model.dockerfile.stages import stages
 from imagejobd.model.errors import Permanent, invalid
 from imagejobd.model.reference import ImageReference
 
 SCRATCH = "scratch"
+# Of all stages together. A trigger counts in each stage that begins from its own, so their number could be a million.
+ORIGINS_MAX = 10_000
 
 
 class Base(msgspec.Struct, frozen=True):
-    """An image that a build needs. `platform` is what FROM asks for, None for the build's own; `line` its first use."""
+    """An image that a build needs.
+
+    `platform` is what FROM asks for, None for the build's own. `line` and `instruction` are its first use, as FROM if
+    there is one: only those bring their ONBUILD triggers along.
+    """
 
     reference: ImageReference
     platform: str | None
     line: int
+    instruction: str
 
 
-def bases(
-    dockerfile: Dockerfile,
-    build_args: Mapping[str, str],
-    automatic_args: Mapping[str, str],
-    *,
-    target: str = "",
-    skip_unused: bool = True,
-) -> tuple[Base, ...]:
-    """The images to pull before a build up to `target` ("" is the last stage), each once, in order of first use.
+class Bases:
+    """The stages of a Dockerfile and the images each is made from.
 
-    `skip_unused` leaves out the stages that the target does not need, as BuildKit does; the classic builder runs every
-    stage up to the target. Raises `Permanent(invalid)` for an unknown target, a FROM that expands to nothing or to no
-    image name, and a `--from` with a variable, which engines do not expand.
+    `is_classic`: the classic builder runs every stage up to the target, and takes the name of a later stage for an
+    image; BuildKit leaves out what the target does not need. Raises `SyntaxFault` for a FROM that expands to nothing or
+    to no image name, and a `--from` with a variable, which engines do not expand.
     """
-    graph = _Graph(stages(dockerfile, build_args, automatic_args))
-    last = graph.target(target)
-    found: dict[tuple[str, str | None], Base] = {}
-    for index in graph.needed_by(last) if skip_unused else range(last + 1):
-        for base in graph.bases_of(index):
-            found.setdefault((str(base.reference), base.platform), base)
-    return tuple(found.values())
 
+    def __init__(
+        self,
+        dockerfile: Dockerfile,
+        build_args: Mapping[str, str],
+        automatic_args: Mapping[str, str],
+        *,
+        is_classic: bool = False,
+    ) -> None:
+        self._stages = stages(dockerfile, build_args, automatic_args)
+        self._is_classic = is_classic
+        self._numbers: dict[str, list[int]] = {}
+        for stage in self._stages:
+            if stage.name:
+                self._numbers.setdefault(stage.name, []).append(stage.index)
+        self._from: dict[int, dict[str, Instruction]] = {}
+        self._from_triggers: dict[int, list[tuple[str, Instruction]]] = {}
+        self._origin_count = 0
 
-def mounts(instruction: Instruction) -> list[dict[str, str]]:
-    """The `--mount=` flags of a RUN as keys (lower case) and values; a key without value has "".
+    def every(self) -> tuple[Base, ...]:
+        """The images of all stages, each once, in order of first use."""
+        return self._of(range(len(self._stages)))
 
-    Raises `Permanent(invalid)` where the CSV form is broken.
-    """
-    found: list[dict[str, str]] = []
-    for value in instruction.flag_values("mount"):
-        try:
-            fields = next(csv.reader([value], strict=True), [])
-        except csv.Error as error:
-            raise at_line(instruction.first_line, f"--mount: {error}") from None
-        pairs = (field.partition("=") for field in fields)
-        found.append({key.strip().lower(): content for key, _, content in pairs})
-    return found
+    def needed(self, target: str = "") -> tuple[Base, ...]:
+        """The images to pull before a build up to `target` ("" is the last stage), each once, in order of first use.
 
+        Raises `Permanent(invalid)` for an unknown target.
+        """
+        last = self._target(target)
+        return self._of(range(last + 1) if self._is_classic else self._needed_by(last))
 
-class _Graph:
-    """The stages and what each is made from."""
+    def _of(self, indexes: Iterable[int]) -> tuple[Base, ...]:
+        found: dict[tuple[str, str | None], Base] = {}
+        for index in indexes:
+            for base in self._bases_of(index):
+                key = (str(base.reference), base.platform)
+                if key not in found or (base.instruction == "FROM" and found[key].instruction != "FROM"):
+                    found[key] = base
+        return tuple(found.values())
 
-    def __init__(self, every: Sequence[Stage]) -> None:
-        self._stages = every
-        self._names = {stage.name: stage.index for stage in every if stage.name}
-        self._from: dict[int, dict[str, int]] = {}
-
-    def target(self, name: str) -> int:
-        """The index of the stage to build."""
+    def _target(self, name: str) -> int:
         if not name:
             return len(self._stages) - 1
-        index = self._names.get(name.lower())
-        if index is None:
-            known = ", ".join(self._names) or "none has a name"
+        found = self._numbers.get(name.lower())
+        if not found:
+            known = ", ".join(self._numbers) or "none has a name"
             raise invalid(f"target {name[:64]!r} is not a stage of the Dockerfile; its stages: {known[:512]}")
-        return index
+        return found[-1]
 
-    def needed_by(self, last: int) -> list[int]:
+    def _needed_by(self, last: int) -> list[int]:
         """Indexes, ascending, of the stages that stage `last` is made from, itself included."""
         seen = {last}
         pending = [last]
@@ -97,62 +102,92 @@ class _Graph:
                     pending.append(below)
         return sorted(seen)
 
-    def bases_of(self, index: int) -> Iterator[Base]:
+    def _bases_of(self, index: int) -> Iterator[Base]:
         stage = self._stages[index]
         if stage.base is None and stage.image != SCRATCH:
-            yield Base(_reference(stage.line, stage.image), stage.platform, stage.line)
-        for name, line in self._sources(index).items():
+            yield Base(_reference(stage.line, "FROM", stage.image), stage.platform, stage.line, "FROM")
+        for name, user in self._sources(index).items():
             if name != SCRATCH and self._resolve(index, name) is None:
-                yield Base(_reference(line, name), None, line)
+                yield Base(_reference(user.first_line, user.name, name), None, user.first_line, user.name)
 
     def _resolve(self, index: int, name: str) -> int | None:
-        """The stage that `--from=name` means inside stage `index`: an earlier one's number, or any one's name."""
-        return int(name) if _is_number(name) else self._names.get(name.lower())
+        """The stage that `--from=name` means inside stage `index`: an earlier one's number, or one's name.
 
-    def _sources(self, index: int) -> dict[str, int]:
-        """Each `--from` of a stage with its first line, those of the ONBUILD triggers of the stage below included."""
+        Of stages with the same name the last counts, with the classic builder the last before this one.
+        """
+        if is_number(name):
+            return int(name)
+        found = self._numbers.get(name.lower(), ())
+        return next((number for number in reversed(found) if number < index or not self._is_classic), None)
+
+    def _sources(self, index: int) -> dict[str, Instruction]:
+        """Each `from` of a stage with the first instruction that has it, triggers of the stage below included."""
         if index not in self._from:
             stage = self._stages[index]
-            below = () if stage.base is None else self._stages[stage.base].instructions
-            triggers = [one.trigger for one in below if one.trigger]
-            found: dict[str, int] = {}
-            for instruction in (*triggers, *stage.instructions):
-                for name in _froms(instruction):
-                    _check_number(instruction, name, index)
-                    found.setdefault(name, instruction.first_line)
+            triggered = [] if stage.base is None else self._triggered(stage.base)
+            named = [*triggered, *_named(stage.instructions)]
+            self._origin_count += len(named)
+            if self._origin_count > ORIGINS_MAX:
+                raise SyntaxFault(stage.line, f"FROM: its stage and those before it have more than {ORIGINS_MAX} from=")
+            found: dict[str, Instruction] = {}
+            for name, instruction in named:
+                _check_number(instruction, name, index)
+                found.setdefault(name, instruction)
             self._from[index] = found
         return self._from[index]
 
+    def _triggered(self, index: int) -> list[tuple[str, Instruction]]:
+        """What a stage that begins from stage `index` gets by ONBUILD."""
+        if index not in self._from_triggers:
+            triggers = (one.trigger for one in self._stages[index].instructions if one.trigger)
+            self._from_triggers[index] = _named(triggers)
+        return self._from_triggers[index]
 
-def _froms(instruction: Instruction) -> Iterator[str]:
+
+def origins(instruction: Instruction) -> Iterator[str]:
+    """The stages and images that `COPY --from=` and `RUN --mount=from=` name, as written. Raises `SyntaxFault`."""
     names: list[str] = []
     if instruction.name == "COPY":
         names = list(instruction.flag_values("from"))
     elif instruction.name == "RUN":
-        names = [mount.get("from", "") for mount in mounts(instruction)]
+        names = [mount.origin for mount in instruction.mounts]
     for name in filter(None, names):
         if "$" in name:
             hint = f"name a stage with FROM {name[:64]} AS …, and use that name"
-            raise at_line(instruction.first_line, f"from={name[:64]}: variables are not expanded here; {hint}")
+            raise _fault(instruction, f"from={name[:64]}: variables are not expanded here; {hint}")
         yield name
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
+    """Whether `from=name` means a stage by its number, which only COPY knows."""
     return name.isascii() and name.isdigit()
+
+
+def _named(instructions: Iterable[Instruction]) -> list[tuple[str, Instruction]]:
+    """Each `from` with the first instruction of a name that has it."""
+    found: dict[tuple[str, str], Instruction] = {}
+    for instruction in instructions:
+        for name in origins(instruction):
+            found.setdefault((name, instruction.name), instruction)
+    return [(name, instruction) for (name, _), instruction in found.items()]
 
 
 def _check_number(instruction: Instruction, name: str, index: int) -> None:
     """Only COPY counts stages, and only those before its own; a mount would look for an image of that name."""
-    if not _is_number(name):
+    if not is_number(name):
         return
     if instruction.name != "COPY":
-        raise at_line(instruction.first_line, f"from={name[:64]}: a mount takes the name of a stage, not its number")
+        raise _fault(instruction, f"from={name[:64]}: a mount takes the name of a stage, not its number")
     if len(name) > len(str(index)) or int(name) >= index:
-        raise at_line(instruction.first_line, f"--from={name[:64]}: there is no stage of that number before this one")
+        raise _fault(instruction, f"--from={name[:64]}: there is no stage of that number before this one")
 
 
-def _reference(line: int, image: str) -> ImageReference:
+def _reference(line: int, instruction: str, image: str) -> ImageReference:
     try:
         return ImageReference.parse(image)
     except Permanent as fault:
-        raise at_line(line, fault.message) from None
+        raise SyntaxFault(line, f"{instruction}: {fault.message}") from None
+
+
+def _fault(instruction: Instruction, reason: str) -> SyntaxFault:
+    return SyntaxFault(instruction.first_line, f"{instruction.name}: {reason}")

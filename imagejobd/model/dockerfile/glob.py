@@ -1,14 +1,18 @@
 """The patterns of `${x#p}`, `${x%p}` and `${x/p/r}`: `*` any run, `?` any character, `\\` takes the next one as it is.
 
 Matched by stepping a set of positions along the text, in time linear in it: with a backtracking regular expression
-a hostile pattern takes years.
+a hostile pattern takes years. What a whole Dockerfile may take is counted in `Steps`.
 """
 
 import re
 from collections import defaultdict
 
+from imagejobd.model.dockerfile.steps import Steps
+
 PATTERN_MAX_CHARS = 64
 VALUE_MAX_CHARS = 512
+# What it takes to make a pattern ready, however short it is.
+_PATTERN_STEPS = 16
 
 _TOKEN = re.compile(r"\\.|[^\\]", re.DOTALL)
 
@@ -16,7 +20,9 @@ _TOKEN = re.compile(r"\\.|[^\\]", re.DOTALL)
 class _Pattern:
     """`pattern` compiled to bit masks: bit `i` of a state says that the first `i` tokens have matched."""
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(self, tokens: list[str], steps: Steps) -> None:
+        steps.spend(_PATTERN_STEPS + len(tokens))
+        self._steps = steps
         self._stars = 0
         self._any = 0
         self._literal: dict[str, int] = defaultdict(int)
@@ -35,6 +41,7 @@ class _Pattern:
         state = self._closed(1)
         found = [start] if state & self._accept else []
         for at in range(start, len(text)):
+            self._steps.spend(1)
             moving = state & (self._any | self._literal.get(text[at], 0))
             state = self._closed(moving << 1 | state & self._stars)
             if not state:
@@ -47,23 +54,23 @@ class _Pattern:
         return state | (state & self._stars) << 1
 
 
-def trim_prefix(value: str, pattern: str) -> str:
+def trim_prefix(value: str, pattern: str, steps: Steps) -> str:
     """`${x#p}`; a pattern that begins with `#` cuts the longest match. Raises `ValueError`."""
     pattern, is_longest = pattern.removeprefix("#"), pattern.startswith("#")
-    ends, _ = _Pattern(_tokens(value, pattern)).ends(value)
+    ends, _ = _Pattern(_tokens(value, pattern), steps).ends(value)
     return value[ends[-1 if is_longest else 0] :] if ends else value
 
 
-def trim_suffix(value: str, pattern: str) -> str:
+def trim_suffix(value: str, pattern: str, steps: Steps) -> str:
     """`${x%p}`; a pattern that begins with `%` cuts the longest match. Raises `ValueError`."""
     pattern, is_longest = pattern.removeprefix("%"), pattern.startswith("%")
-    ends, _ = _Pattern(_tokens(value, pattern)[::-1]).ends(value[::-1])
+    ends, _ = _Pattern(_tokens(value, pattern)[::-1], steps).ends(value[::-1])
     return value[: len(value) - ends[-1 if is_longest else 0]] if ends else value
 
 
-def replace(value: str, pattern: str, replacement: str, *, is_everywhere: bool) -> str:
+def replace(value: str, pattern: str, replacement: str, steps: Steps, *, is_everywhere: bool) -> str:
     """`${x/p/r}`, or `${x//p/r}` for all matches; each match is the longest and not empty. Raises `ValueError`."""
-    compiled = _Pattern(_tokens(value, pattern))
+    compiled = _Pattern(_tokens(value, pattern), steps)
     pieces: list[str] = []
     at = 0
     while at < len(value):

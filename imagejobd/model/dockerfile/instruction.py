@@ -1,22 +1,24 @@
 """Instructions of a Dockerfile: name, flags, arguments and the lines they stand on.
 
-Refuses what it does not know, so that nothing unread reaches an engine as if it had been checked. The finer grammar of
-each instruction is left to the engine, whose own message says it best.
+Refuses what it does not know, so that nothing unread reaches an engine as if it had been checked, and what engines of
+different age read differently, so that it is read here as it is built.
 """
 
-import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
 
-from imagejobd.model.dockerfile.source import Heredoc, LogicalLine, Source, at_line
+from imagejobd.model.dockerfile.flags import BadFlag, check_flags, cut_flags
+from imagejobd.model.dockerfile.grammar import BadArguments, check_arguments, json_form
+from imagejobd.model.dockerfile.mounts import Mount, parse_mount
+from imagejobd.model.dockerfile.source import Heredoc, LogicalLine, Source, SyntaxFault
 from imagejobd.model.dockerfile.words import SEPARATORS, SPACES
 from imagejobd.model.errors import invalid
 
 # A build of more would be past every engine's limit on layers; a bound keeps the reading of a hostile file short.
 INSTRUCTIONS_MAX = 5000
-FLAGS_MAX = 64
 
 NAMES = frozenset(
     {
@@ -40,15 +42,15 @@ NAMES = frozenset(
         "WORKDIR",
     }
 )
-_WITHOUT_ARGUMENTS = frozenset({"CMD", "ENTRYPOINT", "RUN", "SHELL"})
 _WITH_HEREDOC = frozenset({"ADD", "COPY", "RUN"})
 _NOT_TRIGGERS = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
+_FIRST_WORD = re.compile(f"([^{SEPARATORS}]*)[{SEPARATORS}]*")
 
 
 class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     """One instruction. `name` is upper case; `arguments` is the text after the flags; lines count from 1.
 
-    `trigger` is what an ONBUILD holds, else None.
+    `values` are the strings of the JSON form, None for text; `trigger` is what an ONBUILD holds, else None.
     """
 
     name: str
@@ -56,13 +58,14 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
     first_line: int
     last_line: int
+    values: tuple[str, ...] | None = None
+    mounts: tuple[Mount, ...] = ()
     heredocs: tuple[Heredoc, ...] = ()
     trigger: "Instruction | None" = None
 
     def flag_values(self, name: str) -> Iterator[str]:
         """The value of each `--name=value`."""
-        prefix = f"--{name}="
-        return (flag.removeprefix(prefix) for flag in self.flags if flag.startswith(prefix))
+        return _flag_values(self.flags, name)
 
 
 class Dockerfile(msgspec.Struct, frozen=True):
@@ -73,101 +76,77 @@ class Dockerfile(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> Dockerfile:
-    """Parse a Dockerfile. Raises `Permanent(invalid)` that names the line."""
+    """Parse a Dockerfile. Raises `SyntaxFault`, which names the line, and `Permanent(invalid)` for an empty one."""
     source = Source(text)
     instructions = tuple(_instruction(source, line) for line in islice(source.lines(), INSTRUCTIONS_MAX + 1))
     if len(instructions) > INSTRUCTIONS_MAX:
-        raise at_line(instructions[-1].first_line, f"there are more than {INSTRUCTIONS_MAX} instructions")
+        raise SyntaxFault(instructions[-1].first_line, f"there are more than {INSTRUCTIONS_MAX} instructions")
     if not instructions:
-        raise invalid("the Dockerfile holds no instructions")
+        raise invalid("the Dockerfile holds no instructions [rule syntax]")
     first = next((one for one in instructions if one.name != "ARG"), instructions[-1])
     if first.name != "FROM":
-        raise at_line(first.first_line, f"{first.name} comes before the first FROM; only ARG may")
+        raise SyntaxFault(first.first_line, f"{first.name}: it comes before the first FROM; only ARG may")
     return Dockerfile(instructions, source.escape)
 
 
+def parse_trigger(text: str) -> Instruction:
+    """Parse an ONBUILD trigger as an image keeps it. Raises `SyntaxFault`."""
+    source = Source(text)
+    found = tuple(_instruction(source, line) for line in islice(source.lines(), 2))
+    if len(found) != 1:
+        raise SyntaxFault(1, "a trigger is exactly one instruction")
+    _check_trigger(found[0])
+    return found[0]
+
+
 def _instruction(source: Source, line: LogicalLine) -> Instruction:
-    parsed = _parsed(line, line.text)
+    parsed = _parsed(line, line.text, source.escape)
     if parsed.name == "ONBUILD":
-        parsed = msgspec.structs.replace(parsed, trigger=_trigger(line, parsed.arguments))
+        trigger = _parsed(line, parsed.arguments, source.escape)
+        _check_trigger(trigger)
+        parsed = msgspec.structs.replace(parsed, trigger=trigger)
     body = parsed.trigger or parsed
-    if body.name not in _WITH_HEREDOC or "<<" not in line.text or _is_json(body):
+    if body.name not in _WITH_HEREDOC or "<<" not in line.text or body.values is not None:
         return parsed
     heredocs = source.heredocs(line.text)
     return msgspec.structs.replace(parsed, heredocs=heredocs, last_line=source.line_number)
 
 
-def _trigger(line: LogicalLine, text: str) -> Instruction:
-    trigger = _parsed(line, text)
+def _check_trigger(trigger: Instruction) -> None:
     if trigger.name in _NOT_TRIGGERS:
-        raise at_line(line.first, f"{trigger.name} is not allowed in ONBUILD")
-    return trigger
+        raise SyntaxFault(trigger.first_line, f"ONBUILD: {trigger.name} is not allowed in it")
 
 
-def _parsed(line: LogicalLine, text: str) -> Instruction:
+def _parsed(line: LogicalLine, text: str, escape: str) -> Instruction:
     word, rest = _cut_word(text.strip(SPACES))
     name = word.upper()
     if name not in NAMES or not word.isascii():
-        raise at_line(line.first, f"unknown instruction {word[:64]!r}")
-    flags, arguments = _cut_flags(rest)
-    if len(flags) > FLAGS_MAX:
-        raise at_line(line.first, f"{name} has more than {FLAGS_MAX} flags")
-    if not arguments and name not in _WITHOUT_ARGUMENTS:
-        raise at_line(line.first, f"{name} needs an argument")
-    return Instruction(name=name, flags=flags, arguments=arguments, first_line=line.first, last_line=line.last)
+        raise SyntaxFault(line.first, f"unknown instruction {word[:64]!r}")
+    try:
+        flags, arguments = cut_flags(rest)
+        check_flags(name, flags)
+        values = json_form(name, arguments)
+        check_arguments(name, arguments, values, escape)
+        mounts = tuple(parse_mount(value) for value in _flag_values(flags, "mount")) if flags else ()
+    except (BadFlag, BadArguments) as error:
+        raise SyntaxFault(line.first, f"{name}: {error}") from None
+    return Instruction(
+        name=name,
+        flags=flags,
+        arguments=arguments,
+        first_line=line.first,
+        last_line=line.last,
+        values=values,
+        mounts=mounts,
+    )
 
 
 def _cut_word(text: str) -> tuple[str, str]:
-    end = next((at for at, char in enumerate(text) if char in SEPARATORS), len(text))
-    return text[:end], text[end:].lstrip(SEPARATORS)
+    match = _FIRST_WORD.match(text)
+    # The pattern matches the empty text too.
+    return (match.group(1), text[match.end() :]) if match else ("", text)
 
 
-def _cut_flags(text: str) -> tuple[tuple[str, ...], str]:
-    """The leading `--…` words without their quotes, and what follows them (BuildKit's `extractBuilderFlags`)."""
-    flags: list[str] = []
-    text = text.strip(SPACES)
-    while text.startswith("--") and len(flags) <= FLAGS_MAX:
-        flag, text = _cut_flag(text)
-        text = text.lstrip(SPACES)
-        if flag == "--":
-            break
-        flags.append(flag)
-    return tuple(flags), text
-
-
-def _cut_flag(text: str) -> tuple[str, str]:
-    word: list[str] = []
-    quote = ""
-    at = 0
-    while at < len(text):
-        char = text[at]
-        if char == "\\":
-            at += 1
-            word.append(text[at : at + 1])
-        elif char == quote:
-            quote = ""
-        elif not quote and char in "'\"":
-            quote = char
-        elif not quote and char in SPACES:
-            break
-        else:
-            word.append(char)
-        at += 1
-    return "".join(word), text[at:]
-
-
-def _is_json(instruction: Instruction) -> bool:
-    """Whether the engine takes the arguments for the JSON form: an array of nothing but strings.
-
-    Old parsers overlook what follows the array, so a heredoc there is one for new engines only.
-    """
-    if not instruction.arguments.startswith("["):
-        return False
-    try:
-        values, end = json.JSONDecoder().raw_decode(instruction.arguments)
-    except (ValueError, RecursionError):
-        return False
-    is_json = all(isinstance(value, str) for value in values)
-    if is_json and "<<" in instruction.arguments[end:]:
-        raise at_line(instruction.first_line, "engines disagree about '<<' behind a JSON array; write one or the other")
-    return is_json
+def _flag_values(flags: tuple[str, ...], name: str) -> Iterator[str]:
+    prefix = f"--{name}="
+    return (flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix))

@@ -1,25 +1,42 @@
-"""What a Dockerfile may do on this build host. The same rules hold for every kind of job that builds."""
+"""What a Dockerfile may do on this build host: the operator's `[policy]`, judged after ARG expansion.
 
-from collections.abc import Iterable, Mapping
+The same rules hold for every kind of job that builds. Each list holds globs (`*` any run, `?` any character); of those
+that match, the last one decides, and `!` in front of it forbids. A list without a leading `*` so denies by default.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain, islice
 
-from imagejobd.model.dockerfile.bases import Base, bases
-from imagejobd.model.dockerfile.frontend import check_build_args, check_frontend, check_mounts
-from imagejobd.model.dockerfile.instruction import parse
+from imagejobd.model.dockerfile.bases import Base, Bases, origins
+from imagejobd.model.dockerfile.frontend import frontends
+from imagejobd.model.dockerfile.instruction import Dockerfile, parse, parse_trigger
+from imagejobd.model.dockerfile.rules import Rules, Violation
+from imagejobd.model.dockerfile.settings import PolicySettings
+from imagejobd.model.dockerfile.source import SyntaxFault
 from imagejobd.model.dockerfile.stages import platform_args
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.dockerfile.steps import Steps
+from imagejobd.model.errors import ErrorCode, Permanent, invalid
+
+__all__ = ["DOCKERFILE_MAX_BYTES", "Policy", "PolicySettings"]
 
 DOCKERFILE_MAX_BYTES = 1 << 20
+# Of all ONBUILD triggers of one image.
+TRIGGERS_MAX_CHARS = 64 * 1024
+VIOLATIONS_MAX = 10
 # The same Dockerfile is built again and again, under other tags and with other args; reading it anew took longer than
 # all else at the door. Only small ones are remembered.
 REMEMBERED_MAX = 256
 REMEMBERED_MAX_CHARS = 16 * 1024
 
+Args = tuple[tuple[str, str], ...]
+
 
 class Policy:
-    """The rules in force, and what they said of small Dockerfiles before."""
+    """The rules in force. Raises `Permanent(invalid)` for a list that cannot be used, naming its key."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: PolicySettings | None = None) -> None:
+        self._rules = Rules(settings or PolicySettings())
         self._remembered = lru_cache(maxsize=REMEMBERED_MAX)(self._read)
 
     def read(
@@ -27,40 +44,117 @@ class Policy:
         text: str,
         *,
         build_args: Mapping[str, str] | None = None,
+        own_args: Mapping[str, str] | None = None,
         target: str = "",
         platform: str = "",
         host_platform: str = "linux/amd64",
         all_stages: bool = False,
+        knows_heredocs: bool = True,
     ) -> tuple[Base, ...]:
         """Judge a Dockerfile; the images that a build of it starts from.
 
+        `build_args` are those of the request; `own_args` the service's, which no rule is about and which win.
         `platform` is what the build is for ("" is the engine's own, `host_platform`); `all_stages` is for the classic
-        builder, which skips none. Raises `Permanent(invalid | policy)` with the line, and `Permanent(too_large)`.
+        builder, which skips none. Where the engine does not know heredocs (`knows_heredocs`), none is allowed: it
+        would read as instructions what nobody judged. Every stage is judged, also those that the target does not need;
+        the images of those only where the policy is about images.
+
+        Raises `Permanent(policy)` that names line, instruction and rule of each thing that is not allowed, up to
+        `VIOLATIONS_MAX`; `Permanent(invalid)` for what cannot be read (a fault of syntax, with rule `syntax` and its
+        line, or an unknown target); and `Permanent(too_large)`.
         """
-        if len(text.encode()) > DOCKERFILE_MAX_BYTES:
-            raise Permanent(
-                ErrorCode.TOO_LARGE, f"the Dockerfile is larger than {DOCKERFILE_MAX_BYTES} bytes, the limit"
-            )
-        args = tuple((build_args or {}).items())
+        _check_size(text)
+        args, own = (tuple((given or {}).items()) for given in (build_args, own_args))
         read = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._read
-        return read(text, args, target, platform or host_platform, host_platform, all_stages)
+        return read(text, args, own, target, platform or host_platform, host_platform, all_stages, knows_heredocs)
 
     def check_build_args(self, names: Iterable[str]) -> None:
         """Judge the build args of a request. Raises `Permanent(policy)`."""
-        check_build_args(names)
+        _refuse(map(str, self._rules.build_args(names)))
+
+    def check_triggers(self, base: Base, triggers: Sequence[str]) -> None:
+        """Judge the ONBUILD instructions that the image `base` brings into a build.
+
+        They may name no image at all, and a stage by its number only: which of their names are stages of the Dockerfile
+        only the engine knows, and it would take any image that it has. A heredoc hides nothing in them, for engines
+        refuse a trigger of more than one instruction.
+        Raises `Permanent(policy)` that names the image, the trigger and the rule.
+        """
+        where = f"of base image {base.reference} (Dockerfile line {base.line})"
+        if sum(map(len, triggers)) > TRIGGERS_MAX_CHARS:
+            _refuse([f"ONBUILD triggers {where}: they have more than {TRIGGERS_MAX_CHARS} characters [rule syntax]"])
+        steps = Steps()
+        _refuse(
+            f"ONBUILD trigger {number} {where}: {fault}"
+            for number, text in enumerate(triggers, 1)
+            for fault in self._trigger_faults(text, steps)
+        )
+
+    def _trigger_faults(self, text: str, steps: Steps) -> Iterator[str]:
+        try:
+            trigger = parse_trigger(text)
+            names = list(origins(trigger))
+        except SyntaxFault as fault:
+            yield f"{text[:64]!r}: {fault.reason} [rule syntax]"
+            return
+        for violation in chain(self._rules.instruction(trigger, steps), self._rules.origins(trigger, names)):
+            yield violation.in_subject
 
     def _read(
         self,
         text: str,
-        build_args: tuple[tuple[str, str], ...],
+        build_args: Args,
+        own_args: Args,
         target: str,
         platform: str,
         host_platform: str,
         all_stages: bool,
+        knows_heredocs: bool,
     ) -> tuple[Base, ...]:
-        check_frontend(text)
-        self.check_build_args(name for name, _ in build_args)
-        parsed = parse(text)
-        check_mounts(parsed)
-        automatic = platform_args(platform, host_platform)
-        return bases(parsed, dict(build_args), automatic, target=target, skip_unused=not all_stages)
+        names = (name for name, _ in build_args)
+        found = list(_first([self._rules.frontends(frontends(text)), self._rules.build_args(names)]))
+        try:
+            parsed = parse(text)
+            found += _first(self._of_instructions(parsed, knows_heredocs=knows_heredocs))
+            bases = Bases(
+                parsed, dict(build_args + own_args), platform_args(platform, host_platform), is_classic=all_stages
+            )
+            needed = bases.needed(target)
+            found += _first(map(self._rules.base, bases.every() if self._rules.restrict_images else needed))
+        except Permanent:
+            # What is forbidden weighs more than what cannot be read.
+            if not found:
+                raise
+            needed = ()
+        _refuse(map(str, found))
+        return needed
+
+    def _of_instructions(self, parsed: Dockerfile, *, knows_heredocs: bool) -> Iterator[Iterator[Violation]]:
+        steps = Steps()
+        for one in parsed.instructions:
+            yield self._rules.instruction(one, steps)
+            if not knows_heredocs:
+                yield self._rules.heredocs(one)
+
+
+def _check_size(text: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise invalid("the Dockerfile is not valid Unicode [rule syntax]") from None
+    if size > DOCKERFILE_MAX_BYTES:
+        raise Permanent(ErrorCode.TOO_LARGE, f"the Dockerfile is larger than {DOCKERFILE_MAX_BYTES} bytes, the limit")
+
+
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise `Permanent(policy)` with all `faults` in one line, if there are any."""
+    shown = list(islice(faults, VIOLATIONS_MAX + 1))
+    if len(shown) > VIOLATIONS_MAX:
+        shown[-1] = "and more"
+    if shown:
+        raise Permanent(ErrorCode.POLICY, "; ".join(shown))
+
+
+def _first(violations: Iterable[Iterable[Violation]]) -> Iterator[Violation]:
+    """As many as are told, and one more."""
+    return islice(chain.from_iterable(violations), VIOLATIONS_MAX + 1)

@@ -10,15 +10,31 @@ from collections.abc import Iterator
 import msgspec
 
 from imagejobd.model.dockerfile.words import SPACES, Ambiguous, BadWord, split_raw, split_unquoted
-from imagejobd.model.errors import Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Permanent
 
 BOM = "\ufeff"
 DEFAULT_ESCAPE = "\\"
+# The engine's own bound on one line, without its end.
+LINE_MAX_BYTES = 65534
+# Telling heredocs from quotes takes a look at each character.
+HEREDOC_LINES_MAX_CHARS = 256 * 1024
 
-_DIRECTIVE = re.compile(r"#[\t\f\r ]*([a-zA-Z][a-zA-Z0-9]*)[\t\f\r ]*=[\t\f\r ]*(.+?)[\t\f\r ]*")
+_DIRECTIVE_SPACES = "\t\f\r "
+# The value is stripped afterwards: a pattern for the spaces behind it takes time by the square of their number.
+_DIRECTIVE = re.compile(
+    rf"#[{_DIRECTIVE_SPACES}]*([a-zA-Z][a-zA-Z0-9]*)[{_DIRECTIVE_SPACES}]*=[{_DIRECTIVE_SPACES}]*(.+)"
+)
 _LOOSE_DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=.*", re.DOTALL)
 _DIRECTIVES = frozenset({"escape", "syntax", "check"})
 _HEREDOC = re.compile(r"[0-9]*<<(-?)([^<]+)")
+
+
+class SyntaxFault(Permanent):
+    """A Dockerfile that is wrong, or beyond our bounds, in one line, which the message names beside `reason`."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(ErrorCode.INVALID, f"Dockerfile line {line}: {reason} [rule syntax]")
+        self.reason = reason
 
 
 class Heredoc(msgspec.Struct, frozen=True):
@@ -40,26 +56,39 @@ class Source:
     """Reads a Dockerfile from the top. `escape` is right once the first logical line has been read."""
 
     def __init__(self, text: str) -> None:
+        if "\0" in text:
+            raise SyntaxFault(text.count("\n", 0, text.index("\0")) + 1, "there is a NUL character")
         lines = text.removeprefix(BOM).split("\n")
-        self._lines = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+        _check_lengths(lines)
+        self._lines = lines if lines[-1] else lines[:-1]
         self._at = 0
+        self._heredoc_lines_chars = 0
         self._seen: set[str] = set()
         self._is_top = True
         self._set_escape(DEFAULT_ESCAPE)
 
     def lines(self) -> Iterator[LogicalLine]:
-        """Every logical line that is not empty. Raises `Permanent(invalid)` with the line number."""
+        """Every logical line that is not empty. Raises `SyntaxFault`."""
         while self._at < len(self._lines):
             raw = self._take().lstrip(SPACES)
             first = self._at
-            self._directive(raw)
-            text, is_open = self._cut_continuation("" if raw.startswith("#") else raw)
-            if not text and not is_open:
+            if self._is_top:
+                self._directive(raw)
+            if not raw or raw.startswith("#"):
                 continue
-            yield LogicalLine(text + self._rest(is_open=is_open), first, self._at)
+            text, is_open = self._cut_continuation(raw)
+            line = LogicalLine(text + self._rest() if is_open else text, first, self._at)
+            if BOM in line.text:
+                # The engine's lexer drops one where a word begins, so the end of a heredoc or a value would be another.
+                raise SyntaxFault(first, "there is a byte order mark inside the text")
+            yield line
 
     def heredocs(self, line: str) -> tuple[Heredoc, ...]:
         """Read the bodies that `line`, the logical line just read, announces."""
+        self._heredoc_lines_chars += len(line)
+        if self._heredoc_lines_chars > HEREDOC_LINES_MAX_CHARS:
+            limit = f"{HEREDOC_LINES_MAX_CHARS} characters together"
+            raise SyntaxFault(self._at, f"the instructions that hold '<<' have more than {limit}")
         return tuple(self._heredoc(name, strip_tabs) for name, strip_tabs in _announced(line, self._at))
 
     @property
@@ -69,10 +98,11 @@ class Source:
 
     def _take(self) -> str:
         self._at += 1
-        return self._lines[self._at - 1]
+        return self._lines[self._at - 1].rstrip("\r")
 
-    def _rest(self, *, is_open: bool) -> str:
+    def _rest(self) -> str:
         pieces: list[str] = []
+        is_open = True
         while is_open and self._at < len(self._lines):
             raw = self._take()
             stripped = raw.lstrip(SPACES)
@@ -84,30 +114,34 @@ class Source:
 
     def _cut_continuation(self, line: str) -> tuple[str, bool]:
         trimmed = line.rstrip(" \t")
-        if trimmed.endswith(self.escape) and not trimmed.endswith(self.escape * 2):
+        if trimmed[-1:] == self.escape and not trimmed.endswith(self.escape * 2):
             return trimmed[:-1], True
         return line, False
 
     def _directive(self, line: str) -> None:
-        if not self._is_top:
-            return
         match = _DIRECTIVE.fullmatch(line)
         loose = _LOOSE_DIRECTIVE.fullmatch(line)
         name = loose.group(1).lower() if loose else ""
         if not match and name in _DIRECTIVES:
-            raise at_line(self._at, f"engines disagree about this {name!r} directive; write it with ordinary spaces")
+            raise SyntaxFault(
+                self._at, f"engines disagree about this {name!r} directive; write it with ordinary spaces"
+            )
         if not match or name not in _DIRECTIVES:
             self._is_top = False
             return
         if name in self._seen:
-            raise at_line(self._at, f"only one {name!r} parser directive can be used")
+            raise SyntaxFault(self._at, f"only one {name!r} parser directive can be used")
+        if name == "escape" and "check" in self._seen:
+            raise SyntaxFault(
+                self._at, "engines disagree about 'escape' behind 'check'; put the escape directive first"
+            )
         self._seen.add(name)
         if name == "escape":
-            self._set_escape(match.group(2))
+            self._set_escape(match.group(2).rstrip(_DIRECTIVE_SPACES))
 
     def _set_escape(self, char: str) -> None:
         if char not in ("\\", "`"):
-            raise at_line(self._at, f"invalid escape character {char!r}: it can be \\ or `")
+            raise SyntaxFault(self._at, f"invalid escape character {char!r}: it can be \\ or `")
         self.escape = char
 
     def _heredoc(self, name: str, strip_tabs: bool) -> Heredoc:
@@ -119,12 +153,15 @@ class Source:
             if line == name:
                 return Heredoc(name, "".join(f"{line}\n" for line in body))
             body.append(line)
-        raise at_line(start, f"the heredoc <<{name} is not closed by a line that holds only {name}")
+        raise SyntaxFault(start, f"the heredoc <<{name[:64]} is not closed by a line that holds only {name[:64]}")
 
 
-def at_line(line: int, message: str) -> Permanent:
-    """The fault for a Dockerfile that is wrong in one line."""
-    return invalid(f"Dockerfile line {line}: {message}")
+def _check_lengths(lines: list[str]) -> None:
+    if max(map(len, lines)) * 4 <= LINE_MAX_BYTES:
+        return
+    for number, line in enumerate(lines, 1):
+        if len(line.encode()) > LINE_MAX_BYTES:
+            raise SyntaxFault(number, f"the line is longer than {LINE_MAX_BYTES} bytes, the engine's limit")
 
 
 def _announced(line: str, number: int) -> Iterator[tuple[str, bool]]:
@@ -132,7 +169,7 @@ def _announced(line: str, number: int) -> Iterator[tuple[str, bool]]:
     try:
         words = split_raw(line)
     except Ambiguous as error:
-        raise at_line(number, str(error)) from None
+        raise SyntaxFault(number, str(error)) from None
     except BadWord:
         # The engine too takes a line that it cannot split for one without heredocs.
         return
@@ -143,6 +180,6 @@ def _announced(line: str, number: int) -> Iterator[tuple[str, bool]]:
         try:
             names = split_unquoted(match.group(2))
         except BadWord as error:
-            raise at_line(number, f"{word!r}: {error}") from None
+            raise SyntaxFault(number, f"{word[:64]!r}: {error}") from None
         if len(names) == 1:
             yield names[0], match.group(1) == "-"

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from imagejobd.model.dockerfile.grammar import separated
 from imagejobd.model.dockerfile.instruction import Dockerfile, Instruction
-from imagejobd.model.dockerfile.source import at_line
-from imagejobd.model.dockerfile.words import SEPARATORS, SPACES, BadWord, expand
+from imagejobd.model.dockerfile.source import SyntaxFault
+from imagejobd.model.dockerfile.steps import Steps
+from imagejobd.model.dockerfile.words import BadWord, expand, split_words
 
 STAGES_MAX = 256
 GLOBAL_ARGS_MAX = 256
 PLATFORM_MAX_CHARS = 128
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
-_SEPARATOR_RUN = re.compile(f"[{SEPARATORS}]+")
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,78 +49,82 @@ def platform_args(target: str, build: str) -> dict[str, str]:
 def stages(
     dockerfile: Dockerfile, build_args: Mapping[str, str], automatic_args: Mapping[str, str]
 ) -> tuple[Stage, ...]:
-    """The stages in order. `automatic_args` are those of `platform_args`. Raises `Permanent(invalid)` with the line."""
+    """The stages in order. `automatic_args` are those of `platform_args`. Raises `SyntaxFault`."""
     starts = [at for at, one in enumerate(dockerfile.instructions) if one.name == "FROM"]
     if len(starts) > STAGES_MAX:
-        raise at_line(dockerfile.instructions[starts[-1]].first_line, f"there are more than {STAGES_MAX} stages")
-    variables = _global_args(dockerfile, starts[0], build_args, automatic_args)
+        raise SyntaxFault(
+            dockerfile.instructions[starts[-1]].first_line, f"FROM: there are more than {STAGES_MAX} stages"
+        )
+    scope = _Scope(dockerfile.escape)
+    _declare(scope, dockerfile.instructions[: starts[0]], build_args, automatic_args)
     found: list[Stage] = []
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         body = dockerfile.instructions[start + 1 : end]
-        found.append(_stage(dockerfile.instructions[start], body, found, variables, dockerfile.escape))
+        found.append(_stage(dockerfile.instructions[start], body, found, scope))
     return tuple(found)
 
 
-def _global_args(
-    dockerfile: Dockerfile, end: int, build_args: Mapping[str, str], automatic_args: Mapping[str, str]
-) -> dict[str, str]:
-    """The ARGs before the first FROM, each expanded by those before it."""
-    variables = {name: build_args.get(name, value) for name, value in automatic_args.items()}
-    count_max = len(variables) + GLOBAL_ARGS_MAX
-    for instruction in dockerfile.instructions[:end]:
-        for word in _words(instruction.arguments, dockerfile.escape):
-            name, equals, default = word.partition("=")
-            if not name:
-                raise at_line(instruction.first_line, "ARG needs a name before '='")
-            if name in build_args:
-                variables[name] = build_args[name]
-            elif equals:
-                variables[name] = _expand(instruction, default, variables, dockerfile.escape)
-            if len(variables) > count_max:
-                raise at_line(instruction.first_line, f"there are more than {GLOBAL_ARGS_MAX} ARGs before FROM")
-    return variables
+class _Scope:
+    """The variables that FROM sees, and what its words become; all of a Dockerfile share their steps."""
+
+    def __init__(self, escape: str) -> None:
+        self.variables: dict[str, str] = {}
+        self.escape = escape
+        self._steps = Steps()
+
+    def expand(self, instruction: Instruction, word: str) -> str:
+        try:
+            return expand(word, self.variables, self.escape, self._steps)
+        except BadWord as error:
+            raise SyntaxFault(instruction.first_line, f"{instruction.name} {word[:64]}: {error}") from None
 
 
-def _words(text: str, escape: str) -> list[str]:
-    """Split at spaces outside quotes, keeping quotes and escapes (BuildKit's `parseWords`)."""
-    e = re.escape(escape)
-    word = rf"(?:'[^']*'?|\"(?:{e}.|[^\"{e}])*\"?|{e}.|[^{SPACES}'\"{e}])+"
-    return re.findall(word, text, re.DOTALL)
+def _declare(
+    scope: _Scope, heads: Sequence[Instruction], build_args: Mapping[str, str], automatic_args: Mapping[str, str]
+) -> None:
+    """Take in `heads`, the ARGs before the first FROM, each expanded by those before it."""
+    scope.variables |= {name: build_args.get(name, value) for name, value in automatic_args.items()}
+    words = [(one, word) for one in heads for word in split_words(one.arguments, scope.escape)]
+    if len(words) > GLOBAL_ARGS_MAX:
+        raise SyntaxFault(
+            words[GLOBAL_ARGS_MAX][0].first_line, f"ARG: there are more than {GLOBAL_ARGS_MAX} ARGs before FROM"
+        )
+    for instruction, word in words:
+        name, equals, default = word.partition("=")
+        if not name:
+            raise SyntaxFault(instruction.first_line, "ARG: it needs a name before '='")
+        if name in build_args:
+            scope.variables[name] = build_args[name]
+        elif equals:
+            scope.variables[name] = scope.expand(instruction, default)
 
 
-def _stage(
-    start: Instruction, body: Sequence[Instruction], earlier: Sequence[Stage], variables: dict[str, str], escape: str
-) -> Stage:
-    words = _SEPARATOR_RUN.split(start.arguments)
+def _stage(start: Instruction, body: Sequence[Instruction], earlier: Sequence[Stage], scope: _Scope) -> Stage:
+    words = separated(start.arguments)
     if len(words) != 1 and not (len(words) == 3 and words[1].lower() == "as"):
-        raise at_line(start.first_line, "FROM takes an image, or an image, AS and a stage name")
+        raise SyntaxFault(start.first_line, "FROM: it takes an image, or an image, AS and a stage name")
     name = words[2].lower() if len(words) == 3 else ""
     if name and not _STAGE_NAME.fullmatch(name):
-        raise at_line(start.first_line, f"stage name {name[:64]!r} must begin with a letter; then letters, digits, -_.")
-    image = _expand(start, words[0], variables, escape)
+        raise SyntaxFault(
+            start.first_line, f"FROM: stage name {name[:64]!r} must begin with a letter; then letters, digits, -_."
+        )
+    image = scope.expand(start, words[0])
     if not image:
         hint = "give its ARG a default before the first FROM, or pass a build arg"
-        raise at_line(start.first_line, f"FROM {words[0][:64]} is empty after expansion: {hint}")
+        raise SyntaxFault(start.first_line, f"FROM {words[0][:64]} is empty after expansion: {hint}")
     return Stage(
         index=len(earlier),
         name=name,
         image=image,
-        platform=_platform(start, variables, escape),
+        platform=_platform(start, scope),
         line=start.first_line,
         base=next((stage.index for stage in reversed(earlier) if stage.name and stage.name == image.lower()), None),
         instructions=tuple(body),
     )
 
 
-def _platform(start: Instruction, variables: Mapping[str, str], escape: str) -> str | None:
-    platform = next((_expand(start, value, variables, escape) for value in start.flag_values("platform")), "")
+def _platform(start: Instruction, scope: _Scope) -> str | None:
+    platform = next((scope.expand(start, value) for value in start.flag_values("platform")), "")
     if len(platform) > PLATFORM_MAX_CHARS:
-        raise at_line(start.first_line, f"the platform is longer than {PLATFORM_MAX_CHARS} characters")
+        raise SyntaxFault(start.first_line, f"FROM: the platform is longer than {PLATFORM_MAX_CHARS} characters")
     return platform or None
-
-
-def _expand(instruction: Instruction, word: str, variables: Mapping[str, str], escape: str) -> str:
-    try:
-        return expand(word, variables, escape)
-    except BadWord as error:
-        raise at_line(instruction.first_line, f"{instruction.name} {word[:64]}: {error}") from None

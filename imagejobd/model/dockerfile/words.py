@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping
 
 from imagejobd.model.dockerfile.glob import replace, trim_prefix, trim_suffix
+from imagejobd.model.dockerfile.steps import Steps
 
 NESTING_MAX = 32
 WORD_MAX_CHARS = 4096
+# What a word takes, however short it is.
+_WORD_STEPS = 16
 
 # What Go's unicode.IsSpace calls a space; Python's notion also has the separators U+001C to U+001F.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
@@ -22,6 +25,7 @@ SEPARATORS = "\t\v\f\r "
 _SPACE_RUN = re.compile(f"([{SPACES}]+)")
 _NAME = re.compile(r"[0-9]+|[@*#?\-$!]|[^\W\d]\w*")
 _PLAIN = re.compile(r"[^$'\"/}\\`]+")
+_QUOTED_PLAIN = re.compile(r"[^$\"\\`]+")
 
 
 class BadWord(ValueError):
@@ -32,13 +36,16 @@ class Ambiguous(BadWord):
     """A word that engines of different age read differently."""
 
 
-def expand(word: str, variables: Mapping[str, str], escape: str) -> str:
+def expand(word: str, variables: Mapping[str, str], escape: str, steps: Steps) -> str:
     """Replace `$x`, `${x}` and `${x:-default}` (also `-` `+` `?` `#` `%` `/`) and remove quotes and escapes.
 
-    A variable that is not in `variables` is empty. Raises `BadWord`.
+    A variable that is not in `variables` is empty. Raises `BadWord`, also when `steps` run out.
     """
-    text = "".join(piece for piece, _ in _Lex(_bounded(word), variables, escape).until(""))
-    return _bounded(text)
+    try:
+        steps.spend(_WORD_STEPS + len(word))
+        return _joined(_Lex(_bounded(word), variables, escape, steps).until(""))
+    except ValueError as error:
+        raise BadWord(str(error)) from None
 
 
 def split_raw(line: str) -> list[str]:
@@ -46,7 +53,7 @@ def split_raw(line: str) -> list[str]:
 
     Raises `BadWord`, and `Ambiguous` for a `${…}` that holds both a space and `<<`: engines split it differently.
     """
-    pieces = _Lex(line, None, "\\", is_raw=True).until("")
+    pieces = _Lex(line, None, "\\", Steps(), is_raw=True).until("")
     for piece, _ in pieces:
         if piece.startswith("${") and "<<" in piece and _SPACE_RUN.search(piece):
             raise Ambiguous(f"{piece[:64]}: engines disagree about '<<' and spaces in a variable; put it in quotes")
@@ -55,7 +62,14 @@ def split_raw(line: str) -> list[str]:
 
 def split_unquoted(line: str) -> list[str]:
     """Split at spaces outside quotes and remove quotes and escapes; variables stay as written. Raises `BadWord`."""
-    return _split(_Lex(line, None, "\\").until(""))
+    return _split(_Lex(line, None, "\\", Steps()).until(""))
+
+
+def split_words(line: str, escape: str) -> list[str]:
+    """Split at spaces outside quotes, keeping quotes and escapes, as ENV, LABEL and ARG are (`parseWords`)."""
+    e = re.escape(escape)
+    word = rf"(?:'[^']*'?|\"(?:{e}.|[^\"{e}])*\"?|{e}.|[^{SPACES}'\"{e}])+"
+    return re.findall(word, line, re.DOTALL)
 
 
 def _split(pieces: list[tuple[str, bool]]) -> list[str]:
@@ -72,6 +86,10 @@ def _split(pieces: list[tuple[str, bool]]) -> list[str]:
     return [word for word in words if word]
 
 
+def _joined(pieces: list[tuple[str, bool]]) -> str:
+    return _bounded("".join(piece for piece, _ in pieces))
+
+
 def _bounded(text: str) -> str:
     if len(text) > WORD_MAX_CHARS:
         raise BadWord(f"a word is or expands to more than {WORD_MAX_CHARS} characters")
@@ -81,12 +99,15 @@ def _bounded(text: str) -> str:
 class _Lex:
     """One pass over `text`. Without `variables` every `$…` is kept; `is_raw` keeps quotes and escapes too."""
 
-    def __init__(self, text: str, variables: Mapping[str, str] | None, escape: str, *, is_raw: bool = False) -> None:
+    def __init__(
+        self, text: str, variables: Mapping[str, str] | None, escape: str, steps: Steps, *, is_raw: bool = False
+    ) -> None:
         self._text = text
         self._at = 0
         self._depth = 0
         self._variables = variables
         self._escape = escape
+        self._steps = steps
         self._keep_quotes = is_raw
         self._keep_escapes = is_raw
 
@@ -151,6 +172,9 @@ class _Lex:
         raise BadWord("a double quote is not closed")
 
     def _in_double_quotes(self) -> str:
+        if plain := _QUOTED_PLAIN.match(self._text, self._at):
+            self._at = plain.end()
+            return plain.group()
         char = self._next()
         if char == self._escape and self._peek() in ('"', "$", self._escape):
             return char + self._next() if self._keep_escapes else self._next()
@@ -189,7 +213,7 @@ class _Lex:
         word = self._operand("}", keep_escapes=operator[-1] in "#%")
         if self._variables is None:
             return f"${{{name}{operator}{word}}}"
-        return _modified(name, self._variables.get(name), operator, word)
+        return _modified(name, self._variables.get(name), operator, word, self._steps)
 
     def _replaced(self, name: str) -> str:
         is_everywhere = self._peek() == "/"
@@ -199,23 +223,22 @@ class _Lex:
         if self._variables is None:
             return f"${{{name}/{pattern}/{replacement}}}"
         value = self._variables.get(name, "")
-        try:
-            return _bounded(replace(value, pattern, replacement, is_everywhere=is_everywhere))
-        except ValueError as error:
-            raise BadWord(str(error)) from None
+        return _bounded(replace(value, pattern, replacement, self._steps, is_everywhere=is_everywhere))
 
     def _operand(self, stop: str, *, keep_escapes: bool) -> str:
         if self._depth == NESTING_MAX:
             raise BadWord(f"variables are nested more than {NESTING_MAX} deep")
         self._depth += 1
         outer, self._keep_escapes = self._keep_escapes, keep_escapes
-        word = "".join(piece for piece, _ in self.until(stop))
+        pieces = self.until(stop)
+        # What is only split never grows; what is expanded could at every depth anew.
+        word = "".join(piece for piece, _ in pieces) if self._variables is None else _joined(pieces)
         self._keep_escapes = outer
         self._depth -= 1
         return word
 
 
-def _modified(name: str, value: str | None, operator: str, word: str) -> str:
+def _modified(name: str, value: str | None, operator: str, word: str, steps: Steps) -> str:
     is_set = value is not None and (value != "" or operator[0] != ":")
     known = value or ""
     match operator[-1]:
@@ -228,6 +251,6 @@ def _modified(name: str, value: str | None, operator: str, word: str) -> str:
                 raise BadWord(f"{name}: {word or 'a value is required'}")
             return known
         case "#":
-            return trim_prefix(known, word)
+            return trim_prefix(known, word, steps)
         case _:
-            return trim_suffix(known, word)
+            return trim_suffix(known, word, steps)

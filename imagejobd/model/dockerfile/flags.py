@@ -1,0 +1,103 @@
+"""Flags of instructions: which there are, and how they are cut from a line.
+
+BuildKit's `extractBuilderFlags` and `BFlags`. A flag that is not in the table is refused, for nobody has said yet what
+it may do; `RUN --device`, which hands out the host's hardware, is left out on purpose.
+"""
+
+import re
+from collections.abc import Iterable
+
+from imagejobd.model.dockerfile.words import SEPARATORS, SPACES
+
+FLAGS_MAX = 64
+
+FLAGS = {
+    "ADD": frozenset({"checksum", "chmod", "chown", "exclude", "keep-git-dir", "link", "unpack"}),
+    "COPY": frozenset({"chmod", "chown", "exclude", "from", "link", "parents"}),
+    "FROM": frozenset({"platform"}),
+    "HEALTHCHECK": frozenset({"interval", "retries", "start-interval", "start-period", "timeout"}),
+    "RUN": frozenset({"mount", "network", "security"}),
+}
+_BOOLEAN = frozenset({"keep-git-dir", "link", "parents", "unpack"})
+_REPEATED = frozenset({"exclude", "mount"})
+_CHOICES = {"network": ("default", "none", "host"), "security": ("sandbox", "insecure")}
+# A whole word of printable ASCII without quotes and escapes, as nearly all flags are.
+_PLAIN_FLAG = re.compile(rf"[!#-&(-\[\]-~]+(?=[{SEPARATORS}]|\Z)")
+
+
+class BadFlag(ValueError):
+    """A flag that no engine knows, or that engines read differently; the message says why."""
+
+
+def cut_flags(text: str) -> tuple[tuple[str, ...], str]:
+    """The leading `--…` words without their quotes, and what follows them. Raises `BadFlag`.
+
+    Any other space than those of ASCII ends the flags.
+    """
+    text = text.strip(SEPARATORS)
+    flags: list[str] = []
+    while text.startswith("--"):
+        flag, text = _cut_flag(text)
+        text = text.lstrip(SEPARATORS)
+        if flag == "--":
+            break
+        if len(flags) == FLAGS_MAX:
+            raise BadFlag(f"more than {FLAGS_MAX} flags")
+        flags.append(flag)
+    return tuple(flags), text.strip(SPACES)
+
+
+def check_flags(name: str, flags: Iterable[str]) -> None:
+    """Hold the flags of an instruction `name` against the table. Raises `BadFlag`."""
+    known = FLAGS.get(name, frozenset())
+    seen: set[str] = set()
+    for flag in flags:
+        key, equals, value = flag[2:].partition("=")
+        if key not in known:
+            names = ", ".join(f"--{one}" for one in sorted(known)) or "none"
+            raise BadFlag(f"flag --{key[:64]} is not known; its flags: {names}")
+        if key in seen and key not in _REPEATED:
+            raise BadFlag(f"flag --{key} is given twice")
+        seen.add(key)
+        _check_value(key, equals, value)
+
+
+def spelled_out(flag: str) -> str:
+    """A flag with its value: `--link` is `--link=true`, which engines take for the same."""
+    return flag if "=" in flag else f"{flag}=true"
+
+
+def _check_value(key: str, equals: str, value: str) -> None:
+    if key in _BOOLEAN:
+        if equals and value not in ("true", "false"):
+            raise BadFlag(f"flag --{key} is true or false, not {value[:64]!r}")
+    elif not equals:
+        raise BadFlag(f"flag --{key} needs a value: --{key}=…")
+    elif key in _CHOICES and value not in _CHOICES[key]:
+        raise BadFlag(f"flag --{key} is one of {', '.join(_CHOICES[key])}, not {value[:64]!r}")
+
+
+def _cut_flag(text: str) -> tuple[str, str]:
+    if plain := _PLAIN_FLAG.match(text):
+        return plain.group(), text[plain.end() :]
+    word: list[str] = []
+    quote = ""
+    at = 0
+    while at < len(text):
+        char = text[at]
+        if char == "\\":
+            at += 1
+            word.append(text[at : at + 1])
+        elif char == quote:
+            quote = ""
+        elif not quote and char in "'\"":
+            quote = char
+        elif not quote and char in SPACES:
+            break
+        else:
+            word.append(char)
+        at += 1
+    # The engine takes the bytes of a character for characters, and some of them for spaces.
+    if not text[: at + 1].isascii() or not text[:at].isprintable():
+        raise BadFlag(f"flag {text[:at][:64]!r} has characters other than printable ASCII, which engines tear apart")
+    return "".join(word), text[at:]
