@@ -1,16 +1,30 @@
-"""The command line: `imagejobd serve` and `imagejobd check-config`."""
+"""The command line: `imagejobd serve`, `imagejobd check-config` and `imagejobd token`."""
 
 import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import msgspec
 
 from imagejobd import __version__, config, daemon
+from imagejobd.api.minting import mint
+from imagejobd.api.tokens import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import Fault
 
 # As for a command line that cannot be understood.
 BAD_CONFIGURATION = 2
+YEAR_S = 366 * 24 * 3600
+
+_INTEGER = click.IntRange(INTEGER_MIN, INTEGER_MAX)
+_CLAIMS = {"subject": "sub", "name": "name", "email": "email"}
+
+
+def _something(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value == "":
+        raise click.BadParameter("it is empty; leave the option out instead")
+    return value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,11 +56,47 @@ def check_config(path: Path | None) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(loaded, enc_hook=str), indent=2))
 
 
+@main.command()
+@_config_option
+@click.option("--tenant", type=_INTEGER, required=True, help="Claim tid: whose jobs its bearer may see.")
+@click.option("--client", type=_INTEGER, required=True, help="Claim oid: the client within the tenant.")
+@click.option("--subject", help="Claim sub: the person; auth.admin_subjects are such.")
+@click.option("--name", help="Claim name, kept with the person's jobs.")
+@click.option("--email", help="Claim email, kept with the person's jobs.")
+@click.option("--audience", callback=_something, help="Claim aud; auth.audience where it is not given.")
+@click.option("--expires-in-s", type=click.IntRange(1, YEAR_S), default=3600, show_default=True, help="Claim exp.")
+@click.option("--private-key", help="Sign with this PEM file instead of auth.jwt_secret_file.")
+@click.option("--key-id", callback=_something, help="Header kid: which key of a JWKS checks the token.")
+def token(
+    path: Path | None,
+    tenant: int,
+    client: int,
+    audience: str | None,
+    expires_in_s: int,
+    private_key: str | None,
+    key_id: str | None,
+    **person: str | None,
+) -> None:
+    """Mint a token and print it, for tests and scripts."""
+    auth = _load(path).auth
+    now_s = int(time.time())
+    claims = {"tid": tenant, "oid": client, "aud": audience or auth.audience, "iat": now_s, "exp": now_s + expires_in_s}
+    claims |= {_CLAIMS[option]: value for option, value in person.items() if value is not None}
+    try:
+        click.echo(mint(auth, claims, private_key_file=private_key, key_id=key_id))
+    except Fault as fault:
+        _refuse(fault)
+
+
 def _load(path: Path | None) -> config.Config:
     try:
         loaded = config.load(path)
         daemon.check(loaded)
     except (config.ConfigError, Fault) as error:
-        click.echo(f"imagejobd: {error}", err=True)
-        sys.exit(BAD_CONFIGURATION)
+        _refuse(error)
     return loaded
+
+
+def _refuse(error: Exception) -> NoReturn:
+    click.echo(f"imagejobd: {error}", err=True)
+    sys.exit(BAD_CONFIGURATION)

@@ -16,7 +16,10 @@ import msgspec
 from imagejobd.api.settings import Auth, Server
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build.settings import BuildSettings
+from imagejobd.kinds.dispatch.settings import DispatchSettings
 from imagejobd.kinds.distribute.settings import DistributeSettings
+from imagejobd.kinds.run.settings import RunSettings
+from imagejobd.model.dockerfile.policy import PolicySettings
 from imagejobd.model.egress import EgressSettings, is_loopback
 from imagejobd.registry.settings import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
@@ -34,6 +37,8 @@ class Kinds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`[kinds.*]`."""
 
     build: BuildSettings = BuildSettings()
+    run: RunSettings = RunSettings()
+    dispatch: DispatchSettings = DispatchSettings()
     distribute: DistributeSettings = DistributeSettings()
 
 
@@ -44,6 +49,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     auth: Auth = Auth()
     limits: Limits = Limits()
     engine: EngineSettings = EngineSettings()
+    policy: PolicySettings = PolicySettings()
     egress: EgressSettings = EgressSettings()
     registry: dict[str, RegistryHost] = {}
     kinds: Kinds = Kinds()
@@ -103,10 +109,12 @@ def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[L
 
 def check_listener(config: Config, listener: Listener) -> None:
     """Refuse to offer an API without authentication to other machines, unless that is asked for."""
-    if not listener.is_local and not config.auth.allow_anonymous:
+    auth = config.auth
+    if not (listener.is_local or auth.allow_anonymous or (auth.required and auth.has_keys)):
         raise ConfigError(
-            f"server.listen: {listener.host}:{listener.port} can be reached from other machines, and callers are not "
-            "authenticated; listen on loopback or a unix socket, or set auth.allow_anonymous = true"
+            f"server.listen: {listener.host}:{listener.port} can be reached from other machines, and callers need no "
+            "token; listen on loopback or a unix socket, or set auth.required = true with a key for tokens, or "
+            "auth.allow_anonymous = true"
         )
 
 

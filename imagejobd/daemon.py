@@ -18,7 +18,9 @@ import uvloop
 
 from imagejobd import logs
 from imagejobd.api.app import create_app
+from imagejobd.api.auth import Authentication
 from imagejobd.api.door import Door
+from imagejobd.api.keys import load_keys
 from imagejobd.building.cache import build_cache_loop
 from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
@@ -26,8 +28,13 @@ from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.tools import Tools as BuildKindTools
+from imagejobd.kinds.dispatch.kind import DispatchKind
+from imagejobd.kinds.dispatch.publishing import check_repository
+from imagejobd.kinds.dispatch.tools import Tools as DispatchTools
 from imagejobd.kinds.distribute.kind import DistributeKind
 from imagejobd.kinds.distribute.tools import Tools as DistributeTools
+from imagejobd.kinds.run.kind import RunKind
+from imagejobd.kinds.run.tools import Tools as RunTools
 from imagejobd.listeners import open_listeners
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
@@ -55,8 +62,11 @@ log = structlog.get_logger("imagejobd.daemon")
 def check(config: Config) -> None:
     """What a start would refuse of a configuration that reads well. Raises `Permanent(invalid)` that names the key."""
     Egress(config.egress)
+    Policy(config.policy)
+    check_repository(config.kinds.dispatch.repository)
     Engine(config.engine)
     RegistryHosts(config.registry)
+    load_keys(config.auth)
 
 
 def run(config: Config) -> int:
@@ -84,21 +94,32 @@ async def serve(config: Config) -> int:
         engine = await stack.enter_async_context(Engine(config.engine))
         egress = Egress(config.egress)
         registry = await stack.enter_async_context(RegistryClient(config.registry, egress))
-        building = BuildTools(engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy())
+        building = BuildTools(
+            engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy(config.policy)
+        )
         kinds: dict[str, Kind] = {
             "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
+            "run": RunKind(RunTools(building=building, settings=config.kinds.run)),
+            "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
             "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
         }
         slots = {name: getattr(config.limits, name) for name in kinds}
         runner = Runner(store, kinds, config.limits, slots=slots, worker=worker)
         door = Door(store, kinds, config.server, queue_max=config.limits.queue_max)
+        authentication = Authentication(config.auth)
+        app = create_app(door, {"engine": engine.ping}, authentication, registries=config.registry)
 
         await rescue(store, worker)
-        addresses = await open_listeners(
-            stack, config, create_app(door, {"engine": engine.ping}, registries=config.registry)
-        )
+        addresses = await open_listeners(stack, config, app)
         log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host)
-        vigil = Vigil(Notifier(), store, door, runner, drain_timeout_s=config.server.drain_timeout_s)
+        vigil = Vigil(
+            Notifier(),
+            store,
+            door,
+            runner,
+            reload=authentication.reload,
+            drain_timeout_s=config.server.drain_timeout_s,
+        )
         return await vigil.keep(
             runner=runner.run(),
             sweep=sweep_loop(store, kinds.values()),

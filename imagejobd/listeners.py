@@ -13,6 +13,8 @@ from imagejobd.systemd import listen_sockets
 BACKLOG = 1024
 # Followers of logs are cut off after this; whatever else was asked has been answered by then.
 CLOSE_TIMEOUT_S = 2.0
+# How long the rest of a refused body is swallowed, so that its sender may read the answer; then the connection ends.
+LINGERING_TIME_S = 2.0
 
 
 async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Application) -> list[str]:
@@ -20,7 +22,13 @@ async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Applica
 
     Systemd's sockets replace the configured ones: the unit file has said where.
     """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S, auto_decompress=False)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=CLOSE_TIMEOUT_S,
+        lingering_time=LINGERING_TIME_S,
+        auto_decompress=False,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     passed = listen_sockets()

@@ -7,6 +7,7 @@ daemon's business, not this module's.
 
 import os
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 
 from imagejobd.model.errors import invalid
@@ -29,8 +30,12 @@ class Notifier:
         self._socket.setblocking(False)
 
     def ready(self) -> bool:
-        """Start-up is complete."""
+        """Start-up, or a reload, is complete."""
         return self._send("READY=1")
+
+    def reloading(self) -> bool:
+        """A reload begins; the time tells the manager's order from an earlier one (sd_notify(3), `RELOADING=1`)."""
+        return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> bool:
         """One line for `systemctl status`."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -28,23 +28,34 @@ Loop = Coroutine[Any, Any, None]
 
 
 class Vigil:
-    """Keeps the daemon's loops until a signal. SIGTERM and SIGINT drain; the second one interrupts what runs."""
+    """Keeps the daemon's loops until a signal. SIGTERM and SIGINT drain; the second one interrupts what runs. SIGHUP
+    calls `reload`, which raises nothing."""
 
     def __init__(
-        self, notifier: Notifier, store: SqliteStore, door: Door, runner: Runner, *, drain_timeout_s: float
+        self,
+        notifier: Notifier,
+        store: SqliteStore,
+        door: Door,
+        runner: Runner,
+        *,
+        reload: Callable[[], Awaitable[None]],
+        drain_timeout_s: float,
     ) -> None:
         self._notifier = notifier
         self._store = store
         self._door = door
         self._runner = runner
+        self._reload = reload
         self._drain_timeout_s = drain_timeout_s
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
 
     async def keep(self, **loops: Loop) -> int:
         """Run the named loops until told to stop, then drain; returns the exit code."""
         self._listen_to_signals()
         own = {
-            "ready": self._say_ready(),
+            "ready": self._start_loop(),
+            "reload": self._reload_loop(),
             "status": self._status_loop(),
             "watchdog": self._watchdog_loop(),
             "store": self._store_failure(),
@@ -77,7 +88,7 @@ class Vigil:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart to apply a new configuration")
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
 
     def _on_stop_signal(self) -> None:
         if self._stop.is_set():
@@ -85,13 +96,27 @@ class Vigil:
             self._runner.interrupt_all()
         self._stop.set()
 
+    async def _start_loop(self) -> None:
+        await self._say_ready()
+        await asyncio.Event().wait()
+
+    async def _reload_loop(self) -> None:
+        """Read again what may change under a running daemon; several signals at once are one."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            log.info("reloading; a new configuration needs a restart")
+            is_expected = self._notifier.reloading()
+            await self._reload()
+            if is_expected:
+                await self._say_ready()
+
     async def _say_ready(self) -> None:
         """Until the manager has taken it: without READY=1 a unit is killed as one that never started."""
         while not self._stop.is_set():
             if self._notifier.ready():
                 break
             await asyncio.sleep(READY_RETRY_S)
-        await asyncio.Event().wait()
 
     async def _status_loop(self) -> None:
         while True:

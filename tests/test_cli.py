@@ -5,18 +5,33 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from harness.daemon import SOURCE_ROOT, Config, to_toml
 from harness.process import free_port
+from imagejobd.api.door import Caller
+from imagejobd.api.keys import load_keys
+from imagejobd.api.tokens import Tokens
 from imagejobd.cli import main
 from imagejobd.config import Config as Settings
 from imagejobd.config import parse
 
 COMMAND_TIMEOUT_S = 30
+SECRET = b"a shared secret of more than thirty-two bytes"
 CANNOT_START, BAD_CONFIGURATION = 1, 2
 
 
@@ -91,6 +106,12 @@ def test_check_config_touches_nothing(tmp_path: Path) -> None:
             ['[registry."r.example"]', "password_file", "/nowhere"],
         ),
         ({"registry": {"r.example": {"username": "me"}}}, ['[registry."r.example"]', "password_file"]),
+        ({"auth": {"required": True}}, ["auth.required", "jwt_secret_file"]),
+        ({"auth": {"algorithms": ["HS265"]}}, ["auth.algorithms", "'HS265'", "HS256"]),
+        ({"auth": {"jwt_secret_file": "/nowhere"}}, ["auth.jwt_secret_file", "/nowhere"]),
+        ({"auth": {"jwt_public_key_files": ["/nowhere"]}}, ["auth.jwt_public_key_files", "/nowhere"]),
+        ({"auth": {"jwks_file": "/nowhere"}}, ["auth.jwks_file", "/nowhere"]),
+        ({"auth": {"leeway_s": -1.0}}, ["auth.leeway_s"]),
         ({"registry": {"r.example": {"ca_file": "/nowhere"}}}, ['[registry."r.example"]', "ca_file", "/nowhere"]),
     ],
     ids=str,
@@ -195,10 +216,121 @@ def test_bad_configuration_of_a_process(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+def minted(*args: str) -> tuple[dict[str, Any], str]:
+    """The claims of a token that was printed, and nothing beside it; and the token."""
+    done = in_process("token", *args)
+    assert (done.exit_code, done.stderr) == (0, "")
+    [text] = done.stdout.splitlines()
+    claims: dict[str, Any] = jwt.decode(text, options={"verify_signature": False})
+    return claims, text
+
+
+def with_secret(folder: Path, secret: bytes = SECRET, **auth: Any) -> str:
+    """The path of a configuration with a shared secret."""
+    (folder / "jwt.secret").write_bytes(secret)
+    return written(folder, {"auth": {"jwt_secret_file": str(folder / "jwt.secret"), **auth}})
+
+
+def caller_of(config: str, text: str) -> Caller:
+    """Whom the daemon of that configuration takes a token's bearer for."""
+    auth = parse(Path(config).read_text(), "c").auth
+    return Tokens(load_keys(auth), auth).caller(text, time.time())
+
+
+def test_a_token_that_the_daemon_takes(tmp_path: Path) -> None:
+    """The token alone is printed; it names tenant and client and is good for an hour."""
+    config = with_secret(tmp_path)
+    claims, text = minted("--tenant", "1", "--client", "2", "--config", config)
+    assert (claims["tid"], claims["oid"], claims["aud"]) == (1, 2, Settings().auth.audience)
+    assert claims["exp"] - claims["iat"] == 3600
+    assert set(claims) == {"tid", "oid", "aud", "iat", "exp"}
+    caller = caller_of(config, text)
+    assert (caller.tenant, caller.client, caller.submitter) == ("1", "2", {})
+
+
+def test_a_token_with_a_person(tmp_path: Path) -> None:
+    """Subject, name, e-mail address, audience and time are as they are given."""
+    config = with_secret(tmp_path, admin_subjects=["jane"], audience="other")
+    person = ("--subject", "jane", "--name", "Jane Doe", "--email", "jane@company.example")
+    claims, text = minted("--tenant", "-1", "--client", "2", *person, "--expires-in-s", "60", "--config", config)
+    assert claims["exp"] - claims["iat"] == 60
+    caller = caller_of(config, text)
+    assert caller.is_admin
+    assert caller.submitter == {"sub": "jane", "name": "Jane Doe", "email": "jane@company.example"}
+    claims, _ = minted("--tenant", "1", "--client", "2", "--audience", "third", "--config", config)
+    assert claims["aud"] == "third"
+
+
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+def test_a_token_by_the_documents_secret(tmp_path: Path) -> None:
+    """A short secret mints without a word beside the token; the algorithm is one that is configured."""
+    config = with_secret(tmp_path, b"your-256-bit-secret\n", algorithms=["HS512", "RS256"])
+    _, text = minted("--tenant", "1", "--client", "2", "--config", config)
+    assert jwt.get_unverified_header(text) == {"alg": "HS512", "typ": "JWT"}
+    assert caller_of(config, text).tenant == "1"
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm"),
+    [
+        (rsa.generate_private_key(65537, 2048), "RS256"),
+        (ec.generate_private_key(ec.SECP256R1()), "ES256"),
+        (ed25519.Ed25519PrivateKey.generate(), "EdDSA"),
+    ],
+    ids=["rsa", "ec", "ed25519"],
+)
+def test_a_token_by_a_private_key(tmp_path: Path, key: Any, algorithm: str) -> None:
+    """With --private-key a token is signed by the first allowed algorithm of the key's sort, under the --key-id."""
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    config = written(tmp_path, {"auth": {"jwt_public_key_files": [str(public)]}})
+    args = ("--tenant", "1", "--client", "2", "--private-key", str(private), "--key-id", "k1", "--config", config)
+    _, text = minted(*args)
+    assert jwt.get_unverified_header(text) == {"alg": algorithm, "typ": "JWT", "kid": "k1"}
+    assert caller_of(config, text).tenant == "1"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["jwt_secret_file", "--private-key"]),
+        (["--private-key", "/nowhere"], ["--private-key", "/nowhere"]),
+        (["--private-key", "{folder}/config.toml"], ["config.toml", "not a private key in PEM"]),
+        (["--private-key", "{folder}/locked.pem"], ["locked.pem", "passphrase"]),
+        (["--private-key", "{folder}/small.pem"], ["small.pem", "1024 bits"]),
+        (["--private-key", "{folder}/p384.pem"], ["p384.pem", "ES384", "auth.algorithms"]),
+        (["--private-key", "{folder}/x25519.pem"], ["x25519.pem", "signs no tokens"]),
+        (["--tenant", "one"], ["--tenant", "integer"]),
+        (["--client", str(2**63)], ["--client", "range"]),
+        (["--expires-in-s", "0"], ["--expires-in-s", "range"]),
+        (["--audience", ""], ["--audience", "empty"]),
+        (["--key-id", ""], ["--key-id", "empty"]),
+    ],
+)
+def test_tokens_that_cannot_be_minted(tmp_path: Path, args: list[str], words: list[str]) -> None:
+    """Exit 2 with the option or file that is wrong, and nothing on stdout."""
+    locked = BestAvailableEncryption(b"passphrase")
+    for name, key, encryption in (
+        ("locked", ec.generate_private_key(ec.SECP256R1()), locked),
+        ("small", rsa.generate_private_key(65537, 1024), NoEncryption()),
+        ("p384", ec.generate_private_key(ec.SECP384R1()), NoEncryption()),
+        ("x25519", x25519.X25519PrivateKey.generate(), NoEncryption()),
+    ):
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+        (tmp_path / f"{name}.pem").write_bytes(pem)
+    config = written(tmp_path, {})
+    given = [arg.replace("{folder}", str(tmp_path)) for arg in args]
+    done = in_process("token", "--config", config, "--tenant", "1", "--client", "2", *given)
+    assert (done.exit_code, done.stdout) == (BAD_CONFIGURATION, "")
+    for word in words:
+        assert word in done.stderr
+
+
 def test_help_and_version() -> None:
-    """Both commands are in the help; the version is told."""
+    """All commands are in the help; the version is told."""
     shown = in_process("--help").stdout
-    assert "serve" in shown
-    assert "check-config" in shown
+    for command in ("serve", "check-config", "token"):
+        assert command in shown
     assert in_process("--version").exit_code == 0
     assert in_process("sevre").exit_code == BAD_CONFIGURATION

@@ -50,6 +50,12 @@ def test_the_example_of_a_registry_can_be_used() -> None:
         ("[limits]\ndistribute = 0", ["limits.distribute", ">= 1"]),
         ("[kinds.build]\nfetch_timeout = 3", ["kinds.build.fetch_timeout", "fetch_timeout_s"]),
         ('[registry."r.example"]\npasword_file = "x"', ['registry."r.example".pasword_file', "password_file"]),
+        ("[auth]\nleeway_s = inf", ["auth.leeway_s", "<= 3600"]),
+        ("[auth]\nleeway_s = nan", ["auth.leeway_s"]),
+        ("[auth]\nleeway_s = 1e12", ["auth.leeway_s", "<= 3600"]),
+        ("[auth]\nleeway_s = -1", ["auth.leeway_s", ">= 0"]),
+        ('[auth]\naudience = ""', ["auth.audience", "length >= 1"]),
+        ("[auth]\nalgorithms = []", ["auth.algorithms", "length >= 1"]),
         ("limits = 3", ["limits"]),
         ("x = ", ["not valid TOML"]),
     ],
@@ -101,11 +107,15 @@ def test_port_variable_is_honoured_when_silent(port: str, expected: int) -> None
 
 
 def test_open_listener_needs_a_word(tmp_path: Path) -> None:
-    """A listener that others can reach is refused, unless anonymous callers are allowed."""
+    """A listener that others can reach is refused, unless callers need a token or may be anonymous there."""
     file = tmp_path / "config.toml"
-    file.write_text('[server]\nlisten = ["0.0.0.0:8080"]')
-    with pytest.raises(ConfigError, match="allow_anonymous"):
-        load(file, {})
+    for auth in ("", "required = true", 'jwt_secret_file = "/secret"', 'required = true\njwt_secret_file = ""'):
+        file.write_text(f'[server]\nlisten = ["0.0.0.0:8080"]\n[auth]\n{auth}')
+        with pytest.raises(ConfigError, match=r"auth\.required = true with a key.*auth\.allow_anonymous = true"):
+            load(file, {})
+    for key in ('jwt_secret_file = "/secret"', 'jwt_public_key_files = ["/key.pem"]', 'jwks_file = "/jwks.json"'):
+        file.write_text(f'[server]\nlisten = ["0.0.0.0:8080"]\n[auth]\nrequired = true\n{key}')
+        check_listener(load(file, {}), Listener("0.0.0.0", 8080))
     file.write_text('[server]\nlisten = ["0.0.0.0:8080"]\n[auth]\nallow_anonymous = true')
     check_listener(load(file, {}), Listener("0.0.0.0", 8080))
 

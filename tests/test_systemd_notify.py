@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_each_message_is_one_datagram(notifier: Notifier, manager: socket.socket
     assert notifier.stopping()
     received = [manager.recv(4096) for _ in range(4)]
     assert received == [b"READY=1", b"STATUS=queued 12, running 4", b"WATCHDOG=1", b"STOPPING=1"]
+
+
+def test_a_reload_tells_its_time(notifier: Notifier, manager: socket.socket) -> None:
+    """RELOADING=1 comes with the time of the clock that the manager knows too, in the same datagram."""
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert notifier.reloading()
+    kind, told = manager.recv(4096).decode().split("\n")
+    assert kind == "RELOADING=1"
+    assert before <= int(told.removeprefix("MONOTONIC_USEC=")) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
 def test_a_status_is_one_line(notifier: Notifier, manager: socket.socket) -> None:

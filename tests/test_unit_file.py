@@ -32,6 +32,11 @@ def test_the_service_speaks_sd_notify(service: RawConfigParser) -> None:
     assert service["Service"]["Restart"] == "on-failure"
 
 
+def test_a_reload_is_a_hangup(service: RawConfigParser) -> None:
+    """`systemctl reload` sends the signal at which the daemon reads the keys for tokens again."""
+    assert service["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+
+
 def test_a_drain_ends_before_systemd_kills(service: RawConfigParser) -> None:
     """The stop time-out leaves room for the whole drain, and only the daemon itself hears SIGTERM."""
     assert int(service["Service"]["TimeoutStopSec"]) > DRAIN_TIMEOUT_S

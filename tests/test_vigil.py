@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,12 +35,20 @@ class DeafManager:
         self.said.append(text)
         return True
 
+    def reloading(self) -> bool:
+        self.said.append("reloading")
+        return True
+
     def stopping(self) -> bool:
         self.said.append("stopping")
         return True
 
     def watchdog_interval_s(self) -> None:
         return None
+
+
+async def nothing_to_reload() -> None:
+    pass
 
 
 async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +58,7 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
         runner = Runner(store, {}, Limits(), slots={}, worker="w")
         door = Door(store, {}, Server(), queue_max=1)
-        vigil = Vigil(cast(Notifier, manager), store, door, runner, drain_timeout_s=1)
+        vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
         keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
         async with asyncio.timeout(5):
             while manager.said.count("ready") < 4 or not any("queued" in said for said in manager.said):
@@ -62,3 +71,40 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
     [status] = [said for said in manager.said if "queued" in said]
     assert status.startswith("queued 0, running 0, write-ahead log ")
     assert status.endswith(" bytes")
+
+
+async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP calls `reload` between RELOADING=1 and a READY=1 that is heard; signals during one make one more."""
+    monkeypatch.setattr(vigil_module, "READY_RETRY_S", 0.001)
+    manager = DeafManager(dropped=0)
+    reloads = 0
+    go_on = asyncio.Event()
+
+    async def reload() -> None:
+        nonlocal reloads
+        reloads += 1
+        manager.said.append("read")
+        await go_on.wait()
+
+    async def until(is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not is_so():
+                await asyncio.sleep(0.001)
+
+    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
+        runner = Runner(store, {}, Limits(), slots={}, worker="w")
+        door = Door(store, {}, Server(), queue_max=1)
+        vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=reload, drain_timeout_s=1)
+        keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
+        await until(lambda: "ready" in manager.said)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: reloads == 1)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.002)
+        go_on.set()
+        await until(lambda: manager.said.count("ready") == 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await keeping == 0
+    said = [word for word in manager.said if "queued" not in word]
+    assert said == ["ready", *(["reloading", "read", "ready"] * 2), "stopping"]

@@ -1,4 +1,5 @@
-"""The web application: one middleware that turns every failure into the words of the API that was spoken to."""
+"""The web application: one middleware that finds out who calls, and turns every failure into the words of the API that
+was spoken to."""
 
 from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
@@ -7,37 +8,58 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, distribute, guard, health, native
-from imagejobd.api.door import Door
+from imagejobd.api import builder, dispatch, distribute, guard, health, native, run
+from imagejobd.api.auth import Authentication
+from imagejobd.api.door import CALLER, Door
+from imagejobd.api.routing import add_routes
 from imagejobd.api.wire import headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 
-# Which API's words a path is answered in, longest prefix first.
-ERROR_RESPONSES: tuple[tuple[str, Callable[[Fault, HTTPStatus], web.Response]], ...] = (
-    ("/api/distribute/", distribute.error_response),
-    ("/api/v1/", builder.error_response),
-    ("/", native.error_response),
+# Which API's words a path, or one below it, is answered in; the first that fits. All others, also the `*` of OPTIONS,
+# are the native API's.
+ERROR_RESPONSES: tuple[tuple[str, Callable[[web.Request, Fault, HTTPStatus], web.Response]], ...] = (
+    ("/api/distribute", distribute.error_response),
+    ("/api/v1/job", dispatch.error_response),
+    ("/images", dispatch.error_response),
+    ("/api/v1", builder.error_response),
+    ("/run", run.error_response),
+    ("/status", run.error_response),
 )
 
 log = structlog.get_logger("imagejobd.api")
 
 
-def create_app(door: Door, checks: Mapping[str, health.Check], *, registries: Collection[str] = ()) -> web.Application:
+def create_app(
+    door: Door,
+    checks: Mapping[str, health.Check],
+    authentication: Authentication,
+    *,
+    registries: Collection[str] = (),
+) -> web.Application:
     """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
     aiohttp."""
-    app = web.Application(middlewares=[_middleware(guard.Guard(door.server.hosts))], client_max_size=0)
-    app.add_routes(health.routes(door, checks))
-    app.add_routes(builder.routes(door))
-    app.add_routes(distribute.routes(door, registries))
-    app.add_routes(native.routes(door))
+    middleware = _middleware(guard.Guard(door.server.hosts), authentication)
+    app = web.Application(middlewares=[middleware], client_max_size=0)
+    add_routes(
+        app,
+        [
+            *health.routes(door, checks),
+            *dispatch.routes(door),
+            *builder.routes(door),
+            *run.routes(door),
+            *distribute.routes(door, registries),
+            *native.routes(door),
+        ],
+    )
     return app
 
 
-def _middleware(check: guard.Guard) -> Middleware:
+def _middleware(check: guard.Guard, authentication: Authentication) -> Middleware:
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             check(request)
+            request[CALLER] = authentication.caller(request)
             return await handler(request)
         except Fault as fault:
             return _refusal(request, fault, status_of(fault), headers_of(fault))
@@ -58,8 +80,9 @@ def _refusal(request: web.Request, fault: Fault, status: HTTPStatus, headers: Ma
         # Too late for a status. A connection that is cut tells the client that the body is not whole.
         log.warning("an answer was cut short", path=request.path, error=fault.message)
         raise ConnectionAbortedError(fault.message)
-    render = next(render for prefix, render in ERROR_RESPONSES if request.path.startswith(prefix))
-    response = render(fault, status)
+    path = request.path
+    renders = (render for root, render in ERROR_RESPONSES if path == root or path.startswith(f"{root}/"))
+    response = next(renders, native.error_response)(request, fault, status)
     response.headers.update(headers)
     return response
 

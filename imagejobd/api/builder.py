@@ -54,15 +54,16 @@ class BuilderApi:
 
     async def build(self, request: web.Request) -> web.Response:
         """Accept a build. The answer is sent after the job is on disk."""
+        caller = self._door.caller(request)
         self._door.admit()
-        async with self._door.uploads() as uploads:
+        async with self._door.uploads(caller) as uploads:
             if is_multipart(request):
                 fields, upload = await self._multipart(request, uploads)
             else:
                 body = await read_body(request, self._door.server, uploads.hold_json)
                 fields, upload = _fields(body, "the request body"), None
-            accepted = self._kind.parse(*await self._spec(fields, upload, uploads))
-            enqueued = await self._door.submit(new_job(KIND, accepted, self._door.caller(request)))
+            accepted = await self._door.parse(self._kind, *await self._spec(fields, upload, uploads))
+            enqueued = await self._door.submit(new_job(KIND, accepted, caller))
         return _answer({"JobIdentifier": enqueued.uuid})
 
     async def status(self, request: web.Request) -> web.Response:
@@ -90,7 +91,7 @@ class BuilderApi:
 
     async def _job(self, request: web.Request) -> Job:
         uuid = request.match_info["jobid"]
-        tenant = self._door.caller(request).tenant
+        tenant = self._door.caller(request).sees
         job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
             raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
@@ -151,7 +152,7 @@ def stage(job: Job, phase: str | None) -> str:
             return "Pushing" if phase in PUSHING_PHASES else "Building"
 
 
-def error_response(fault: Fault, status: HTTPStatus) -> web.Response:
+def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no."""
     return _answer({"Error": fault.message}, status)
 

@@ -19,7 +19,7 @@ from imagejobd.api.distribute_request import (
     parse_request,
     refusal_words,
 )
-from imagejobd.api.door import Door, new_job
+from imagejobd.api.door import Caller, Door, new_job
 from imagejobd.api.wire import iso, json_response
 from imagejobd.kinds.distribute.outcomes import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
@@ -56,8 +56,9 @@ class DistributeApi:
 
     async def distribute(self, request: web.Request) -> web.Response:
         """Accept a distribution. The answer is sent after the job is on disk."""
+        caller = self._door.caller(request)
         self._door.admit()
-        job = new_job(KIND, await self._accepted(request), self._door.caller(request))
+        job = new_job(KIND, await self._accepted(request, caller), caller)
         try:
             enqueued = await self._door.submit(job)
         except Permanent as fault:
@@ -67,16 +68,16 @@ class DistributeApi:
 
     async def status(self, request: web.Request) -> web.Response:
         uuid = request.match_info["id"]
-        tenant = self._door.caller(request).tenant
+        tenant = self._door.caller(request).sees
         job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
             raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
         return json_response(render(job))
 
-    async def _accepted(self, request: web.Request) -> Accepted:
+    async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
         """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, else too large or
         too slow."""
-        async with self._door.uploads() as uploads:
+        async with self._door.uploads(caller) as uploads:
             try:
                 body = await read_body(
                     request, self._door.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
@@ -105,7 +106,7 @@ def render(job: Job) -> dict[str, Any]:
     return body
 
 
-def error_response(fault: Fault, status: HTTPStatus) -> web.Response:
+def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no."""
     return json_response({"msg": fault.message, "status": "error"}, status)
 

@@ -6,34 +6,51 @@ store's collection.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import msgspec
 from aiohttp import web
 
 from imagejobd.api.settings import Server
-from imagejobd.model.bounds import MIB
+from imagejobd.api.upload_turns import UploadTurns
+from imagejobd.api.wire import busy
+from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.job import LOCAL_TENANT, Enqueued, NewJob
+from imagejobd.model.job import LOCAL_TENANT, Enqueued, Json, NewJob
 from imagejobd.model.work import Accepted, Kind, Upload
 from imagejobd.store.protocol import Store
 
 DRAINING_RETRY_AFTER_S = 10.0
-BUSY_RETRY_AFTER_S = 10.0
-# A burst of uploads waits its turn; only what lasts longer is refused.
-UPLOAD_TURN_TIMEOUT_S = 10.0
+# What is no larger takes no turn: it needs less memory than its connection, and is written in a moment.
+UPLOAD_WITHOUT_TURN_MAX_BYTES = 32 * KIB
 # Preflights of one kind under way at once, so that callers who name silent registries cannot gather without end: each
 # may hold a manifest (4 MiB) twice while it is read.
 PREFLIGHTS_MAX = 16
+# A thread costs more than to read a spec of a few pages.
+PARSED_AT_ONCE_MAX_CHARS = 16 * 1024
 # JSON bodies of all requests together, while they are in memory.
 JSON_TOTAL_MAX_BYTES = 256 * MIB
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks. An anonymous caller is tenant `local`; `tenant` bounds what it may see."""
+    """Who asks. An anonymous caller is tenant `local`; `submitter` is what a token says of the person."""
 
     tenant: str = LOCAL_TENANT
     client: str = ""
+    submitter: Json = {}
+    is_admin: bool = False
+    is_anonymous: bool = True
+
+    @property
+    def sees(self) -> str | None:
+        """The tenant whose jobs it may see; None means every tenant's."""
+        return None if self.is_admin else self.tenant
+
+
+ANONYMOUS = Caller()
+# Where the application leaves whom it found a request to come from, before any handler sees it.
+CALLER = web.RequestKey("caller", Caller)
+NO_TOKEN = "the request carries no token: send Authorization: Bearer <JWT>"  # noqa: S105
 
 
 class Door:
@@ -45,13 +62,20 @@ class Door:
         self.server = server
         self.is_draining = False
         self._queue_max = queue_max
-        self._upload_turns = asyncio.Semaphore(server.uploads_max)
+        self.upload_turns = UploadTurns(server.uploads_max)
         self._preflights = dict.fromkeys(kinds, 0)
         self._json_room_bytes = max(JSON_TOTAL_MAX_BYTES, server.json_max_bytes)
 
     def caller(self, request: web.Request) -> Caller:
         """Who sent the request."""
-        return Caller()
+        return request[CALLER]
+
+    def identified(self, request: web.Request) -> Caller:
+        """Who sent the request, where an anonymous caller is not taken. Raises `Permanent(unauthenticated)`."""
+        caller = self.caller(request)
+        if caller.is_anonymous:
+            raise Permanent(ErrorCode.UNAUTHENTICATED, NO_TOKEN)
+        return caller
 
     def admit(self) -> None:
         """Refuse new work while the daemon stops; called before a body is read."""
@@ -63,12 +87,12 @@ class Door:
             )
 
     @asynccontextmanager
-    async def uploads(self) -> AsyncIterator["Uploads"]:
-        """What one request brings in: held while the block lasts, afterwards only where a job refers to it.
+    async def uploads(self, caller: Caller) -> AsyncIterator["Uploads"]:
+        """What one request of `caller` brings in: held while the block lasts, afterwards only where a job refers to it.
 
         Raises `Permanent(timeout)` when the block takes longer than a request may.
         """
-        uploads = Uploads(self)
+        uploads = Uploads(self, caller.tenant)
         limit_s = self.server.upload_timeout_s
         clock = asyncio.timeout(limit_s)
         try:
@@ -82,24 +106,18 @@ class Door:
         finally:
             uploads.release()
 
-    @asynccontextmanager
-    async def upload_turn(self) -> AsyncIterator[None]:
-        """One of `uploads_max` turns. Raises `Temporary(queue_full)` when none comes soon."""
-        try:
-            async with asyncio.timeout(UPLOAD_TURN_TIMEOUT_S):
-                await self._upload_turns.acquire()
-        except TimeoutError:
-            raise _busy(f"server.uploads_max = {self.server.uploads_max} uploads are under way") from None
-        try:
-            yield
-        finally:
-            self._upload_turns.release()
-
     def take_json_room(self, size_bytes: int) -> None:
         """Account for bytes of a JSON body, or give them back (negative). Raises `Temporary(queue_full)`."""
         if size_bytes > self._json_room_bytes:
-            raise _busy("too many large requests are being read")
+            raise busy("too many large requests are being read")
         self._json_room_bytes -= size_bytes
+
+    async def parse(self, kind: Kind, spec: Json, upload: Upload | None = None) -> Accepted:
+        """As `Kind.parse`. A long Dockerfile takes tenths of a second to read, which others need not wait for."""
+        texts = (*spec.values(), *(upload.fields.values() if upload else ()))
+        if sum(len(text) for text in texts if isinstance(text, str)) <= PARSED_AT_ONCE_MAX_CHARS:
+            return kind.parse(spec, upload)
+        return await asyncio.to_thread(kind.parse, spec, upload)
 
     async def submit(self, job: NewJob) -> Enqueued:
         """Keep a job durably, unless its kind's preflight knows that it cannot be done (see `Kind.preflight`).
@@ -128,17 +146,38 @@ class Door:
 class Uploads:
     """The files of one request. Made by `Door.uploads`."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, tenant: str) -> None:
         self._door = door
+        self._tenant = tenant
+        self._turn: ExitStack | None = None
         self._received: list[tuple[Kind, Upload]] = []
         self._json_bytes = 0
 
     async def receive(self, kind: Kind, body: AsyncIterator[bytes]) -> Upload:
-        """Give `body` to the kind that is to work on it."""
-        async with self._door.upload_turn():
-            upload = await kind.receive(body)
+        """Give `body` to the kind that is to work on it. Raises `Temporary(queue_full)` as `in_turn` does."""
+        try:
+            upload = await kind.receive(self.in_turn(body))
+        finally:
+            self._end_turn()
         self._received.append((kind, upload))
         return upload
+
+    async def in_turn(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same bytes; those of an upload that is not small, once it is this request's turn.
+
+        For who turns a body into another one before it is received. Raises `Temporary(queue_full)`.
+        """
+        size_bytes = 0
+        async for chunk in body:
+            size_bytes += len(chunk)
+            if self._turn is None and size_bytes > UPLOAD_WITHOUT_TURN_MAX_BYTES:
+                self._turn = await self._door.upload_turns.take(self._tenant)
+            yield chunk
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.close()
+            self._turn = None
 
     def hold_json(self, size_bytes: int) -> None:
         """Account for a piece of this request's JSON. Raises `Temporary(queue_full)` when there is too much."""
@@ -146,15 +185,12 @@ class Uploads:
         self._json_bytes += size_bytes
 
     def release(self) -> None:
+        self._end_turn()
         self._door.take_json_room(-self._json_bytes)
         self._json_bytes = 0
         for kind, upload in self._received:
             kind.release(upload)
         self._received.clear()
-
-
-def _busy(why: str) -> Temporary:
-    return Temporary(ErrorCode.QUEUE_FULL, f"{why}; try again in a moment", retry_after_s=BUSY_RETRY_AFTER_S)
 
 
 def new_job(kind: str, accepted: Accepted, caller: Caller) -> NewJob:
@@ -165,4 +201,5 @@ def new_job(kind: str, accepted: Accepted, caller: Caller) -> NewJob:
         blobs=accepted.blobs,
         tenant=caller.tenant,
         client=caller.client,
+        submitter=caller.submitter,
     )

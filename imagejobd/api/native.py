@@ -16,7 +16,7 @@ from imagejobd.model.state import State
 from imagejobd.model.work import Kind, Upload
 from imagejobd.store.protocol import Filter, job_topic
 
-LIST_PARAMETERS = frozenset({"state", "kind", "label", "limit", "cursor"})
+LIST_PARAMETERS = frozenset({"state", "kind", "tenant", "label", "limit", "cursor"})
 PAGE_DEFAULT, PAGE_MAX = 50, 500
 EVENTS_MAX = 500
 LOG_BLOCKS_MAX = 64
@@ -43,15 +43,17 @@ class NativeApi:
 
     async def submit(self, request: web.Request) -> web.Response:
         """Accept a job: 201 with the job once it is on disk, 200 when its idempotency key had already made it."""
+        caller = self._door.caller(request)
         self._door.admit()
-        async with self._door.uploads() as uploads:
+        async with self._door.uploads(caller) as uploads:
             if is_multipart(request):
                 submission, upload = await self._multipart(request, uploads)
             else:
                 submission = parse_submission(await read_body(request, self._door.server, uploads.hold_json))
                 upload = await self._context(submission, uploads)
             kind = self._kind(submission)
-            job = new_job(kind.name, kind.parse(submission.fields(), upload), self._door.caller(request))
+            accepted = await self._door.parse(kind, submission.fields(), upload)
+            job = new_job(kind.name, accepted, caller)
             enqueued = await self._door.submit(with_options(job, submission, request.headers.get("Idempotency-Key")))
         return await self._receipt(enqueued)
 
@@ -73,12 +75,18 @@ class NativeApi:
         return await uploads.receive(self._kind(submission), base64_chunks(submission.context, "context"))
 
     async def list_jobs(self, request: web.Request) -> web.Response:
-        """Jobs from new to old, without the long parts of their specs; `next` is the cursor of the following page."""
+        """Jobs from new to old, without the long parts of their specs; `next` is the cursor of the following page.
+
+        Only those that the caller may see, whichever `tenant` is asked for.
+        """
         query = request.query
         if unknown := sorted(set(query) - LIST_PARAMETERS):
             raise invalid(f"unknown query parameter {unknown[0]!r}; known: {', '.join(sorted(LIST_PARAMETERS))}")
+        sees, wanted = self._door.caller(request).sees, query.get("tenant")
+        if sees is not None and wanted not in (None, sees):
+            return json_response({"jobs": [], "next": None})
         which = Filter(
-            tenant=self._door.caller(request).tenant,
+            tenant=wanted or sees,
             kind=query.get("kind"),
             state=_state(query.get("state")),
             label=_label(query.get("label")),
@@ -142,7 +150,7 @@ class NativeApi:
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path, by UUID or by number; another tenant's is not found."""
         name = request.match_info["id"]
-        tenant = self._door.caller(request).tenant
+        tenant = self._door.caller(request).sees
         job = None
         if is_uuid(name):
             job = await self._store.get(name.lower(), tenant=tenant)
@@ -169,7 +177,7 @@ class NativeApi:
         return submission, upload
 
 
-def error_response(fault: Fault, status: HTTPStatus) -> web.Response:
+def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """A problem document; `code` is the stable, machine-readable part."""
     problem = {"title": status.phrase, "status": int(status), "code": fault.code, "detail": fault.message}
     response = json_response(problem, status)
@@ -187,6 +195,7 @@ def render(job: Job) -> dict[str, Any]:
         "phase": job.phase,
         "tenant": job.tenant,
         "client": job.client,
+        "submitter": job.submitter,
         "spec": job.spec,
         "progress": job.progress,
         "result": job.result,

@@ -29,6 +29,7 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
 }
 RETRY_AFTER_DEFAULT_S = 5.0
+BUSY_RETRY_AFTER_S = 10.0
 
 _json = msgspec.json.Encoder()
 
@@ -40,7 +41,9 @@ def status_of(fault: Fault) -> HTTPStatus:
 
 
 def headers_of(fault: Fault) -> dict[str, str]:
-    """Retry-After for everything that may work later."""
+    """Retry-After for everything that may work later; where a token would help, that it is one (RFC 6750 §3)."""
+    if fault.code is ErrorCode.UNAUTHENTICATED:
+        return {"WWW-Authenticate": "Bearer"}
     if not isinstance(fault, Temporary):
         return {}
     wait_s = RETRY_AFTER_DEFAULT_S if fault.retry_after_s is None else fault.retry_after_s
@@ -58,6 +61,10 @@ def json_response(
 
 def too_large(what: str, max_bytes: int, hint: str) -> Permanent:
     return Permanent(ErrorCode.TOO_LARGE, f"{what} is larger than {max_bytes} bytes; {hint}")
+
+
+def busy(why: str) -> Temporary:
+    return Temporary(ErrorCode.QUEUE_FULL, f"{why}; try again in a moment", retry_after_s=BUSY_RETRY_AFTER_S)
 
 
 def iso(at_ms: int | None, timespec: str = "milliseconds") -> str | None:

@@ -1,6 +1,6 @@
 """The application alone, in the test's own loop: a real store and kind, no runner, so that jobs stay queued."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import aiohttp
 from aiohttp import web
 
 from imagejobd.api.app import create_app
+from imagejobd.api.auth import Authentication
 from imagejobd.api.door import Door
-from imagejobd.api.settings import Server
+from imagejobd.api.settings import Auth, Server
 from imagejobd.building.tools import BuildTools
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
@@ -18,9 +19,15 @@ from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build import tools as build
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.settings import BuildSettings
+from imagejobd.kinds.dispatch import tools as dispatch
+from imagejobd.kinds.dispatch.kind import DispatchKind
+from imagejobd.kinds.dispatch.settings import DispatchSettings
 from imagejobd.kinds.distribute import tools as distribute
 from imagejobd.kinds.distribute.kind import DistributeKind
 from imagejobd.kinds.distribute.settings import DistributeSettings
+from imagejobd.kinds.run import tools as run
+from imagejobd.kinds.run.kind import RunKind
+from imagejobd.kinds.run.settings import RunSettings
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
@@ -41,7 +48,14 @@ class BareApp:
     """A client of the application and what lies behind it."""
 
     def __init__(
-        self, folder: Path, client: aiohttp.ClientSession, port: int, door: Door, blobs: BlobStore, store: SqliteStore
+        self,
+        folder: Path,
+        client: aiohttp.ClientSession,
+        port: int,
+        door: Door,
+        blobs: BlobStore,
+        store: SqliteStore,
+        routes: Collection[web.AbstractRoute],
     ) -> None:
         self.folder = folder
         self.client = client
@@ -49,6 +63,7 @@ class BareApp:
         self.door = door
         self.blobs = blobs
         self.store = store
+        self.routes = routes
 
     async def submit(self, **changes: Any) -> dict[str, Any]:
         """A job that was accepted."""
@@ -72,6 +87,8 @@ async def bare_app(
     settings: Server = SERVER,
     check: Callable[[], Awaitable[object]] | None = None,
     kinds: Mapping[str, Kind] | None = None,
+    policy: Policy | None = None,
+    auth: Auth | None = None,
 ) -> AsyncIterator[BareApp]:
     """The application on a store in `folder`, with an engine that does not exist; `kinds` are further ones."""
     bounds = BuildSettings(upload_max_bytes=1024 * 1024, context_max_bytes=4 * 1024 * 1024)
@@ -81,15 +98,19 @@ async def bare_app(
         RegistryClient({}, Egress()) as registry,
     ):
         blobs = BlobStore(folder)
-        building = BuildTools(engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy())
+        building = BuildTools(
+            engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=policy or Policy()
+        )
         own: dict[str, Kind] = {
             "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),
+            "run": RunKind(run.Tools(building=building, settings=RunSettings())),
+            "dispatch": DispatchKind(dispatch.Tools(building=building, settings=DispatchSettings())),
             "distribute": DistributeKind(_copying(folder, registry)),
         }
         door = Door(store, own | dict(kinds or {}), settings, queue_max=queue_max)
-        app = create_app(door, {"engine": check or engine.ping})
+        app = create_app(door, {"engine": check or engine.ping}, Authentication(auth or Auth()))
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
-            yield BareApp(folder, client, port, door, blobs, store)
+            yield BareApp(folder, client, port, door, blobs, store, app.router.routes())
 
 
 def _copying(folder: Path, registry: RegistryClient) -> distribute.Tools:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bare_app import BareApp, bare_app
 from calls import context_tar
+from signing import DOCUMENT_SECRET, written
 
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
@@ -14,10 +15,11 @@ from harness.services import require
 
 
 @pytest.fixture(scope="session")
-def daemon(engine: PrivateEngine) -> Iterator[Daemon]:
-    """A daemon that builds on the session's engine."""
+def daemon(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that builds on the session's engine, and knows the secret of the dispatcher's document."""
     require("curl")
-    with Daemon(engine_host=engine.host) as daemon:
+    secret_file = written(tmp_path_factory.mktemp("auth"), "jwt.secret", DOCUMENT_SECRET)
+    with Daemon({"auth": {"jwt_secret_file": secret_file}}, engine_host=engine.host) as daemon:
         yield daemon
 
 

@@ -12,11 +12,18 @@ from bare_app import BareApp, bare_app
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from signing import by_secret, token
 
 PATHS = [
     "/api/v1/build",
     "/api/v1/{}/status",
     "/api/v1/{}/logs",
+    "/api/v1/job",
+    "/api/v1/job/{}",
+    "/api/v1/job/{}/status",
+    "/images/{}",
+    "/run",
+    "/status?id={}",
     "/api/distribute/image",
     "/api/distribute/image/{}",
     "/api/v2/jobs",
@@ -34,10 +41,17 @@ WORDS = [
     *("image", "tar_url", "context", "tags", "build_args", "target", "labels", "platform", "pull", "priority"),
     *("source", "targets", "endpoint", "ref", "auth", "basicauth", "header", "json", "url", "distribute", "verify_tls"),
     *("http://127.0.0.1:9/v2", "127.0.0.1:9", "https://[::1]:9", "sha256:" + "0" * 64, '{"a": "b"}'),
+    *("encoding", "base64", "MD5", "content", "QUJD", "902fbdd2b1df0c4f70b4a5d23525e932", "dispatch", "run", "1"),
     *("not_before", "FROM scratch", "FROM a AS b\nRUN --mount=from=b x", "app", "localhost:5000/x", "http://[", "::1"),
     *("2030-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "\x00", "é", "\u2028", "true", "", "9" * 400, "-1"),
 ]
-OK_STATUSES = {200, 201, 202, 400, 403, 404, 405, 408, 409, 413, 417, 422}
+HEADERS = {
+    "key": "Idempotency-Key",
+    "origin": "Origin",
+    "authorization": "Authorization",
+    "expect": "Expect",
+}
+OK_STATUSES = {200, 201, 202, 400, 401, 403, 404, 405, 408, 409, 413, 417, 422}
 
 words = st.sampled_from(WORDS) | st.text(max_size=20)
 values: SearchStrategy[Any] = st.recursive(
@@ -106,9 +120,14 @@ builds = st.fixed_dictionaries(
     {"image_name": words},
     optional={"dockerfile": words, "TarFile": words, "tarUrl": words, "nocache": values, "username": values},
 )
-documents = (submissions | builds | distributions | values).map(lambda value: json.dumps(value).encode())
+dispatches = st.fixed_dictionaries(
+    {"encoding": st.just("base64") | words, "content": st.just("QUJD") | values},
+    optional={"MD5": st.just("902fbdd2b1df0c4f70b4a5d23525e932") | values, "x": values},
+)
+documents = (submissions | builds | distributions | dispatches | values).map(lambda value: json.dumps(value).encode())
 multiparts = st.lists(
     st.sampled_from([b"--b\r\n", b"--b--\r\n", b"\r\n", b'Content-Disposition: form-data; name="Json"\r\n\r\n'])
+    | st.sampled_from([b'Content-Disposition: form-data; name="file"\r\n\r\n', b"FROM scratch\n"])
     | st.sampled_from([b'Content-Disposition: form-data; name="job"\r\n\r\n', b"Content-Length: 3\r\n", b"--b"])
     | st.sampled_from([b"Content-Type: multipart/mixed; boundary=c\r\n\r\n", b"Content-Transfer-Encoding: base64\r\n"])
     | documents
@@ -136,7 +155,8 @@ async def test_no_request_is_a_defect(
 ) -> None:
     """No method, path, header or body gives a 500 or an exception in the log."""
     loop = asyncio.get_running_loop()
-    async with bare_app(tmp_path_factory.mktemp("fuzz")) as app:
+    folder = tmp_path_factory.mktemp("fuzz")
+    async with bare_app(folder, auth=by_secret(folder)) as app:
         # Hypothesis calls plain functions, so each example asks this loop from a thread.
         await asyncio.to_thread(_fuzz, app, loop, seed_method)
     assert not [record for record in caplog.records if record.exc_info and record.levelno >= logging.ERROR]
@@ -150,12 +170,13 @@ def _fuzz(app: BareApp, loop: asyncio.AbstractEventLoop, method: str) -> None:
         content_type=content_types,
         key=st.none() | header_bytes,
         origin=st.none() | header_bytes,
+        authorization=st.none() | st.just(f"Bearer {token()}".encode()) | header_bytes,
+        expect=st.none() | st.just(b"100-continue") | header_bytes,
         body=bodies,
     )
-    def example(path: str, name: str, content_type: str, key: bytes | None, origin: bytes | None, body: bytes) -> None:
+    def example(path: str, name: str, content_type: str, body: bytes, **given_headers: bytes | None) -> None:
         headers = {"Content-Type": content_type.encode()}
-        headers |= {"Idempotency-Key": key} if key is not None else {}
-        headers |= {"Origin": origin} if origin is not None else {}
+        headers |= {HEADERS[key]: value for key, value in given_headers.items() if value is not None}
         request = _request(method, path.format(quote(name, safe="&=")), headers, body)
         status = asyncio.run_coroutine_threadsafe(_status(app.port, request), loop).result(20)
         assert status in OK_STATUSES, (status, request)
@@ -173,7 +194,8 @@ async def _status(port: int, request: bytes) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
-        said = await reader.readline()
-        return int(said.split()[1])
+        while (status := int((await reader.readline()).split()[1])) == 100:
+            await reader.readuntil(b"\r\n")
+        return status
     finally:
         writer.close()

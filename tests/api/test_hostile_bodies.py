@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import time
 from collections.abc import AsyncIterator, Iterator
 from socket import create_connection
 
@@ -63,7 +64,7 @@ def clean_log(lone_daemon: Daemon) -> Iterator[None]:
 )
 def test_malformed_multipart(lone_daemon: Daemon, content_type: str, body: bytes) -> None:
     """400 with a short reason, from every API."""
-    for path in SUBMISSION_PATHS:
+    for path in (*SUBMISSION_PATHS, "/run"):
         said = send_raw(lone_daemon, raw_request(path, {"Content-Type": content_type}, body))
         assert said.startswith(b"HTTP/1.1 400 "), said
         assert len(said) < 1000
@@ -205,6 +206,14 @@ def test_expect_continue(lone_daemon: Daemon) -> None:
     answer = post_json(lone_daemon, "/api/v1/build", {"image_name": "app"}, "-H", "Expect: 100-continue")
     assert answer.status == 400
     assert "Insufficient" in answer.text
+
+
+def test_a_refused_body_is_not_waited_for(lone_daemon: Daemon) -> None:
+    """After the refusal what is left of the body is swallowed for two seconds, and no longer."""
+    began = time.monotonic()
+    said = send_all(lone_daemon, raw_request("/api/v1/job", {}, b"{", length=100_000))
+    assert said.startswith(b"HTTP/1.1 401 ")
+    assert time.monotonic() - began < 6
 
 
 async def test_silent_senders_are_given_up(app: BareApp) -> None:

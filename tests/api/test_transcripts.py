@@ -1,6 +1,7 @@
 """The examples in `transcripts/`, each a conversation that the real daemon has as it is written there."""
 
 import base64
+import hashlib
 import http.client
 import re
 import time
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import pytest
 from calls import END_TIMEOUT_S, POLL_INTERVAL_S, REQUEST_TIMEOUT_S, context_tar
 from file_server import FileServer
+from signing import DOCUMENT_TOKEN
 
 from harness.base_image import BUSYBOX
 from harness.daemon import Daemon
@@ -19,6 +21,8 @@ from harness.registry import PASSWORD, USERNAME, Registry
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.http"))
 UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+NUMBER = "[1-9][0-9]*"
+DOCKERFILE = f"FROM {BUSYBOX}\nRUN echo dispatched\n".encode()
 
 Headers = dict[str, str]
 
@@ -61,6 +65,9 @@ def values(registry: Registry, private_registry: Registry) -> Iterator[dict[str,
             "files": files.authority.encode(),
             "tar": tar,
             "tar in base64": base64.b64encode(tar),
+            "token": DOCUMENT_TOKEN.encode(),
+            "dockerfile in base64": base64.b64encode(DOCKERFILE),
+            "dockerfile md5": hashlib.md5(DOCKERFILE, usedforsecurity=False).hexdigest().encode(),
         }
 
 
@@ -103,7 +110,8 @@ def speak(daemon: Daemon, exchange: Exchange, known: dict[str, bytes]) -> Spoken
     method, path, _ = filled(exchange.request_line, known).decode().split()
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=REQUEST_TIMEOUT_S)
     try:
-        connection.request(method, path, request_body(exchange, known), exchange.request_headers)
+        headers = {name: filled(value, known).decode() for name, value in exchange.request_headers.items()}
+        connection.request(method, path, request_body(exchange, known), headers)
         response = connection.getresponse()
         line = f"HTTP/1.1 {response.status} {response.reason}"
         return Spoken(line, dict(response.getheaders()), response.read().decode())
@@ -135,5 +143,5 @@ def expected_body(text: str, known: dict[str, bytes]) -> re.Pattern[str]:
         elif piece in known:
             pattern += re.escape(known[piece].decode())
         else:
-            pattern += f"(?P<{group}>{UUID})"
+            pattern += f"(?P<{group}>{UUID}|{NUMBER})"
     return re.compile(pattern, re.DOTALL)

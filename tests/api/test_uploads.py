@@ -1,10 +1,11 @@
 """Large uploads, and uploads that come to nothing."""
 
 import asyncio
+import base64
 import json
 import os
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import msgspec
 import pytest
 from bare_app import MINIMAL, SERVER, BareApp, bare_app
 from calls import curl
+from signing import bearer, by_secret, token
 
 from harness.daemon import Daemon
+from imagejobd.api.settings import Server
 
 LARGE_BYTES = 200 * 1024 * 1024
 RSS_MAX_BYTES = 150_000_000
@@ -25,6 +28,25 @@ async def leftover(app: BareApp) -> int:
     """How many blobs stay after the store's own collection, were it to run now with no regard to age."""
     await app.blobs.collect(await app.store.referenced_blobs(), min_age_s=-1)
     return sum(1 for _ in (app.folder / "blobs").glob("sha256/??/*"))
+
+
+@pytest.mark.parametrize("place", [256 * 1024, 512 * 1024])
+@pytest.mark.parametrize("field", ["TarFile", "context"])
+async def test_padding_ends_base64(tmp_path: Path, field: str, place: int) -> None:
+    """What follows the padding is refused wherever the text is cut when it is decoded; white space is not."""
+    text = base64.b64encode(bytes(place // 4 * 3 - 1)).decode()
+    assert len(text) == place
+    assert text.endswith("=")
+    async with bare_app(tmp_path, settings=Server()) as app:
+        for tail, status in ((" \r\n", 400), ("QUJD", 400), ("=", 400), ("é", 400)):
+            path, job = (
+                ("/api/v1/build", {"image_name": "a", field: text + tail})
+                if field == "TarFile"
+                else ("/api/v2/jobs", MINIMAL | {"spec": {"image": "a"}, field: text + tail})
+            )
+            async with app.client.post(path, json=job) as response:
+                assert response.status == status
+                assert (f"{field} is not valid base64" in await response.text()) is not tail.isspace()
 
 
 def form(*parts: tuple[str, bytes | str]) -> aiohttp.FormData:
@@ -118,20 +140,20 @@ async def trickle(sent: bytes, until: asyncio.Event) -> AsyncIterator[bytes]:
 
 
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+OPEN_JSON_PART = b'\r\n--b\r\nContent-Disposition: form-data; name="Json"\r\n\r\n'
 OPEN_TAR_PART = b'--b\r\nContent-Disposition: form-data; name="TarFile"\r\n\r\n'
 
 
 async def test_uploads_take_turns(tmp_path: Path, context_base64: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past uploads_max another one is refused with 503 and Retry-After, a job without a tar is not; turns return."""
-    monkeypatch.setattr("imagejobd.api.door.UPLOAD_TURN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("imagejobd.api.upload_turns.TURN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("imagejobd.api.door.UPLOAD_WITHOUT_TURN_MAX_BYTES", 1000)
     with_tar = {"image_name": "a", "TarFile": context_base64}
     async with bare_app(tmp_path, settings=msgspec.structs.replace(SERVER, uploads_max=1)) as app:
         enough = asyncio.Event()
-        body = trickle(OPEN_TAR_PART, enough)
+        body = trickle(OPEN_TAR_PART + bytes(2000), enough)
         slow = asyncio.create_task(app.client.post("/api/v1/build", data=body, headers=MULTIPART))
-        async with asyncio.timeout(5):
-            while not app.door._upload_turns.locked():
-                await asyncio.sleep(0.01)
+        await until_turns_are_held(app, 1)
         async with app.client.post("/api/v1/build", json=with_tar) as refused:
             assert refused.status == 503
             assert int(refused.headers["Retry-After"]) > 0
@@ -141,6 +163,59 @@ async def test_uploads_take_turns(tmp_path: Path, context_base64: str, monkeypat
         assert (await slow).status == 400
         async with app.client.post("/api/v1/build", json=with_tar) as accepted:
             assert accepted.status == 200
+
+
+async def until_turns_are_held(app: BareApp, number: int) -> None:
+    async with asyncio.timeout(5):
+        while app.door.upload_turns._all._value > app.door.server.uploads_max - number:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("uploads_max", "share"), [(4, 2), (3, 1), (2, 1)])
+async def test_slow_uploads_leave_turns_to_others(
+    tmp_path: Path, context_base64: str, monkeypatch: pytest.MonkeyPatch, uploads_max: int, share: int
+) -> None:
+    """However many slow uploads a tenant has under way, half of the turns are for others; its own next one is 503."""
+    monkeypatch.setattr("imagejobd.api.upload_turns.TURN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("imagejobd.api.door.UPLOAD_WITHOUT_TURN_MAX_BYTES", 1000)
+    settings = msgspec.structs.replace(SERVER, uploads_max=uploads_max)
+    with_tar = {"image_name": "a", "TarFile": context_base64}
+    async with bare_app(tmp_path, settings=settings, auth=by_secret(tmp_path)) as app:
+        enough = asyncio.Event()
+        headers = MULTIPART | bearer(token(tid=1))
+        bodies = [trickle(OPEN_TAR_PART + bytes(2000), enough) for _ in range(uploads_max)]
+        slow = [asyncio.create_task(app.client.post("/api/v1/build", data=body, headers=headers)) for body in bodies]
+        await until_turns_are_held(app, share)
+        async with app.client.post("/api/v1/build", json=with_tar, headers=bearer(token(tid=1))) as refused:
+            assert refused.status == 503
+            assert f"one tenant's share {share}" in (await refused.json())["Error"]
+        for other in (bearer(token(tid=2)), {}):
+            async with app.client.post("/api/v1/build", json=with_tar, headers=other) as accepted:
+                assert accepted.status == 200
+        enough.set()
+        statuses = sorted([(await answer).status for answer in slow])
+        assert statuses == [400] * share + [503] * (uploads_max - share)
+        await until_turns_are_held(app, 0)
+
+
+@pytest.mark.parametrize(
+    "sent", [lambda tar: b"", lambda tar: tar + OPEN_JSON_PART], ids=["a small tar", "what follows a tar"]
+)
+async def test_what_needs_no_turn(
+    tmp_path: Path, context: bytes, monkeypatch: pytest.MonkeyPatch, sent: Callable[[bytes], bytes]
+) -> None:
+    """While it trickles in, another upload is taken although there is but one turn."""
+    monkeypatch.setattr("imagejobd.api.upload_turns.TURN_TIMEOUT_S", 0.1)
+    async with bare_app(tmp_path, settings=msgspec.structs.replace(SERVER, uploads_max=1)) as app:
+        enough = asyncio.Event()
+        body = trickle(OPEN_TAR_PART + sent(context + bytes(100_000)), enough)
+        slow = asyncio.create_task(app.client.post("/api/v1/build", data=body, headers=MULTIPART))
+        await asyncio.sleep(0.3)  # it is under way by now
+        data = form(("TarFile", context + bytes(100_000)), ("Json", '{"image_name": "a"}'))
+        async with app.client.post("/api/v1/build", data=data) as accepted:
+            assert accepted.status == 200
+        enough.set()
+        assert (await slow).status == 400
 
 
 @pytest.mark.parametrize(

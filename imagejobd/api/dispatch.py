@@ -1,0 +1,170 @@
+"""The dispatcher API (`/api/v1/job`, `/images`), wire-compatible with the service it replaces.
+
+Every request but `/ping` carries a JWT, which is looked at before anything else; a caller's tenant has no jobs but its
+own. A client knows three states, and `{"code", "details", "error"}` for everything that went wrong.
+"""
+
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any, cast
+
+from aiohttp import web
+
+from imagejobd.api.bodies import arrived_body, body_chunks, has_arrived
+from imagejobd.api.content import serve
+from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_body_size, payload_in
+from imagejobd.api.door import Caller, Door, Uploads, new_job
+from imagejobd.api.texts import shown
+from imagejobd.api.wire import json_response
+from imagejobd.kinds.dispatch.kind import DispatchKind
+from imagejobd.kinds.dispatch.receiving import INLINE_MAX_BYTES, Content, inlined
+from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.ids import JobId
+from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job
+from imagejobd.model.state import State
+from imagejobd.model.work import Upload
+
+KIND = "dispatch"
+
+# Row ids are below 2^63.
+ID_MAX_CHARS = 18
+
+STATUSES = {State.SUCCEEDED: "SUCCESS", State.FAILED: "FAILED", State.CANCELLED: "FAILED"}
+RUNNING = "RUNNING"
+# `code` and `details` of the document.
+NOT_UNDERSTOOD = (1, "can't unmarshal inputMessage message")
+WRONG_CHECKSUM = (2, "Error during md5 validation")
+DETAILS = {
+    ErrorCode.INVALID: NOT_UNDERSTOOD,
+    ErrorCode.TOO_LARGE: NOT_UNDERSTOOD,
+    ErrorCode.TIMEOUT: NOT_UNDERSTOOD,
+    ErrorCode.UNAUTHENTICATED: (2, "JWT is invalid"),
+    ErrorCode.NOT_FOUND: (0, "error during getting job"),
+}
+
+
+def routes(door: Door) -> list[web.RouteDef]:
+    api = DispatchApi(door)
+    return [
+        web.post("/api/v1/job", api.dispatch),
+        web.get("/api/v1/job/{id}", api.show),
+        web.get("/api/v1/job/{id}/status", api.status),
+        web.get("/images/{id}", api.image),
+        web.get("/ping", ping),
+    ]
+
+
+class DispatchApi:
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._kind = cast(DispatchKind, door.kinds[KIND])
+
+    async def dispatch(self, request: web.Request) -> web.Response:
+        """Accept a payload. The answer is sent after payload and job are on disk."""
+        caller = self._door.identified(request)
+        self._door.admit()
+        if _is_small(request):
+            enqueued = await self._keep(self._small_upload(request), caller)
+        else:
+            async with self._door.uploads(caller) as uploads:
+                enqueued = await self._keep(await self._upload(request, uploads), caller)
+        return json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED)
+
+    async def _keep(self, upload: Upload, caller: Caller) -> Enqueued:
+        return await self._door.submit(new_job(KIND, self._kind.parse({}, upload), caller))
+
+    def _small_upload(self, request: web.Request) -> Upload:
+        """A payload that is here already: there is nothing to wait for, so nothing to take turns at."""
+        body = DispatchBody(self._kind.payload_max_bytes)
+        payload = body.feed(arrived_body(request))
+        body.finish()
+        return _with_checksum(inlined(payload), body)
+
+    async def _upload(self, request: web.Request, uploads: Uploads) -> Upload:
+        max_bytes = self._kind.payload_max_bytes
+        check_body_size(request.content_length or 0, max_bytes)
+        body = DispatchBody(max_bytes)
+        arriving = uploads.in_turn(body_chunks(request, self._door.server))
+        async with aclosing(payload_in(arriving, body)) as payload:
+            return _with_checksum(await uploads.receive(self._kind, payload), body)
+
+    async def show(self, request: web.Request) -> web.Response:
+        job = await self._job(request)
+        return json_response(render(job, self._output(job)))
+
+    async def status(self, request: web.Request) -> web.Response:
+        return json_response({"status": _status(await self._job(request))})
+
+    async def image(self, request: web.Request) -> web.StreamResponse:
+        """What the job has made, once it has succeeded and as long as it is kept."""
+        job = await self._job(request)
+        output = self._output(job)
+        if output is None:
+            raise Permanent(ErrorCode.NOT_FOUND, f"no image of job with id: {job.id}: {_absence(job)}")
+        return await serve(request, output, name=f"job-{job.id}", idle_s=self._door.server.body_idle_s)
+
+    def _output(self, job: Job) -> Content | None:
+        return self._kind.output(job) if job.state is State.SUCCEEDED else None
+
+    async def _job(self, request: web.Request) -> Job:
+        """The job named in the path; another tenant's, or one of another kind, is not found."""
+        tenant = self._door.identified(request).sees
+        name = request.match_info["id"]
+        job = None
+        if name.isascii() and name.isdecimal() and len(name) <= ID_MAX_CHARS:
+            job = await self._door.store.get_by_id(JobId(int(name)), tenant=tenant)
+        if job is None or job.kind != KIND:
+            raise Permanent(ErrorCode.NOT_FOUND, f"no job with id: {shown(name)}")
+        return job
+
+
+def _is_small(request: web.Request) -> bool:
+    """Whether all of a payload has come with the request's head, and is one for its job's row."""
+    length = request.content_length
+    return length is not None and length <= INLINE_MAX_BYTES and has_arrived(request)
+
+
+def _with_checksum(upload: Upload, body: DispatchBody) -> Upload:
+    return Upload(upload.fields | {"md5": body.md5}, upload.blobs)
+
+
+async def ping(request: web.Request) -> web.Response:
+    return web.Response(text="pong\n")
+
+
+def render(job: Job, output: Content | None) -> dict[str, Any]:
+    """A job in the words of the document, its keys in the document's order."""
+    body: dict[str, Any] = {
+        "id": str(job.id),
+        "tenant_id": _number(job.tenant),
+        "client_id": _number(job.client),
+    }
+    if output is not None:
+        body["payload_location"] = f"/images/{job.id}"
+    return body | {"status": _status(job)}
+
+
+def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
+    """How this API says no."""
+    if isinstance(fault, ChecksumMismatch):
+        code, details = WRONG_CHECKSUM
+    elif status is HTTPStatus.METHOD_NOT_ALLOWED:
+        code, details = 0, status.phrase
+    else:
+        code, details = DETAILS.get(fault.code, (0, status.phrase))
+    return json_response({"code": code, "details": details, "error": fault.message}, status)
+
+
+def _status(job: Job) -> str:
+    return STATUSES.get(job.state, RUNNING)
+
+
+def _absence(job: Job) -> str:
+    if job.state is State.SUCCEEDED:
+        return "it is no longer kept"
+    return "the job has not ended" if not job.state.is_final else f"the job has {job.state}"
+
+
+def _number(name: str) -> int:
+    """A tenant or client as a number; who came without a token, for those who may see such jobs, is 0."""
+    return 0 if name in ("", LOCAL_TENANT) else int(name)

@@ -1,0 +1,183 @@
+"""The run API (`/run`, `/status`), wire-compatible with the service it replaces.
+
+A client sends a Dockerfile as a form and is answered in one line of text; one that asks for JSON gets that. It polls
+the status for a 200: until the job has ended it is told 202, and then in one line how that was.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from imagejobd.api.accept import prefers_json
+from imagejobd.api.bodies import Part, is_multipart, parts
+from imagejobd.api.door import Door, Uploads, new_job
+from imagejobd.api.texts import one_line
+from imagejobd.api.wire import json_response
+from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.ids import is_uuid
+from imagejobd.model.job import Job
+from imagejobd.model.state import State
+from imagejobd.model.work import Accepted
+
+KIND = "run"
+# Parts that nobody asked for are read past, because forms of browsers have such; but not without end.
+PARTS_MAX = 32
+OTHER_PARTS_MAX_BYTES = 1024 * 1024
+REASON_MAX_CHARS = 1000
+ID_SHOWN_MAX_CHARS = 80
+
+FORM_HINT = "send a multipart/form-data body with the Dockerfile as its field named file"
+
+
+def routes(door: Door) -> list[web.RouteDef]:
+    api = RunApi(door)
+    return [web.post("/run", api.run), web.get("/status", api.status)]
+
+
+class RunApi:
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._kind = door.kinds[KIND]
+
+    async def run(self, request: web.Request) -> web.Response:
+        """Accept a Dockerfile. The answer is sent after the job is on disk."""
+        caller = self._door.caller(request)
+        self._door.admit()
+        async with self._door.uploads(caller) as uploads:
+            accepted = await self._judged(await self._dockerfile(request, uploads))
+            enqueued = await self._door.submit(new_job(KIND, accepted, caller))
+        if _wants_json(request):
+            return json_response({"id": enqueued.uuid})
+        return web.Response(text=f"Job was launched with id {enqueued.uuid}")
+
+    async def _dockerfile(self, request: web.Request, uploads: Uploads) -> str:
+        """The text of the field `file`, sent as a value or as a file of any name."""
+        if not is_multipart(request):
+            raise invalid(f"the request is not multipart; {FORM_HINT}")
+        body: bytearray | None = None
+        number = other_bytes = 0
+        async for part in parts(request, self._door.server):
+            number += 1
+            if number > PARTS_MAX:
+                raise invalid(f"the form has more than {PARTS_MAX} parts; {FORM_HINT}")
+            if part.name != "file":
+                other_bytes += await _skip(part, OTHER_PARTS_MAX_BYTES - other_bytes)
+            elif body is None:
+                body = await part.body(DOCKERFILE_MAX_BYTES, uploads.hold_json, hint="no Dockerfile needs that")
+            else:
+                raise invalid("the form has two fields named file; one job takes one Dockerfile")
+        return _text(body)
+
+    async def _judged(self, dockerfile: str) -> Accepted:
+        """Raises `Permanent(policy)` also for what cannot be read: to this API a form that holds a bad Dockerfile is a
+        good request for what cannot be done."""
+        try:
+            return await self._door.parse(self._kind, {"dockerfile": dockerfile})
+        except Permanent as fault:
+            if fault.code is not ErrorCode.INVALID:
+                raise
+            raise Permanent(ErrorCode.POLICY, fault.message) from None
+
+    async def status(self, request: web.Request) -> web.Response:
+        job = await self._job(request)
+        word = await self._word(job)
+        status = HTTPStatus.OK if job.state.is_final else HTTPStatus.ACCEPTED
+        if _wants_json(request):
+            return json_response(render(job, word), status)
+        return web.Response(text=sentence(job, word), status=status)
+
+    async def _job(self, request: web.Request) -> Job:
+        tenant = self._door.caller(request).sees
+        uuid = request.query.get("id", "")
+        if not uuid:
+            raise invalid("the request names no job; ask for /status?id=…")
+        job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
+        if job is None or job.kind != KIND:
+            raise Permanent(
+                ErrorCode.NOT_FOUND,
+                f"Job with id {one_line(uuid[:ID_SHOWN_MAX_CHARS], ID_SHOWN_MAX_CHARS)} was not found",
+            )
+        return job
+
+    async def _word(self, job: Job) -> str:
+        """Where a job is, in one word. Between two attempts it is in no phase, and stays where it has come to."""
+        match job.state:
+            case State.SUCCEEDED:
+                return "Successful"
+            case State.FAILED | State.CANCELLED:
+                return "Failed"
+        phase = job.phase
+        if phase is None:
+            phases = await self._door.store.phases(job.id)
+            phase = phases[-1].name if phases else None
+        if phase is None:
+            return "Queued" if job.state is State.QUEUED else "Building"
+        return "Building" if phase == "building" else "Running"
+
+
+def sentence(job: Job, word: str) -> str:
+    """A job in the words of the document, which a client takes to pieces."""
+    match word:
+        case "Successful":
+            return f"Job {job.uuid} was Successful - Model performance : {_perf(job):f}"
+        case "Failed":
+            return f"Job {job.uuid} was Failed - {one_line(_reason(job), REASON_MAX_CHARS)}"
+        case _:
+            return f"Job {job.uuid} is {word}"
+
+
+def render(job: Job, word: str) -> dict[str, Any]:
+    """A job as JSON, its keys in the document's order; what it does not have is null."""
+    result = job.result or {}
+    return {
+        "id": job.uuid,
+        "status": word,
+        "phase": job.phase,
+        "perf": result.get("perf"),
+        "metrics": result.get("metrics"),
+        "error": _reason(job) if word == "Failed" else None,
+    }
+
+
+def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
+    """How this API says no: one line of text, or JSON for a client that asks for it."""
+    if _wants_json(request):
+        return json_response({"error": fault.message}, status)
+    return web.Response(text=one_line(fault.message, REASON_MAX_CHARS), status=status)
+
+
+def _wants_json(request: web.Request) -> bool:
+    return prefers_json(",".join(request.headers.getall(hdrs.ACCEPT, [])))
+
+
+def _perf(job: Job) -> float:
+    return float((job.result or {})["perf"])
+
+
+def _reason(job: Job) -> str:
+    if job.state is State.CANCELLED:
+        return "cancelled"
+    return job.error.message if job.error else "unknown"
+
+
+async def _skip(part: Part, room_bytes: int) -> int:
+    """Read past a part; its size in bytes."""
+    size_bytes = 0
+    async for chunk in part.chunks():
+        size_bytes += len(chunk)
+        if size_bytes > room_bytes:
+            raise invalid(f"the form's other fields are larger than {OTHER_PARTS_MAX_BYTES} bytes; {FORM_HINT}")
+    return size_bytes
+
+
+def _text(body: bytearray | None) -> str:
+    if body is None:
+        raise invalid(f"the form has no field named file; {FORM_HINT}")
+    if not body.strip():
+        raise invalid("the field file is empty; it is the Dockerfile to run")
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise invalid(f"the Dockerfile is not UTF-8: {error.reason} at byte {error.start}") from None

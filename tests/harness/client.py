@@ -1,0 +1,90 @@
+"""A client of the daemon: one request at a time, and jobs followed to their end through the native API."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from email.message import Message
+from typing import Any, NamedTuple
+
+from harness.daemon import Daemon
+from harness.waiting import until
+
+END_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 30.0
+
+Fields = dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """An HTTP answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Talks to `daemon`, with a token where one is given."""
+
+    def __init__(self, daemon: Daemon, *, token: str = "") -> None:
+        self.daemon = daemon
+        self.token = token
+
+    def call(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Answer:
+        """One request; a body that is not bytes goes as JSON. Raises `OSError` when the daemon is not there or dies."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.daemon.url + path, data=data, method=method, headers=dict(headers or {}))
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
+                return _answer(response.status, response.headers, response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return _answer(error.code, error.headers, error.read())
+
+    def job(self, job: str) -> Fields:
+        """A job, by UUID or number."""
+        fields: Fields = self.call("GET", f"/api/v2/jobs/{job}").json
+        return fields
+
+    def log(self, job: str) -> str:
+        return self.call("GET", f"/api/v2/jobs/{job}/log").text
+
+    def cancel(self, job: str) -> int:
+        return self.call("POST", f"/api/v2/jobs/{job}/cancel").status
+
+    def prints(self, job: str, text: str) -> None:
+        """Wait until the job's log has `text`."""
+        until(lambda: text in self.log(job), timeout_s=END_TIMEOUT_S, what=f"{text!r} in the log of {job}")
+
+    def ended(self, job: str, *, timeout_s: float = END_TIMEOUT_S) -> Fields:
+        """The job once it has ended."""
+        until(lambda: self.job(job)["finished_at"] is not None, timeout_s=timeout_s, what=f"job {job} to end")
+        return self.job(job)
+
+    def succeeded(self, job: str, *, timeout_s: float = END_TIMEOUT_S) -> Fields:
+        """The job once it has ended; it must have succeeded."""
+        ended = self.ended(job, timeout_s=timeout_s)
+        assert ended["state"] == "succeeded", f"{ended['error']}\n{self.log(job)}\n{self.daemon.log_text()[-3000:]}"
+        return ended
+
+    def failed(self, job: str, code: str, *, timeout_s: float = END_TIMEOUT_S) -> Fields:
+        """The job once it has ended; it must have failed with this code."""
+        ended = self.ended(job, timeout_s=timeout_s)
+        assert ended["state"] == "failed", f"{ended['state']}: {ended['result']}"
+        assert ended["error"]["code"] == code, ended["error"]
+        return ended
+
+
+def _answer(status: int, headers: Message, body: bytes) -> Answer:
+    return Answer(status, {name.lower(): value for name, value in headers.items()}, body)

@@ -1,0 +1,62 @@
+"""What an engine holds, asked through its API: to prove that jobs have left nothing in it."""
+
+import json
+import socket
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
+
+from harness.engine import PrivateEngine
+
+ANSWER_TIMEOUT_S = 10.0
+LABEL = "imagejobd.job"
+
+
+class Held(NamedTuple):
+    """A container, a volume (an anonymous one too) or an image by one of its names; `owner` is the job in its label."""
+
+    sort: str
+    name: str
+    owner: str
+
+
+def holdings(engine: PrivateEngine) -> set[Held]:
+    """All that there is."""
+    return {*_containers(engine), *_volumes(engine), *_images(engine)}
+
+
+def holdings_of(engine: PrivateEngine, uuid: str) -> list[Held]:
+    """What is named after this job or has its label."""
+    return [held for held in holdings(engine) if uuid in held.name or held.owner == uuid]
+
+
+def _containers(engine: PrivateEngine) -> Iterator[Held]:
+    for found in _get(engine, "/containers/json?all=1"):
+        yield Held("container", f"{found['Names']} of {found['Image']}", _owner(found))
+
+
+def _volumes(engine: PrivateEngine) -> Iterator[Held]:
+    for found in _get(engine, "/volumes")["Volumes"] or ():
+        yield Held("volume", found["Name"], _owner(found))
+
+
+def _images(engine: PrivateEngine) -> Iterator[Held]:
+    for found in _get(engine, "/images/json?all=1"):
+        for name in found["RepoTags"] or [found["Id"]]:
+            yield Held("image", name, _owner(found))
+
+
+def _owner(found: dict[str, Any]) -> str:
+    return str((found["Labels"] or {}).get(LABEL, ""))
+
+
+def _get(engine: PrivateEngine, path: str) -> Any:
+    connection = HTTPConnection("engine", timeout=ANSWER_TIMEOUT_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.settimeout(ANSWER_TIMEOUT_S)
+        connection.sock.connect(str(engine.socket))
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
