@@ -1,12 +1,10 @@
 """A build box for one test: the daemon on the session's engine, a client that talks to it, and what must hold after."""
 
 import json
-import random
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from pathlib import Path
 from sqlite3 import connect
 from typing import Any, NamedTuple
 
@@ -143,11 +141,11 @@ def box(engine: PrivateEngine, *, failpoints: str = "", **settings: Any) -> Iter
 
 
 def leftovers(engine: PrivateEngine) -> list[str]:
-    """Images, private bases and containers of jobs that the engine has."""
+    """Images, private bases and containers of jobs that the engine has; what the tests themselves make is no job's."""
     images = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
     containers = engine.docker("ps", "--all", "--quiet").split()
-    ours = [name for name in images if name != BUSYBOX and (name.startswith("imagejobd") or f"/{BASES}:" in name)]
-    return ours + containers
+    ours = [name for name in images if name.startswith("imagejobd") or f"/{BASES}:" in name]
+    return [name for name in ours if not name.startswith("imagejobd-test/")] + containers
 
 
 def publish_base(engine: PrivateEngine, registry: Registry, tag: str) -> str:
@@ -157,27 +155,6 @@ def publish_base(engine: PrivateEngine, registry: Registry, tag: str) -> str:
 
 def is_clean(engine: PrivateEngine) -> bool:
     return not leftovers(engine)
-
-
-def processes(argument: str) -> list[int]:
-    """The processes of this machine that have `argument` among theirs."""
-    return [
-        int(folder.name)
-        for folder in Path("/proc").iterdir()
-        if folder.name.isdecimal() and argument.encode() in _arguments(folder)
-    ]
-
-
-def _arguments(folder: Path) -> list[bytes]:
-    try:
-        return (folder / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def unique_seconds() -> str:
-    """A time to sleep, over a day, that nobody else on this machine sleeps."""
-    return str(random.randrange(10**5, 10**9))
 
 
 def multipart(fields: Mapping[str, Any], tar: bytes) -> tuple[bytes, str]:

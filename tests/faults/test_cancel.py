@@ -4,9 +4,10 @@ import time
 import uuid
 
 import pytest
-from box import box, dockerfile, is_clean, processes, unique_seconds
+from box import box, dockerfile, is_clean
 
 from harness.engine import PrivateEngine
+from harness.processes import processes, unique_seconds
 from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
 from harness.waiting import until

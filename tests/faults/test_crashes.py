@@ -6,10 +6,11 @@ import time
 import uuid
 
 import pytest
-from box import LOGIN, MAX_ATTEMPTS, Box, box, dockerfile, is_clean, leftovers, processes, publish_base, unique_seconds
+from box import LOGIN, MAX_ATTEMPTS, Box, box, dockerfile, is_clean, leftovers, publish_base
 
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
+from harness.processes import processes, unique_seconds
 from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
 from harness.waiting import until

@@ -66,7 +66,7 @@ def test_context_is_lost(engine: PrivateEngine) -> None:
                 blob.unlink()
         ended = b.ended(job)
         assert (ended["state"], ended["error"]["code"]) == ("failed", "not_found")
-        assert "submit the build again" in ended["error"]["message"]
+        assert "submit the job again" in ended["error"]["message"]
         b.check_clean()
 
 
@@ -122,7 +122,7 @@ def test_disk_full(engine: PrivateEngine, registry: Registry) -> None:
         spooled = set(spool.iterdir())
         fill(b)
         refused = b.call(
-            "POST", "/api/v1/build", {"image_name": image, "dockerfile": "FROM scratch\n#" + "x" * 200_000}
+            "POST", "/api/v1/build", {"image_name": image, "dockerfile": "FROM scratch\n" + "# comment\n" * 20_000}
         )
         assert refused.status == 507
         assert "disk" in refused.body["Error"]

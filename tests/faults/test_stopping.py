@@ -4,9 +4,10 @@ import os
 import signal
 import time
 
-from box import Box, box, dockerfile, unique_seconds
+from box import Box, box, dockerfile
 
 from harness.engine import PrivateEngine
+from harness.processes import unique_seconds
 from harness.registry import Registry
 from harness.waiting import until
 

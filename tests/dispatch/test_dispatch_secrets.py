@@ -1,0 +1,58 @@
+"""Tokens, and the secret that signs them, are found nowhere that anybody can read."""
+
+import base64
+
+from dispatch_box import DispatchBox, Tenant, dispatch_box, dockerfile
+
+from harness.client import Client
+from harness.engine import PrivateEngine
+from harness.tokens import JWT_SECRET, mint
+
+
+def needles(tokens: list[str]) -> set[bytes]:
+    """The secret, whole tokens and their signatures, and the encodings that they might travel in."""
+    found = {JWT_SECRET.encode(), base64.b64encode(JWT_SECRET.encode()).rstrip(b"=")}
+    for token in tokens:
+        found |= {token.encode(), token.rpartition(".")[2].encode()}
+    return found
+
+
+def readable(box: DispatchBox, tenant: Tenant, jobs: list[str]) -> dict[str, bytes]:
+    """All that the daemon writes or answers."""
+    texts = {str(path): path.read_bytes() for path in box.daemon.state_dir.rglob("*") if path.is_file()}
+    assert any(name.endswith("imagejobd.db-wal") for name in texts)
+    texts["daemon.log"] = box.daemon.log_text().encode()
+    paths = ["/api/v2/jobs", "/readyz"]
+    for job in jobs:
+        uuid = tenant.job(job)["id"]
+        paths += [f"/api/v2/jobs/{job}{part}" for part in ("", "/log", "/events")]
+        paths += [f"/api/v1/job/{job}", f"/api/v1/job/{job}/status", f"/api/v1/{uuid}/status", f"/status?id={uuid}"]
+    return texts | {path: tenant.call("GET", path).body for path in paths}
+
+
+def test_tokens_stay_secret(engine: PrivateEngine) -> None:
+    """No job, event, log or file shows a token, good or bad, nor the secret, while it runs and after a crash."""
+    with dispatch_box(engine) as box:
+        tenant = box.tenant(1, email="somebody@example.com")
+        forged = mint(1)[:-4] + "AAAA"
+        expired = mint(1, exp=1_000_000_000)
+        refused = [Client(box.daemon, token=token).call("GET", "/api/v1/job/1") for token in (forged, expired, "a.b.c")]
+        assert [answer.status for answer in refused] == [401] * 3
+        jobs = [
+            tenant.dispatch(dockerfile("RUN echo started && sleep 1")),
+            tenant.dispatch(dockerfile("RUNN")),
+            tenant.dispatch(b"kept"),
+        ]
+        tokens = [tenant.token, forged, expired]
+        for answer in refused:
+            assert not any(needle in answer.body for needle in needles(tokens))
+        tenant.prints(jobs[0], "started")
+        for crashes in (False, True):
+            if crashes:
+                box.restart()
+                assert [tenant.outcome(job) for job in jobs] == ["SUCCESS", "FAILED", "SUCCESS"]
+            for place, text in readable(box, tenant, jobs).items():
+                for needle in needles(tokens):
+                    assert needle not in text, f"{needle!r} is readable in {place}"
+        assert tenant.job(jobs[2])["submitter"]["email"] == "somebody@example.com"
+        box.check_healthy()

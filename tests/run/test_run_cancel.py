@@ -1,0 +1,68 @@
+"""Cancelling a run stops what it does within 2 s, in whatever phase it is, and leaves nothing."""
+
+import random
+import time
+
+import pytest
+from run_box import PERF, RunBox, dockerfile, run_box, script
+
+from harness.engine import PrivateEngine
+from harness.holdings import holdings_of
+from harness.processes import processes, unique_seconds
+from harness.waiting import until
+
+PROMISED_S = 2.0
+
+
+def check_stopped(box: RunBox, job: str, seconds: str, engine: PrivateEngine) -> None:
+    """Cancel, and see process and job end in time."""
+    began = time.monotonic()
+    assert box.cancel(job) == 202
+    until(lambda: not processes(seconds), timeout_s=PROMISED_S, what="the end of the sleep")
+    stopped_s = time.monotonic() - began
+    assert box.ended(job, timeout_s=PROMISED_S)["state"] == "cancelled"
+    print(f"stopped after {stopped_s:.2f} s, job ended after {time.monotonic() - began:.2f} s")
+    assert box.outcome(job) == "Failed - cancelled"
+    assert holdings_of(engine, job) == []
+
+
+def check_gone(engine: PrivateEngine, job: str) -> None:
+    """Nothing of the job is in the engine, or it is just being swept."""
+    until(lambda: holdings_of(engine, job) == [], timeout_s=PROMISED_S, what="the engine to be clean")
+
+
+@pytest.mark.parametrize("trap", ["true", "trap '' TERM INT"], ids=["running", "ignoring SIGTERM"])
+def test_cancel_while_running(box: RunBox, engine: PrivateEngine, trap: str) -> None:
+    """The container of a cancelled run is killed, whatever it does about signals."""
+    seconds = unique_seconds()
+    job = box.launch(dockerfile(script(trap, f"sleep {seconds}", PERF)))
+    until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+    check_stopped(box, job, seconds, engine)
+
+
+@pytest.mark.parametrize("builder", ["buildkit", "classic"])
+def test_cancel_while_building(engine: PrivateEngine, builder: str) -> None:
+    """The sleeping RUN step of a cancelled run is killed."""
+    seconds = unique_seconds()
+    with run_box(engine, builder=builder) as box:
+        job = box.launch(dockerfile(f"RUN sleep {seconds}", script(PERF)))
+        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        assert box.status(job).text == f"Job {job} is Building"
+        check_stopped(box, job, seconds, engine)
+        job = box.launch(dockerfile("RUN true", script(PERF)))
+        assert box.outcome(job) == "Successful - Model performance : 0.500000"
+        box.check_healthy()
+
+
+def test_cancel_at_any_moment(box: RunBox, engine: PrivateEngine) -> None:
+    """Wherever a cancel meets a run, the job ends as cancelled or has succeeded before, and nothing of it stays."""
+    text = dockerfile(f"RUN echo {unique_seconds()} > /x", script("sleep 0.3", PERF))
+    for _ in range(4):
+        job = box.launch(text)
+        time.sleep(random.uniform(0, 1.2))
+        began = time.monotonic()
+        box.cancel(job)
+        ended = box.ended(job, timeout_s=PROMISED_S + 1)
+        assert ended["state"] in ("cancelled", "succeeded"), ended["error"]
+        assert time.monotonic() - began < PROMISED_S
+        check_gone(engine, job)
