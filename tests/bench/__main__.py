@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 
-from bench import accept, distribute, history, noise, overhead, queue
+from bench import accept, dispatch, distribute, history, noise, overhead, policy, queue, run_overhead
 from bench.figures import Figure, say, table
 
 MEASUREMENTS = {
@@ -20,6 +20,9 @@ MEASUREMENTS = {
     "history": history.measure,
     "overhead": overhead.measure,
     "noise": noise.measure,
+    "run_overhead": run_overhead.measure,
+    "dispatch": dispatch.measure,
+    "policy": policy.measure,
     **distribute.MEASUREMENTS,
 }
 

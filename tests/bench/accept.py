@@ -3,10 +3,11 @@
 The daemon's one build slot is held by a job whose tar never comes, so that jobs are accepted and nothing is built.
 """
 
+import os
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
@@ -43,18 +44,18 @@ def measure(*, quick: bool) -> list[Figure]:
     rounds, seconds = (2, 1) if quick else (ROUNDS, ROUND_S)
     ours: list[Load] = []
     bare: list[Load] = []
-    with disk_folder() as folder, _busy_daemon(folder) as daemon, _bare_server(folder) as bare_url:
+    with disk_folder() as folder, _busy_daemon(folder) as daemon, bare_server(folder) as bare_url:
         for url in (daemon.url, bare_url):  # both warm
-            _load(url, 1)
+            load(url + BUILD, 1)
         for number in range(rounds):
-            bare.append(_load(bare_url, seconds))
-            ours.append(_load(daemon.url, seconds))
+            bare.append(load(bare_url + BUILD, seconds))
+            ours.append(load(daemon.url + BUILD, seconds))
             say(
                 f"round {number + 1}: {ours[-1].per_s:,.0f}/s, p99 {ours[-1].p99_ms:.1f} ms;"
                 f" bare {bare[-1].per_s:,.0f}/s, p99 {bare[-1].p99_ms:.1f} ms"
             )
-    per_s, bare_per_s = (median(load.per_s for load in loads) for loads in (ours, bare))
-    p99_ms, bare_p99_ms = (median(load.p99_ms for load in loads) for loads in (ours, bare))
+    per_s, bare_per_s = (median(seen.per_s for seen in loads) for loads in (ours, bare))
+    p99_ms, bare_p99_ms = (median(seen.p99_ms for seen in loads) for loads in (ours, bare))
     return [
         Figure(
             f"accept, {CONNECTIONS} connections",
@@ -67,17 +68,18 @@ def measure(*, quick: bool) -> list[Figure]:
     ]
 
 
-def _load(url: str, seconds: int) -> Load:
-    command = [str(program("wrk")), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(SCRIPT), url + BUILD]
-    done = subprocess.run(command, capture_output=True, check=True, text=True)
-    load = msgspec.json.decode(done.stdout.splitlines()[-1], type=Load)
-    if load.errors:
-        raise RuntimeError(f"{load.errors} of the requests to {url} failed")
-    return load
+def load(url: str, seconds: int, *, script: Path = SCRIPT, env: Mapping[str, str] = os.environ) -> Load:
+    """Send what `script` makes over and over. Raises `RuntimeError` when any request fails."""
+    command = [str(program("wrk")), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, env=env)
+    seen = msgspec.json.decode(done.stdout.splitlines()[-1], type=Load)
+    if seen.errors:
+        raise RuntimeError(f"{seen.errors} of the requests to {url} failed")
+    return seen
 
 
 @contextmanager
-def _bare_server(folder: Path) -> Iterator[str]:
+def bare_server(folder: Path) -> Iterator[str]:
     port = free_port()
     with server("bench.bare_server", port, log_file=folder / "bare.log", is_ready=lambda: _listens(port)):
         yield f"http://127.0.0.1:{port}"

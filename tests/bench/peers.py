@@ -58,19 +58,19 @@ class Peers:
         return self._by_docker("-", f"tar -C {self.context} -c . |")
 
     def _by_docker(self, context: str, source: str = "") -> float:
-        reference = self._fresh()
+        reference = self.fresh()
         docker = program("docker")
-        return self._timed(
+        return self.timed(
             f"{source} {docker} build --progress=plain --network=none -t {reference} {context} && "
             f"{docker} push {reference} && {docker} rmi {reference}"
         )
 
     def by_daemon(self) -> float:
         """Seconds from the folder to the end of the job: tar, upload, build, push, purge; its log in a file."""
-        fields = shlex.quote("Json=" + json.dumps({"image_name": self._fresh()}))
+        fields = shlex.quote("Json=" + json.dumps({"image_name": self.fresh()}))
         url = self.daemon.url
         submit = f"tar -C {self.context} -c . | curl -fsS {url}/api/v1/build -F {fields} -F TarFile=@-"
-        took = self._timed(
+        took = self.timed(
             f"job=$({submit} | cut -sd'\"' -f4) && echo $job > {self.folder}/job && "
             f'curl -fsSN "{url}/api/v2/jobs/$job/log?follow=1"'
         )
@@ -93,14 +93,14 @@ class Peers:
         """The UUID of the daemon's last job."""
         return (self.folder / "job").read_text().strip()
 
-    def _fresh(self) -> str:
+    def fresh(self) -> str:
         """Forget all that earlier runs left for this one to use; a new image reference."""
         self.engine.docker("builder", "prune", "-af")
         number = next(self._numbers)
         (self.context / NONCE).write_text(f"{time.time_ns()}\n")
         return f"{self.registry.host}/bench/run-{number}:1"
 
-    def _timed(self, command: str) -> float:
+    def timed(self, command: str) -> float:
         with (self.folder / "output").open("wb") as output:
             began = time.perf_counter()
             done = subprocess.run(
