@@ -5,6 +5,7 @@ run; the demo fails when one of its promises does not hold.
 """
 
 import json
+import secrets
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,20 @@ RUN echo "building as $(id -un)" && for i in 1 2 3; do echo "step $i of 3"; slee
 LABEL org.example.demo=yes
 CMD ["echo", "hello"]
 """
+PERF_DOCKERFILE = (
+    f"FROM {BUSYBOX}\n"
+    r"""ARG version
+ENV version=$version
+RUN seq 1000 > /numbers
+CMD echo "measuring version $version" && \
+    awk '{ sum += $1 } END { printf "{\"perf\": %f, \"sum\": %d}", sum / 505000, sum }' /numbers \
+    > /data/perf-$version.json
+"""
+)
+DISPATCHED_DOCKERFILE = f"""FROM {BUSYBOX}
+RUN echo "made for a tenant" > /greeting
+CMD ["cat", "/greeting"]
+"""
 
 
 def main() -> int:
@@ -33,8 +48,10 @@ def main() -> int:
         load_busybox(engine)
         registry = stack.enter_context(Registry())
         mirrors = [stack.enter_context(Registry()) for _ in range(2)]
-        daemon = stack.enter_context(Daemon(engine_host=engine.host))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imagejobd-demo-")))
+        secret = folder / "jwt.secret"
+        secret.write_text(secrets.token_urlsafe(32))
+        daemon = stack.enter_context(Daemon({"auth": {"jwt_secret_file": str(secret)}}, engine_host=engine.host))
         print(f"engine {engine.host}\nregistry {registry.host}\nimagejobd {daemon.url}")
         json_build(daemon, registry, folder)
         multipart_build(daemon, registry, folder)
@@ -42,8 +59,10 @@ def main() -> int:
         prove_push(registry, "demo/multipart")
         prove_purge(engine)
         distribute(daemon, registry, mirrors, folder)
+        run_dockerfile(daemon, folder)
+        dispatch(daemon, engine, folder)
         show_history(daemon)
-    say("Done: two images built, pushed, proved and purged; one of them distributed to two more registries")
+    say("Done: images built, pushed, proved, purged and distributed; a Dockerfile run; a payload dispatched")
     return 0
 
 
@@ -113,8 +132,41 @@ def show_targets(daemon: Daemon, job: str) -> None:
     shell(f"sqlite3 -readonly -header -column {daemon.database_file} {shlex.quote(query)}")
 
 
+def run_dockerfile(daemon: Daemon, folder: Path) -> None:
+    say("6. The run API: a Dockerfile is built, run without network or rights, and its perf is read")
+    (folder / "perf.Dockerfile").write_text(PERF_DOCKERFILE)
+    answer = shell(f"curl -sS {daemon.url}/run -F file=@{folder}/perf.Dockerfile")
+    job = answer.split()[-1]
+    shell(f"curl -sSN '{daemon.url}/api/v2/jobs/{job}/log?follow=1'")
+    status = shell(f"curl -sS '{daemon.url}/status?id={job}'; echo")
+    expect(status.strip() == f"Job {job} was Successful - Model performance : 0.991089", "another perf was expected")
+    query = "SELECT job_id, perf, metrics FROM run_result"
+    shell(f"sqlite3 -readonly -header -column {daemon.database_file} {shlex.quote(query)}")
+
+
+def dispatch(daemon: Daemon, engine: PrivateEngine, folder: Path) -> None:
+    say("7. The dispatcher API: a tenant's payload, with a token; what is made of it is served")
+    payload, request = folder / "payload", folder / "payload.json"
+    payload.write_text(DISPATCHED_DOCKERFILE)
+    mint = f"{sys.executable} -m imagejobd token --tenant 1 --client 7 --config {daemon.config_file} > {folder}/token"
+    shell(mint)
+    curl = f'curl -sS -H "Authorization: Bearer $(cat {folder}/token)"'
+    shell(
+        f"""printf '{{"encoding": "base64", "MD5": "%s", "content": "%s"}}' """
+        f'"$(md5sum < {payload} | cut -c-32)" "$(base64 -w0 {payload})" > {request}'
+    )
+    job = json.loads(shell(f"{curl} {daemon.url}/api/v1/job --data @{request}"))["id"]
+    shell(f"{curl} -N '{daemon.url}/api/v2/jobs/{job}/log?follow=1'")
+    shown = json.loads(shell(f"{curl} {daemon.url}/api/v1/job/{job}"))
+    expect(shown["status"] == "SUCCESS", f"the job ended as {shown}")
+    shell(f"{curl} -o {folder}/image.tar {daemon.url}{shown['payload_location']} && ls -l {folder}/image.tar")
+    loaded = shell(f"docker -H {engine.host} load -q -i {folder}/image.tar").split()[-1]
+    greeting = shell(f"docker -H {engine.host} run --rm --network none {loaded}")
+    expect(greeting == "made for a tenant\n", "the image says something else")
+
+
 def show_history(daemon: Daemon) -> None:
-    say("6. The history, in SQLite")
+    say("8. The history, in SQLite")
     for query in (
         "SELECT id, state, image, seconds_waited, seconds_run FROM job_history",
         "SELECT job_id, phase, seconds FROM phase_history",
