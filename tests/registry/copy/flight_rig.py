@@ -51,7 +51,9 @@ class FakeSource:
         for _ in range(chunks):
             self._permits.release()
 
-    async def __call__(self, _source: Repository, _blob: Descriptor) -> AsyncGenerator[bytes, None]:
+    async def __call__(
+        self, _source: Repository, _blob: Descriptor, *, use_mirrors: bool = True
+    ) -> AsyncGenerator[bytes, None]:
         self.opened += 1
         try:
             for start in range(0, len(self.data), self.chunk):

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from flight_rig import FakeSource, SpoolFolder, blob_of, flights_over, repository, settle
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imagejobd.model.errors import Fault
@@ -89,6 +89,8 @@ async def play(flights: Flights, source: FakeSource, steps: list[tuple], corrupt
             assert len(eater.got) < len(source.data)
 
 
+# One who joins a blob that was refuted before: it is opened anew, past the mirrors.
+@example(size=0, chunk=97, window=300, grace_s=0.0, corrupt=True, steps=[("take", 0, 1), ("settle",), ("join", 1)])
 @settings(max_examples=100, deadline=None)
 @given(
     size=st.integers(0, 5_000),
