@@ -371,12 +371,17 @@ def test_what_docker_saves(saved_busybox: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
-def test_what_skopeo_writes(saved_busybox: Path, tmp_path: Path, kind: str) -> None:
-    """skopeo's two archives of an image pass; with a byte of a layer changed they do not."""
-    target = tmp_path / "image.tar"
-    source = f"docker-archive:{saved_busybox}:docker.io/imagejobd-test/saved:1"
+def test_what_skopeo_writes(engine: PrivateEngine, tmp_path: Path, kind: str) -> None:
+    """skopeo's two archives of an image pass; with a byte of a layer changed they do not.
+
+    Of an archive with one layer: skopeo 1.9 stumbles over the links that docker writes for layers that are alike.
+    """
+    saved, target = tmp_path / "saved.tar", tmp_path / "image.tar"
+    engine.docker("save", "-o", str(saved), BUSYBOX)
+    source = f"docker-archive:{saved}:docker.io/{BUSYBOX}"
     command = [str(program("skopeo")), "--insecure-policy", "copy", "--quiet", source, f"{kind}:{target}:x/y:1"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    copied = subprocess.run(command, check=False, capture_output=True, timeout=60)
+    assert copied.returncode == 0, copied.stderr.decode()
     data = bytearray(target.read_bytes())
     assert check(bytes(data)) == 1
     with tarfile.open(target) as archive:

@@ -1,5 +1,6 @@
 """What a sandboxed image may do, sees and says, in a real engine."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from sandboxes import LIMITS, MIB, image_of, run, sandboxed, volumes
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
-from imagejobd.engine.sandbox import Exit, create, discard, leftovers
+from imagejobd.engine.sandbox import Exit, Sandbox, create, discard, leftovers
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.ids import uuid7
 
@@ -75,6 +76,15 @@ async def test_the_engine_was_given_every_setting(client: Engine, engine: Privat
     assert told == f"{64 * MIB} {64 * MIB} 1000000000 64 true none private no false local"
 
 
+async def looked_at_twice(sandbox: Sandbox, name: str) -> bytes | None:
+    """As the run kind does it: a busy engine may miss a file at first."""
+    found = await sandbox.read_data(name, max_bytes=100)
+    if found is None:
+        await asyncio.sleep(0.5)
+        found = await sandbox.read_data(name, max_bytes=100)
+    return found
+
+
 @pytest.mark.parametrize(
     ("user", "folder"),
     [
@@ -92,7 +102,7 @@ async def test_every_user_may_write_data(client: Engine, engine: PrivateEngine, 
     text = f"{folder}{user}" + shell("ls /data; echo '{}' >/data/perf.json")
     async with sandboxed(client, engine, text) as sandbox:
         assert await run(sandbox) == ("", "", Exit(0, is_out_of_memory=False))
-        assert await sandbox.read_data("perf.json", max_bytes=100) == b"{}\n"
+        assert await looked_at_twice(sandbox, "perf.json") == b"{}\n"
 
 
 @pytest.mark.parametrize("there", ["echo >", "ln -s /etc ", "ln -s /absent ", "mkdir -m 700 "])

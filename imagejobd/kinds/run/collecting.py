@@ -1,5 +1,7 @@
 """The collecting phase: the file that the container left, read without unpacking, kept in the checkpoint."""
 
+import asyncio
+
 import msgspec
 
 from imagejobd.engine.sandbox import DATA_PATH, Sandbox
@@ -9,6 +11,9 @@ from imagejobd.kinds.run.tools import Tools
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.work import Work
+
+LOOKS = 2
+SECOND_LOOK_S = 0.5
 
 
 async def collect(tools: Tools, work: Work, container: Sandbox) -> None:
@@ -23,10 +28,13 @@ async def collect(tools: Tools, work: Work, container: Sandbox) -> None:
 async def _read(container: Sandbox, uuid: str, *, max_bytes: int) -> Result:
     """From the file of this very job where there is one; then another one of a fixed name is not looked at."""
     names = (f"perf-{uuid}.json", "perf.json")
-    for name in names:
-        data = await container.read_data(name, max_bytes=max_bytes)
-        if data is not None:
-            return perf.parse(data, f"{DATA_PATH}/{name}")
+    for look in range(LOOKS):
+        # A busy engine has been seen to miss what it then found: a job must not fail by that.
+        await asyncio.sleep(SECOND_LOOK_S if look else 0)
+        for name in names:
+            data = await container.read_data(name, max_bytes=max_bytes)
+            if data is not None:
+                return perf.parse(data, f"{DATA_PATH}/{name}")
     paths = " nor ".join(f"{DATA_PATH}/{name}" for name in names)
     raise Permanent(
         ErrorCode.RESULT_MISSING,
