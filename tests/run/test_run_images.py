@@ -82,7 +82,7 @@ CASES = {
     "exit 125": exits("exit 125", "code 125;"),
     "exit 127": exits("exit 127", "code 127;"),
     "exit 255": exits("exit 255", "code 255;"),
-    "SIGKILL": exits("kill -KILL $$", r"code 137 \(SIGKILL\)"),
+    "SIGKILL": exits("kill -KILL $$", r"code 137 \(SIGKILL: most often for want of memory"),
     "SIGSEGV": exits("kill -SEGV $$", r"code 139 \(SIGSEGV\)"),
     "SIGTERM": exits("kill -TERM $$", r"code 143 \(SIGTERM\)"),
     "long last words": exits(

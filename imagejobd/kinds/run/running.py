@@ -117,4 +117,7 @@ def _signal(code: int, settings: RunSettings) -> str:
         return ""
     if name == "SIGXFSZ":
         return f" ({name}: a file grew past kinds.run.file_max_bytes = {settings.file_max_bytes} bytes)"
+    if name == "SIGKILL":
+        # A busy engine does not always tell that memory was the reason.
+        return f" ({name}: most often for want of memory, of which it has {settings.memory_bytes} bytes)"
     return f" ({name})"
