@@ -6,16 +6,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Test processes: most tests wait for a peer rather than for a processor. Each has its own engine and registries.
 WORKERS ?= 3
+# Which Docker Engine the tests and benchmarks run on: none for the packaged one, or 26, 28, 28c (see .ci/lane).
+ENGINE ?=
+ON_ENGINE := $(if $(ENGINE),PATH="$(CURDIR)/.lanes/$(ENGINE)/bin:$$PATH")
 # Extra arguments for pytest, the demo or the benchmarks: make test ARGS="tests/store -x"
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup services demo test check bench clean
+.PHONY: help setup services lane demo test check bench clean
 
 help:
 	@echo 'make demo      show the daemon at work on an engine and a registry of its own (root)'
 	@echo 'make test      run all tests against real engines and registries (root)'
+	@echo '               ENGINE=26, 28 or 28c: on that Docker Engine, not the packaged one'
 	@echo 'make check     lint, types, layers, and the systemd units'
 	@echo 'make bench     measure, against the plain tools (root)'
 	@echo 'make setup     only the virtual environment, $(VENV)/'
@@ -35,11 +39,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 services:
 	@.ci/services
 
+lane: services
+	@$(if $(ENGINE),.ci/lane $(ENGINE))
+
 demo: setup services
 	@PYTHONPATH=tests $(BIN)/python -m demo $(ARGS)
 
-test: setup services
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: setup services lane
+	$(ON_ENGINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check
@@ -48,9 +55,9 @@ check: setup
 	$(BIN)/lint-imports
 	.ci/check-units
 
-bench: setup services
-	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+bench: setup services lane
+	$(ON_ENGINE) PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) build .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .lanes build .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find imagejobd tests -name __pycache__ -type d -prune -exec rm -rf {} +

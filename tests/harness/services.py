@@ -13,8 +13,11 @@ NEEDS_ROOT = frozenset({"dockerd"})
 
 def find_program(name: str) -> Path | None:
     """The full path of a program, or None where it is not installed."""
-    if name == "docker" and Path("/usr/bin/docker").is_file():
-        return Path("/usr/bin/docker")  # the packaged client, also where another one comes first on PATH
+    if name == "docker":
+        # The client that came with the engine, also where another one comes first on PATH.
+        for folder in (program("dockerd").parent, Path("/usr/bin")):
+            if (folder / "docker").is_file():
+                return folder / "docker"
     found = shutil.which(name, path=SEARCH_PATH)
     return Path(found) if found else None
 
