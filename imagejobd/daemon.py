@@ -26,6 +26,7 @@ from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
+from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.tools import Tools as BuildKindTools
 from imagejobd.kinds.dispatch.kind import DispatchKind
@@ -88,14 +89,20 @@ async def serve(config: Config) -> int:
     worker = uuid7()
     async with AsyncExitStack() as stack:
         state_dir, blobs = _open_state_dir(stack, config)
-        store = await stack.enter_async_context(
-            SqliteStore.open(state_dir / DATABASE_NAME, vault=Vault.from_environment(state_dir))
-        )
+        vault = Vault.from_environment(state_dir)
+        store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
         engine = await stack.enter_async_context(Engine(config.engine))
         egress = Egress(config.egress)
         registry = await stack.enter_async_context(RegistryClient(config.registry, egress))
+        leases = TagLeases(engine)
         building = BuildTools(
-            engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy(config.policy)
+            engine=engine,
+            bases=Bases(engine, leases),
+            leases=leases,
+            registry=registry,
+            blobs=blobs,
+            policy=Policy(config.policy),
+            cache_scope=_everybody if config.engine.share_build_cache else vault.fingerprint,
         )
         kinds: dict[str, Kind] = {
             "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
@@ -127,6 +134,10 @@ async def serve(config: Config) -> int:
             prune=prune_loop(store, blobs, config.retention),
             build_cache=build_cache_loop(engine),
         )
+
+
+def _everybody(_tenant: str) -> str:
+    return ""
 
 
 def _open_state_dir(stack: AsyncExitStack, config: Config) -> tuple[Path, BlobStore]:

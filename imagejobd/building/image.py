@@ -1,8 +1,8 @@
 """The building phase: bases held, context streamed to the engine, progress told, the image named for this job."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -16,11 +16,10 @@ from imagejobd.engine.bases import PullPolicy
 from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.events import BuildEvent, Built, Step
 from imagejobd.engine.settings import Network
-from imagejobd.model.dockerfile import Base
+from imagejobd.model.dockerfile import Base, Plan
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.ids import uuid7
-from imagejobd.model.secret import Credentials
 from imagejobd.model.work import Work
 from imagejobd.store.blobs import storage_faults
 
@@ -99,60 +98,85 @@ async def _build(
     credentials_for: CredentialsFor,
 ) -> str:
     settings = tools.engine.settings
+    plan = await _plan(tools, recipe, context.dockerfile)
+    recipe = msgspec.structs.replace(recipe, platform=plan.platform)
+    async with AsyncExitStack() as held:
+        names: dict[Base, str] = {}
+        # Triggers of a base may copy from a stage that nothing else needs, whose bases have triggers in turn.
+        while bases := [base for base in plan.images() if base not in names]:
+            names |= await _hold(tools, work, recipe, bases, held, credentials_for)
+            plan.include(await _trigger_stages(tools, bases, names))
+        request = BuildRequest(
+            context=path,
+            dockerfile=plan.printed({base.key: name for base, name in names.items()}),
+            # Not the job's: after a crash the engine may still be ending the build of the attempt before.
+            build_id=uuid7(),
+            builder=settings.builder,
+            network=recipe.network or settings.network,
+            tags=(tag,),
+            target=recipe.target,
+            build_args=recipe.build_args | recipe.own_args,
+            labels=recipe.labels,
+            platform=recipe.platform,
+            no_cache=recipe.nocache,
+            bases={name: str(base.reference) for base, name in names.items()},
+            cache_scope=tools.cache_scope(work.job.tenant),
+        )
+        return await _run_build(tools, work, request)
+
+
+async def _plan(tools: BuildTools, recipe: Recipe, dockerfile: str) -> Plan:
     engine = await tools.engine.ping()
-    bases = await asyncio.to_thread(
-        tools.policy.read,
-        context.dockerfile,
+    builder = tools.engine.settings.builder
+    return await asyncio.to_thread(
+        tools.policy.plan,
+        dockerfile,
         build_args=recipe.build_args,
         own_args=recipe.own_args,
         target=recipe.target,
         platform=recipe.platform,
         host_platform=f"{engine.os}/{engine.architecture}",
-        all_stages=settings.builder == "classic",
-        knows_heredocs=engine.knows_heredocs(settings.builder),
+        all_stages=builder == "classic",
+        knows_heredocs=engine.knows_heredocs(builder),
     )
-    credentials = _credentials(credentials_for, bases)
-    request = BuildRequest(
-        context=path,
-        # Not the job's: after a crash the engine may still be ending the build of the attempt before.
-        build_id=uuid7(),
-        builder=settings.builder,
-        network=recipe.network or settings.network,
-        tags=(tag,),
-        target=recipe.target,
-        build_args=recipe.build_args | recipe.own_args,
-        labels=recipe.labels,
-        platform=recipe.platform,
-        no_cache=recipe.nocache,
-        credentials=credentials,
-        cache_namespace=work.job.tenant,
-    )
-    wanted = [(base.reference, base.platform or request.platform) for base in bases]
-    async with tools.bases.hold(wanted, policy=recipe.pull, credentials=credentials) as pulled:
-        for reference in pulled:
-            await work.log(f"pulled base {reference}\n")
-        await _check_triggers(tools, bases)
-        return await _told(tools, work, request)
 
 
-def _credentials(credentials_for: CredentialsFor, bases: Iterable[Base]) -> dict[str, Credentials]:
+async def _hold(
+    tools: BuildTools,
+    work: Work,
+    recipe: Recipe,
+    bases: Sequence[Base],
+    stack: AsyncExitStack,
+    credentials_for: CredentialsFor,
+) -> dict[Base, str]:
+    """Have `bases` in the engine until the `stack` is left; the literal name of each."""
+    wanted = [(base.reference, base.platform or recipe.platform) for base in bases]
     hosts = {base.reference.host for base in bases}
-    return {host: found for host in hosts if (found := credentials_for(host)) is not None}
+    credentials = {host: found for host in hosts if (found := credentials_for(host)) is not None}
+    held = await stack.enter_async_context(
+        tools.bases.hold(wanted, repository=job_repository(work.job.uuid), policy=recipe.pull, credentials=credentials)
+    )
+    for reference in held.pulled:
+        await work.log(f"pulled base {reference}\n")
+    return dict(zip(bases, held.names, strict=True))
 
 
-async def _check_triggers(tools: BuildTools, bases: Iterable[Base]) -> None:
-    """ONBUILD instructions of the images of FROM become part of the build, and no Dockerfile shows them."""
+async def _trigger_stages(tools: BuildTools, bases: Iterable[Base], names: Mapping[Base, str]) -> set[int]:
+    """Judge the ONBUILD instructions of the images of FROM, which become part of the build though no Dockerfile shows
+    them; the stages that they copy from."""
+    stages: set[int] = set()
     for base in bases:
         if base.instruction != "FROM":
             continue
-        info = await images.inspect(tools.engine, base.reference)
+        info = await images.inspect(tools.engine, names[base])
         if info is None:
             raise Temporary(ErrorCode.CONFLICT, f"base image {base.reference} was removed from the engine meanwhile")
         if info.config.on_build:
-            tools.policy.check_triggers(base, info.config.on_build)
+            stages |= tools.policy.check_triggers(base, info.config.on_build)
+    return stages
 
 
-async def _told(tools: BuildTools, work: Work, request: BuildRequest) -> str:
+async def _run_build(tools: BuildTools, work: Work, request: BuildRequest) -> str:
     """Run the build, write its log and progress; the image id."""
     console = Console()
     async with aclosing(build(tools.engine, request)) as events:

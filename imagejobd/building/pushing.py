@@ -1,14 +1,13 @@
 """The pushing phase: each reference tagged, pushed, untagged, and proved in the registry.
 
-The engine knows a user's tag only while it is pushed. What the tag named before (an image of the operator's, say) is
-remembered in the checkpoint and put back, also after a crash.
+The engine knows a user's tag only while it is pushed, and nobody else builds on it meanwhile. What the tag named before
+(an image of the operator's, say) it names again afterwards, also after a crash.
 """
 
 from collections.abc import Sequence
 from contextlib import aclosing
 
 from imagejobd.building.image import BuiltImage
-from imagejobd.building.purging import Borrowed, give_back, repay
 from imagejobd.building.tools import BuildTools, CredentialsFor
 from imagejobd.engine import images
 from imagejobd.engine.events import Transfer
@@ -33,14 +32,10 @@ async def push_image(
     failpoint("before_push")
     pushed: dict[str, str] = dict(work.checkpoint.get("pushed", {}))
     async with work.phase("pushing", timeout_s=timeout_s):
-        # Else the image that a crashed attempt left under the tag would pass for what stood there before.
-        await repay(tools, work.checkpoint)
-        if work.checkpoint.get("borrowed"):
-            await work.save(borrowed=None)
         for reference in references:
             if str(reference) not in pushed:
                 credentials = credentials_for(reference.host)
-                digest = await _push_borrowed(tools, work, image, reference, credentials)
+                digest = await _push_leased(tools, work, image, reference, credentials)
                 failpoint("after_push")
                 await _prove(tools, work, reference, digest, credentials)
                 pushed[str(reference)] = digest
@@ -48,21 +43,14 @@ async def push_image(
     return pushed
 
 
-async def _push_borrowed(
+async def _push_leased(
     tools: BuildTools, work: Work, image: BuiltImage, reference: ImageReference, credentials: Credentials | None
 ) -> str:
     """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image."""
-    async with tools.turns.take(str(reference)):
-        before = await images.inspect(tools.engine, reference)
-        borrowed = Borrowed(str(reference), image.id, before.id if before else None)
-        await work.save(borrowed=borrowed.stored())
-        try:
-            await _tag(tools, image, reference)
-            failpoint("while_pushing")
-            return await _push(tools, work, reference, credentials)
-        finally:
-            await give_back(tools.engine, borrowed)
-            await work.save(borrowed=None)
+    async with tools.leases.turn(reference), tools.leases.lease(reference, image_id=image.id):
+        await _tag(tools, image, reference)
+        failpoint("while_pushing")
+        return await _push(tools, work, reference, credentials)
 
 
 async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) -> None:

@@ -6,10 +6,10 @@ import msgspec
 
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
+from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.reserved import JOB_PREFIX
 from imagejobd.model.secret import Credentials
-from imagejobd.model.turns import Turns
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
 from imagejobd.store.blobs import BlobStore
@@ -25,7 +25,9 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     registry: RegistryClient
     blobs: BlobStore
     policy: Policy
-    turns: Turns = msgspec.field(default_factory=Turns)
+    leases: TagLeases
+    # Who shares steps and cache mounts with a tenant, as a name; "" is everybody.
+    cache_scope: Callable[[str], str]
 
     def credentials_for(self, work: Work, *, own_host: str = "", own: Credentials | None = None) -> CredentialsFor:
         """Credentials by registry host: `own`, those of the request, for `own_host`, else those configured, else

@@ -20,6 +20,7 @@ from imagejobd.engine.classic import ClassicProgress
 from imagejobd.engine.client import Engine
 from imagejobd.engine.containers import remove_container
 from imagejobd.engine.events import BuildEvent, Built
+from imagejobd.engine.held_names import HeldNames
 from imagejobd.engine.messages import messages
 from imagejobd.engine.settings import Builder, Network
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
@@ -34,14 +35,16 @@ _CACHE_NAMESPACE_ARG = "BUILDKIT_CACHE_MOUNT_NS"
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One build. All of it was checked before: the engine is not asked to judge names, paths or policy.
 
-    `context`: path of an uncompressed or compressed tar on this machine, streamed as it is; its `Dockerfile` is built.
+    `context`: path of the tar on this machine. `dockerfile`: the text to build, whatever the context has of that name.
     `build_id`: unique among the builds that go on, by which BuildKit is told to stop.
     `tags`: names for the result, with tag; none leaves it unnamed.
     `credentials`: by registry host, for the classic builder, which pulls missing bases itself. BuildKit cannot.
-    `cache_namespace`: keeps the cache mounts (`RUN --mount=type=cache`) of tenants apart. BuildKit only.
+    `bases`: the literal names of the images that the Dockerfile names, each with what the user calls it.
+    `cache_scope`: a name, of letters and digits, of those who share steps and cache mounts; "" is everybody.
     """
 
     context: Path
+    dockerfile: str
     build_id: str
     builder: Builder
     network: Network
@@ -52,7 +55,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     platform: str = ""
     no_cache: bool = False
     credentials: Mapping[str, Credentials] = {}
-    cache_namespace: str = ""
+    bases: Mapping[str, str] = {}
+    cache_scope: str = ""
 
 
 async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEvent, None]:
@@ -63,11 +67,15 @@ async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEv
     `Temporary(engine_unavailable)` when the engine goes away, and `Temporary(registry_unavailable | storage_full)`.
     """
     progress = BuildkitProgress() if request.builder == "buildkit" else ClassicProgress()
+    bases = HeldNames(request.bases)
     try:
         async with contextlib.aclosing(_run(engine, request, progress)) as events:
             async for event in events:
-                yield event
+                if request.builder == "buildkit":
+                    bases.check(event)
+                yield bases.readable(event)
     except Permanent as fault:
+        fault = Permanent(fault.code, bases.replaced(fault.message))
         explained = await _explained(engine, fault, progress.last_words())
         if isinstance(explained, Permanent):
             for event in progress.fail(fault.message):
@@ -140,9 +148,11 @@ async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, st
 def _params(request: BuildRequest) -> list[tuple[str, str]]:
     is_buildkit = request.builder == "buildkit"
     build_args = dict(request.build_args)
-    if is_buildkit and request.cache_namespace:
-        build_args[_CACHE_NAMESPACE_ARG] = request.cache_namespace
     params = [("t", tag) for tag in request.tags]
+    if is_buildkit and request.cache_scope:
+        build_args[_CACHE_NAMESPACE_ARG] = request.cache_scope
+        # Part of the cache key of every RUN, in all versions; what the namespace and proxy args change is not.
+        params.append(("extrahosts", f"{request.cache_scope}.imagejobd.invalid:127.0.0.1"))
     params += [
         ("version", "2" if is_buildkit else "1"),
         ("networkmode", request.network),
@@ -156,7 +166,8 @@ def _params(request: BuildRequest) -> list[tuple[str, str]]:
         "buildid": request.build_id if is_buildkit else "",
         "target": request.target,
         "platform": request.platform,
-        "nocache": "1" if request.no_cache else "",
+        # The classic builder has no key of its own for its steps: there nobody gets another's.
+        "nocache": "1" if request.no_cache or (request.cache_scope and not is_buildkit) else "",
     }
     return params + [(name, value) for name, value in optional.items() if value]
 

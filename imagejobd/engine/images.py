@@ -17,6 +17,7 @@ from imagejobd.engine.events import Transfer
 from imagejobd.engine.messages import transfer
 from imagejobd.engine.transfers import registry_messages
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.platform import normalize
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secret import Credentials
 
@@ -47,28 +48,11 @@ class ImageInfo(msgspec.Struct, frozen=True):
     config: ImageConfig = msgspec.field(name="Config", default=ImageConfig())
 
     def is_for(self, platform: str) -> bool:
-        """Whether it is the image of `platform` (os, os/architecture or os/architecture/variant)."""
-        os, architecture, variant = normal_platform(platform)
-        if self.os not in ("", os):
-            return False
-        if not architecture or not self.architecture:
-            return True
-        own = f"{os}/{self.architecture}/{self.variant}"
-        return normal_platform(own) == (os, architecture, variant)
-
-
-def normal_platform(platform: str) -> tuple[str, str, str]:
-    """Operating system, architecture and variant in one spelling; "" where `platform` does not say."""
-    os, _, rest = platform.partition("/")
-    architecture, _, variant = rest.partition("/")
-    known = _ARCHITECTURES.get(architecture, architecture)
-    return os, known, variant or _VARIANTS.get(known, "")
-
-
-# What an architecture is without a variant.
-_VARIANTS = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
-# Other spellings that the engine takes for its own.
-_ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+        """Whether it is the image of `platform`; what it does not say of itself fits."""
+        wanted = normalize(platform)
+        os, _, architecture = wanted.partition("/")
+        own = "/".join(filter(None, (self.os or os, self.architecture or architecture, self.variant)))
+        return normalize(own) == wanted
 
 
 async def inspect(engine: Engine, reference: ImageReference | str) -> ImageInfo | None:
@@ -79,6 +63,13 @@ async def inspect(engine: Engine, reference: ImageReference | str) -> ImageInfo 
         if fault.code is ErrorCode.NOT_FOUND:
             return None
         raise
+
+
+async def find(engine: Engine, reference: ImageReference) -> ImageInfo | None:
+    """The image of exactly that name; the engine would also take a name for the beginning of an id."""
+    image = await inspect(engine, reference)
+    has_name = image is not None and str(reference) in (*(image.tags or ()), *(image.digests or ()))
+    return image if has_name else None
 
 
 async def tag(engine: Engine, source: ImageReference | str, target: ImageReference) -> None:

@@ -20,6 +20,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         TLS to a tcp host follows `$DOCKER_TLS_VERIFY` and `$DOCKER_CERT_PATH`.
     `builder`: which of the engine's two builders builds.
     `network`: the network of RUN steps: `default` is the engine's bridge, `host` the box's own, `none` has none.
+    `share_build_cache`: whether tenants share the results of steps and cache mounts, for a box of one tenant.
     `connect_timeout_s`: seconds until a connection must be accepted.
     `request_timeout_s`: seconds for a short request (inspect, tag, remove) from start to end.
     `idle_timeout_s`: seconds without a byte after which a pull or push counts as stalled. Builds have no such limit,
@@ -31,6 +32,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     host: str | None = None
     builder: Builder = "buildkit"
     network: Network = "default"
+    share_build_cache: bool = False
     connect_timeout_s: Seconds = 5.0
     request_timeout_s: Seconds = 60.0
     idle_timeout_s: Seconds = 300.0

@@ -6,6 +6,8 @@ Nothing here keeps an opened secret.
 
 import base64
 import binascii
+import hashlib
+import hmac
 import os
 import secrets
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from imagejobd.store.files import fsync_folder
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
+FINGERPRINT_HEX_DIGITS = 32
 CREDENTIAL_NAME = "imagejobd-key"
 KEY_FILE_NAME = "secrets.key"
 
@@ -34,6 +37,7 @@ class Vault:
         if len(key) != KEY_BYTES:
             raise Permanent(ErrorCode.INVALID, f"the secrets key has {len(key)} bytes; it must have {KEY_BYTES}")
         self._cipher = AESGCM(key)
+        self._fingerprint_key = hmac.digest(key, b"imagejobd fingerprint", hashlib.sha256)
 
     def __repr__(self) -> str:
         return "Vault()"
@@ -69,6 +73,10 @@ class Vault:
                 "submit the job again",
             ) from error
         return {name: Secret(value) for name, value in _decode(plain).items()}
+
+    def fingerprint(self, text: str) -> str:
+        """A name for `text` that only this key can make: `FINGERPRINT_HEX_DIGITS` of them."""
+        return hmac.digest(self._fingerprint_key, text.encode(), hashlib.sha256).hex()[:FINGERPRINT_HEX_DIGITS]
 
 
 def _parse_key(path: Path, data: bytes) -> bytes:

@@ -7,6 +7,7 @@ what follows a JSON array; it knows neither which instructions nor which flags t
 directives.
 """
 
+import re
 from contextlib import suppress
 
 import dockerfile
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagejobd.model.dockerfile import parse
+from imagejobd.model.dockerfile import Bases, Plan, automatic_args, parse
 from imagejobd.model.dockerfile.grammar import separated
 from imagejobd.model.dockerfile.instruction import Instruction
 from imagejobd.model.dockerfile.words import split_words
@@ -37,11 +38,11 @@ COPY --chown=1000:1000 --link ["pyproject.toml", "with space", "/src/"]
 ENV A=b C="d e" F=g\\ h
 ENV OLD form with spaces
 ADD --checksum=sha256:00 https://example.org/x.tgz /opt/
-COPY <<EOF <<-"E 2" /etc/
+COPY <<EOF <<-"E2" /etc/
 FROM not-an-image
 EOF
 \tRUN not-an-instruction
-\tE 2
+\tE2
 RUN <<'SH' bash -x
 echo $HOME \\
 SH
@@ -63,6 +64,27 @@ BACKTICKS = '# escape=`\nFROM a\nRUN dir C:\\\nRUN x `\n  y `` `\n\nz\nENV a=b` 
 
 def read_here(text: str) -> list[Seen]:
     return [_seen_here(one, parsed.escape) for parsed in [parse(text)] for one in parsed.instructions]
+
+
+def printed(text: str) -> str:
+    """What the engine is sent of a Dockerfile, with every stage in it."""
+    parsed = parse(text)
+    bases = Bases(parsed, {}, automatic_args("linux/amd64", "linux/amd64"))
+    plan = Plan(parsed, bases)
+    plan.include(range(len(bases.stages)))
+    return plan.printed({base.key: f"imagejobd/test:{number}" for number, base in enumerate(plan.images())})
+
+
+def literal(text: str) -> list[Seen]:
+    """What is judged, but for what is literal in what is printed: FROM, `from=`, and the form of flags and lines."""
+    return [_without_names(one) for one in read_here(text)]
+
+
+def _without_names(seen: Seen) -> Seen:
+    name, trigger, first, _, flags, is_json, words, heredocs = seen
+    others = tuple(flag for flag in flags if not flag.startswith(("--from=", "--mount=", "--platform=")))
+    mounts = ("--mount",) * sum(flag.startswith("--mount=") for flag in flags)
+    return name, trigger, first, 0, others + mounts, is_json, () if name == "FROM" else words, heredocs
 
 
 def read_there(text: str) -> list[Seen]:
@@ -140,7 +162,7 @@ TEXTS = st.sampled_from(
         "'it s'",
         '"a # b"',
         "[ -f x ]",
-        "$(( 1 << 2 ))",
+        "$((1<<2))",
         "a\tb",
         "x\\\\",
         "<<<x",
@@ -186,7 +208,7 @@ def joined(*parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 PAIRS = st.lists(joined(NAMES, st.just("="), NAMES), min_size=1, max_size=3).map(" ".join)
 HEREDOCS = st.sampled_from(
-    ["<<EOF\nFROM x\nEOF", "<<-E cat\n\tRUN y\\\n\tE", "<<'A B' 3<<C\nA\nA B\n# x\nC", "cat <<E > /x\r\nE \r\nE\r"]
+    ["<<EOF\nFROM x\nEOF", "<<-E cat\n\tRUN y\\\n\tE", "<<'A.B' 3<<C\nA\nA.B\n# x\nC", "cat <<E > /x\r\nE \r\nE\r"]
 )
 COMMANDS = either(TEXTS, ARRAYS)
 COPIES = joined(COPY_FLAGS, either(joined(NAMES, GAPS, NAMES), st.just('["a", "b"]')))
@@ -283,6 +305,16 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
+def assert_read_alike(text: str) -> None:
+    found = read_here(text)
+    # Written as one word a heredoc is the same to all; the oracle's engine is too old for the space.
+    if not re.search(r"<<[\t\r ]", text):
+        assert found == read_there(text)
+    with suppress(Permanent):
+        sent = printed(text)
+        assert [_without_names(one) for one in read_there(sent)] == literal(text)
+
+
 @given(WELL_FORMED)
 @settings(max_examples=200, deadline=None)
 def test_what_is_well_formed_is_read_as_the_engine_reads_it(text: str):
@@ -300,8 +332,7 @@ def test_what_is_well_formed_is_read_as_the_engine_reads_it(text: str):
 def test_whatever_is_accepted_is_the_same_there(text: str):
     """No damage makes us see other instructions, lines, flags, forms or values than the engine."""
     with suppress(Permanent):
-        found = read_here(text)
-        assert found == read_there(text)
+        assert_read_alike(text)
 
 
 @given(st.lists(SNIPPETS, max_size=30).map(lambda pieces: "FROM a\nRUN x" + "".join(pieces)))
@@ -309,8 +340,7 @@ def test_whatever_is_accepted_is_the_same_there(text: str):
 def test_pieces_in_any_order_are_read_alike_or_refused(text: str):
     """Hostile little texts, made of what means something to a parser."""
     with suppress(Permanent):
-        found = read_here(text)
-        assert found == read_there(text)
+        assert_read_alike(text)
 
 
 @pytest.mark.parametrize("text", [REAL, BACKTICKS, REAL.replace("\n", "\r\n"), "\ufeff" + REAL])

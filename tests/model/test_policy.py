@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from imagejobd.model.dockerfile import Base, Bases, parse
+from imagejobd.model.dockerfile import Base
 from imagejobd.model.dockerfile.policy import VIOLATIONS_MAX, Policy, PolicySettings
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.reference import ImageReference
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -17,7 +18,7 @@ def policy(**settings: Any) -> Policy:
 
 def refusal(text: str, *, build_args: dict[str, str] | None = None, target: str = "", **settings: Any) -> str:
     with pytest.raises(Permanent) as caught:
-        policy(**settings).read(text, build_args=build_args, target=target)
+        policy(**settings).plan(text, build_args=build_args, target=target)
     assert caught.value.code == ErrorCode.POLICY
     return caught.value.message
 
@@ -25,7 +26,7 @@ def refusal(text: str, *, build_args: dict[str, str] | None = None, target: str 
 def allowed(text: str, *, target: str = "", **settings: Any) -> bool:
     """Whether `text` passes; what does not is refused as a matter of policy."""
     try:
-        policy(**settings).read(text, target=target)
+        policy(**settings).plan(text, target=target)
     except Permanent as fault:
         if fault.code != ErrorCode.POLICY:
             raise
@@ -40,7 +41,7 @@ def test_the_default_lets_ordinary_dockerfiles_pass():
         "RUN --mount=type=cache,target=/c --network=none x\n"
         "ONBUILD RUN y\nFROM scratch\nCOPY --from=build --chown=$U --link /x /x\nHEALTHCHECK --interval=5s CMD z\n"
     )
-    assert [str(base.reference) for base in policy().read(text)] == ["debian:12"]
+    assert [str(base.reference) for base in policy().plan(text).images()] == ["debian:12"]
 
 
 @pytest.mark.parametrize(
@@ -254,16 +255,16 @@ def test_all_violations_are_told_at_once():
 def test_what_cannot_be_read_is_a_fault_of_syntax():
     """Syntax errors keep their own code, with line, instruction and the rule `syntax`; forbidden things go first."""
     with pytest.raises(Permanent) as caught:
-        policy().read("FROM a\nCOPY --nope=1 a b")
+        policy().plan("FROM a\nCOPY --nope=1 a b")
     assert caught.value.code == ErrorCode.INVALID
     assert caught.value.message.startswith("Dockerfile line 2: COPY: flag --nope is not known")
     assert caught.value.message.endswith("[rule syntax]")
     with pytest.raises(Permanent, match="not valid Unicode"):
-        policy().read("FROM a\nRUN \ud800")
+        policy().plan("FROM a\nRUN \ud800")
     assert "[rule frontend]" in refusal("# syntax=x\nNOPE")
 
 
-BASE = Base(Bases(parse("FROM r.example/base:1"), {}, {}).needed()[0].reference, None, 3, "FROM")
+BASE = Base(ImageReference.parse("r.example/base:1"), None, 3, "FROM")
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ FINE = "FROM r.example/a AS a\n"
 
 def refusal(text: str, **build_args: str) -> tuple[ErrorCode, str]:
     with pytest.raises(Permanent) as caught:
-        STRICT.read(text, build_args=build_args)
+        STRICT.plan(text, build_args=build_args)
     return caught.value.code, caught.value.message
 
 
 def test_the_rest_of_each_attempt_is_fine():
     """Without the trick, the Dockerfiles below pass."""
-    STRICT.read(f"{FINE}ARG V\nRUN --mount=type=cache,target=/c x\nCOPY --from=a b c\nADD https://r.example/x /x\n")
+    STRICT.plan(f"{FINE}ARG V\nRUN --mount=type=cache,target=/c x\nCOPY --from=a b c\nADD https://r.example/x /x\n")
 
 
 FRONTENDS = [
@@ -37,7 +37,13 @@ FRONTENDS = [
     ("#syntax=evil", 1),
     ("#  syntax  =  evil", 1),
     ("#\tSYNTAX\t=evil\r", 1),
-    ("# Syntax=docker.io/docker/dockerfile:1", 1),
+    ("# Syntax=docker.io/docker/dockerfile:1-labs", 1),
+    ("# syntax=docker/dockerfile:2", 1),
+    ("# syntax=docker/dockerfile:1.7@sha256:" + "0" * 64, 1),
+    ("# syntax=docker/dockerfile-upstream:1", 1),
+    ("# syntax=docker.io/library/docker/dockerfile:1", 1),
+    ("// syntax=docker/dockerfile:1-labs", 1),
+    ("# syntax=docker/dockerfile:1 --opt", 1),
     ("# syntax=evil --opt", 1),
     ("  # syntax=evil", 1),
     ("\v\f# syntax=evil", 1),
@@ -84,7 +90,7 @@ def test_no_form_of_a_frontend_swap_passes(head, line):
 )
 def test_comments_that_no_engine_obeys_are_left(text):
     """Further down, or without a value, it is a comment."""
-    STRICT.read(text)
+    STRICT.plan(text)
 
 
 @pytest.mark.parametrize("name", ["BUILDKIT_SYNTAX", "BUILDKIT_INLINE_CACHE", "BUILDKIT_CACHE_MOUNT_NS", "OTHER"])
@@ -121,7 +127,7 @@ def test_no_build_arg_steers_the_builder(name):
         (f"{FINE}RUN --mount=from=a,from=evil,target=/x y", "image", 2),
         (f"{FINE}RUN '--mount=\"from=evil\",target=/x' y", None, 2),
         (f"{FINE}RUN --mount='\"from=evil\",target=/x' y", "image", 2),
-        (f"{FINE}ONBUILD COPY --from=evil b c\nFROM a", "image", 2),
+        (f"{FINE}ONBUILD COPY --from=evil b c\nFROM r.example/b\nCOPY --from=evil b c", "image", 4),
         # Instructions: by case, split over lines, behind ONBUILD, behind what only looks like a heredoc.
         (f"{FINE}USER root", "instruction", 2),
         (f"{FINE}uSeR root", "instruction", 2),
@@ -180,7 +186,7 @@ def test_no_build_arg_steers_the_builder(name):
 def test_no_trick_hides_what_is_forbidden(text, rule, line):
     """What the engine would obey is seen, and refused by its rule; None is for what no engine takes for a flag."""
     if rule is None:
-        STRICT.read(text)
+        STRICT.plan(text)
         return
     code, message = refusal(text)
     assert code == ErrorCode.POLICY
@@ -242,7 +248,7 @@ HEREDOCS = [
     ("COPY <<A <<B /x\nUSER x\nA\nFROM y\nB\n", "COPY"),
     ("RUN <<CMD\nCOPY --from=evil a b\nCMD\n", "RUN"),
     ("RUN <<EOF\nCOPY --from=evil a b\nRUN true \\\nEOF\n", "RUN"),
-    ("RUN x \\\n  3<<-'A B'\nUSER x\n\tA B\n", "RUN"),
+    ("RUN x \\\n  3<<-'A.B'\nUSER x\n\tA.B\n", "RUN"),
     ("ADD <<A /x\nUSER x\nA\n", "ADD"),
     ("ONBUILD RUN <<A\nUSER x\nA\n", "ONBUILD"),
 ]
@@ -251,10 +257,10 @@ HEREDOCS = [
 @pytest.mark.parametrize(("text", "instruction"), HEREDOCS)
 def test_a_heredoc_is_text_only_to_an_engine_that_knows_it(text, instruction):
     """Its body is no instruction, whatever it looks like; an engine that would take it for some is not sent it."""
-    STRICT.read(FINE + text)
+    STRICT.plan(FINE + text)
     for policy in (STRICT, Policy()):
         with pytest.raises(Permanent) as caught:
-            policy.read(FINE + text, knows_heredocs=False)
+            policy.plan(FINE + text, knows_heredocs=False)
         assert caught.value.code == ErrorCode.POLICY
         expected = (
             f"{instruction}: heredocs (<<EOF) need Docker Engine 23 or newer with BuildKit; the engine here would"
@@ -269,10 +275,10 @@ def test_a_heredoc_is_text_only_to_an_engine_that_knows_it(text, instruction):
         "RUN echo '<<EOF'",
         "RUN cat <<<EOF",
         "RUN <<''",
-        "RUN echo $((1 << 2))",
+        "RUN echo $((1<<2))",
         "HEALTHCHECK CMD <<EOF",
     ],
 )
 def test_what_only_looks_like_a_heredoc_needs_no_newer_engine(text):
     """To every engine these are one line."""
-    STRICT.read(FINE + text, knows_heredocs=False)
+    STRICT.plan(FINE + text, knows_heredocs=False)

@@ -80,7 +80,7 @@ class BuildKind:
         return await leftovers(self._building)
 
     async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        await purge(self._building, uuid, checkpoint)
+        await purge(self._building, uuid)
 
 
 def _recipe(spec: BuildSpec, *, timeout_s: float) -> Recipe:

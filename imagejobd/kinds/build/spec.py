@@ -83,7 +83,7 @@ def parse(spec: Json, upload: Upload | None = None, *, policy: Policy, knows_her
     if request.dockerfile is None:
         policy.check_build_args(request.build_args)
     else:
-        policy.read(
+        policy.check(
             request.dockerfile,
             build_args=request.build_args,
             target=request.target or "",

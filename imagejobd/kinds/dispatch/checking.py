@@ -82,7 +82,7 @@ async def _checked(tools: Tools, work: Work, path: Path, pins: ExitStack) -> Che
     await work.log(f"the payload is {_words(found)}\n")
     match found.what:
         case What.DOCKERFILE:
-            await asyncio.to_thread(tools.building.policy.read, found.dockerfile)
+            await asyncio.to_thread(tools.building.policy.check, found.dockerfile)
             return Checked(found.what, found.media_type, Context(None, found.dockerfile))
         case What.CONTEXT:
             return Checked(found.what, found.media_type, await _context(tools, path, pins))
@@ -99,7 +99,7 @@ async def _checked(tools: Tools, work: Work, path: Path, pins: ExitStack) -> Che
 async def _context(tools: Tools, path: Path, pins: ExitStack) -> Context:
     context = await keep_context(tools.building.blobs, path, tools.settings.bounds)
     pins.callback(tools.building.blobs.release, str(context.digest))
-    await asyncio.to_thread(tools.building.policy.read, context.dockerfile)
+    await asyncio.to_thread(tools.building.policy.check, context.dockerfile)
     return context
 
 

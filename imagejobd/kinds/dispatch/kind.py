@@ -107,7 +107,7 @@ class DispatchKind:
         return await leftovers(self._building)
 
     async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        await purge(self._building, uuid, checkpoint)
+        await purge(self._building, uuid)
 
 
 def _result(what: What, location: Location) -> Json:

@@ -75,7 +75,7 @@ class RunKind:
     async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
         """The container first: as long as it is there, the engine does not let go of its image."""
         await sandbox.discard(self._building.engine, uuid)
-        await purge(self._building, uuid, checkpoint)
+        await purge(self._building, uuid)
 
 
 def _no_context() -> Permanent:

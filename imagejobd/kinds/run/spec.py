@@ -27,7 +27,7 @@ def parse(spec: Json, *, policy: Policy, knows_heredocs: bool = True) -> Accepte
         raise invalid(f"spec: {error}") from None
     if not request.dockerfile.strip():
         raise invalid("spec.dockerfile is empty; a run needs the text of a Dockerfile")
-    policy.read(request.dockerfile, own_args=own_args(ANY_VERSION), knows_heredocs=knows_heredocs)
+    policy.check(request.dockerfile, own_args=own_args(ANY_VERSION), knows_heredocs=knows_heredocs)
     return Accepted(spec=msgspec.to_builtins(request))
 
 

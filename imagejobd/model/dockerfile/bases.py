@@ -32,6 +32,15 @@ class Base(msgspec.Struct, frozen=True):
     line: int
     instruction: str
 
+    @property
+    def key(self) -> tuple[str, str | None]:
+        return str(self.reference), self.platform
+
+
+def base_key(image: str, platform: str | None) -> tuple[str, str | None]:
+    """The `key` of the base that FROM or `from=` means by `image`."""
+    return str(ImageReference.parse(image)), platform
+
 
 class Bases:
     """The stages of a Dockerfile and the images each is made from.
@@ -45,86 +54,84 @@ class Bases:
         self,
         dockerfile: Dockerfile,
         build_args: Mapping[str, str],
-        automatic_args: Mapping[str, str],
+        automatic: Mapping[str, str],
         *,
         is_classic: bool = False,
     ) -> None:
-        self._stages = stages(dockerfile, build_args, automatic_args)
+        self.stages = stages(dockerfile, build_args, automatic)
         self._is_classic = is_classic
-        self._numbers: dict[str, list[int]] = {}
-        for stage in self._stages:
-            if stage.name:
-                self._numbers.setdefault(stage.name, []).append(stage.index)
+        self._numbers = {stage.name: stage.index for stage in self.stages if stage.name}
         self._from: dict[int, dict[str, Instruction]] = {}
         self._from_triggers: dict[int, list[tuple[str, Instruction]]] = {}
         self._origin_count = 0
 
-    def every(self) -> tuple[Base, ...]:
-        """The images of all stages, each once, in order of first use."""
-        return self._of(range(len(self._stages)))
-
-    def needed(self, target: str = "") -> tuple[Base, ...]:
-        """The images to pull before a build up to `target` ("" is the last stage), each once, in order of first use.
+    def needed_stages(self, target: str = "") -> list[int]:
+        """The stages that a build up to `target` ("" is the last one) goes through, ascending.
 
         Raises `Permanent(invalid)` for an unknown target.
         """
         last = self._target(target)
-        return self._of(range(last + 1) if self._is_classic else self._needed_by(last))
+        return list(range(last + 1)) if self._is_classic else self.needed_by([last])
 
-    def _of(self, indexes: Iterable[int]) -> tuple[Base, ...]:
+    def of(self, indexes: Iterable[int]) -> tuple[Base, ...]:
+        """The images of these stages, each once, in order of first use."""
         found: dict[tuple[str, str | None], Base] = {}
         for index in indexes:
             for base in self._bases_of(index):
-                key = (str(base.reference), base.platform)
+                key = base.key
                 if key not in found or (base.instruction == "FROM" and found[key].instruction != "FROM"):
                     found[key] = base
         return tuple(found.values())
 
     def _target(self, name: str) -> int:
         if not name:
-            return len(self._stages) - 1
+            return len(self.stages) - 1
         found = self._numbers.get(name.lower())
-        if not found:
+        if found is None:
             known = ", ".join(self._numbers) or "none has a name"
             raise invalid(f"target {name[:64]!r} is not a stage of the Dockerfile; its stages: {known[:512]}")
-        return found[-1]
+        return found
 
-    def _needed_by(self, last: int) -> list[int]:
-        """Indexes, ascending, of the stages that stage `last` is made from, itself included."""
-        seen = {last}
-        pending = [last]
+    def needed_by(self, indexes: Iterable[int]) -> list[int]:
+        """Indexes, ascending, of the stages that these are made from, themselves included."""
+        pending = list(indexes)
+        seen = set(pending)
         while pending:
             index = pending.pop()
-            named = [self._resolve(index, name) for name in self._sources(index)]
-            for below in (self._stages[index].base, *named):
+            named = [self.resolve(index, name) for name in self._sources(index)]
+            for below in (self.stages[index].base, *named):
                 if below is not None and below not in seen:
                     seen.add(below)
                     pending.append(below)
         return sorted(seen)
 
     def _bases_of(self, index: int) -> Iterator[Base]:
-        stage = self._stages[index]
+        stage = self.stages[index]
         if stage.base is None and stage.image != SCRATCH:
             yield Base(_reference(stage.line, "FROM", stage.image), stage.platform, stage.line, "FROM")
         for name, user in self._sources(index).items():
-            if name != SCRATCH and self._resolve(index, name) is None:
+            if name != SCRATCH and self.resolve(index, name) is None:
                 yield Base(_reference(user.first_line, user.name, name), None, user.first_line, user.name)
 
-    def _resolve(self, index: int, name: str) -> int | None:
-        """The stage that `--from=name` means inside stage `index`: an earlier one's number, or one's name.
+    def resolve(self, index: int, name: str) -> int | None:
+        """The stage that `from=name` means inside stage `index`: an earlier one's number, or one's name.
 
-        Of stages with the same name the last counts, with the classic builder the last before this one.
+        The classic builder knows only the names of those before.
         """
         if is_number(name):
             return int(name)
-        found = self._numbers.get(name.lower(), ())
-        return next((number for number in reversed(found) if number < index or not self._is_classic), None)
+        found = self._numbers.get(name.lower())
+        return found if found is not None and (found < index or not self._is_classic) else None
 
     def _sources(self, index: int) -> dict[str, Instruction]:
         """Each `from` of a stage with the first instruction that has it, triggers of the stage below included."""
         if index not in self._from:
-            stage = self._stages[index]
+            stage = self.stages[index]
             triggered = [] if stage.base is None else self._triggered(stage.base)
+            for name, instruction in triggered:
+                if name != SCRATCH and self.resolve(index, name) is None:
+                    hint = f"name a stage with FROM {name[:64]} AS …, and use that name"
+                    raise _fault(instruction, f"from={name[:64]}: the trigger acts in this file, on an image; {hint}")
             named = [*triggered, *_named(stage.instructions)]
             self._origin_count += len(named)
             if self._origin_count > ORIGINS_MAX:
@@ -139,7 +146,7 @@ class Bases:
     def _triggered(self, index: int) -> list[tuple[str, Instruction]]:
         """What a stage that begins from stage `index` gets by ONBUILD."""
         if index not in self._from_triggers:
-            triggers = (one.trigger for one in self._stages[index].instructions if one.trigger)
+            triggers = (one.trigger for one in self.stages[index].instructions if one.trigger)
             self._from_triggers[index] = _named(triggers)
         return self._from_triggers[index]
 

@@ -22,6 +22,7 @@ _BOOLEAN = frozenset({"keep-git-dir", "link", "parents", "unpack"})
 _REPEATED = frozenset({"exclude", "mount"})
 _CHOICES = {"network": ("default", "none", "host"), "security": ("sandbox", "insecure")}
 # A whole word of printable ASCII without quotes and escapes, as nearly all flags are.
+_QUOTED = re.compile(r'[\\"]')
 _PLAIN_FLAG = re.compile(rf"[!#-&(-\[\]-~]+(?=[{SEPARATORS}]|\Z)")
 
 
@@ -29,7 +30,7 @@ class BadFlag(ValueError):
     """A flag that no engine knows, or that engines read differently; the message says why."""
 
 
-def cut_flags(text: str) -> tuple[tuple[str, ...], str]:
+def cut_flags(text: str, escape: str) -> tuple[tuple[str, ...], str]:
     """The leading `--…` words without their quotes, and what follows them. Raises `BadFlag`.
 
     Any other space than those of ASCII ends the flags.
@@ -37,8 +38,11 @@ def cut_flags(text: str) -> tuple[tuple[str, ...], str]:
     text = text.strip(SEPARATORS)
     flags: list[str] = []
     while text.startswith("--"):
-        flag, text = _cut_flag(text)
-        text = text.lstrip(SEPARATORS)
+        flag, rest = _cut_flag(text)
+        if escape != "\\" and any(char in text[: len(text) - len(rest)] for char in ("\\", escape)):
+            # Before BuildKit 0.20 (Docker 28) a backslash escapes in flags, whatever the directive says.
+            raise BadFlag(f"flag {flag[:64]!r} holds an escape character, about which engines disagree here")
+        text = rest.lstrip(SEPARATORS)
         if flag == "--":
             break
         if len(flags) == FLAGS_MAX:
@@ -60,6 +64,17 @@ def check_flags(name: str, flags: Iterable[str]) -> None:
             raise BadFlag(f"flag --{key} is given twice")
         seen.add(key)
         _check_value(key, equals, value)
+
+
+def written(flag: str) -> str:
+    """A flag as a Dockerfile may have it, so that `cut_flags` gives it back. Raises `BadFlag`."""
+    if _PLAIN_FLAG.fullmatch(flag):
+        return flag
+    key, equals, value = flag.partition("=")
+    if '"' in value and "'" not in value and "\\" not in value:
+        return f"{key}{equals}'{value}'"
+    escaped = _QUOTED.sub(r"\\\g<0>", value)
+    return f'{key}{equals}"{escaped}"'
 
 
 def spelled_out(flag: str) -> str:

@@ -14,6 +14,8 @@ from imagejobd.model.dockerfile.words import SPACES
 
 _DIRECTIVE = re.compile(r"(?:#|//)\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)", re.DOTALL)
 _JSON_SHOWN = "a JSON document"
+# The frontend that every engine with BuildKit has built in, in its stable versions.
+_OWN = re.compile(r"(?:docker\.io/)?docker/dockerfile(?::(?:latest|1(?:\.\d{1,4}){0,2}))?", re.ASCII)
 
 
 class Frontend(msgspec.Struct, frozen=True):
@@ -22,6 +24,11 @@ class Frontend(msgspec.Struct, frozen=True):
     line: int
     shown: str
     image: str | None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the engine's own frontend is one: then nothing is fetched, for the engine reads the file itself."""
+        return self.image is not None and _OWN.fullmatch(self.image) is not None
 
 
 def frontends(text: str) -> Iterator[Frontend]:

@@ -70,7 +70,12 @@ def trim_suffix(value: str, pattern: str, steps: Steps) -> str:
 
 def replace(value: str, pattern: str, replacement: str, steps: Steps, *, is_everywhere: bool) -> str:
     """`${x/p/r}`, or `${x//p/r}` for all matches; each match is the longest and not empty. Raises `ValueError`."""
-    compiled = _Pattern(_tokens(value, pattern), steps)
+    tokens = _tokens(value, pattern)
+    if set(tokens) <= {"*"}:
+        raise ValueError("engines replace what a pattern of nothing or '*' alone matches in ways of their own")
+    if is_everywhere and "$" in replacement:
+        raise ValueError("engines read a '$' in the replacement of '//' in ways of their own")
+    compiled = _Pattern(tokens, steps)
     pieces: list[str] = []
     at = 0
     while at < len(value):
@@ -100,4 +105,6 @@ def _tokens(value: str, pattern: str) -> list[str]:
         if char == "*" and tokens[-1:] == ["*"]:
             continue
         tokens.append(char)
+    if "\n" in value and any(token in ("*", "?") for token in tokens):
+        raise ValueError("'*' and '?' match no line break in engines, and there is one in the value")
     return tokens

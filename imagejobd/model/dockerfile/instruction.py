@@ -5,7 +5,7 @@ different age read differently, so that it is read here as it is built.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -69,10 +69,11 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dockerfile(msgspec.Struct, frozen=True):
-    """A parsed Dockerfile; `escape` is its escape character."""
+    """A parsed Dockerfile; `escape` is its escape character, `directives` all of its parser directives by name."""
 
     instructions: tuple[Instruction, ...]
     escape: str
+    directives: Mapping[str, str] = {}
 
 
 def parse(text: str) -> Dockerfile:
@@ -86,7 +87,7 @@ def parse(text: str) -> Dockerfile:
     first = next((one for one in instructions if one.name != "ARG"), instructions[-1])
     if first.name != "FROM":
         raise SyntaxFault(first.first_line, f"{first.name}: it comes before the first FROM; only ARG may")
-    return Dockerfile(instructions, source.escape)
+    return Dockerfile(instructions, source.escape, source.directives)
 
 
 def parse_trigger(text: str) -> Instruction:
@@ -100,16 +101,24 @@ def parse_trigger(text: str) -> Instruction:
 
 
 def _instruction(source: Source, line: LogicalLine) -> Instruction:
-    parsed = _parsed(line, line.text, source.escape)
-    if parsed.name == "ONBUILD":
-        trigger = _parsed(line, parsed.arguments, source.escape)
-        _check_trigger(trigger)
-        parsed = msgspec.structs.replace(parsed, trigger=trigger)
+    parsed = _with_trigger(line, source.escape)
     body = parsed.trigger or parsed
     if body.name not in _WITH_HEREDOC or "<<" not in line.text or body.values is not None:
         return parsed
-    heredocs = source.heredocs(line.text)
-    return msgspec.structs.replace(parsed, heredocs=heredocs, last_line=source.line_number)
+    closed = source.close_heredocs(line)
+    heredocs = source.heredocs(closed.text)
+    return msgspec.structs.replace(
+        _with_trigger(closed, source.escape), heredocs=heredocs, last_line=source.line_number
+    )
+
+
+def _with_trigger(line: LogicalLine, escape: str) -> Instruction:
+    parsed = _parsed(line, line.text, escape)
+    if parsed.name != "ONBUILD":
+        return parsed
+    trigger = _parsed(line, parsed.arguments, escape)
+    _check_trigger(trigger)
+    return msgspec.structs.replace(parsed, trigger=trigger)
 
 
 def _check_trigger(trigger: Instruction) -> None:
@@ -123,7 +132,7 @@ def _parsed(line: LogicalLine, text: str, escape: str) -> Instruction:
     if name not in NAMES or not word.isascii():
         raise SyntaxFault(line.first, f"unknown instruction {word[:64]!r}")
     try:
-        flags, arguments = cut_flags(rest)
+        flags, arguments = cut_flags(rest, escape)
         check_flags(name, flags)
         values = json_form(name, arguments)
         check_arguments(name, arguments, values, escape)

@@ -1,6 +1,7 @@
 """`RUN --mount=`: the comma-separated keys that say what is mounted, and from which image or stage."""
 
 import csv
+import io
 
 import msgspec
 
@@ -30,15 +31,25 @@ _VALUE_KEYS = frozenset(
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """`type` is one of `TYPES`; `origin` is the stage or image of `from=`, "" for none."""
+    """`type` is one of `TYPES`; `origin` is the stage or image of `from=`, "" for none; `fields` are all the others
+    as they are written, with their keys in lower case."""
 
     type: str
     origin: str
+    fields: tuple[str, ...] = ()
+
+    def written(self) -> str:
+        """What follows `--mount=`."""
+        fields = (*self.fields, f"from={self.origin}") if self.origin else self.fields
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(fields)
+        return line.getvalue()
 
 
 def parse_mount(value: str) -> Mount:
     """Parse what follows `--mount=`; of a key that is repeated the last counts. Raises `BadFlag`."""
     keys: dict[str, str] = {}
+    fields: list[str] = []
     for field in _fields(value):
         key, equals, content = field.partition("=")
         key = key.lower()
@@ -47,11 +58,13 @@ def parse_mount(value: str) -> Mount:
         if not equals and key not in _FLAG_KEYS:
             raise BadFlag(f"--mount: key {key} needs a value: {key}=…")
         keys[key] = content
+        if key != "from":
+            fields.append(f"{key}{equals}{content}")
     # Engines expand variables and remove quotes here, so any other text could become any type.
     kind = keys.get("type", "bind").lower()
     if kind not in TYPES:
         raise BadFlag(f"--mount: type {kind[:64]!r} is not one of {', '.join(sorted(TYPES))}")
-    return Mount(kind, keys.get("from", ""))
+    return Mount(kind, keys.get("from", ""), tuple(fields))
 
 
 def _fields(value: str) -> list[str]:

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 
-from imagejobd.model.dockerfile.bases import Base, Bases, origins
-from imagejobd.model.dockerfile.frontend import frontends
+from imagejobd.model.dockerfile.bases import SCRATCH, Base, Bases, origins
+from imagejobd.model.dockerfile.frontend import Frontend, frontends
 from imagejobd.model.dockerfile.instruction import Dockerfile, parse, parse_trigger
+from imagejobd.model.dockerfile.plan import Plan
 from imagejobd.model.dockerfile.rules import Rules, Violation
 from imagejobd.model.dockerfile.settings import PolicySettings
 from imagejobd.model.dockerfile.source import SyntaxFault
-from imagejobd.model.dockerfile.stages import platform_args
+from imagejobd.model.dockerfile.stages import automatic_args
 from imagejobd.model.dockerfile.steps import Steps
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.platform import DEFAULT_PLATFORM, normalize
 
 __all__ = ["DOCKERFILE_MAX_BYTES", "Policy", "PolicySettings"]
 
@@ -28,6 +30,8 @@ VIOLATIONS_MAX = 10
 # all else at the door. Only small ones are remembered.
 REMEMBERED_MAX = 256
 REMEMBERED_MAX_CHARS = 16 * 1024
+# Stands for the literal names that bases have in a build.
+ANY_NAME = "imagejobd/any:base"
 
 Args = tuple[tuple[str, str], ...]
 
@@ -37,9 +41,9 @@ class Policy:
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self._rules = Rules(settings or PolicySettings())
-        self._remembered = lru_cache(maxsize=REMEMBERED_MAX)(self._read)
+        self._remembered = lru_cache(maxsize=REMEMBERED_MAX)(self._check)
 
-    def read(
+    def check(
         self,
         text: str,
         *,
@@ -47,11 +51,26 @@ class Policy:
         own_args: Mapping[str, str] | None = None,
         target: str = "",
         platform: str = "",
-        host_platform: str = "linux/amd64",
+        knows_heredocs: bool = True,
+    ) -> None:
+        """Judge a Dockerfile at the door, for an engine that may not be known yet; raises as `plan` does."""
+        arguments = (_args(build_args), _args(own_args), target, platform, knows_heredocs)
+        check = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._check
+        check(text, *arguments)
+
+    def plan(
+        self,
+        text: str,
+        *,
+        build_args: Mapping[str, str] | None = None,
+        own_args: Mapping[str, str] | None = None,
+        target: str = "",
+        platform: str = "",
+        host_platform: str = DEFAULT_PLATFORM,
         all_stages: bool = False,
         knows_heredocs: bool = True,
-    ) -> tuple[Base, ...]:
-        """Judge a Dockerfile; the images that a build of it starts from.
+    ) -> Plan:
+        """Judge a Dockerfile; what is to be built of it.
 
         `build_args` are those of the request; `own_args` the service's, which no rule is about and which win.
         `platform` is what the build is for ("" is the engine's own, `host_platform`); `all_stages` is for the classic
@@ -64,16 +83,33 @@ class Policy:
         line, or an unknown target); and `Permanent(too_large)`.
         """
         _check_size(text)
-        args, own = (tuple((given or {}).items()) for given in (build_args, own_args))
-        read = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._read
-        return read(text, args, own, target, platform or host_platform, host_platform, all_stages, knows_heredocs)
+        platform = normalize(platform, host_platform) if platform else ""
+        automatic = automatic_args(platform or normalize(host_platform), normalize(host_platform), target)
+        args = {**(build_args or {}), **(own_args or {})}
+        asked = list(frontends(text))
+        found = list(_first([self._rules.frontends(asked), self._rules.build_args(build_args or ())]))
+        try:
+            parsed = parse(text)
+            found += _first(self._of_instructions(parsed, knows_heredocs=knows_heredocs))
+            bases = Bases(parsed, args, automatic, is_classic=all_stages)
+            plan = Plan(parsed, bases, target=target, platform=platform, frontend=_foreign(asked))
+            judged = bases.of(range(len(bases.stages))) if self._rules.restrict_images else plan.images()
+            found += _first(map(self._rules.base, judged))
+        except Permanent:
+            # What is forbidden weighs more than what cannot be read.
+            if not found:
+                raise
+            _refuse(map(str, found))
+            raise
+        _refuse(map(str, found))
+        return plan
 
     def check_build_args(self, names: Iterable[str]) -> None:
         """Judge the build args of a request. Raises `Permanent(policy)`."""
         _refuse(map(str, self._rules.build_args(names)))
 
-    def check_triggers(self, base: Base, triggers: Sequence[str]) -> None:
-        """Judge the ONBUILD instructions that the image `base` brings into a build.
+    def check_triggers(self, base: Base, triggers: Sequence[str]) -> set[int]:
+        """Judge the ONBUILD instructions that the image `base` brings into a build; the stages that they copy from.
 
         They may name no image at all, and a stage by its number only: which of their names are stages of the Dockerfile
         only the engine knows, and it would take any image that it has. A heredoc hides nothing in them, for engines
@@ -89,6 +125,7 @@ class Policy:
             for number, text in enumerate(triggers, 1)
             for fault in self._trigger_faults(text, steps)
         )
+        return {int(name) for text in triggers for name in origins(parse_trigger(text)) if name != SCRATCH}
 
     def _trigger_faults(self, text: str, steps: Steps) -> Iterator[str]:
         try:
@@ -100,34 +137,18 @@ class Policy:
         for violation in chain(self._rules.instruction(trigger, steps), self._rules.origins(trigger, names)):
             yield violation.in_subject
 
-    def _read(
-        self,
-        text: str,
-        build_args: Args,
-        own_args: Args,
-        target: str,
-        platform: str,
-        host_platform: str,
-        all_stages: bool,
-        knows_heredocs: bool,
-    ) -> tuple[Base, ...]:
-        names = (name for name, _ in build_args)
-        found = list(_first([self._rules.frontends(frontends(text)), self._rules.build_args(names)]))
-        try:
-            parsed = parse(text)
-            found += _first(self._of_instructions(parsed, knows_heredocs=knows_heredocs))
-            bases = Bases(
-                parsed, dict(build_args + own_args), platform_args(platform, host_platform), is_classic=all_stages
-            )
-            needed = bases.needed(target)
-            found += _first(map(self._rules.base, bases.every() if self._rules.restrict_images else needed))
-        except Permanent:
-            # What is forbidden weighs more than what cannot be read.
-            if not found:
-                raise
-            needed = ()
-        _refuse(map(str, found))
-        return needed
+    def _check(
+        self, text: str, build_args: Args, own_args: Args, target: str, platform: str, knows_heredocs: bool
+    ) -> None:
+        plan = self.plan(
+            text,
+            build_args=dict(build_args),
+            own_args=dict(own_args),
+            target=target,
+            platform=platform,
+            knows_heredocs=knows_heredocs,
+        )
+        plan.printed({base.key: ANY_NAME for base in plan.images()})
 
     def _of_instructions(self, parsed: Dockerfile, *, knows_heredocs: bool) -> Iterator[Iterator[Violation]]:
         steps = Steps()
@@ -135,6 +156,15 @@ class Policy:
             yield self._rules.instruction(one, steps)
             if not knows_heredocs:
                 yield self._rules.heredocs(one)
+
+
+def _args(given: Mapping[str, str] | None) -> Args:
+    return tuple((given or {}).items())
+
+
+def _foreign(asked: Iterable[Frontend]) -> str:
+    """The image that the text chooses for its frontend, as far as it is not the engine's own."""
+    return next((one.image for one in asked if one.image and not one.is_own), "")
 
 
 def _check_size(text: str) -> None:

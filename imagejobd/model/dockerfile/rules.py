@@ -68,9 +68,10 @@ class Rules:
     def frontends(self, found: Iterable[Frontend]) -> Iterator[Violation]:
         """Judge what would have another frontend read the file."""
         for one in found:
-            if one.image is None or not self._allows_frontend(one.image):
-                why = "would have another frontend read this file, which is not allowed; remove it"
-                yield Violation("frontend", one.line, one.shown, f"{why}, the engine's own one is used")
+            if not one.is_own and (one.image is None or not self._allows_frontend(one.image)):
+                why = "would have another frontend read this file, which is not allowed"
+                hint = "write docker/dockerfile:1, which stands for the engine's own, or remove it"
+                yield Violation("frontend", one.line, one.shown, f"{why}; {hint}")
 
     def build_args(self, names: Iterable[str]) -> Iterator[Violation]:
         """Judge the names of build args; those that steer the builder itself, like `BUILDKIT_SYNTAX`, never pass."""

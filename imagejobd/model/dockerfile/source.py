@@ -26,7 +26,9 @@ _DIRECTIVE = re.compile(
 )
 _LOOSE_DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=.*", re.DOTALL)
 _DIRECTIVES = frozenset({"escape", "syntax", "check"})
-_HEREDOC = re.compile(r"[0-9]*<<(-?)([^<]+)")
+_HEREDOC = re.compile(r"[0-9]*<<(-?)([\t\f\r ]*)([^<]+)")
+# Of its name engines make other things where it holds anything else.
+_HEREDOC_NAME = re.compile(r"([\"']?)([A-Za-z0-9_][A-Za-z0-9_.-]*)\1")
 
 
 class SyntaxFault(Permanent):
@@ -53,7 +55,8 @@ class LogicalLine(msgspec.Struct, frozen=True):
 
 
 class Source:
-    """Reads a Dockerfile from the top. `escape` is right once the first logical line has been read."""
+    """Reads a Dockerfile from the top. `escape` and `directives` (by name in lower case) are right once the first
+    logical line has been read."""
 
     def __init__(self, text: str) -> None:
         if "\0" in text:
@@ -63,7 +66,7 @@ class Source:
         self._lines = lines if lines[-1] else lines[:-1]
         self._at = 0
         self._heredoc_lines_chars = 0
-        self._seen: set[str] = set()
+        self.directives: dict[str, str] = {}
         self._is_top = True
         self._set_escape(DEFAULT_ESCAPE)
 
@@ -84,12 +87,35 @@ class Source:
             yield line
 
     def heredocs(self, line: str) -> tuple[Heredoc, ...]:
-        """Read the bodies that `line`, the logical line just read, announces."""
-        self._heredoc_lines_chars += len(line)
+        """Read the bodies that `line`, the logical line just read and closed by `close_heredocs`, announces."""
+        return tuple(self._heredoc(name, strip_tabs) for name, strip_tabs in _announced(line, self._at))
+
+    def close_heredocs(self, line: LogicalLine) -> LogicalLine:
+        """`line` without the space that may stand between `<<` and a heredoc's name.
+
+        Only engines since BuildKit 0.22 (Docker 28.2) see a heredoc in `<< EOF`; written as one word all do. Raises
+        `SyntaxFault` where they would differ even so.
+        """
+        self._heredoc_lines_chars += len(line.text)
         if self._heredoc_lines_chars > HEREDOC_LINES_MAX_CHARS:
             limit = f"{HEREDOC_LINES_MAX_CHARS} characters together"
             raise SyntaxFault(self._at, f"the instructions that hold '<<' have more than {limit}")
-        return tuple(self._heredoc(name, strip_tabs) for name, strip_tabs in _announced(line, self._at))
+        pieces: list[str] = []
+        at = 0
+        for word in _raw_words(line.text, self._at, joins_heredocs=True):
+            start = line.text.find(word, at)
+            match = _HEREDOC.fullmatch(word)
+            if match and match.group(2) and start >= 0:
+                pieces += [line.text[at:start], word[: match.start(2)], word[match.end(2) :]]
+                at = start + len(word)
+            else:
+                pieces.append(line.text[at : max(at, start + len(word))])
+                at = max(at, start + len(word))
+        text = "".join([*pieces, line.text[at:]])
+        newer = _names(line.text, self._at, joins_heredocs=True)
+        if any(_names(text, self._at, joins_heredocs=joins) != newer for joins in (False, True)):
+            raise SyntaxFault(self._at, "engines disagree about '<<' and the spaces behind it; put '<<' in quotes")
+        return msgspec.structs.replace(line, text=text)
 
     @property
     def line_number(self) -> int:
@@ -129,15 +155,15 @@ class Source:
         if not match or name not in _DIRECTIVES:
             self._is_top = False
             return
-        if name in self._seen:
+        if name in self.directives:
             raise SyntaxFault(self._at, f"only one {name!r} parser directive can be used")
-        if name == "escape" and "check" in self._seen:
+        if name == "escape" and "check" in self.directives:
             raise SyntaxFault(
                 self._at, "engines disagree about 'escape' behind 'check'; put the escape directive first"
             )
-        self._seen.add(name)
+        self.directives[name] = match.group(2).rstrip(_DIRECTIVE_SPACES)
         if name == "escape":
-            self._set_escape(match.group(2).rstrip(_DIRECTIVE_SPACES))
+            self._set_escape(self.directives[name])
 
     def _set_escape(self, char: str) -> None:
         if char not in ("\\", "`"):
@@ -166,20 +192,37 @@ def _check_lengths(lines: list[str]) -> None:
 
 def _announced(line: str, number: int) -> Iterator[tuple[str, bool]]:
     """Name, and whether tabs are stripped, of each `<<name` word outside quotes."""
-    try:
-        words = split_raw(line)
-    except Ambiguous as error:
-        raise SyntaxFault(number, str(error)) from None
-    except BadWord:
-        # The engine too takes a line that it cannot split for one without heredocs.
-        return
-    for word in words:
+    for word, is_chomped in _names(line, number, joins_heredocs=False):
+        name = _HEREDOC_NAME.fullmatch(word)
+        if not name:
+            why = "the name of a heredoc has letters, digits, '_', '.' and '-' only"
+            hint = "put a '<<' that announces none in quotes, or write $((1<<2)) without spaces"
+            raise SyntaxFault(number, f"<<{word[:64]}: {why}; {hint}")
+        yield name.group(2), is_chomped
+
+
+def _names(line: str, number: int, *, joins_heredocs: bool) -> list[tuple[str, bool]]:
+    """What stands behind each `<<` that announces a heredoc, as written, and whether a `-` was before it."""
+    found: list[tuple[str, bool]] = []
+    for word in _raw_words(line, number, joins_heredocs=joins_heredocs):
         match = _HEREDOC.fullmatch(word)
         if not match:
             continue
         try:
-            names = split_unquoted(match.group(2))
+            # Several words, or none, announce nothing.
+            is_one = len(split_unquoted(match.group(3))) == 1
         except BadWord as error:
             raise SyntaxFault(number, f"{word[:64]!r}: {error}") from None
-        if len(names) == 1:
-            yield names[0], match.group(1) == "-"
+        if is_one:
+            found.append((match.group(3), match.group(1) == "-"))
+    return found
+
+
+def _raw_words(line: str, number: int, *, joins_heredocs: bool) -> list[str]:
+    try:
+        return split_raw(line, joins_heredocs=joins_heredocs)
+    except Ambiguous as error:
+        raise SyntaxFault(number, str(error)) from None
+    except BadWord:
+        # The engine too takes a line that it cannot split for one without heredocs.
+        return []

@@ -13,16 +13,20 @@ from imagejobd.model.dockerfile.instruction import Dockerfile, Instruction
 from imagejobd.model.dockerfile.source import SyntaxFault
 from imagejobd.model.dockerfile.steps import Steps
 from imagejobd.model.dockerfile.words import BadWord, expand, split_words
+from imagejobd.model.platform import normalize
 
 STAGES_MAX = 256
 GLOBAL_ARGS_MAX = 256
-PLATFORM_MAX_CHARS = 128
 
+# The stage that is built where none is named, as BuildKit's `TARGETSTAGE` has it.
+DEFAULT_TARGET = "default"
+
+_PLATFORM = re.compile(r"[A-Za-z0-9._-]{1,32}(?:/[A-Za-z0-9._-]{1,32}){0,2}")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """One FROM and what follows it, with `image` and `platform` expanded.
+    """One FROM and what follows it, with `image` and `platform` expanded, the latter in its one spelling.
 
     `name` is lower case, "" for none; `base` is the index of the earlier stage that `image` names, None for an image.
     """
@@ -36,9 +40,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     instructions: tuple[Instruction, ...]
 
 
-def platform_args(target: str, build: str) -> dict[str, str]:
-    """The automatic ARGs (`TARGETPLATFORM`, `TARGETOS`, … `BUILDVARIANT`) for platforms such as `linux/arm/v7`."""
-    args: dict[str, str] = {}
+def automatic_args(target: str, build: str, stage: str = "") -> dict[str, str]:
+    """The automatic ARGs (`TARGETPLATFORM`, `TARGETOS`, … `BUILDVARIANT`, `TARGETSTAGE`) for normalized platforms such
+    as `linux/arm/v7`, and for the stage that is asked for."""
+    args = {"TARGETSTAGE": stage or DEFAULT_TARGET, "TARGETOSVERSION": "", "BUILDOSVERSION": ""}
     for side, platform in (("TARGET", target), ("BUILD", build)):
         os, _, rest = platform.partition("/")
         arch, _, variant = rest.partition("/")
@@ -46,17 +51,15 @@ def platform_args(target: str, build: str) -> dict[str, str]:
     return args
 
 
-def stages(
-    dockerfile: Dockerfile, build_args: Mapping[str, str], automatic_args: Mapping[str, str]
-) -> tuple[Stage, ...]:
-    """The stages in order. `automatic_args` are those of `platform_args`. Raises `SyntaxFault`."""
+def stages(dockerfile: Dockerfile, build_args: Mapping[str, str], automatic: Mapping[str, str]) -> tuple[Stage, ...]:
+    """The stages in order. `automatic` are the `automatic_args`. Raises `SyntaxFault`."""
     starts = [at for at, one in enumerate(dockerfile.instructions) if one.name == "FROM"]
     if len(starts) > STAGES_MAX:
         raise SyntaxFault(
             dockerfile.instructions[starts[-1]].first_line, f"FROM: there are more than {STAGES_MAX} stages"
         )
-    scope = _Scope(dockerfile.escape)
-    _declare(scope, dockerfile.instructions[: starts[0]], build_args, automatic_args)
+    scope = _Scope(dockerfile.escape, automatic.get("BUILDPLATFORM", ""))
+    _declare(scope, dockerfile.instructions[: starts[0]], build_args, automatic)
     found: list[Stage] = []
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         body = dockerfile.instructions[start + 1 : end]
@@ -67,9 +70,10 @@ def stages(
 class _Scope:
     """The variables that FROM sees, and what its words become; all of a Dockerfile share their steps."""
 
-    def __init__(self, escape: str) -> None:
+    def __init__(self, escape: str, host_platform: str) -> None:
         self.variables: dict[str, str] = {}
         self.escape = escape
+        self.host_platform = host_platform
         self._steps = Steps()
 
     def expand(self, instruction: Instruction, word: str) -> str:
@@ -80,10 +84,10 @@ class _Scope:
 
 
 def _declare(
-    scope: _Scope, heads: Sequence[Instruction], build_args: Mapping[str, str], automatic_args: Mapping[str, str]
+    scope: _Scope, heads: Sequence[Instruction], build_args: Mapping[str, str], automatic: Mapping[str, str]
 ) -> None:
     """Take in `heads`, the ARGs before the first FROM, each expanded by those before it."""
-    scope.variables |= {name: build_args.get(name, value) for name, value in automatic_args.items()}
+    scope.variables |= {name: build_args.get(name, value) for name, value in automatic.items()}
     words = [(one, word) for one in heads for word in split_words(one.arguments, scope.escape)]
     if len(words) > GLOBAL_ARGS_MAX:
         raise SyntaxFault(
@@ -108,6 +112,8 @@ def _stage(start: Instruction, body: Sequence[Instruction], earlier: Sequence[St
         raise SyntaxFault(
             start.first_line, f"FROM: stage name {name[:64]!r} must begin with a letter; then letters, digits, -_."
         )
+    if name and any(name == stage.name for stage in earlier):
+        raise SyntaxFault(start.first_line, f"FROM: the stage name {name[:64]!r} is taken by an earlier stage")
     image = scope.expand(start, words[0])
     if not image:
         hint = "give its ARG a default before the first FROM, or pass a build arg"
@@ -125,6 +131,6 @@ def _stage(start: Instruction, body: Sequence[Instruction], earlier: Sequence[St
 
 def _platform(start: Instruction, scope: _Scope) -> str | None:
     platform = next((scope.expand(start, value) for value in start.flag_values("platform")), "")
-    if len(platform) > PLATFORM_MAX_CHARS:
-        raise SyntaxFault(start.first_line, f"FROM: the platform is longer than {PLATFORM_MAX_CHARS} characters")
-    return platform or None
+    if platform and not _PLATFORM.fullmatch(platform):
+        raise SyntaxFault(start.first_line, f"FROM: {platform[:64]!r} is not a platform, such as linux/amd64")
+    return normalize(platform, scope.host_platform) if platform else None

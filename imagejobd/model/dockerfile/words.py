@@ -23,8 +23,10 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) 
 SEPARATORS = "\t\v\f\r "
 
 _SPACE_RUN = re.compile(f"([{SPACES}]+)")
+# Since BuildKit 0.22 (Docker 28.2) `<<` takes the space behind it into its word (`processPossibleHeredoc`).
+_HEREDOC_START = re.compile(r"<<[\t\r ]*|<")
 _NAME = re.compile(r"[0-9]+|[@*#?\-$!]|[^\W\d]\w*")
-_PLAIN = re.compile(r"[^$'\"/}\\`]+")
+_PLAIN = re.compile(r"[^$'\"/}\\`<]+")
 _QUOTED_PLAIN = re.compile(r"[^$\"\\`]+")
 
 
@@ -48,12 +50,13 @@ def expand(word: str, variables: Mapping[str, str], escape: str, steps: Steps) -
         raise BadWord(str(error)) from None
 
 
-def split_raw(line: str) -> list[str]:
+def split_raw(line: str, *, joins_heredocs: bool) -> list[str]:
     """Split at spaces outside quotes; quotes, escapes and variables stay as written.
 
-    Raises `BadWord`, and `Ambiguous` for a `${…}` that holds both a space and `<<`: engines split it differently.
+    With `joins_heredocs` a `<<` and the word behind it are one, whatever space is between them, as newer engines read
+    it. Raises `BadWord`, and `Ambiguous` for a `${…}` that holds both a space and `<<`: engines split it differently.
     """
-    pieces = _Lex(line, None, "\\", Steps(), is_raw=True).until("")
+    pieces = _Lex(line, None, "\\", Steps(), is_raw=True, joins_heredocs=joins_heredocs).until("")
     for piece, _ in pieces:
         if piece.startswith("${") and "<<" in piece and _SPACE_RUN.search(piece):
             raise Ambiguous(f"{piece[:64]}: engines disagree about '<<' and spaces in a variable; put it in quotes")
@@ -100,7 +103,14 @@ class _Lex:
     """One pass over `text`. Without `variables` every `$…` is kept; `is_raw` keeps quotes and escapes too."""
 
     def __init__(
-        self, text: str, variables: Mapping[str, str] | None, escape: str, steps: Steps, *, is_raw: bool = False
+        self,
+        text: str,
+        variables: Mapping[str, str] | None,
+        escape: str,
+        steps: Steps,
+        *,
+        is_raw: bool = False,
+        joins_heredocs: bool = False,
     ) -> None:
         self._text = text
         self._at = 0
@@ -110,6 +120,7 @@ class _Lex:
         self._steps = steps
         self._keep_quotes = is_raw
         self._keep_escapes = is_raw
+        self._joins_heredocs = joins_heredocs
 
     def until(self, stop: str) -> list[tuple[str, bool]]:
         """The pieces up to the character `stop` ("" is the end), each with whether its spaces separate words."""
@@ -127,6 +138,8 @@ class _Lex:
                 pieces.append((self._double_quoted(), False))
             elif char == self._escape:
                 pieces.append((self._escaped(), False))
+            elif char == "<" and self._joins_heredocs:
+                pieces.append((self._heredoc_start(), False))
             else:
                 pieces.append((self._plain(), True))
         if stop:
@@ -147,6 +160,12 @@ class _Lex:
             return self._next()
         self._at = match.end()
         return match.group()
+
+    def _heredoc_start(self) -> str:
+        match = _HEREDOC_START.match(self._text, self._at)
+        start = match.group() if match else ""
+        self._at += len(start)
+        return start
 
     def _escaped(self) -> str:
         escape, char = self._next(), self._next()
