@@ -30,9 +30,9 @@ SYMLINK = b"2"
 DIRECTORY = b"5"
 GNU_SPARSE = b"S"
 _REGULAR_TYPES = (b"0", b"\0", b"7")
-_PAX, _PAX_SUN, _PAX_GLOBAL = b"x", b"X", b"g"
+PAX, _PAX_SUN, _PAX_GLOBAL = b"x", b"X", b"g"
 _LONG_NAME, _LONG_LINK = b"L", b"K"
-_HEADER_TYPES = (_PAX, _PAX_SUN, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
+_HEADER_TYPES = (PAX, _PAX_SUN, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
 _KEPT_RECORDS = (b"path", b"linkpath", b"size")
 _SPARSE_PREFIX = b"GNU.sparse."
 
@@ -121,14 +121,14 @@ class Members:
                 return None
             kind = block[156:157]
             if kind not in _HEADER_TYPES:
-                return _member(block, extended, long_names)
+                return parse_member(block, extended, long_names)
             content = self._header_content(block)
             if kind in (_LONG_NAME, _LONG_LINK):
                 long_names[kind] = content.split(b"\0", 1)[0]
             elif kind == _PAX_GLOBAL:
-                _check_global(_pax_records(content))
+                _check_global(parse_pax_records(content))
             else:
-                extended |= _pax_records(content)
+                extended |= parse_pax_records(content)
         raise invalid(f"the tar has more than {HEADERS_PER_MEMBER_MAX} headers for one member")
 
     def _block(self) -> bytes | None:
@@ -202,7 +202,7 @@ def is_header(block: bytes) -> bool:
     return wanted == found or wanted == found - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
 
 
-def _member(block: bytes, extended: dict[bytes, bytes], long_names: dict[bytes, bytes]) -> Member:
+def parse_member(block: bytes, extended: dict[bytes, bytes], long_names: dict[bytes, bytes]) -> Member:
     kind = block[156:157]
     name = extended.get(b"path") or long_names.get(_LONG_NAME) or _ustar_name(block)
     if kind in _REGULAR_TYPES:
@@ -239,7 +239,7 @@ def _mtime(field: bytes) -> int:
     return min(header_number(field, "time"), (1 << 33) - 1)
 
 
-def _pax_records(content: bytes) -> dict[bytes, bytes]:
+def parse_pax_records(content: bytes) -> dict[bytes, bytes]:
     """The `length key=value\\n` records (POSIX pax) that matter here; the length counts the whole record."""
     records: dict[bytes, bytes] = {}
     at = count = 0

@@ -5,6 +5,8 @@ when the task is cancelled, and read JSON lines with a limit that BuildKit excee
 with query strings of our own, and the response is closed on every way out: for the engine that is the sign to stop.
 """
 
+import asyncio
+import http
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import IO, Any, Self, TypeVar
@@ -28,6 +30,7 @@ API_VERSION_MAX = (1, 47)
 HEREDOCS_SINCE_MAJOR = 23
 # An engine with tens of thousands of images answers /images/json with tens of MiB.
 BODY_MAX_BYTES = 64 * 1024**2
+UPGRADED_BUFFER_BYTES = 64 * 1024
 
 _UNIX = "unix://"
 _SCHEMES = (_UNIX, "tcp://", "http://", "https://")
@@ -56,6 +59,40 @@ class Reply(msgspec.Struct, frozen=True):
 
     headers: Mapping[str, str]
     blocks: AsyncIterator[bytes]
+
+
+class Upgraded:
+    """A connection that was an HTTP request, and now speaks what it was upgraded to."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        connection = response.connection
+        if connection is None or connection.protocol is None or connection.transport is None:
+            raise ConnectionError("the engine closed the connection as it was upgraded")
+        self._protocol = connection.protocol
+        self._transport = connection.transport
+        self._reader = asyncio.StreamReader(limit=UPGRADED_BUFFER_BYTES)
+        self._reader.set_transport(self._transport)
+        # aiohttp hands all bytes from here on to an object of this form, as it does to its own WebSocket reader.
+        connection.protocol.set_parser(self, None)
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self._reader.feed_data(data)
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+    async def read(self) -> bytes:
+        """The next bytes; empty when the engine has closed the connection."""
+        return await self._reader.read(UPGRADED_BUFFER_BYTES)
+
+    def write(self, data: bytes) -> None:
+        """Small messages only: nobody waits here until they are sent."""
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until most of what was written is sent. One task at a time: they would share one future."""
+        await self._protocol._drain_helper()
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -207,6 +244,26 @@ class Engine:
         options = {"timeout": timeout, "headers": headers, "data": body}
         async with self._open(method, _target(path, params), options, judge) as reply:
             yield Reply(reply.headers, reply.content.iter_any())
+
+    @asynccontextmanager
+    async def upgrade(
+        self, path: str, protocol: str, *, headers: Mapping[str, str] = {}, timeout_s: float | None
+    ) -> AsyncIterator[Upgraded]:
+        """POST, and speak `protocol` over the same connection; leaving the block closes it, as `timeout_s` does.
+
+        Raises `Temporary(engine_unavailable)`, also when the time is over, and `Permanent` where the engine refuses.
+        """
+        await self._connect()
+        options = {
+            "timeout": aiohttp.ClientTimeout(sock_connect=self.settings.connect_timeout_s),
+            "headers": {"Connection": "Upgrade", "Upgrade": protocol, **headers},
+        }
+        judge = faults.of_engine
+        with faults.translated(self.host, judge):
+            async with asyncio.timeout(timeout_s), self._open("POST", _target(path, ()), options, judge) as reply:
+                if reply.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+                    raise judge(http.HTTPStatus.NOT_FOUND, f"{path} does not speak {protocol}")
+                yield Upgraded(reply)
 
     async def _connect(self) -> None:
         if self._info is None:

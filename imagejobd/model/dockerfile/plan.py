@@ -123,11 +123,11 @@ class Plan:
         """Those that the engine shall follow. What ends them is the first line that is none, also a comment."""
         given = self._dockerfile.directives
         check = given.get("check", "") if _CHECK.fullmatch(given.get("check", "")) else ""
-        has_room = check or len(given) < self._dockerfile.instructions[0].first_line - 1
+        kept = {"syntax": self._frontend, "escape": given.get("escape", ""), "check": check}
+        has_room = check or sum(map(bool, kept.values())) < self._dockerfile.instructions[0].first_line - 1
         if has_room and any(one.name == "FROM" and one.flags for one in literal):
-            check = _skipping(check, _PLATFORM_CHECK)
-        directives = {"syntax": self._frontend, "escape": given.get("escape", ""), "check": check}
-        return [f"# {name}={value}" for name, value in directives.items() if value]
+            kept["check"] = _skipping(check, _PLATFORM_CHECK)
+        return [f"# {name}={value}" for name, value in kept.items() if value]
 
 
 def _skipping(check: str, rule: str) -> str:

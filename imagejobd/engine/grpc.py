@@ -1,0 +1,242 @@
+"""gRPC over HTTP/2, in the rôle of the server: the engine calls, over a connection that it let be upgraded.
+
+Just what BuildKit's session needs: calls by name with their metadata, messages both ways, and flow control, so that
+nothing is held in memory that the engine does not take. A call of another name is answered as unimplemented.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    DataReceived,
+    Event,
+    PingAckReceived,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
+
+from imagejobd.engine.client import Upgraded
+from imagejobd.engine.faults import BROKEN
+
+# A request for a file is some 15 bytes: thousands may be under way.
+RECEIVE_WINDOW_BYTES = 1 << 20
+# The names of all that a Dockerfile copies stand in the header of one call.
+HEADERS_MAX_BYTES = 1 << 22
+MESSAGE_MAX_BYTES = 1 << 20
+PING_TIMEOUT_S = 2.0
+
+OK, CANCELLED, NOT_FOUND, UNIMPLEMENTED, INTERNAL = 0, 1, 5, 12, 13
+
+_PREFIX_BYTES = 5
+_HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
+_PING = b"is-alive"
+
+
+class Refused(Exception):
+    """The call ends with this status of gRPC."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def message(content: bytes) -> bytes:
+    """A message as it is sent: not compressed, its length, itself."""
+    return b"\0" + len(content).to_bytes(4) + content
+
+
+class Call:
+    """One call that goes on."""
+
+    def __init__(self, server: "Server", stream: int, metadata: Mapping[str, list[str]]) -> None:
+        self.metadata = metadata
+        self.stream = stream
+        self._server = server
+        self._received = bytearray()
+        self._messages: deque[bytes] = deque()
+        self._changed = asyncio.Event()
+        self._is_ended = False
+        self.has_headers = False
+
+    def feed(self, data: bytes) -> None:
+        """What the engine sends; raises `ProtocolError` for what is no message."""
+        self._received += data
+        at = 0
+        while len(self._received) >= at + _PREFIX_BYTES:
+            size = int.from_bytes(self._received[at + 1 : at + _PREFIX_BYTES])
+            if self._received[at] or size > MESSAGE_MAX_BYTES:
+                raise ProtocolError("a message is compressed or too long")
+            end = at + _PREFIX_BYTES + size
+            if len(self._received) < end:
+                break
+            self._messages.append(bytes(self._received[at + _PREFIX_BYTES : end]))
+            at = end
+        del self._received[:at]
+        self._changed.set()
+
+    def end(self) -> None:
+        """The engine sends no more."""
+        self._is_ended = True
+        self._changed.set()
+
+    def wake(self) -> None:
+        """The engine takes more."""
+        self._changed.set()
+
+    def take(self) -> list[bytes]:
+        """The messages that have arrived since the last time."""
+        taken = list(self._messages)
+        self._messages.clear()
+        return taken
+
+    async def wait(self) -> None:
+        """Until there are messages; raises `Refused` when there will be none."""
+        while not self._messages:
+            if self._is_ended:
+                raise Refused(CANCELLED, "the call was left")
+            await self.change()
+
+    async def change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def send(self, messages: bytes) -> None:
+        """Whole messages, one behind the other, as fast as the engine takes them."""
+        await self._server.send(self, messages)
+
+
+Handler = Callable[[Call], Awaitable[None]]
+
+
+class Server:
+    """Answers the calls that arrive over one connection."""
+
+    def __init__(self, connection: Upgraded, handlers: Mapping[str, Handler]) -> None:
+        self._connection = connection
+        self._handlers = handlers
+        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        self._calls: dict[int, tuple[Call, asyncio.Task[None]]] = {}
+        self._sending = asyncio.Lock()
+        self._pong = asyncio.Event()
+        self._is_open = True
+
+    async def serve(self) -> None:
+        """Until the engine closes the connection."""
+        self._h2.update_settings(
+            {
+                SettingCodes.INITIAL_WINDOW_SIZE: RECEIVE_WINDOW_BYTES,
+                SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX_BYTES,
+            }
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._read(tasks)
+                for _, task in self._calls.values():
+                    task.cancel()
+        finally:
+            self._is_open = False
+            self._pong.set()
+
+    async def is_alive(self) -> bool:
+        """Whether the engine still holds its end: it answers a ping."""
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                if self._is_open:
+                    self._pong.clear()
+                    self._h2.ping(_PING)
+                    self._flush()
+                    await self._pong.wait()
+        except TimeoutError:
+            return False
+        return self._is_open
+
+    async def send(self, call: Call, messages: bytes) -> None:
+        self._start(call)
+        rest = memoryview(messages)
+        while rest:
+            room = self._h2.local_flow_control_window(call.stream)
+            if room <= 0:
+                await call.change()
+                continue
+            piece, rest = rest[:room], rest[room:]
+            while piece:
+                frame = piece[: self._h2.max_outbound_frame_size]
+                self._h2.send_data(call.stream, frame)
+                piece = piece[len(frame) :]
+            async with self._sending:
+                self._flush()
+                await self._connection.drain()
+
+    async def _read(self, tasks: asyncio.TaskGroup) -> None:
+        try:
+            self._h2.initiate_connection()
+            self._h2.increment_flow_control_window(RECEIVE_WINDOW_BYTES)
+            self._flush()
+            while data := await self._connection.read():
+                for event in self._h2.receive_data(data):
+                    self._handle(event, tasks)
+                self._flush()
+        except (ProtocolError, *BROKEN):
+            return
+
+    def _handle(self, event: Event, tasks: asyncio.TaskGroup) -> None:
+        match event:
+            case RequestReceived():
+                self._begin(event, tasks)
+            case DataReceived():
+                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if event.stream_id in self._calls:
+                    self._calls[event.stream_id][0].feed(event.data)
+            case StreamEnded() if event.stream_id in self._calls:
+                self._calls[event.stream_id][0].end()
+            case StreamReset() if event.stream_id in self._calls:
+                self._calls[event.stream_id][1].cancel()
+            case WindowUpdated() | RemoteSettingsChanged():
+                for call, _ in self._calls.values():
+                    call.wake()
+            case PingAckReceived():
+                self._pong.set()
+
+    def _begin(self, event: RequestReceived, tasks: asyncio.TaskGroup) -> None:
+        metadata: dict[str, list[str]] = {}
+        for name, value in event.headers:
+            metadata.setdefault(bytes(name).decode("latin-1"), []).append(bytes(value).decode("latin-1"))
+        call = Call(self, event.stream_id, metadata)
+        handler = self._handlers.get(metadata[":path"][0], _unimplemented)
+        task = tasks.create_task(self._run(call, handler))
+        self._calls[call.stream] = (call, task)
+        task.add_done_callback(lambda _: self._calls.pop(call.stream))
+
+    async def _run(self, call: Call, handler: Handler) -> None:
+        try:
+            await handler(call)
+        except Refused as refused:
+            self._finish(call, refused.status, str(refused))
+        else:
+            self._finish(call, OK, "")
+
+    def _start(self, call: Call) -> None:
+        if not call.has_headers:
+            self._h2.send_headers(call.stream, _HEADERS)
+            call.has_headers = True
+
+    def _finish(self, call: Call, status: int, reason: str) -> None:
+        trailers = [("grpc-status", str(status)), ("grpc-message", reason)]
+        self._h2.send_headers(call.stream, trailers if call.has_headers else _HEADERS + trailers, end_stream=True)
+        self._flush()
+
+    def _flush(self) -> None:
+        if data := self._h2.data_to_send():
+            self._connection.write(data)
+
+
+async def _unimplemented(call: Call) -> None:
+    raise Refused(UNIMPLEMENTED, f"{call.metadata[':path'][0]} is not offered")

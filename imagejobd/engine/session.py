@@ -1,0 +1,245 @@
+"""A build session: as long as it lasts, BuildKit may read folders of this service, and nothing else.
+
+On this connection the rôles are reversed: `POST /session` becomes HTTP/2, and the engine is its client. It asks for a
+folder by name (`moby.filesync.v1.FileSync/DiffCopy`), and is sent what fsutil's protocol has: the tree first, then the
+content of those files that it wants. Neither logins nor secrets nor sockets are offered here.
+"""
+
+import asyncio
+import errno
+import secrets
+import stat
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from imagejobd.engine import faults, grpc
+from imagejobd.engine.client import Engine
+from imagejobd.engine.protobuf import MalformedRecord, as_int, as_text, encoded, fields
+from imagejobd.model.errors import Permanent
+
+# What is read from the disk, and encoded, at a time: the memory of one transfer.
+BLOCK_BYTES = 256 * 1024
+# The content of one packet; fsutil itself sends 32 KiB.
+DATA_MAX_BYTES = 64 * 1024
+# About what a packet takes beside its content: thousands of empty files are no block either.
+PACKET_BYTES = 32
+
+_ID_BYTES = 16
+_DIFF_COPY = "/moby.filesync.v1.FileSync/DiffCopy"
+_HEALTH = "/grpc.health.v1.Health/Check"
+_SERVING = b"\x08\x01"
+_IGNORE_FILE = [".dockerignore"]
+# fsutil's packets (types/wire.proto): 1 type, 2 stat, 3 id, 4 data.
+_STAT, _REQUEST, _DATA, _FIN, _ERROR = range(5)
+# Go's os.FileMode, where it differs from stat(2).
+_GO_MODES = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
+_GO_DIRECTORY, _GO_SYMLINK = 1 << 31, 1 << 27
+
+
+class Entry(Protocol):
+    """A file, directory or link of a folder.
+
+    `path`: below the folder, without `.` or a slash at either end. `mode`: type and permissions as stat(2) has them.
+    `link`: the target of a symbolic link; the path of an entry before this one, for a further name of the same file.
+    `offset`: where the content of a file begins.
+    """
+
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def mode(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime(self) -> int: ...
+    @property
+    def link(self) -> bytes: ...
+    @property
+    def offset(self) -> int: ...
+
+
+class Folder(msgspec.Struct, frozen=True):
+    """What BuildKit may read under one name; `content` holds the bytes of all files, at the entries' offsets.
+
+    `entries` are in the order of a walk: siblings by their bytes, a directory right before what is in it.
+    """
+
+    entries: Sequence[Entry]
+    content: Path | bytes
+
+    def open(self) -> BinaryIO:
+        return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb", buffering=0)
+
+
+@asynccontextmanager
+async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterator[str]:
+    """The id of a session that lasts as long as the block, for `/build` with `remote=client-session`.
+
+    A fault of the block that comes of the session's end is `Temporary(engine_unavailable)`. Raises also OSError of the
+    disk under a folder.
+    """
+    session_id = secrets.token_hex(_ID_BYTES)
+    headers = {
+        "X-Docker-Expose-Session-Uuid": session_id,
+        "X-Docker-Expose-Session-Name": "imagejobd",
+        # BuildKit keeps the files of a folder for further sessions of the same key, where size and mtime are the same.
+        "X-Docker-Expose-Session-Sharedkey": secrets.token_hex(_ID_BYTES),
+        "X-Docker-Expose-Session-Grpc-Method": _DIFF_COPY,
+    }
+    async with engine.upgrade("session", "h2c", headers=headers, timeout_s=None) as connection:
+        files = _FileSync(folders)
+        server = grpc.Server(connection, {_DIFF_COPY: files.diff_copy, _HEALTH: _answer_health})
+        serving = asyncio.create_task(server.serve())
+        try:
+            yield session_id
+        except Permanent as fault:
+            if files.fault is not None:
+                raise files.fault from fault
+            if not await server.is_alive():
+                raise faults.ended_early("the session of the build was closed") from fault
+            raise
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+
+
+async def _answer_health(call: grpc.Call) -> None:
+    await call.wait()
+    await call.send(grpc.message(_SERVING))
+
+
+class _FileSync:
+    """The folders of one session. `fault` is what went wrong on the disk below them."""
+
+    def __init__(self, folders: Mapping[str, Folder]) -> None:
+        self._folders = folders
+        self._is_asked: set[str] = set()
+        self.fault: OSError | None = None
+
+    async def diff_copy(self, call: grpc.Call) -> None:
+        name = call.metadata.get("dir-name", [""])[0]
+        folder = self._folders.get(name)
+        if folder is None:
+            raise grpc.Refused(grpc.NOT_FOUND, f"there is no folder {name}")
+        entries: Sequence[Entry] = () if self._is_for_ignored(name, call) else folder.entries
+        try:
+            await _Transfer(call, folder, entries).run()
+        except OSError as error:
+            self.fault = error
+            raise grpc.Refused(grpc.INTERNAL, "the folder cannot be read") from error
+        except MalformedRecord as error:
+            raise grpc.Refused(grpc.INTERNAL, str(error)) from error
+
+    def _is_for_ignored(self, name: str, call: grpc.Call) -> bool:
+        """Whether BuildKit asks, before it asks for the folder, what the user ignores of it: nothing, as in a tar.
+
+        The same question a second time is a Dockerfile's that copies `.dockerignore` only.
+        """
+        is_first = name not in self._is_asked
+        self._is_asked.add(name)
+        return is_first and call.metadata.get("followpaths") == _IGNORE_FILE
+
+
+class _Transfer:
+    """One folder on its way to BuildKit."""
+
+    def __init__(self, call: grpc.Call, folder: Folder, entries: Sequence[Entry]) -> None:
+        self._call = call
+        self._folder = folder
+        self._entries = entries
+        self._tree = _tree_packets(entries)
+        self._is_tree_sent = False
+        self._wanted: deque[int] = deque()
+        self._sent_bytes = 0
+
+    async def run(self) -> None:
+        while not self._take_requests():
+            if self._wanted or not self._is_tree_sent:
+                await self._call.send(await asyncio.to_thread(self._block))
+            else:
+                await self._call.wait()
+        await self._call.send(grpc.message(encoded(1, _FIN)))
+
+    def _take_requests(self) -> bool:
+        """Take in what has arrived; True once BuildKit has all it wants."""
+        for message in self._call.take():
+            packet = dict(fields(message))
+            kind, number = as_int(packet.get(1, 0)), as_int(packet.get(3, 0))
+            if kind == _FIN:
+                return True
+            if kind == _ERROR:
+                raise grpc.Refused(grpc.CANCELLED, f"BuildKit gave up: {as_text(packet.get(4, b''))}")
+            if kind != _REQUEST or number >= len(self._entries) or not stat.S_ISREG(self._entries[number].mode):
+                raise MalformedRecord(f"packet {kind} for entry {number} is no request for a file")
+            self._wanted.append(number)
+        return False
+
+    def _block(self) -> bytes:
+        """The next packets, read and encoded: of files that are wanted, else of the tree."""
+        return b"".join(self._content() if self._wanted else self._tree_block())
+
+    def _tree_block(self) -> Iterator[bytes]:
+        room = BLOCK_BYTES
+        while room > 0 and not self._is_tree_sent:
+            packet = next(self._tree, None)
+            if packet is None:
+                self._is_tree_sent = True
+                packet = grpc.message(b"")
+            yield packet
+            room -= len(packet)
+
+    def _content(self) -> Iterator[bytes]:
+        room = BLOCK_BYTES
+        with self._folder.open() as file:
+            while room > 0 and self._wanted:
+                number = self._wanted[0]
+                entry = self._entries[number]
+                size = min(DATA_MAX_BYTES, entry.size - self._sent_bytes)
+                if size:
+                    yield _data_packet(number, _read(file, entry.offset + self._sent_bytes, size))
+                    self._sent_bytes += size
+                if self._sent_bytes == entry.size:
+                    yield _data_packet(number, b"")
+                    self._wanted.popleft()
+                    self._sent_bytes = 0
+                room -= size + PACKET_BYTES
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    content = file.read(size)
+    if len(content) < size:
+        raise OSError(errno.EIO, f"the folder's content ends within the {size} bytes at {offset}")
+    return content
+
+
+def _data_packet(number: int, content: bytes) -> bytes:
+    return grpc.message(encoded(1, _DATA) + encoded(3, number) + (encoded(4, content) if content else b""))
+
+
+def _tree_packets(entries: Iterable[Entry]) -> Iterator[bytes]:
+    for entry in entries:
+        content = (
+            encoded(1, entry.path)
+            + encoded(2, _go_mode(entry.mode))
+            + encoded(5, entry.size)
+            + encoded(6, entry.mtime * 1_000_000_000)
+            + (encoded(7, entry.link) if entry.link else b"")
+        )
+        yield grpc.message(encoded(2, content))
+
+
+def _go_mode(mode: int) -> int:
+    """As Go's os.FileMode has it, which is what fsutil sends."""
+    go_mode = mode & 0o777
+    for bit, go_bit in _GO_MODES:
+        if mode & bit:
+            go_mode |= go_bit
+    kinds = {stat.S_IFDIR: _GO_DIRECTORY, stat.S_IFLNK: _GO_SYMLINK}
+    return go_mode | kinds.get(stat.S_IFMT(mode), 0)
