@@ -1,13 +1,22 @@
 """The peers that many tests share: one engine, one open and one private registry for the whole session."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
 from harness.registry import Registry
 from harness.services import require
+
+# A machine that is busy fails nothing: neither a time for each example, nor one for the making of examples.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+# `HYPOTHESIS_PROFILE=fuzz` looks for new examples, and keeps those that fail; else each run tries the same ones.
+settings.register_profile("same", _PATIENT, derandomize=True, database=None)
+settings.register_profile("fuzz", _PATIENT)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

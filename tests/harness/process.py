@@ -1,10 +1,12 @@
 """A server as a child process: its output in a file, its readiness awaited, its end enforced."""
 
+import functools
+import itertools
 import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -13,6 +15,9 @@ from harness.waiting import until
 
 LOG_TAIL_CHARS = 4_000
 TERMINATE_TIMEOUT_S = 20.0
+# Below those that Linux gives to outgoing connections (32768 and up), which would now and then take one first.
+PORTS = range(12_000, 32_000)
+PORTS_PER_PROCESS = 250
 
 
 class Exit(NamedTuple):
@@ -23,11 +28,30 @@ class Exit(NamedTuple):
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port of `address` that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of `address` that nobody listens on now, and that no other process of tests is given meanwhile."""
+    _, ports = _claimed_ports()
+    for port in itertools.islice(ports, PORTS_PER_PROCESS):
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"all {PORTS_PER_PROCESS} ports of this process are in use at {address}")
+
+
+@functools.cache
+def _claimed_ports() -> tuple[socket.socket, Iterator[int]]:
+    """The ports of this process in turn, over and over, and the socket whose name claims them until it ends."""
+    for first in PORTS[::PORTS_PER_PROCESS]:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0imagejobd-test-ports-{first}")
+        except OSError:
+            claim.close()
+            continue
+        return claim, itertools.cycle(range(first, first + PORTS_PER_PROCESS))
+    raise RuntimeError("other processes have claimed all ports that tests may use")
 
 
 class Peer(ABC):
