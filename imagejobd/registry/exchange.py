@@ -20,6 +20,8 @@ from imagejobd.registry.request import Request
 from imagejobd.registry.trust import Approach
 
 ERROR_MAX_BYTES = 1024 * 1024
+# Logins to try after the first 401: the one that it asks for, or a token for one that got old; and one token more.
+LOGINS_MAX = 2
 # Distribution spec, "Determining Support": every registry has it, and challenges there.
 PING = Request("GET", "/v2/")
 
@@ -27,7 +29,7 @@ Headers = CIMultiDictProxy[str]
 
 
 class Exchange:
-    """Requests to one site, each made once, or once more with the login that the answer asked for.
+    """Requests to one site, each made once, or again with the login that the answer asked for.
 
     Raises faults only; see `Connection`.
     """
@@ -46,10 +48,14 @@ class Exchange:
         with translated(self._host):
             grant = await self._grant(request)
             answer = await self._reach(request, grant, content, body_max_bytes)
-            if answer.status != 401:
-                return answer
-            grant = await self._another_grant(request, grant, answer.url, answer.headers)
-            return await self._reach(request, grant, content, body_max_bytes) if grant else answer
+            for _ in range(LOGINS_MAX):
+                if answer.status != 401:
+                    break
+                grant = await self._another_grant(request, grant, answer.url, answer.headers)
+                if grant is None:
+                    break
+                answer = await self._reach(request, grant, content, body_max_bytes)
+            return answer
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -60,16 +66,19 @@ class Exchange:
                 url = request.url(await self._settle())
                 grant = await self._grant(request)
                 response = await self._enter(stack, request, url, grant)
-                if response.status == 401:
+                for _ in range(LOGINS_MAX):
+                    if response.status != 401:
+                        break
                     grant = await self._another_grant(request, grant, response.url, response.headers)
-                    if grant is not None:
-                        await stack.aclose()
-                        response = await self._enter(stack, request, url, grant)
+                    if grant is None:
+                        break
+                    await stack.aclose()
+                    response = await self._enter(stack, request, url, grant)
             yield response
 
     async def send(self, request: Request, outgoing: Outgoing) -> Answer:
         """A large request and its whole answer. Raises `Temporary` where a new login would have helped: the body is
-        spent, and the next attempt has that login."""
+        spent, and the next attempt has that login. Not so for a fresh token: bodies would be spent without end."""
         with translated(self._host):
             url = request.url(await self._settle())
             grant = await self._grant(request)
@@ -81,7 +90,12 @@ class Exchange:
                 trust=self._approach.tls_for,
                 body_max_bytes=ERROR_MAX_BYTES,
             )
-            if answer.status == 401 and await self._another_grant(request, grant, answer.url, answer.headers):
+            may_be_old = grant is None or grant.is_cached
+            if (
+                answer.status == 401
+                and may_be_old
+                and await self._another_grant(request, grant, answer.url, answer.headers)
+            ):
                 raise Temporary(
                     ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self._host}: it wants a new login in mid-upload"
                 )

@@ -107,15 +107,47 @@ async def test_one_refusal_for_all(tokens: TokenRegistry, connection: Connection
     assert tokens.issued < 8
 
 
-async def test_a_revoked_token_is_replaced_once(tokens: TokenRegistry, connection: Connection) -> None:
-    """A 401 on a token in hand means a new token; on a new one it is the answer."""
+async def test_a_revoked_token_is_replaced(tokens: TokenRegistry, connection: Connection) -> None:
+    """A 401 on a token in hand means a new token, on a new one another; on that it is the answer."""
     assert await ask(connection) == 200
     tokens.valid.clear()
     assert await ask(connection) == 200
     assert tokens.issued == 2
     tokens.fake.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": tokens.fake.challenge})
     assert await ask(connection) == 401
-    assert tokens.issued == 3
+    assert tokens.issued == 4
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_token_that_is_over_when_it_arrives(
+    tokens: TokenRegistry, connection: Connection, is_stream: bool
+) -> None:
+    """A fresh token is no proof of a refusal: one that lives for a moment is replaced once, by the same request."""
+    guarded = tokens.fake.on_manifest
+
+    def hasty(request: web.Request) -> web.StreamResponse:
+        tokens.valid.discard("token-1")
+        return guarded(request)
+
+    tokens.fake.on_manifest = hasty
+    if is_stream:
+        async with connection.stream("/v2/x", scopes=PULL) as stream:
+            assert stream.status == 200
+    else:
+        assert await ask(connection) == 200
+    assert tokens.issued == 2
+
+
+async def test_a_fresh_token_that_is_refused_spends_one_body(tokens: TokenRegistry, connection: Connection) -> None:
+    """An upload's 401 to a token fetched for it is the answer: it would be the next one's too."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    assert await ask(connection, PULL) == 200
+    tokens.fake.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": tokens.fake.challenge})
+    answer = await connection.send("PUT", "/v2/x", body(), size_bytes=1, scopes=PUSH)
+    assert (answer.status, tokens.issued) == (401, 2)
 
 
 async def test_a_stream_gets_a_new_token_too(tokens: TokenRegistry, connection: Connection) -> None:

@@ -22,7 +22,7 @@ from imagejobd.registry.trust import Approach
 
 
 class Grant(msgspec.Struct, frozen=True, eq=False):
-    """One request's `Authorization`. `is_cached`: a refusal may only mean that it got old."""
+    """One request's `Authorization`. `is_cached`: it was in hand before the request, and may have got old."""
 
     header: str
     is_cached: bool = False
@@ -82,11 +82,12 @@ class Authorization:
         self._scheme = found
 
     def refused(self, grant: Grant, scopes: Sequence[str]) -> bool:
-        """Note that the registry refused `grant`; whether another one may help."""
+        """Note that the registry refused `grant`; whether another one may help. A token may: even a fresh one can be
+        over by the time that it arrives."""
         if grant.token is None:
             return False
         self._tokens.forget(self._key(scopes), grant.token)
-        return grant.is_cached
+        return True
 
     async def _by_request(self, login: TokenRequest) -> Grant:
         token, is_fresh = await self._tokens.get(self._key(()), lambda: self._servers.by_request(login))
