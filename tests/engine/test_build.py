@@ -18,7 +18,8 @@ from imagejobd.model.ids import uuid7
 from imagejobd.model.reference import ImageReference
 
 LINES = 20_000
-LONG_LINE_BYTES = 3_000_000
+# Docker 20.10 loses what waits beyond 1 MiB of a burst.
+LONG_LINE_BYTES = 700_000
 
 
 async def test_a_build_ends_with_the_id_of_an_image_that_has_all_its_tags(
@@ -147,7 +148,7 @@ async def test_arguments_and_labels_arrive(client: Engine, engine: PrivateEngine
     await images.remove(client, ImageReference.parse(tag))
 
 
-async def test_a_line_of_megabytes_arrives_whole(client: Engine, builder: str, tmp_path: Path) -> None:
+async def test_a_long_line_arrives_whole(client: Engine, builder: str, tmp_path: Path) -> None:
     """A line longer than the 512 KiB of aiohttp's reader is no error and loses no byte."""
     dockerfile = FROM_BASE + f"RUN head -c {LONG_LINE_BYTES} /dev/zero | tr '\\0' '#'; echo; echo end\n"
     events = await run(client, request(tmp_path, builder, dockerfile, no_cache=True))
