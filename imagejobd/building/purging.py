@@ -11,6 +11,7 @@ import structlog
 
 from imagejobd.building.tools import BuildTools, job_repository
 from imagejobd.engine import images
+from imagejobd.engine.history import delete_history, list_history
 from imagejobd.model.errors import ClaimLost, Fault
 from imagejobd.model.ids import is_uuid
 from imagejobd.model.reference import ImageReference
@@ -35,14 +36,17 @@ async def purge_surely(work: Work, discard: Discard, *, timeout_s: float) -> Non
 
 
 async def leftovers(tools: BuildTools) -> set[str]:
-    """UUIDs of all jobs that an image in the engine still belongs to."""
+    """UUIDs of all jobs that an image in the engine, or a record of a build, still belongs to."""
     await tools.leases.sweep()
     tags = await images.list_tags(tools.engine, JOB_PREFIX)
-    named = {tag.removeprefix(JOB_PREFIX).partition(":")[0] for tag in tags}
+    names = [*tags, *await list_history(tools.engine)]
+    named = {name.removeprefix(JOB_PREFIX).partition(":")[0] for name in names}
     return {uuid for uuid in named if is_uuid(uuid)}
 
 
 async def purge(tools: BuildTools, uuid: str) -> None:
-    """Remove every name of a job from the engine: of its image, and of the bases that a crash has left held."""
+    """Remove everything of a job from the engine: the names of its image, those of bases that a crash has left held,
+    and what was said as it was built."""
     for tag in await images.list_tags(tools.engine, f"{job_repository(uuid)}:"):
         await images.remove(tools.engine, ImageReference.parse(tag))
+    await delete_history(tools.engine, job_repository(uuid))

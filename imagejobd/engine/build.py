@@ -21,6 +21,7 @@ from imagejobd.engine.client import Engine
 from imagejobd.engine.containers import remove_container
 from imagejobd.engine.events import BuildEvent, Built
 from imagejobd.engine.held_names import HeldNames
+from imagejobd.engine.history import IMAGES_ARG
 from imagejobd.engine.messages import messages
 from imagejobd.engine.settings import Builder, Network
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
@@ -148,6 +149,8 @@ async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, st
 def _params(request: BuildRequest) -> list[tuple[str, str]]:
     is_buildkit = request.builder == "buildkit"
     build_args = dict(request.build_args)
+    if is_buildkit and request.tags:
+        build_args[IMAGES_ARG] = ",".join(request.tags)
     params = [("t", tag) for tag in request.tags]
     if is_buildkit and request.cache_scope:
         build_args[_CACHE_NAMESPACE_ARG] = request.cache_scope

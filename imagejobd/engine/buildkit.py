@@ -12,9 +12,9 @@ import msgspec
 from imagejobd.engine import faults
 from imagejobd.engine.events import BuildEvent, BuildWarning, Output, OutputStream, Step, StepState, Transfer
 from imagejobd.engine.messages import Message, built_image
+from imagejobd.engine.protobuf import MalformedRecord
 from imagejobd.engine.tail import Tail
 from imagejobd.engine.trace import (
-    MalformedTrace,
     StatusResponse,
     Vertex,
     VertexLog,
@@ -111,7 +111,7 @@ class BuildkitProgress:
     def _trace(self, aux: msgspec.Raw) -> Iterator[BuildEvent]:
         try:
             status = decode_status(_trace_decoder.decode(aux))
-        except (MalformedTrace, msgspec.DecodeError) as error:
+        except (MalformedRecord, msgspec.DecodeError) as error:
             # Progress is for people: a build whose progress cannot be read still builds. Said once per build.
             if not self._is_garbled:
                 self._is_garbled = True

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.engine.trace import MalformedTrace, StatusResponse, VertexLog, decode_status
+from imagejobd.engine.protobuf import MalformedRecord
+from imagejobd.engine.trace import StatusResponse, VertexLog, decode_status
 
 VERTEX_1 = "sha256:" + "1" * 64
 LOGS = 200_000
@@ -88,26 +89,26 @@ def test_fields_of_the_future_are_skipped() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_value_or_malformed(record: bytes) -> None:
-    """Garbage raises MalformedTrace and nothing else."""
-    with contextlib.suppress(MalformedTrace):
+    """Garbage raises MalformedRecord and nothing else."""
+    with contextlib.suppress(MalformedRecord):
         assert isinstance(decode_status(record), StatusResponse)
 
 
 @given(st.data())
 def test_a_damaged_record_is_a_value_or_malformed(data: st.DataObject) -> None:
-    """A record with a byte changed or its end cut raises MalformedTrace and nothing else."""
+    """A record with a byte changed or its end cut raises MalformedRecord and nothing else."""
     record = bytearray(
         field(1, field(1, VERTEX_1) + field(5, timestamp(5))) + log(b"some output") + field(2, b"\x0a\x01x")
     )
     record[data.draw(st.integers(0, len(record) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(MalformedTrace):
+    with contextlib.suppress(MalformedRecord):
         decode_status(bytes(record[: data.draw(st.integers(0, len(record)))]))
 
 
 @pytest.mark.parametrize("record", [b"\xff" * 11, b"\x0a\xff\x7f", b"\x0b", b"\x08\x01", b"\x1a\x02\x08\x01"])
 def test_what_is_malformed_is_said_so(record: bytes) -> None:
     """An endless number, a length beyond the end, an unknown wire type, a number for a message: all refused."""
-    with pytest.raises(MalformedTrace):
+    with pytest.raises(MalformedRecord):
         decode_status(record)
 
 
