@@ -38,7 +38,7 @@ async def purge_surely(work: Work, discard: Discard, *, timeout_s: float) -> Non
 async def leftovers(tools: BuildTools) -> set[str]:
     """UUIDs of all jobs that an image in the engine, or a record of a build, still belongs to."""
     await tools.leases.sweep()
-    tags = await images.list_tags(tools.engine, JOB_PREFIX)
+    tags = await images.list_tags(tools.engine, f"{JOB_PREFIX}*")
     names = [*tags, *await list_history(tools.engine)]
     named = {name.removeprefix(JOB_PREFIX).partition(":")[0] for name in names}
     return {uuid for uuid in named if is_uuid(uuid)}
@@ -47,6 +47,6 @@ async def leftovers(tools: BuildTools) -> set[str]:
 async def purge(tools: BuildTools, uuid: str) -> None:
     """Remove everything of a job from the engine: the names of its image, those of bases that a crash has left held,
     and what was said as it was built."""
-    for tag in await images.list_tags(tools.engine, f"{job_repository(uuid)}:"):
+    for tag in await images.list_tags(tools.engine, job_repository(uuid)):
         await images.remove(tools.engine, ImageReference.parse(tag))
     await delete_history(tools.engine, job_repository(uuid))

@@ -69,8 +69,9 @@ async def list_history(engine: Engine) -> set[str]:
 async def delete_history(engine: Engine, repository: str) -> int:
     """Delete the records, with their logs, of our builds that were to name an image in `repository`; returns how many.
 
-    A build that still goes on is waited for a moment. Does nothing on an engine that has no history, or that keeps it
-    from us. Raises `Temporary(engine_unavailable)`.
+    A build that still goes on is waited for a moment. Docker 26 removes a log's file, which nobody can reach any more,
+    with the next pruning of the build cache. Does nothing on an engine that has no history, or that keeps it from us.
+    Raises `Temporary(engine_unavailable)`.
     """
     return await _asked(engine, functools.partial(_delete, repository=repository), 0)
 

@@ -4,6 +4,7 @@ Images are removed by name only, never by id or by force: identical builds share
 must not take another's image. The engine drops an image itself when its last name goes.
 """
 
+import fnmatch
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -23,6 +24,8 @@ from imagejobd.model.secret import Credentials
 
 # The last line of a pull: `Status: Downloaded newer image for …` or `Status: Image is up to date for …`.
 _PULLED_STATUS = "Status: "
+
+LIST_TRIES = 10
 
 # What the engine answers when two names of one image are taken away at once: both went, and the image with them.
 _DELETED_MEANWHILE = "unrecognized image ID"
@@ -102,10 +105,28 @@ async def remove(engine: Engine, reference: ImageReference) -> bool:
     return True
 
 
-async def list_tags(engine: Engine, prefix: str) -> list[str]:
-    """All names (`repository:tag`) that start with `prefix`, sorted."""
-    listed = await engine.request_json("GET", "images/json", list[ImageInfo])
-    return sorted(name for image in listed for name in image.tags or () if name.startswith(prefix))
+async def list_tags(engine: Engine, pattern: str) -> list[str]:
+    """All names (`repository:tag`) whose repository is `pattern`, in which a `*` stands for anything; sorted.
+
+    On the containerd store a list of all images takes long, and any list fails when an image in it goes meanwhile: then
+    it is asked for again. Raises `Temporary(conflict)` when that happens `LIST_TRIES` times.
+    """
+    listed = await _listed(engine, pattern)
+    names = {name for image in listed for name in image.tags or ()}
+    # Some engines give all names of an image of which one fits.
+    return sorted(name for name in names if fnmatch.fnmatchcase(name.rpartition(":")[0], pattern))
+
+
+async def _listed(engine: Engine, pattern: str) -> list[ImageInfo]:
+    params = [("filters", msgspec.json.encode({"reference": [pattern]}).decode())]
+    for _ in range(LIST_TRIES):
+        try:
+            return await engine.request_json("GET", "images/json", list[ImageInfo], params=params)
+        except Permanent as fault:
+            if fault.code is not ErrorCode.NOT_FOUND:
+                raise
+            why = fault.message
+    raise Temporary(ErrorCode.CONFLICT, f"the engine's images change while they are listed: {why}")
 
 
 async def pull(

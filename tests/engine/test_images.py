@@ -1,5 +1,8 @@
 """Names of images in a real engine, pulls from real registries, and what is pruned."""
 
+import asyncio
+import io
+import tarfile
 from contextlib import aclosing
 from pathlib import Path
 
@@ -29,6 +32,15 @@ async def pull(client: Engine, reference: ImageReference) -> None:
             pass
 
 
+def tiny_tar(content: str) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        member = tarfile.TarInfo("content")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content.encode()))
+    return archive.getvalue()
+
+
 async def test_inspect_knows_names_and_ids(client: Engine) -> None:
     """An image is found by name and by id; what is not there is None."""
     image = await images.inspect(client, BUSYBOX)
@@ -39,13 +51,36 @@ async def test_inspect_knows_names_and_ids(client: Engine) -> None:
 
 
 async def test_tags_come_and_go(client: Engine) -> None:
-    """A name that was given is listed by its prefix until it is removed; removing it again says that it was gone."""
+    """A name that was given is listed by its repository until it is removed; again removed, it is said to be gone."""
     name = new_name()
     await images.tag(client, BUSYBOX, name)
-    assert await images.list_tags(client, str(name)[:-2]) == [str(name)]
+    assert await images.list_tags(client, name.repository) == [str(name)]
     assert await images.remove(client, name) is True
     assert await images.remove(client, name) is False
-    assert await images.list_tags(client, str(name)[:-2]) == []
+    assert await images.list_tags(client, name.repository) == []
+
+
+async def test_only_names_that_fit_are_listed(client: Engine) -> None:
+    """All tags of one repository, or of all below a prefix; never another name of the same image."""
+    word = f"list{uuid7()}"
+    names = [ImageReference.parse(name) for name in (f"{word}/a:1", f"{word}/a:2", f"{word}/ab:1", f"{word}:1")]
+    for name in names:
+        await images.tag(client, BUSYBOX, name)
+    assert await images.list_tags(client, f"{word}/a") == [f"{word}/a:1", f"{word}/a:2"]
+    assert await images.list_tags(client, f"{word}/*") == [f"{word}/a:1", f"{word}/a:2", f"{word}/ab:1"]
+    for name in names:
+        await images.remove(client, name)
+
+
+async def test_listing_while_other_images_go(client: Engine, engine: PrivateEngine) -> None:
+    """An image that is removed at that moment is nobody's failure but its own."""
+    names = [new_name() for _ in range(12)]
+    for name in names:
+        engine.docker("import", "-", str(name), input=tiny_tar(str(name)))
+    removing = asyncio.gather(*(images.remove(client, name) for name in names))
+    while not removing.done():
+        await images.list_tags(client, "imagejobd/*")
+    assert all(await removing)
 
 
 async def test_tagging_what_is_not_there_is_not_found(client: Engine) -> None:

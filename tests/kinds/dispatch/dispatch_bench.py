@@ -61,7 +61,7 @@ class DispatchBench(Bench):
 
     async def left(self, *, folder: Path) -> list[str]:
         """What is left of jobs in the engine and in the spool."""
-        tags = await images.list_tags(self.engine, JOB_PREFIX)
+        tags = await images.list_tags(self.engine, f"{JOB_PREFIX}*")
         return tags + [path.name for path in (folder / "spool").iterdir()]
 
 
