@@ -66,7 +66,7 @@ def check(config: Config) -> None:
     Policy(config.policy)
     check_repository(config.kinds.dispatch.repository)
     Engine(config.engine)
-    RegistryHosts(config.registry)
+    RegistryHosts(config.registry, admin_subjects=config.auth.admin_subjects)
     load_keys(config.auth)
 
 
@@ -93,7 +93,9 @@ async def serve(config: Config) -> int:
         store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
         engine = await stack.enter_async_context(Engine(config.engine))
         egress = Egress(config.egress)
-        registry = await stack.enter_async_context(RegistryClient(config.registry, egress))
+        registry = await stack.enter_async_context(
+            RegistryClient(config.registry, egress, admin_subjects=config.auth.admin_subjects)
+        )
         leases = TagLeases(engine)
         building = BuildTools(
             engine=engine,

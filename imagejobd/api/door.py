@@ -136,7 +136,7 @@ class Door:
             return
         self._preflights[job.kind] += 1
         try:
-            await self.kinds[job.kind].preflight(Accepted(job.spec, job.secrets, job.blobs))
+            await self.kinds[job.kind].preflight(job)
         except (Temporary, TimeoutError):
             pass
         finally:

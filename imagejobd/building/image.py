@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from imagejobd.archive import dockerfile_context
+from imagejobd.building.access import RegistryAccess
 from imagejobd.building.console import Console
 from imagejobd.building.context import Context
-from imagejobd.building.tools import BuildTools, CredentialsFor, job_repository
+from imagejobd.building.tools import BuildTools, job_repository
 from imagejobd.engine import images
 from imagejobd.engine.bases import PullPolicy
 from imagejobd.engine.build import BuildRequest, build
@@ -50,7 +51,7 @@ class BuiltImage(msgspec.Struct, frozen=True):
 
 
 async def build_image(
-    tools: BuildTools, work: Work, recipe: Recipe, context: Context, credentials_for: CredentialsFor
+    tools: BuildTools, work: Work, recipe: Recipe, context: Context, access: RegistryAccess
 ) -> BuiltImage:
     """Build, or find what an earlier attempt built where the engine still has it."""
     kept = await _kept(tools, work)
@@ -59,7 +60,7 @@ async def build_image(
     async with work.phase("building", timeout_s=recipe.timeout_s):
         tag = f"{job_repository(work.job.uuid)}:{work.job.attempt}"
         with _context_file(tools, context) as path:
-            image = BuiltImage(tag, await _build(tools, work, recipe, context, path, tag, credentials_for))
+            image = BuiltImage(tag, await _build(tools, work, recipe, context, path, tag, access))
         failpoint("after_build")
         # What an earlier build pushed is no longer this job's image: digests of two builds must not mix.
         await work.save(built=msgspec.to_builtins(image), pushed={})
@@ -95,7 +96,7 @@ async def _build(
     context: Context,
     path: Path,
     tag: str,
-    credentials_for: CredentialsFor,
+    access: RegistryAccess,
 ) -> str:
     settings = tools.engine.settings
     plan = await _plan(tools, recipe, context.dockerfile)
@@ -104,7 +105,7 @@ async def _build(
         names: dict[Base, str] = {}
         # Triggers of a base may copy from a stage that nothing else needs, whose bases have triggers in turn.
         while bases := [base for base in plan.images() if base not in names]:
-            names |= await _hold(tools, work, recipe, bases, held, credentials_for)
+            names |= await _hold(tools, work, recipe, bases, held, access)
             plan.include(await _trigger_stages(tools, bases, names))
         request = BuildRequest(
             context=path,
@@ -147,14 +148,18 @@ async def _hold(
     recipe: Recipe,
     bases: Sequence[Base],
     stack: AsyncExitStack,
-    credentials_for: CredentialsFor,
+    access: RegistryAccess,
 ) -> dict[Base, str]:
     """Have `bases` in the engine until the `stack` is left; the literal name of each."""
     wanted = [(base.reference, base.platform or recipe.platform) for base in bases]
-    hosts = {base.reference.host for base in bases}
-    credentials = {host: found for host in hosts if (found := credentials_for(host)) is not None}
     held = await stack.enter_async_context(
-        tools.bases.hold(wanted, repository=job_repository(work.job.uuid), policy=recipe.pull, credentials=credentials)
+        tools.bases.hold(
+            wanted,
+            repository=job_repository(work.job.uuid),
+            policy=recipe.pull,
+            credentials=access.credentials_at(base.reference.host for base in bases),
+            contact=access.contact,
+        )
     )
     for reference in held.pulled:
         await work.log(f"pulled base {reference}\n")

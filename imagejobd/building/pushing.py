@@ -7,15 +7,15 @@ The engine knows a user's tag only while it is pushed, and nobody else builds on
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from imagejobd.building.access import RegistryAccess
 from imagejobd.building.image import BuiltImage
-from imagejobd.building.tools import BuildTools, CredentialsFor
+from imagejobd.building.tools import BuildTools
 from imagejobd.engine import images
 from imagejobd.engine.events import Transfer
 from imagejobd.engine.push import Pushed, push
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.secret import Credentials
 from imagejobd.model.work import Work
 
 
@@ -24,7 +24,7 @@ async def push_image(
     work: Work,
     references: Sequence[ImageReference],
     image: BuiltImage,
-    credentials_for: CredentialsFor,
+    access: RegistryAccess,
     *,
     timeout_s: float,
 ) -> dict[str, str]:
@@ -34,23 +34,22 @@ async def push_image(
     async with work.phase("pushing", timeout_s=timeout_s):
         for reference in references:
             if str(reference) not in pushed:
-                credentials = credentials_for(reference.host)
-                digest = await _push_leased(tools, work, image, reference, credentials)
+                digest = await _push_leased(tools, work, image, reference, access)
                 failpoint("after_push")
-                await _prove(tools, work, reference, digest, credentials)
+                await _prove(work, reference, digest, access)
                 pushed[str(reference)] = digest
                 await work.save(pushed=pushed)
     return pushed
 
 
 async def _push_leased(
-    tools: BuildTools, work: Work, image: BuiltImage, reference: ImageReference, credentials: Credentials | None
+    tools: BuildTools, work: Work, image: BuiltImage, reference: ImageReference, access: RegistryAccess
 ) -> str:
     """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image."""
     async with tools.leases.turn(reference), tools.leases.lease(reference, image_id=image.id):
         await _tag(tools, image, reference)
         failpoint("while_pushing")
-        return await _push(tools, work, reference, credentials)
+        return await _push(tools, work, reference, access)
 
 
 async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) -> None:
@@ -63,9 +62,10 @@ async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) 
         raise Temporary(ErrorCode.CONFLICT, why) from fault
 
 
-async def _push(tools: BuildTools, work: Work, reference: ImageReference, credentials: Credentials | None) -> str:
+async def _push(tools: BuildTools, work: Work, reference: ImageReference, access: RegistryAccess) -> str:
     await work.log(f"pushing {reference}\n")
-    async with aclosing(push(tools.engine, reference, credentials)) as events:
+    credentials = access.credentials(reference.host)
+    async with access.contact(reference.host), aclosing(push(tools.engine, reference, credentials)) as events:
         async for event in events:
             match event:
                 case Transfer():
@@ -76,14 +76,12 @@ async def _push(tools: BuildTools, work: Work, reference: ImageReference, creden
     raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the push of {reference} ended without a digest")
 
 
-async def _prove(
-    tools: BuildTools, work: Work, reference: ImageReference, digest: str, credentials: Credentials | None
-) -> None:
+async def _prove(work: Work, reference: ImageReference, digest: str, access: RegistryAccess) -> None:
     """Ask the registry itself: the engine's word is not proof. Another push may have moved the tag since."""
-    if await tools.registry.head_manifest(reference, credentials) == digest:
+    if await access.head_manifest(reference) == digest:
         return
     by_digest = ImageReference(reference.host, reference.path, digest=digest)
-    if await tools.registry.head_manifest(by_digest, credentials) != digest:
+    if await access.head_manifest(by_digest) != digest:
         raise Temporary(
             ErrorCode.PUSH_FAILED, f"{reference} was pushed, but the registry does not have {digest} under that name"
         )

@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 import msgspec
 
+from imagejobd.building.access import RegistryAccess
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.dockerfile.policy import Policy
+from imagejobd.model.job import OPERATOR
 from imagejobd.model.reserved import JOB_PREFIX
 from imagejobd.model.secret import Credentials
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
 from imagejobd.store.blobs import BlobStore
-
-CredentialsFor = Callable[[str], Credentials | None]
 
 
 class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,17 +29,13 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     # Who shares steps and cache mounts with a tenant, as a name; "" is everybody.
     cache_scope: Callable[[str], str]
 
-    def credentials_for(self, work: Work, *, own_host: str = "", own: Credentials | None = None) -> CredentialsFor:
-        """Credentials by registry host: `own`, those of the request, for `own_host`, else those configured, else
-        none."""
+    def access(self, work: Work, *, own_host: str = "", own: Credentials | None = None) -> RegistryAccess:
+        """What the job's submitter may do at registries; `own` are the credentials of the request, for `own_host`."""
+        return RegistryAccess(self.registry, work, work.job.principal, own_host=own_host, own=own)
 
-        def lookup(host: str) -> Credentials | None:
-            found = own if own is not None and host == own_host else self.registry.credentials_for(host)
-            if found is not None:
-                work.conceal(found.password)
-            return found
-
-        return lookup
+    def operators_access(self, work: Work) -> RegistryAccess:
+        """What the operator may do, for what the configuration orders, whoever's job it is."""
+        return RegistryAccess(self.registry, work, OPERATOR)
 
 
 def job_repository(uuid: str) -> str:

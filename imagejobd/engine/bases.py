@@ -10,7 +10,7 @@ under its name, as a cache.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -29,6 +29,9 @@ PullPolicy = Literal["missing", "always", "never"]
 
 # A reference and the platform that is wanted of it; "" is the engine's own.
 Wanted = tuple[ImageReference, str]
+
+# What a registry (by its host) is spoken to inside of.
+Contact = Callable[[str], contextlib.AbstractAsyncContextManager[None]]
 
 _NONCE_BYTES = 16
 
@@ -57,12 +60,13 @@ class Bases:
         repository: str,
         policy: PullPolicy = "missing",
         credentials: Mapping[str, Credentials] | None = None,
+        contact: Contact = lambda host: contextlib.nullcontext(),
     ) -> AsyncIterator[HeldBases]:
         """Have every base in the engine, named below `repository`, for as long as the block lasts.
 
-        `credentials` are by registry host. `never` pulls nothing and raises `Permanent(not_found)` for a missing base.
-        An image of another platform than is wanted counts as missing. Raises as `images.pull` does, and
-        `Permanent(policy)` for a name of this service.
+        `credentials` are by registry host; each pull is made inside of `contact`. `never` pulls nothing and raises
+        `Permanent(not_found)` for a missing base. An image of another platform than is wanted counts as missing. Raises
+        as `images.pull` and `contact` do, and `Permanent(policy)` for a name of this service.
         """
         nonce = secrets.token_hex(_NONCE_BYTES)
         held = HeldBases([], [])
@@ -72,36 +76,38 @@ class Bases:
                 name = ImageReference.parse(f"{repository}:base-{nonce}-{number}")
                 held.names.append(str(name))
                 login = (credentials or {}).get(reference.host)
-                if await self._take(_pinned(reference), platform, name, policy, login):
-                    held.pulled.append(reference)
+                async with self._leases.turn(_pinned(reference)):
+                    if await self._tag_present(_pinned(reference), platform, name, policy):
+                        continue
+                    async with contact(reference.host):
+                        await self._tag_pulled(_pinned(reference), platform, name, login)
+                held.pulled.append(reference)
             yield held
         finally:
             # A cancelled build gives up its bases too.
             await asyncio.shield(self._give_up(held.names))
 
-    async def _take(
-        self,
-        reference: ImageReference,
-        platform: str,
-        name: ImageReference,
-        policy: PullPolicy,
-        login: Credentials | None,
+    async def _tag_present(
+        self, reference: ImageReference, platform: str, name: ImageReference, policy: PullPolicy
     ) -> bool:
-        """Put `name` on the base; whether it was pulled for that."""
-        async with self._leases.turn(reference):
-            found = None if policy == "always" else await self._present(reference, platform)
-            if found is not None:
-                await images.tag(self._engine, found.id, name)
-                return False
-            if policy == "never":
-                shown = f"{reference} ({platform})" if platform else str(reference)
-                raise Permanent(ErrorCode.NOT_FOUND, f"base image {shown} is not in the engine, and pulling is off")
-            if login is None:
-                await self._pull(reference, platform, name, None)
-            else:
-                async with self._leases.lease(reference):
-                    await self._pull(reference, platform, name, login)
-            return True
+        """Put `name` on the base as everybody may have it; False where it has to be pulled."""
+        found = None if policy == "always" else await self._present(reference, platform)
+        if found is not None:
+            await images.tag(self._engine, found.id, name)
+        elif policy == "never":
+            shown = f"{reference} ({platform})" if platform else str(reference)
+            raise Permanent(ErrorCode.NOT_FOUND, f"base image {shown} is not in the engine, and pulling is off")
+        return found is not None
+
+    async def _tag_pulled(
+        self, reference: ImageReference, platform: str, name: ImageReference, login: Credentials | None
+    ) -> None:
+        """Pull the base and put `name` on it. Only what came without a login keeps its own name."""
+        if login is None:
+            await self._pull(reference, platform, name, None)
+        else:
+            async with self._leases.lease(reference):
+                await self._pull(reference, platform, name, login)
 
     async def _pull(
         self, reference: ImageReference, platform: str, name: ImageReference, login: Credentials | None

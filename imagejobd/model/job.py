@@ -19,6 +19,23 @@ LABEL_MAX_CHARS = 256
 IDEMPOTENCY_KEY_MAX_CHARS = 255
 
 
+class Principal(msgspec.Struct, frozen=True):
+    """On whose behalf something is done, as far as rights hang on it.
+
+    `subject` is the `sub` of the caller's token, None where there was none.
+    """
+
+    tenant: str
+    subject: str | None = None
+    is_operator: bool = False
+
+
+# What the configuration itself orders.
+OPERATOR = Principal("", is_operator=True)
+# Who has no more rights than everybody.
+NOBODY = Principal("")
+
+
 class JobError(msgspec.Struct, frozen=True):
     """Why a job failed: a code of `ErrorCode` and a message for a person."""
 
@@ -49,6 +66,10 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     secrets: Mapping[str, Secret] = {}
     blobs: tuple[str, ...] = ()
     uuid: str = msgspec.field(default_factory=uuid7)
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.tenant, self.submitter.get("sub"))
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -88,6 +109,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
     started_ms: int | None
     finished_ms: int | None
+
+    @property
+    def principal(self) -> Principal:
+        """Whether its subject is an admin is for the configuration of the day to say, not for the row: rights that were
+        taken away are not kept by jobs that wait."""
+        return Principal(self.tenant, self.submitter.get("sub"))
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

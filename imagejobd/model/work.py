@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from imagejobd.model.job import Job, Json
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.secret import Secret
 
 
@@ -86,7 +86,7 @@ class Kind(Protocol):
         """Check and normalise a caller's spec. Raises `Permanent(invalid)` that names the field."""
         ...
 
-    async def preflight(self, accepted: Accepted) -> None:
+    async def preflight(self, job: NewJob) -> None:
         """Ask the outside world, shortly, whether a job can be done at all; most kinds have nothing to ask.
 
         Raises `Permanent` where it surely cannot. What can't be told now is left to the job.

@@ -1,15 +1,17 @@
 """The way to all registries: one HTTP session, the pace of each host, and what configuration says of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
 from imagejobd.model.egress import Egress
+from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import DEFAULT_TAG, ImageReference
 from imagejobd.model.secret import Credentials
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.faults import LOGIN_NOT_FOR_YOU
 from imagejobd.registry.http.names import Names
 from imagejobd.registry.http.proxies import Proxies
 from imagejobd.registry.http.timing import Timing
@@ -34,14 +36,16 @@ class RegistryClient:
         hosts: Mapping[str, RegistryHost],
         egress: Egress,
         *,
+        admin_subjects: Collection[str] = (),
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         proxies: Proxies | None = None,
         timing: Timing | None = None,
         names: Names | None = None,
     ) -> None:
         """Raises `Permanent(invalid)` for a host's file that cannot be used (see `RegistryHosts`) and for a proxy that
-        is none. `proxies` are those of the environment where none are given, `names` are this machine's."""
-        self._hosts = RegistryHosts(hosts)
+        is none. `admin_subjects` may use every login; `proxies` are those of the environment where none are given,
+        `names` are this machine's."""
+        self._hosts = RegistryHosts(hosts, admin_subjects=admin_subjects)
         self._timing = timing or Timing()
         self._transport = Transport(
             egress, proxies or Proxies.of_environment(), idle_timeout_s=idle_timeout_s, names=names
@@ -50,9 +54,14 @@ class RegistryClient:
         self._paces: WeakValueDictionary[str, HostPace] = WeakValueDictionary()
         self._recent: dict[str, HostPace] = {}
 
-    def credentials_for(self, host: str) -> Credentials | None:
-        """The configured login of a host, as `ImageReference.host` names it."""
-        return self._hosts.credentials_for(host)
+    def credentials_for(self, host: str, principal: Principal) -> Credentials | None:
+        """The configured login of a host, as `ImageReference.host` names it, where `principal` may use it."""
+        return self._hosts.of(principal).credentials_for(host)
+
+    def withheld_login(self, host: str, principal: Principal) -> str | None:
+        """What to tell `principal` where `host` refuses and has a login configured for others only; else None."""
+        is_withheld = self._hosts.of(principal).is_withheld(host)
+        return LOGIN_NOT_FOR_YOU.format(host=host) if is_withheld else None
 
     def connect(self, site: Site, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
         """A connection for one job. Nothing is asked yet. `warn` hears what the registry has to say to people, each
@@ -64,17 +73,23 @@ class RegistryClient:
             self._transport,
             self._pace_of(host),
             self._timing,
-            mirrors=lambda: [self.connect(Site(host=name), warn=warn) for name in self._hosts.mirrors_of(host)],
+            mirrors=lambda: [
+                self.connect(Site(host=name, principal=site.principal), warn=warn)
+                for name in self._hosts.mirrors_of(host)
+            ],
             warn=warn,
         )
 
-    async def head_manifest(self, reference: ImageReference, credentials: Credentials | None) -> str | None:
+    async def head_manifest(
+        self, reference: ImageReference, credentials: Credentials | None, principal: Principal = NOBODY
+    ) -> str | None:
         """The digest of the manifest that `reference` points at; None where the registry has no such manifest.
 
+        Without `credentials` it is asked with the configured login that `principal` may use.
         Raises `Permanent(denied)` for 401 and 403, `Permanent(too_large)` beyond 4 MiB, `Temporary` for network
         faults, 429 and 5xx (with the registry's Retry-After), `Permanent(egress)` for a denied address.
         """
-        connection = self.connect(Site(host=reference.host, login=credentials))
+        connection = self.connect(Site(host=reference.host, login=credentials, principal=principal))
         found = await Repository(connection=connection, path=reference.path).head_manifest(
             reference.digest or reference.tag or DEFAULT_TAG
         )

@@ -103,7 +103,8 @@ class Connection:
         """The fault for an answer that is no success to `what`, without the secrets that a peer may echo."""
         told = detail(answer.body, self._redactor())
         wish = answer.headers.get("Retry-After")
-        return refusal(self.host, answer.status, what=what, detail=told, retry_after=wish)
+        advice = None if self._approach.login else self._approach.advice
+        return refusal(self.host, answer.status, what=what, detail=told, retry_after=wish, advice=advice)
 
     async def ask(
         self,

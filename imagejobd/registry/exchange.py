@@ -45,7 +45,7 @@ class Exchange:
 
     async def ask(self, request: Request, content: bytes, body_max_bytes: int) -> Answer:
         """A small request and its whole answer."""
-        with translated(self._host):
+        with translated(self._host, withheld=self._approach.withheld):
             grant = await self._grant(request)
             answer = await self._reach(request, grant, content, body_max_bytes)
             for _ in range(LOGINS_MAX):
@@ -62,7 +62,7 @@ class Exchange:
         """An answer whose body has not been read."""
         async with AsyncExitStack() as stack:
             # Only the way in is translated: what a reader raises meanwhile is not the registry's fault.
-            with translated(self._host):
+            with translated(self._host, withheld=self._approach.withheld):
                 url = request.url(await self._settle())
                 grant = await self._grant(request)
                 response = await self._enter(stack, request, url, grant)
@@ -79,7 +79,7 @@ class Exchange:
     async def send(self, request: Request, outgoing: Outgoing) -> Answer:
         """A large request and its whole answer. Raises `Temporary` where a new login would have helped: the body is
         spent, and the next attempt has that login. Not so for a fresh token: bodies would be spent without end."""
-        with translated(self._host):
+        with translated(self._host, withheld=self._approach.withheld):
             url = request.url(await self._settle())
             grant = await self._grant(request)
             answer = await self._transport.give(

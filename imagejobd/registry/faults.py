@@ -19,10 +19,24 @@ from imagejobd.registry.words import shown
 
 DETAIL_MAX_CHARS = 300
 
+LOGIN_TO_CHECK = "check the user name and password, and that this user may do so there"
+# What to do where a registry wants a login, by why there is none.
+LOGIN_CONFIGURABLE = 'send username and password with the job, or set username and password_file in [registry."{host}"]'
+LOGIN_WEAKENED = (
+    "send username and password with the job, the configured login is not sent over a connection that the job made "
+    "weaker (http, or verify_tls = false)"
+)
+LOGIN_NOT_FOR_YOU = (
+    "no login is configured for you; send username and password with the job, or ask the operator to name your tenant "
+    'in tenants of [registry."{host}"]'
+)
+
 _TRY_LATER = frozenset({408, 425, 429})
 _NEVER = frozenset({501, 505})  # not implemented, not this HTTP
 # A plain HTTP server's answer to a TLS hello, as OpenSSL 1.1 to 3.x name it.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
+# What servers say to who shows no certificate, or not the right one (Go's, OpenSSL's).
+_CERTIFICATE_ALERTS = frozenset({"SSLV3_ALERT_BAD_CERTIFICATE", "TLSV13_ALERT_CERTIFICATE_REQUIRED"})
 
 
 class _Error(msgspec.Struct):
@@ -37,14 +51,19 @@ class _Errors(msgspec.Struct):
 
 
 @contextmanager
-def translated(host: str) -> Iterator[None]:
-    """Turn the HTTP library's errors about `host` into faults."""
+def translated(host: str, *, withheld: str = "") -> Iterator[None]:
+    """Turn the HTTP library's errors about `host` into faults. `withheld` is what to say to who may not use the login
+    that is configured there."""
     try:
         yield
     except aiohttp.ClientHttpProxyError as error:
         raise _proxy_fault(host, error.status) from error
-    except aiohttp.ClientSSLError as error:
-        raise _tls_fault(host, error) from error
+    except aiohttp.ClientOSError as error:
+        if _wants_certificate(error):
+            advice = withheld or f'set cert_file and key_file in [registry."{host}"]'
+            why = "it does not let us in with the client certificate that it is shown, or without one"
+            raise Permanent(ErrorCode.DENIED, f"registry {host}: {why}; {advice}") from error
+        raise _connection_fault(host, error) from error
     except TimeoutError as error:
         raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: no answer in time") from error
     except (aiohttp.ClientError, OSError) as error:
@@ -57,14 +76,14 @@ def translated(host: str) -> Iterator[None]:
         ) from error
 
 
-def refusal(host: str, status: int, *, what: str, detail: str = "", retry_after: str | None = None) -> Fault:
-    """The fault for a status that is no success. `what` was asked, e.g. `manifest of app:1`; `detail` see `detail`."""
+def refusal(
+    host: str, status: int, *, what: str, detail: str = "", retry_after: str | None = None, advice: str | None = None
+) -> Fault:
+    """The fault for a status that is no success. `what` was asked, e.g. `manifest of app:1`; `detail` see `detail`;
+    `advice` is for who has no login."""
     told = f"registry {host}: {what}: answered {status}" + (f" ({detail})" if detail else "")
     if status in (401, 403):
-        return Permanent(
-            ErrorCode.DENIED,
-            f"{told}; check the user name and password, and that this user may do so there",
-        )
+        return Permanent(ErrorCode.DENIED, f"{told}; {advice or LOGIN_TO_CHECK}")
     if status >= 500 or status in _TRY_LATER:
         wish_s = parse_retry_after(retry_after, dt.datetime.now(dt.UTC))
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, told, retry_after_s=wish_s)
@@ -83,17 +102,9 @@ def is_missing_content(body: bytes) -> bool:
     return any(code in _codes(body) for code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"))
 
 
-def login_needed(host: str, path: str, *, is_withheld: bool = False) -> Permanent:
+def login_needed(host: str, path: str, advice: str) -> Permanent:
     """The registry wants credentials and there are none, or those configured do not go with this connection."""
-    advice = (
-        "the configured login is not sent over a connection that the job made weaker (http, or verify_tls = false)"
-        if is_withheld
-        else f'or set username and password_file in [registry."{host}"]'
-    )
-    return Permanent(
-        ErrorCode.DENIED,
-        f"registry {host} asks for a login for {path}: send username and password with the job, {advice}",
-    )
+    return Permanent(ErrorCode.DENIED, f"registry {host} asks for a login for {path}: {advice}")
 
 
 def detail(body: bytes, redact: Callable[[str], str] = str) -> str:
@@ -112,6 +123,20 @@ def _errors(body: bytes) -> list[_Error]:
 
 def _codes(body: bytes) -> set[str]:
     return {error.code for error in _errors(body)}
+
+
+def _wants_certificate(error: aiohttp.ClientOSError) -> bool:
+    """The alert comes in the handshake, with TLS 1.3 only behind it."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return False
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error.__cause__
+    return isinstance(cause, ssl.SSLError) and cause.reason in _CERTIFICATE_ALERTS
+
+
+def _connection_fault(host: str, error: aiohttp.ClientOSError) -> Fault:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return _tls_fault(host, error)
+    return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {_reason(error)}")
 
 
 def _tls_fault(host: str, error: aiohttp.ClientSSLError) -> Fault:

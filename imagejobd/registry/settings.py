@@ -4,14 +4,17 @@ Files are read once, at start, so that a missing one is found then and not by a 
 configured gets what the Docker Engine gives it: verified TLS, or on loopback anything that answers.
 """
 
+import copy
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
 from imagejobd.model.egress import is_loopback
 from imagejobd.model.errors import Permanent, invalid
+from imagejobd.model.job import LOCAL_TENANT, Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secret import Credentials, Secret
 from imagejobd.registry.http.certificates import Certificates, certificates, unverified, verified
@@ -21,6 +24,7 @@ HUB_API_HOST = "registry-1.docker.io"
 PASSWORD_FILE_MAX_BYTES = 64 * 1024
 # Object storage behind a registry takes no smaller part than this but the last (Amazon S3, "multipart upload limits").
 CHUNK_MIN_BYTES = 5 * 1024 * 1024
+EVERY_TENANT = "*"
 
 
 class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +33,8 @@ class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `ca_file` (PEM) is trusted besides the system's authorities; `insecure` trusts any certificate, as is done on
     loopback without a `ca_file`; `plain_http` uses no TLS at all. `cert_file` and `key_file` (PEM) are shown to a host
     that asks who we are. `mirrors` are hosts that blobs are read from first, by digest only. `chunk_bytes` uploads
-    blobs in PATCHes of that size, for hosts that take no large request.
+    blobs in PATCHes of that size, for hosts that take no large request. `tenants` may use the login and the client
+    certificate, `"*"` being all of them; admin subjects always may.
     """
 
     username: str = ""
@@ -41,6 +46,7 @@ class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     insecure: bool = False
     mirrors: tuple[str, ...] = ()
     chunk_bytes: int | None = None
+    tenants: tuple[str, ...] = (LOCAL_TENANT,)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -53,18 +59,35 @@ class Endpoint(msgspec.Struct, frozen=True):
 class RegistryHosts:
     """The `[registry]` tables with their files read."""
 
-    def __init__(self, hosts: Mapping[str, RegistryHost]) -> None:
+    def __init__(self, hosts: Mapping[str, RegistryHost], *, admin_subjects: Collection[str] = ()) -> None:
         """Raises `Permanent(invalid)` that names the host, and the file which cannot be used."""
         named = _named(hosts)
         self._hosts = named
+        self._admin_subjects = frozenset(admin_subjects)
+        self._withheld: frozenset[str] = frozenset()
         self._credentials = {name: found for name, host in named.items() if (found := _credentials(name, host))}
-        self._certificates = {name: _certificates(name, host) for name, host in named.items()}
+        read = {name: _certificates(name, host) for name, host in named.items()}
+        self._certificates = {name: shown for name, (_, shown) in read.items()}
+        # Made once as well: connections are shared by those who have the very same context.
+        self._certificates_withheld = {name: bare for name, (bare, _) in read.items()}
         self._mirrors = {name: _mirrors(name, host) for name, host in named.items()}
         for name, host in named.items():
             _check_chunk_bytes(name, host)
         strict, lax = verified(), unverified()
         self._verified = Certificates(strict, strict, strict)
         self._unverified = Certificates(lax, strict, lax)
+
+    def of(self, principal: Principal) -> Self:
+        """The same hosts with the logins and client certificates that `principal` may use."""
+        seen = copy.copy(self)
+        seen._withheld = frozenset(
+            name for name, host in self._hosts.items() if _has_login(host) and not self._may_log_in(principal, host)
+        )
+        return seen
+
+    def is_withheld(self, host: str) -> bool:
+        """Whether `host` has a login or client certificate that these hosts were seen without (see `of`)."""
+        return self.name_of(host) in self._withheld
 
     def name_of(self, host: str, scheme: str | None = None) -> str:
         """The name under which `host` is configured, where that or `host` spells out the port that `scheme` (None: TLS)
@@ -77,7 +100,8 @@ class RegistryHosts:
 
     def credentials_for(self, host: str) -> Credentials | None:
         """The configured login of a host, as `ImageReference.host` names it."""
-        return self._credentials.get(self.name_of(host))
+        name = self.name_of(host)
+        return None if name in self._withheld else self._credentials.get(name)
 
     def mirrors_of(self, host: str) -> tuple[str, ...]:
         """The hosts to read from before `host`, best first."""
@@ -98,7 +122,9 @@ class RegistryHosts:
 
     def certificates_for(self, host: str) -> Certificates:
         """TLS towards `host` (`name[:port]`)."""
-        if found := self._certificates.get(self.name_of(host)):
+        name = self.name_of(host)
+        known = self._certificates_withheld if name in self._withheld else self._certificates
+        if found := known.get(name):
             return found
         return self._unverified if is_loopback_host(host) else self._verified
 
@@ -119,6 +145,10 @@ class RegistryHosts:
             return [plain]
         return [secure, plain] if is_loopback_host(host) and settings.ca_file is None else [secure]
 
+    def _may_log_in(self, principal: Principal, host: RegistryHost) -> bool:
+        is_admin = principal.is_operator or principal.subject in self._admin_subjects
+        return is_admin or principal.tenant in host.tenants or EVERY_TENANT in host.tenants
+
     def _settings(self, host: str) -> RegistryHost:
         return self._hosts.get(self.name_of(host), RegistryHost())
 
@@ -131,6 +161,10 @@ def origin(scheme: str, host: str) -> str:
 def is_loopback_host(host: str) -> bool:
     """Whether `host` (`name[:port]`) is this machine."""
     return is_loopback(host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0])
+
+
+def _has_login(host: RegistryHost) -> bool:
+    return bool(host.username or host.cert_file)
 
 
 def _has_port(host: str) -> bool:
@@ -201,17 +235,20 @@ def _read(name: str, key: str, file: str) -> str:
         raise invalid(f'[registry."{name}"] {key}: {file}: {reason}') from None
 
 
-def _certificates(name: str, host: RegistryHost) -> Certificates:
+def _certificates(name: str, host: RegistryHost) -> tuple[Certificates, Certificates]:
+    """Without our certificate and with it."""
     if (host.cert_file is None) != (host.key_file is None):
         raise invalid(f'[registry."{name}"]: cert_file and key_file go together; one is missing')
     if host.plain_http and host.cert_file:
         raise invalid(f'[registry."{name}"]: cert_file is for TLS, and plain_http is set')
     is_verified = not host.insecure and (not is_loopback_host(name) or host.ca_file is not None)
     client_files = (host.cert_file, host.key_file) if host.cert_file and host.key_file else None
+    found: list[Certificates] = []
     for keys, files, shown in (("ca_file", host.ca_file, None), ("cert_file, key_file", client_files, client_files)):
         try:
-            found = certificates(is_verified=is_verified, ca_file=host.ca_file, client_files=shown)
+            found.append(certificates(is_verified=is_verified, ca_file=host.ca_file, client_files=shown))
         except OSError as error:  # ssl.SSLError is one: the file is there but holds no certificate
             told = files if isinstance(files, str) else ", ".join(files or ())
             raise invalid(f'[registry."{name}"] {keys}: {told}: {error.strerror or error}') from None
-    return found
+    bare, own = found
+    return bare, own

@@ -1,4 +1,4 @@
-"""Which registry a job speaks to, how far it is trusted, and how to log in there.
+"""Which registry a job speaks to, how far it is trusted, and how and for whom to log in there.
 
 Configuration says it for hosts, a request may say it for itself. A configured login or client certificate belongs to
 the connection that was configured: it is never used over one that a request made weaker.
@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.secret import Credentials, Secret
 
 
@@ -34,10 +35,12 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """One registry as one job speaks to it. `host` is `name[:port]` as in image references.
 
     `scheme` None: as configured for the host (https; on loopback plain HTTP too). `verify_tls` None: as configured;
-    False accepts any certificate. `login` None: the configured one, else the registry's challenge decides.
+    False accepts any certificate. `login` None: the configured one where `principal` may use it, else the registry's
+    challenge decides.
     """
 
     host: str
     scheme: Literal["http", "https"] | None = None
     verify_tls: bool | None = None
     login: Login | None = None
+    principal: Principal = NOBODY

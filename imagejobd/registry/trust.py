@@ -1,7 +1,8 @@
 """How one job's connection to a host is made: the ways to try, the certificates to trust, and the login to use.
 
-A configured login and client certificate belong to the connection that was configured. What a request weakened (plain
-HTTP where TLS is configured, any certificate where it is verified) does not get them.
+A configured login and client certificate belong to the connection that was configured, and to whom the operator lends
+them. What a request weakened (plain HTTP where TLS is configured, any certificate where it is verified) does not get
+them.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import msgspec
 from yarl import URL
 
 from imagejobd.model.secret import Credentials
+from imagejobd.registry.faults import LOGIN_CONFIGURABLE, LOGIN_NOT_FOR_YOU, LOGIN_WEAKENED
 from imagejobd.registry.http.address import host_of
 from imagejobd.registry.settings import Endpoint, RegistryHosts, origin
 from imagejobd.registry.site import Login, Site
@@ -23,13 +25,17 @@ _IDENTITY_KEY = secrets.token_bytes(32)
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Equal only for the same host, reached in the same way with the same trust and login. Shows no secret."""
+    """Equal only for the same host, reached in the same way with the same trust and login. Shows no secret.
+
+    `withheld` are the host and those of its mirrors whose configured login this connection may not use.
+    """
 
     host: str
     scheme: str
     is_verified: bool
     is_weakened: bool
     login: str
+    withheld: frozenset[str]
 
 
 class Approach(msgspec.Struct, frozen=True, eq=False):
@@ -44,7 +50,8 @@ class Approach(msgspec.Struct, frozen=True, eq=False):
     @classmethod
     def to(cls, site: Site, hosts: RegistryHosts) -> "Approach":
         """The approach to `site` that configuration and request allow together. Its own `site` has the host's
-        configured name."""
+        configured name, its `hosts` only the logins that the site's principal may use."""
+        hosts = hosts.of(site.principal)
         site = msgspec.structs.replace(site, host=hosts.name_of(site.host, site.scheme))
         configured = hosts.endpoints(site.host)
         is_verified = configured[0].tls.verify_mode is ssl.CERT_REQUIRED
@@ -60,9 +67,17 @@ class Approach(msgspec.Struct, frozen=True, eq=False):
         )
 
     @property
-    def is_login_withheld(self) -> bool:
-        """Whether there is a configured login that this connection does not get."""
-        return self.login is None and self.hosts.credentials_for(self.site.host) is not None
+    def withheld(self) -> str:
+        """What to say to who may not use the login that is configured for this host; empty for all others."""
+        return LOGIN_NOT_FOR_YOU.format(host=self.site.host) if self.hosts.is_withheld(self.site.host) else ""
+
+    @property
+    def advice(self) -> str:
+        """What to do where the registry wants a login and this connection has none."""
+        if self.withheld:
+            return self.withheld
+        is_weaker = self.hosts.credentials_for(self.site.host) is not None
+        return LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE.format(host=self.site.host)
 
     @property
     def is_login_configured(self) -> bool:
@@ -77,6 +92,9 @@ class Approach(msgspec.Struct, frozen=True, eq=False):
             is_verified=self.endpoints[0].tls.verify_mode is ssl.CERT_REQUIRED,
             is_weakened=self.is_weakened,
             login=_fingerprint(self.login),
+            withheld=frozenset(
+                filter(self.hosts.is_withheld, (self.site.host, *self.hosts.mirrors_of(self.site.host)))
+            ),
         )
 
     def tls_for(self, url: URL) -> ssl.SSLContext:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterable, Mapping
 from typing import Any
 
-from imagejobd.model.job import Json
+from imagejobd.model.job import Json, NewJob
 from imagejobd.model.work import Accepted, Upload, Work
 
 
@@ -15,7 +15,7 @@ class AskingKind:
         self.name = name
         self.answer: Exception | None = None
         self.hush = False
-        self.asked: list[Accepted] = []
+        self.asked: list[NewJob] = []
         self._speech = asyncio.Event()
 
     def speak(self) -> None:
@@ -31,8 +31,8 @@ class AskingKind:
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return Accepted(spec)
 
-    async def preflight(self, accepted: Accepted) -> None:
-        self.asked.append(accepted)
+    async def preflight(self, job: NewJob) -> None:
+        self.asked.append(job)
         if self.hush:
             await self._speech.wait()
         if self.answer is not None:

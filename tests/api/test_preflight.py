@@ -46,7 +46,7 @@ async def queued(app: BareApp) -> int:
 async def test_asked_once_with_what_was_accepted(app: BareApp, kind: AskingKind) -> None:
     """A submission is preflighted by its kind, with the spec that is stored."""
     assert (await post(app, ASKING))[0] == 201
-    assert [accepted.spec for accepted in kind.asked] == [{"n": 1}]
+    assert [job.spec for job in kind.asked] == [{"n": 1}]
 
 
 @pytest.mark.parametrize(

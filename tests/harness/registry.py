@@ -43,7 +43,8 @@ class Registry(Peer):
     """One docker-registry. `stop` and `start` again model an outage: address and content stay until `remove`.
 
     `tokens` guards it by tokens of that server; `relative_urls` makes its Locations relative; `storage` takes the
-    reads of blobs by redirects; `proxy_of` makes it a pull-through cache of the one at that URL.
+    reads of blobs by redirects; `proxy_of` makes it a pull-through cache of the one at that URL; `asks_certificates`
+    lets in with TLS only who shows a certificate of its own authority, such as its own.
     """
 
     def __init__(
@@ -57,9 +58,12 @@ class Registry(Peer):
         relative_urls: bool = False,
         storage: BlobStore | None = None,
         proxy_of: str | None = None,
+        asks_certificates: bool = False,
+        address: str = "127.0.0.1",
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="imagejobd-registry-"))
         self.port = free_port()
+        self.address = address
         self.htpasswd = htpasswd
         self.tokens = tokens
         self.certificate = tls.issue(self.folder) if use_tls else None
@@ -69,6 +73,7 @@ class Registry(Peer):
             self.folder,
             self.host,
             certificate=self.certificate,
+            asks_certificates=asks_certificates,
             htpasswd=htpasswd,
             deletes=deletes,
             read_only=read_only,
@@ -87,8 +92,8 @@ class Registry(Peer):
 
     @property
     def host(self) -> str:
-        """`127.0.0.1:port`, as image references have it."""
-        return f"127.0.0.1:{self.port}"
+        """`address:port`, as image references have it."""
+        return f"{self.address}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -196,7 +201,10 @@ class Registry(Peer):
             request.add_header("Content-Type", content_type)
         if authorization := self._authorization(path):
             request.add_header("Authorization", authorization)
-        context = ssl.create_default_context(cafile=self.ca_file) if self.certificate else None
+        context = None
+        if self.certificate:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            context.load_cert_chain(self.certificate.certificate_file, self.certificate.key_file)
         response: HTTPResponse = urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S, context=context)
         return response
 

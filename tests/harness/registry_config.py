@@ -15,6 +15,7 @@ def configuration(
     host: str,
     *,
     certificate: Certificate | None,
+    asks_certificates: bool,
     htpasswd: bool,
     deletes: bool,
     read_only: bool,
@@ -39,6 +40,8 @@ def configuration(
     }
     if certificate:
         config["http"]["tls"] = {"certificate": str(certificate.certificate_file), "key": str(certificate.key_file)}
+        if asks_certificates:
+            config["http"]["tls"]["clientcas"] = [str(certificate.ca_file)]
     if redirect_to:
         config["middleware"] = {"storage": [{"name": "redirect", "options": {"baseurl": redirect_to}}]}
     if proxy_of:

@@ -12,6 +12,7 @@ from harness.services import require
 from harness.tls import Certificate, issue
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.job import OPERATOR
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.settings import RegistryHost, RegistryHosts
 from imagejobd.registry.site import Site
@@ -33,7 +34,7 @@ def configured(certificate: Certificate, **more: object) -> RegistryHost:
 
 async def status_of(host: str, settings: dict[str, RegistryHost], **site: object) -> int:
     async with RegistryClient(settings, Egress(), proxies=NO_PROXIES) as client:
-        connection = client.connect(Site(host=host, **site))  # type: ignore[arg-type]
+        connection = client.connect(Site(host=host, **{"principal": OPERATOR} | site))  # type: ignore[arg-type]
         return (await connection.ask("GET", "/v2/", scopes=())).status
 
 

@@ -12,6 +12,7 @@ from harness.services import require
 from harness.tls import issue
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.job import OPERATOR
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secret import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
@@ -80,7 +81,7 @@ async def test_configured_login(private_registry: Registry, tmp_path: Path) -> N
     host = RegistryHost(username=USERNAME, password_file=str(tmp_path / "password"), plain_http=True)
     digest = private_registry.put_image("head/private", "2")
     async with RegistryClient({private_registry.host: host}, Egress()) as client:
-        credentials = client.credentials_for(private_registry.host)
+        credentials = client.credentials_for(private_registry.host, OPERATOR)
         assert await client.head_manifest(at(private_registry, "head/private:2"), credentials) == digest
 
 

@@ -11,6 +11,7 @@ from yarl import URL
 
 from harness.tls import issue
 from imagejobd.model.egress import Egress
+from imagejobd.model.job import OPERATOR
 from imagejobd.model.secret import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.settings import RegistryHost, RegistryHosts
@@ -39,7 +40,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> RegistryHosts:
 
 
 def approach(hosts: RegistryHosts, host: str, **site: Any) -> Approach:
-    return Approach.to(Site(host=host, **site), hosts)
+    return Approach.to(Site(host=host, principal=OPERATOR, **site), hosts)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ async def test_mirrors_have_their_own_settings_and_logins(fake: FakeRegistry, tm
     }
     fake.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": "Basic realm=x"})
     async with RegistryClient(settings, Egress(), proxies=NO_PROXIES) as client:
-        connection = client.connect(Site(host="r.example", login=OWN, verify_tls=False))
+        connection = client.connect(Site(host="r.example", login=OWN, verify_tls=False, principal=OPERATOR))
         mirrors = connection.mirrors()
         assert [mirror.host for mirror in mirrors] == [fake.host, "other.example"]
         assert connection.mirrors() is mirrors

@@ -9,13 +9,12 @@ from imagejobd.building.context import take_in
 from imagejobd.building.image import Recipe, build_image
 from imagejobd.building.purging import leftovers, purge, purge_surely
 from imagejobd.building.pushing import push_image
-from imagejobd.building.tools import CredentialsFor
 from imagejobd.kinds.build import spec as specs
 from imagejobd.kinds.build.fetching import fetch_context
 from imagejobd.kinds.build.spec import BuildSpec
 from imagejobd.kinds.build.tools import Tools
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Json
+from imagejobd.model.job import Json, NewJob
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.work import Accepted, Upload, Work
 
@@ -46,7 +45,7 @@ class BuildKind:
         knows_heredocs = engine.info is None or engine.info.knows_heredocs(engine.settings.builder)
         return specs.parse(spec, upload, policy=self._building.policy, knows_heredocs=knows_heredocs)
 
-    async def preflight(self, accepted: Accepted) -> None:
+    async def preflight(self, job: NewJob) -> None:
         """A build's bases are asked for when it runs."""
 
     async def run(self, work: Work) -> Json:
@@ -64,17 +63,12 @@ class BuildKind:
 
     async def _build_and_push(self, work: Work, spec: BuildSpec) -> None:
         settings = self._tools.settings
-        credentials_for = self._credentials_for(work, spec)
+        own_host = ImageReference.parse(spec.image).host
+        access = self._building.access(work, own_host=own_host, own=spec.credentials(work.secrets))
         context = await fetch_context(self._tools, work, spec)
         recipe = _recipe(spec, timeout_s=settings.build_timeout_s)
-        image = await build_image(self._building, work, recipe, context, credentials_for)
-        await push_image(
-            self._building, work, spec.references, image, credentials_for, timeout_s=settings.push_timeout_s
-        )
-
-    def _credentials_for(self, work: Work, spec: BuildSpec) -> CredentialsFor:
-        own_host = ImageReference.parse(spec.image).host
-        return self._building.credentials_for(work, own_host=own_host, own=spec.credentials(work.secrets))
+        image = await build_image(self._building, work, recipe, context, access)
+        await push_image(self._building, work, spec.references, image, access, timeout_s=settings.push_timeout_s)
 
     async def leftovers(self) -> set[str]:
         return await leftovers(self._building)

@@ -22,7 +22,7 @@ from imagejobd.kinds.dispatch.receiving import Content, Location
 from imagejobd.kinds.dispatch.spec import DispatchSpec
 from imagejobd.kinds.dispatch.tools import Tools
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Job, Json
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.work import Accepted, Upload, Work
 
@@ -53,7 +53,7 @@ class DispatchKind:
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return specs.parse(spec, upload)
 
-    async def preflight(self, accepted: Accepted) -> None:
+    async def preflight(self, job: NewJob) -> None:
         """Whatever a payload is, it is at least kept."""
 
     def output(self, job: Job) -> Content | None:
@@ -86,13 +86,13 @@ class DispatchKind:
 
     async def _make(self, work: Work, context: Context) -> None:
         settings = self._tools.settings
-        credentials_for = self._building.credentials_for(work)
         recipe = Recipe(timeout_s=settings.build_timeout_s)
-        image = await build_image(self._building, work, recipe, context, credentials_for)
+        image = await build_image(self._building, work, recipe, context, self._building.access(work))
         await export_image(self._tools, work, image)
         target = self._target(work)
         if target is not None:
-            await push_image(self._building, work, [target], image, credentials_for, timeout_s=settings.push_timeout_s)
+            access = self._building.operators_access(work)
+            await push_image(self._building, work, [target], image, access, timeout_s=settings.push_timeout_s)
 
     def _built_result(self, work: Work) -> Json:
         exported = work.checkpoint["exported"]

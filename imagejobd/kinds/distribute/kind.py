@@ -19,7 +19,7 @@ from imagejobd.kinds.distribute.reporter import Reporter
 from imagejobd.kinds.distribute.spec import DistributeSpec
 from imagejobd.kinds.distribute.tools import Tools
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
-from imagejobd.model.job import Json
+from imagejobd.model.job import Json, NewJob
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secret import Redactor
 from imagejobd.model.work import Accepted, Upload, Work
@@ -51,13 +51,13 @@ class DistributeKind:
             raise _no_file()
         return specs.parse(spec, copies_max=self._tools.settings.copies_max)
 
-    async def preflight(self, accepted: Accepted) -> None:
+    async def preflight(self, job: NewJob) -> None:
         """Ask the source for its one image. Raises `Permanent(not_found | denied | egress)`; what cannot be told within
         `PREFLIGHT_TIMEOUT_S` is the job's to find out, and so is everything about several images."""
-        spec = msgspec.convert(accepted.spec, DistributeSpec)
+        spec = msgspec.convert(job.spec, DistributeSpec)
         if spec.source.ref is None or spec.source.repository is None:
             return
-        registries = Registries(self._tools.registry, spec, accepted.secrets, _unheard)
+        registries = Registries(self._tools.registry, spec, job.secrets, job.principal, _unheard)
         redact = Redactor(registries.secret_words())
         try:
             async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
@@ -71,7 +71,7 @@ class DistributeKind:
     async def run(self, work: Work) -> Json:
         spec = msgspec.convert(work.job.spec, DistributeSpec)
         warnings: deque[str] = deque(maxlen=WARNINGS_MAX)
-        registries = Registries(self._tools.registry, spec, work.secrets, warnings.append)
+        registries = Registries(self._tools.registry, spec, work.secrets, work.job.principal, warnings.append)
         words = registries.secret_words()
         for word in words:
             work.conceal(word)

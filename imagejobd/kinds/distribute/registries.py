@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from imagejobd.kinds.distribute.hidden import hidden_words
 from imagejobd.kinds.distribute.spec import SOURCE_AUTH, DistributeSpec, target_auth
+from imagejobd.model.job import Principal
 from imagejobd.model.secret import Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
@@ -12,13 +15,20 @@ from imagejobd.registry.site import Site
 
 
 class Registries:
-    """`secrets` are the job's; `warn` hears what registries warn of. Nothing is asked yet."""
+    """`secrets` are the job's, `principal` is who may use configured logins; `warn` hears what registries warn of.
+    Nothing is asked yet."""
 
     def __init__(
-        self, client: RegistryClient, spec: DistributeSpec, secrets: Mapping[str, Secret], warn: Callable[[str], None]
+        self,
+        client: RegistryClient,
+        spec: DistributeSpec,
+        secrets: Mapping[str, Secret],
+        principal: Principal,
+        warn: Callable[[str], None],
     ) -> None:
         self._client = client
         self._secrets = secrets
+        self._principal = principal
         self._warn = warn
         self._connections: dict[tuple[object, ...], Connection] = {}
         self._source = self._connection(spec.source_site(secrets), secrets.get(SOURCE_AUTH))
@@ -35,10 +45,10 @@ class Registries:
 
     def secret_words(self) -> set[Secret]:
         """All that must not be told: what is secret of the requests' logins, and the configured passwords of these
-        hosts and of the source's mirrors."""
+        hosts and of the source's mirrors, as far as they are used: hiding others would tell who guesses one."""
         words = {word for auth in self._secrets.values() for word in hidden_words(auth)}
         for connection in (*self._connections.values(), *self._source.mirrors()):
-            if configured := self._client.credentials_for(connection.host):
+            if configured := self._client.credentials_for(connection.host, self._principal):
                 words.add(configured.password)
         return words
 
@@ -46,5 +56,5 @@ class Registries:
         """One for all places that are the same registry with the same login."""
         key = (site.host, site.scheme, site.verify_tls, auth)
         if key not in self._connections:
-            self._connections[key] = self._client.connect(site, warn=self._warn)
+            self._connections[key] = self._client.connect(replace(site, principal=self._principal), warn=self._warn)
         return self._connections[key]

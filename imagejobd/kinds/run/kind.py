@@ -16,7 +16,7 @@ from imagejobd.kinds.run.spec import RunSpec
 from imagejobd.kinds.run.tools import Tools
 from imagejobd.model.errors import Permanent, invalid
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Json
+from imagejobd.model.job import Json, NewJob
 from imagejobd.model.work import Accepted, Upload, Work
 
 
@@ -43,7 +43,7 @@ class RunKind:
         knows_heredocs = engine.info is None or engine.info.knows_heredocs(engine.settings.builder)
         return specs.parse(spec, policy=self._building.policy, knows_heredocs=knows_heredocs)
 
-    async def preflight(self, accepted: Accepted) -> None:
+    async def preflight(self, job: NewJob) -> None:
         """A build's bases are asked for when it runs."""
 
     async def run(self, work: Work) -> Json:
@@ -65,7 +65,7 @@ class RunKind:
             network=settings.network,
         )
         context = Context(digest=None, dockerfile=spec.dockerfile)
-        image = await build_image(self._building, work, recipe, context, self._building.credentials_for(work))
+        image = await build_image(self._building, work, recipe, context, self._building.access(work))
         container = await run_image(self._tools, work, image)
         await collect(self._tools, work, container)
 

@@ -40,7 +40,7 @@ class TokenServers:
         self._trust = approach.tls_for
         self._timing = timing
         self._host = approach.site.host
-        self._is_login_withheld = approach.is_login_withheld
+        self._advice = approach.advice
 
     async def by_challenge(
         self, challenge: Challenge, scopes: Sequence[str], credentials: Credentials | None, origin: URL
@@ -62,7 +62,7 @@ class TokenServers:
                 body_max_bytes=TOKEN_ANSWER_MAX_BYTES,
             )
         if answer.status in (401, 403) and credentials is None:
-            raise login_needed(self._host, wanted(scopes), is_withheld=self._is_login_withheld)
+            raise login_needed(self._host, wanted(scopes), self._advice)
         secrets = [credentials.password] if credentials else []
         return self._token("Bearer", answer, host, secrets)
 

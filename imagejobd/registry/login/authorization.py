@@ -37,7 +37,7 @@ class Authorization:
         self._servers = servers
         self._tokens = Tokens(timing)
         self._host = approach.site.host
-        self._is_login_withheld = approach.is_login_withheld
+        self._advice = approach.advice
         self._scheme: Challenge | None = None
 
     @property
@@ -62,7 +62,7 @@ class Authorization:
         if self._scheme.scheme == "bearer":
             return await self._by_challenge(self._scheme, self._login, scopes, origin)
         if self._login is None:
-            raise login_needed(self._host, wanted(scopes), is_withheld=self._is_login_withheld)
+            raise login_needed(self._host, wanted(scopes), self._advice)
         return Grant(basic(self._login))
 
     def learn(self, challenges: Sequence[Challenge]) -> None:

@@ -12,7 +12,7 @@ from imagejobd.kinds.distribute.settings import DistributeSettings
 from imagejobd.kinds.distribute.tools import Tools
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 from imagejobd.model.ids import uuid7
-from imagejobd.model.job import Enqueued, Job, Json, NewJob
+from imagejobd.model.job import Enqueued, Job, Json, NewJob, Principal
 from imagejobd.model.secret import Credentials
 from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
@@ -60,7 +60,7 @@ class NamedRegistries:
         self.connections.append(NamedConnection(site, warn))
         return self.connections[-1]
 
-    def credentials_for(self, host: str) -> Credentials | None:
+    def credentials_for(self, host: str, principal: Principal) -> Credentials | None:
         return self._configured if host == self._only_host or self._only_host is None else None
 
 

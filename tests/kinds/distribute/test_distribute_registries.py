@@ -19,7 +19,7 @@ from imagejobd.kinds.distribute.settings import DistributeSettings
 from imagejobd.kinds.distribute.tools import Tools
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.job import Json
+from imagejobd.model.job import Json, NewJob
 from imagejobd.model.state import State
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
@@ -247,32 +247,37 @@ async def test_logins_of_the_request(
     assert PASSWORD not in shown
 
 
+def submitted(kind: DistributeKind, spec: Json) -> NewJob:
+    accepted = kind.parse(spec)
+    return NewJob(kind=kind.name, spec=accepted.spec, secrets=accepted.secrets)
+
+
 async def test_preflight_tells_what_is_sure(
     kind: DistributeKind, registry: Registry, target: Registry, private_registry: Registry
 ) -> None:
     """An image that is not there and a login that is refused are told at the door; a registry that is down is not."""
     put_image(registry, "d/there", "1")
-    await kind.preflight(kind.parse(spec_of(registry, target, image="d/there")))
+    await kind.preflight(submitted(kind, spec_of(registry, target, image="d/there")))
     with pytest.raises(Permanent, match=rf"Image not found: {registry.host}/d/there:2") as refused:
-        await kind.preflight(kind.parse(spec_of(registry, target, image="d/there", ref="2")))
+        await kind.preflight(submitted(kind, spec_of(registry, target, image="d/there", ref="2")))
     assert refused.value.code is ErrorCode.NOT_FOUND
     for auth in (None, {"basicauth": {"user": USERNAME, "password": "wr0ng-word"}}):
         spec = spec_of(private_registry, target, image="d/there")
         spec["source"]["auth"] = auth
         with pytest.raises(Permanent) as refused:
-            await kind.preflight(kind.parse(spec))
+            await kind.preflight(submitted(kind, spec))
         assert refused.value.code is ErrorCode.DENIED
         assert "wr0ng-word" not in refused.value.message
     with Registry() as absent:
         absent.stop()
-        await kind.preflight(kind.parse(spec_of(absent, target, image="d/there")))
+        await kind.preflight(submitted(kind, spec_of(absent, target, image="d/there")))
     images = {"endpoint": registry.host, "images": ["d/absent:1"]}
-    await kind.preflight(kind.parse({"source": images, "targets": [{"endpoint": target.host}]}))
+    await kind.preflight(submitted(kind, {"source": images, "targets": [{"endpoint": target.host}]}))
 
 
 async def test_preflight_keeps_to_the_egress_rules(tmp_path: Path, registry: Registry, target: Registry) -> None:
     """A source on an address that is off limits is refused at the door."""
     async for kind in open_kind(tmp_path, EgressSettings(allow_private=False)):
         with pytest.raises(Permanent) as refused:
-            await kind.preflight(kind.parse(spec_of(registry, target, image="d/there")))
+            await kind.preflight(submitted(kind, spec_of(registry, target, image="d/there")))
         assert refused.value.code is ErrorCode.EGRESS

@@ -1,0 +1,63 @@
+"""What one job may do at registries: as whom it logs in there, and what its user hears where that is not enough."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.job import Principal
+from imagejobd.model.reference import ImageReference
+from imagejobd.model.secret import Credentials
+from imagejobd.model.work import Work
+from imagejobd.registry.client import RegistryClient
+
+# Engines and registries say of what is private that it is not there, too.
+_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.NOT_FOUND})
+
+
+class RegistryAccess:
+    """`own`, the login of the request, is for `own_host`; all other hosts get the configured one where `principal` may
+    use it."""
+
+    def __init__(
+        self,
+        registry: RegistryClient,
+        work: Work,
+        principal: Principal,
+        *,
+        own_host: str = "",
+        own: Credentials | None = None,
+    ) -> None:
+        self._registry = registry
+        self._work = work
+        self._principal = principal
+        self._own_host = own_host
+        self._own = own
+
+    def credentials(self, host: str) -> Credentials | None:
+        """The login at `host`, kept out of the job's log and error from now on."""
+        own = self._own if host == self._own_host else None
+        found = own or self._registry.credentials_for(host, self._principal)
+        if found is not None:
+            self._work.conceal(found.password)
+        return found
+
+    def credentials_at(self, hosts: Iterable[str]) -> dict[str, Credentials]:
+        """The logins at those of `hosts` that have one."""
+        return {host: found for host in set(hosts) if (found := self.credentials(host)) is not None}
+
+    @asynccontextmanager
+    async def contact(self, host: str) -> AsyncIterator[None]:
+        """Have the engine speak to `host` meanwhile. A refusal says so where a login is configured, but not for this
+        job's submitter."""
+        try:
+            yield
+        except Permanent as fault:
+            advice = self._registry.withheld_login(host, self._principal)
+            if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
+                raise
+            raise Permanent(fault.code, f"{fault.message}; {advice}") from fault
+
+    async def head_manifest(self, reference: ImageReference) -> str | None:
+        """As `RegistryClient.head_manifest`."""
+        credentials = self.credentials(reference.host)
+        return await self._registry.head_manifest(reference, credentials, self._principal)
