@@ -1,34 +1,38 @@
 """Request bodies from strangers: read in bounds of bytes and of silence, and taken as they are.
 
-aiohttp does the framing. What it leaves open is closed here: its many ways to fail become one fault, multipart parts
-do not nest, and nothing is unpacked on the way, neither a `Content-Encoding` nor a part's `Content-Transfer-Encoding`
-(deprecated by RFC 7578 §4.7), because a bound that is counted before unpacking bounds nothing.
+aiohttp does the framing of HTTP. What it leaves open is closed here: its many ways to fail become one fault, a body
+that comes faster than it is read leaves others their turn, and no `Content-Encoding` is unpacked, because a bound that
+is counted before unpacking bounds nothing.
 """
 
 import asyncio
-import re
+import string
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from aiohttp import BodyPartReader, HttpVersion11, MultipartReader, StreamReader, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from imagejobd.api.multipart import Part, malformed, read_parts
 from imagejobd.api.settings import Server
 from imagejobd.api.texts import Base64Text, one_line
 from imagejobd.api.wire import too_large
+from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 256 * KIB
 REASON_MAX_CHARS = 200
 # Each member of a JSON object has one, and takes some 300 bytes when it is decoded: 30 times what it took on the wire.
-COLONS_MAX = 100_000
+COLONS_MAX = 50_000
+# Only a tar in base64 makes JSON large, and decodes fast. Of escapes and small values 32 MiB hold up the loop for long.
+BESIDES_BASE64_MAX_BYTES = 2 * MIB
 MULTIPART_HINT = "send the tar as a multipart part instead"
 SMALL_PART_HINT = "it holds only the job's few fields"
 
-# What aiohttp's parsers raise for malformed bodies; its multipart reader checks with `assert` too.
-_MALFORMED = (HttpProcessingError, ValueError, RuntimeError, AssertionError)
-_AS_THEY_ARE = frozenset({"", "binary", "8bit", "7bit"})
-_BOUNDARY = re.compile(r';\s*boundary=("[^"]*"|[^;\s]*)', re.IGNORECASE)
+# What aiohttp's parsers raise for malformed bodies.
+_MALFORMED = (HttpProcessingError, ValueError, RuntimeError)
+_BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
+_BLANKS = string.whitespace.encode()
 
 T = TypeVar("T")
 # Told of every piece that is to be held in memory; raises when there is too much of it.
@@ -44,15 +48,12 @@ async def read_body(
 ) -> bytearray:
     """All of a JSON body, at most `json_max_bytes`, or `max_bytes` where that is less.
 
-    Raises `Permanent(too_large)`, which gives the `hint`; also for absurdly many members.
+    Raises `Permanent(too_large)`, which gives the `hint`; also for absurdly many members, or much that is no base64.
     """
     most_bytes = min(server.json_max_bytes, max_bytes or server.json_max_bytes)
     if (request.content_length or 0) > most_bytes:
         raise too_large("the request body", most_bytes, hint)
-    body = await _gathered(body_chunks(request, server), most_bytes, hold, "the request body", hint)
-    if body.count(b":") > COLONS_MAX:
-        raise Permanent(ErrorCode.TOO_LARGE, f"the request body has more than {COLONS_MAX} colons; no job needs that")
-    return body
+    return await _gathered(body_chunks(request, server), most_bytes, hold, "the request body", hint)
 
 
 def body_chunks(request: web.Request, server: Server) -> AsyncIterator[bytes]:
@@ -74,52 +75,14 @@ def has_arrived(request: web.Request) -> bool:
     return request.content.is_eof() and request.content.exception() is None
 
 
-class Part:
-    """One part of a multipart body, to be read before the next one. `name` is empty where the sender gave none."""
-
-    def __init__(self, reader: BodyPartReader, idle_s: float) -> None:
-        self.name = reader.name or ""
-        self._reader = reader
-        self._idle_s = idle_s
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The part as it arrives. Raises `Permanent(invalid)` when the body ends within it."""
-        while chunk := await _read(self._chunk, self._idle_s):
-            yield chunk
-        if not self._reader.at_eof():
-            raise invalid(f"malformed request body: it ends within the part {self.name!r}")
-
-    async def body(self, max_bytes: int, hold: Hold, *, hint: str = SMALL_PART_HINT) -> bytearray:
-        """All of a small part. Raises `Permanent(too_large)`, which gives the `hint`."""
-        return await _gathered(self.chunks(), max_bytes, hold, f"the part {self.name!r}", hint)
-
-    async def _chunk(self) -> bytes:
-        return bytes(await self._reader.read_chunk(CHUNK_BYTES))
+async def read_part(part: Part, max_bytes: int, hold: Hold, *, hint: str = SMALL_PART_HINT) -> bytearray:
+    """All of a small part. Raises `Permanent(too_large)`, which gives the `hint`."""
+    return await _gathered(part.chunks(), max_bytes, hold, f"the part {part.name!r}", hint)
 
 
-async def parts(request: web.Request, server: Server) -> AsyncIterator[Part]:
+def parts(request: web.Request, server: Server) -> AsyncIterator[Part]:
     """The parts of a multipart body, to its very end. How many and which there may be is the caller's rule."""
-    _check_encoding(request)
-    await _invite(request)
-    reader: MultipartReader = await _read(lambda: _multipart(request), server.body_idle_s)
-    while (part := await _read(reader.next, server.body_idle_s)) is not None:
-        if not isinstance(part, BodyPartReader):
-            raise invalid("a multipart part may not itself be multipart")
-        encoding = part.headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "")
-        if encoding.lower() not in _AS_THEY_ARE or hdrs.CONTENT_ENCODING in part.headers:
-            raise invalid("a multipart part is sent as it is, without Content-Transfer-Encoding or Content-Encoding")
-        yield Part(part, server.body_idle_s)
-
-
-async def _multipart(request: web.Request) -> MultipartReader:
-    """The reader of a multipart body; of several boundaries the last is the true one, because curl adds its own to a
-    Content-Type that its user gave."""
-    boundaries = _BOUNDARY.findall(request.headers[hdrs.CONTENT_TYPE])
-    if len(boundaries) > 1:
-        headers = request.headers.copy()
-        headers[hdrs.CONTENT_TYPE] = f"{request.content_type}; boundary={boundaries[-1]}"
-        request = request.clone(headers=headers)
-    return await request.multipart()
+    return read_parts(request.headers[hdrs.CONTENT_TYPE], body_chunks(request, server))
 
 
 async def base64_chunks(text: str, field: str) -> AsyncIterator[bytes]:
@@ -127,7 +90,9 @@ async def base64_chunks(text: str, field: str) -> AsyncIterator[bytes]:
     decoder = Base64Text(field)
     for start in range(0, len(text), CHUNK_BYTES):
         # What is no ASCII becomes `?`, which is not in the alphabet either.
-        yield decoder.decode("".join(text[start : start + CHUNK_BYTES].split()).encode("ascii", "replace"))
+        piece = text[start : start + CHUNK_BYTES].encode("ascii", "replace")
+        yield decoder.decode(piece.translate(None, _BLANKS))
+        await asyncio.sleep(0)
     decoder.finish()
 
 
@@ -139,11 +104,18 @@ def _check_encoding(request: web.Request) -> None:
 
 async def _gathered(chunks: AsyncIterator[bytes], max_bytes: int, hold: Hold, what: str, hint: str) -> bytearray:
     gathered = bytearray()
+    colons = besides_base64_bytes = 0
     async for chunk in chunks:
         hold(len(chunk))
         gathered += chunk
         if len(gathered) > max_bytes:
             raise too_large(what, max_bytes, hint)
+        colons += chunk.count(b":")
+        if colons > COLONS_MAX:
+            raise Permanent(ErrorCode.TOO_LARGE, f"{what} has more than {COLONS_MAX} colons; no job needs that")
+        besides_base64_bytes += len(chunk.translate(None, _BASE64))
+        if besides_base64_bytes > BESIDES_BASE64_MAX_BYTES:
+            raise too_large(f"{what}, but for base64,", BESIDES_BASE64_MAX_BYTES, hint)
     return gathered
 
 
@@ -156,6 +128,8 @@ async def _awaited(request: web.Request, idle_s: float) -> AsyncIterator[bytes]:
     await _invite(request)
     while chunk := await _read(request.content.readany, idle_s):
         yield chunk
+        # What has come already is read without waiting: a fast sender would leave nobody else a turn.
+        await asyncio.sleep(0)
 
 
 async def _invite(request: web.Request) -> None:
@@ -174,7 +148,7 @@ async def _read(read: Callable[[], Awaitable[T]], idle_s: float) -> T:
     except TimeoutError:
         raise Permanent(ErrorCode.TIMEOUT, f"no byte of the request body came for {idle_s:g} s") from None
     except _MALFORMED as error:
-        raise invalid(f"malformed request body: {_reason(error)}") from None
+        raise malformed(_reason(error)) from None
 
 
 def _reason(error: Exception) -> str:

@@ -9,8 +9,9 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from imagejobd.api.bodies import Part, base64_chunks, is_multipart, parts, read_body
+from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.door import Door, Uploads, new_job
+from imagejobd.api.multipart import Part
 from imagejobd.api.wire import json_response
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.ids import is_uuid
@@ -107,7 +108,7 @@ class BuilderApi:
         async for part in parts(request, self._door.server):
             is_json = _is_json(part, has_tar=upload is not None)
             if is_json and fields is None:
-                fields = _fields(await part.body(JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
+                fields = _fields(await read_part(part, JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
             elif not is_json and upload is None:
                 upload = await uploads.receive(self._kind, part.chunks())
             else:

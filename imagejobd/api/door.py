@@ -28,6 +28,9 @@ UPLOAD_WITHOUT_TURN_MAX_BYTES = 32 * KIB
 PREFLIGHTS_MAX = 16
 # A thread costs more than to read a spec of a few pages.
 PARSED_AT_ONCE_MAX_CHARS = 16 * 1024
+# Longer ones that are read at the same time: each takes the loop's turns at the interpreter, and a thread of those that
+# write files.
+LONG_PARSES_MAX = 2
 # JSON bodies of all requests together, while they are in memory.
 JSON_TOTAL_MAX_BYTES = 256 * MIB
 
@@ -64,6 +67,7 @@ class Door:
         self._queue_max = queue_max
         self.upload_turns = UploadTurns(server.uploads_max)
         self._preflights = dict.fromkeys(kinds, 0)
+        self._long_parses = asyncio.Semaphore(LONG_PARSES_MAX)
         self._json_room_bytes = max(JSON_TOTAL_MAX_BYTES, server.json_max_bytes)
 
     def caller(self, request: web.Request) -> Caller:
@@ -117,7 +121,8 @@ class Door:
         texts = (*spec.values(), *(upload.fields.values() if upload else ()))
         if sum(len(text) for text in texts if isinstance(text, str)) <= PARSED_AT_ONCE_MAX_CHARS:
             return kind.parse(spec, upload)
-        return await asyncio.to_thread(kind.parse, spec, upload)
+        async with self._long_parses:
+            return await asyncio.to_thread(kind.parse, spec, upload)
 
     async def submit(self, job: NewJob) -> Enqueued:
         """Keep a job durably, unless its kind's preflight knows that it cannot be done (see `Kind.preflight`).

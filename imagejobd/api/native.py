@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body
+from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.door import Door, Uploads, new_job
 from imagejobd.api.submission import JOB_MAX_BYTES, Submission, parse_submission, with_options
 from imagejobd.api.wire import iso, json_response
@@ -166,7 +166,7 @@ class NativeApi:
         upload: Upload | None = None
         async for part in parts(request, self._door.server):
             if part.name == "job" and submission is None:
-                submission = parse_submission(await part.body(JOB_MAX_BYTES, uploads.hold_json))
+                submission = parse_submission(await read_part(part, JOB_MAX_BYTES, uploads.hold_json))
                 upload = await self._context(submission, uploads)
             elif part.name == "context" and submission is not None and upload is None:
                 upload = await uploads.receive(self._kind(submission), part.chunks())

@@ -10,8 +10,9 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from imagejobd.api.accept import prefers_json
-from imagejobd.api.bodies import Part, is_multipart, parts
+from imagejobd.api.bodies import is_multipart, parts, read_part
 from imagejobd.api.door import Door, Uploads, new_job
+from imagejobd.api.multipart import Part
 from imagejobd.api.texts import one_line
 from imagejobd.api.wire import json_response
 from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
@@ -65,7 +66,7 @@ class RunApi:
             if part.name != "file":
                 other_bytes += await _skip(part, OTHER_PARTS_MAX_BYTES - other_bytes)
             elif body is None:
-                body = await part.body(DOCKERFILE_MAX_BYTES, uploads.hold_json, hint="no Dockerfile needs that")
+                body = await read_part(part, DOCKERFILE_MAX_BYTES, uploads.hold_json, hint="no Dockerfile needs that")
             else:
                 raise invalid("the form has two fields named file; one job takes one Dockerfile")
         return _text(body)

@@ -5,7 +5,7 @@ from datetime import datetime
 import msgspec
 
 from imagejobd.api.wire import iso, too_large
-from imagejobd.model.errors import invalid
+from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.job import (
     IDEMPOTENCY_KEY_MAX_CHARS,
     LABEL_MAX_CHARS,
@@ -18,6 +18,8 @@ from imagejobd.model.job import (
 
 # A job without the tar that may come with it.
 JOB_MAX_BYTES = 2 * 1024 * 1024
+# Between the values of a spec: small ones take time and memory by their number.
+COMMAS_MAX = 100_000
 # 3000-01-01. Far beyond any use, and well within what dates can show in every time zone.
 NOT_BEFORE_MAX_MS = 32_503_680_000_000
 
@@ -36,6 +38,8 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """`spec`, decoded only within a bound: a document of many small values takes many times its size in memory."""
         if len(self.spec) > JOB_MAX_BYTES:
             raise too_large("spec", JOB_MAX_BYTES, "send files as the context of the request")
+        if bytes(self.spec).count(b",") > COMMAS_MAX:
+            raise Permanent(ErrorCode.TOO_LARGE, f"spec has more than {COMMAS_MAX} commas; no job needs that")
         try:
             return msgspec.json.decode(self.spec, type=Json)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

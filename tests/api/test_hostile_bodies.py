@@ -22,10 +22,11 @@ END = b"\r\n--b--\r\n"
 
 @pytest.fixture(autouse=True)
 def clean_log(lone_daemon: Daemon) -> Iterator[None]:
-    """Whatever is sent, the daemon's log has no traceback of it."""
+    """Whatever is sent, the daemon's log has no traceback and no warning of it."""
     before = len(lone_daemon.log_text())
     yield
     assert "Traceback" not in lone_daemon.log_text()[before:]
+    assert "Warning" not in lone_daemon.log_text()[before:]
     assert curl(lone_daemon, "/healthz").status == 200
 
 
@@ -47,6 +48,8 @@ def clean_log(lone_daemon: Daemon) -> Iterator[None]:
         pytest.param(FORM, b"--b\r\nno colon\r\n\r\nabc" + END, id="bad part header"),
         pytest.param(FORM, b"a" * 1_000_000 + b"\r\n--b--\r\n", id="long preamble"),
         pytest.param(FORM, b"--b\r\n\r\n" + END + b"x" * 100_000, id="long epilogue"),
+        pytest.param(FORM, JSON_PART + END + b"\n" * 100_000, id="epilogue of line feeds"),
+        pytest.param(FORM, b"--b\r\nContent-Disposition: " + b";" * 8000 + b"\r\n\r\nabc" + END, id="semicolons"),
         pytest.param(FORM, b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c--" + END, id="nested"),
         pytest.param(FORM, b"--b\r\nContent-Type: multipart/mixed\r\n\r\n" + END, id="nested without boundary"),
         pytest.param(
@@ -68,6 +71,15 @@ def test_malformed_multipart(lone_daemon: Daemon, content_type: str, body: bytes
         said = send_raw(lone_daemon, raw_request(path, {"Content-Type": content_type}, body))
         assert said.startswith(b"HTTP/1.1 400 "), said
         assert len(said) < 1000
+
+
+@pytest.mark.parametrize("piece", [b"\n", b"\r\n", b"a", b"\r\n--a"])
+def test_multipart_without_its_boundary(lone_daemon: Daemon, piece: bytes) -> None:
+    """Megabytes before the first boundary are refused after the first few kilobytes, whatever they are."""
+    for path in ("/api/v1/build", "/api/v2/jobs", "/run"):
+        said = send_raw(lone_daemon, raw_request(path, {"Content-Type": FORM}, piece * (4_000_000 // len(piece))))
+        assert said.startswith(b"HTTP/1.1 400 "), said
+        assert b"more than 65536 bytes come before its first boundary" in said
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x-own"])
@@ -146,7 +158,7 @@ def test_chunked_without_length_over_the_bound(lone_daemon: Daemon) -> None:
         lone_daemon,
         "/api/v1/build",
         *("-H", "Transfer-Encoding: chunked", "-H", "Expect:", "--data-binary", "@-"),
-        stdin=b" " * 40_000_000,
+        stdin=b"a" * 40_000_000,
     )
     assert answer.status == 413
     assert "33554432 bytes" in answer.json["Error"]
@@ -156,7 +168,7 @@ def test_large_documents_of_small_values(lone_daemon: Daemon) -> None:
     """Millions of small JSON values do not become millions of objects."""
     before = lone_daemon.rss_bytes()
     body = b'{"image_name": "app", "x": [' + b"{}," * 8_000_000 + b"{}]}"
-    assert curl(lone_daemon, "/api/v1/build", "--data-binary", "@-", stdin=body).status == 400
+    assert curl(lone_daemon, "/api/v1/build", "--data-binary", "@-", stdin=body).status == 413
     native = b'{"kind": "build", "spec": {"x": [' + b"{}," * 8_000_000 + b"{}]}}"
     answer = curl(lone_daemon, "/api/v2/jobs", "--data-binary", "@-", stdin=native)
     assert (answer.status, answer.json["code"]) == (413, "too_large")
@@ -178,6 +190,30 @@ def test_distributions_of_small_values(lone_daemon: Daemon) -> None:
         assert (answer.status, answer.json["status"]) == (400, "error")
         assert len(answer.body) < 1000
     assert lone_daemon.rss_bytes() < before + 100_000_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b'"%b"' % (b"\\u0041" * 3_000_000), id="escapes"),
+        pytest.param(b'"%b"' % ("\N{SNOWMAN}".encode() * 1_000_000), id="not ASCII"),
+        pytest.param(b" " * 3_000_000 + b"null", id="blanks"),
+        pytest.param(b"[" + b"0," * 3_000_000 + b"0]", id="numbers"),
+    ],
+)
+def test_large_documents_that_are_no_base64(lone_daemon: Daemon, value: bytes) -> None:
+    """Only base64 makes a request large: all else takes the longer to decode, and is refused beyond its own bound."""
+    for path, name in (("/api/v1/build", b"TarFile"), ("/api/v2/jobs", b"context")):
+        answer = curl(lone_daemon, path, "--data-binary", "@-", stdin=b'{"%b": %b}' % (name, value))
+        assert answer.status == 413
+        assert "but for base64, is larger than 2097152 bytes" in answer.text
+
+
+def test_specs_of_many_values(lone_daemon: Daemon) -> None:
+    """A spec within its size has no more values than any job needs."""
+    body = b'{"kind": "build", "spec": {"x": [' + b"{}," * 200_000 + b"{}]}}"
+    answer = curl(lone_daemon, "/api/v2/jobs", "--data-binary", "@-", stdin=body)
+    assert (answer.status, answer.json["detail"]) == (413, "spec has more than 100000 commas; no job needs that")
 
 
 def test_documents_of_many_members(lone_daemon: Daemon) -> None:

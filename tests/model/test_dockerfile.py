@@ -147,7 +147,10 @@ def test_onbuild_has_its_trigger():
         ("# escape=x\nFROM a", "line 1: invalid escape character 'x'"),
         ("# escape=`\n# ESCAPE=`\nFROM a", "line 2: only one 'escape'"),
         ("# escape=   \nFROM a", "line 1: invalid escape character"),
-        ("FROM a\nRUN <<A " + "x \\\n" * 140_000 + "\nA", "the instructions that hold '<<' have more than 262144"),
+        (
+            "FROM a\nRUN <<A " + "xxxxxxxxxxxxxxxx \\\n" * 16_000 + "\nA",
+            "the instructions that hold '<<' have more than 262144",
+        ),
         ("# escape\xa0=`\nFROM a", "line 1: engines disagree"),
         ("#\u3000escape=`\nFROM a", "line 1: engines disagree"),
         ("# escape=`\xa0\nFROM a", "line 1: invalid escape character"),
@@ -250,6 +253,15 @@ def test_a_mebibyte_of_anything_is_read_quickly(text):
     with suppress(Permanent):
         parse(text)
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_lines_are_bounded_by_number(end):
+    """20,000 lines of the file are read, whatever is on them; one more is refused, naming the bound."""
+    text = "FROM a\n" + "#\n" * 19_998 + "RUN x"
+    assert lines_of(text + end) == [("FROM", 1, 1), ("RUN", 20_000, 20_000)]
+    with pytest.raises(Permanent, match="Dockerfile line 20001: there are more than 20000 lines"):
+        parse(f"#\n{text}{end}")
 
 
 def test_an_ordinary_dockerfile_is_cheap():

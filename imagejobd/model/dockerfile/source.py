@@ -14,6 +14,8 @@ from imagejobd.model.errors import ErrorCode, Permanent
 
 BOM = "\ufeff"
 DEFAULT_ESCAPE = "\\"
+# Most of them comments; what so many instructions need is far less.
+LINES_MAX = 20_000
 # The engine's own bound on one line, without its end.
 LINE_MAX_BYTES = 65534
 # Telling heredocs from quotes takes a look at each character.
@@ -61,6 +63,9 @@ class Source:
     def __init__(self, text: str) -> None:
         if "\0" in text:
             raise SyntaxFault(text.count("\n", 0, text.index("\0")) + 1, "there is a NUL character")
+        # Counted before there is an object for each.
+        if text.count("\n", 0, -1) >= LINES_MAX:
+            raise SyntaxFault(LINES_MAX + 1, f"there are more than {LINES_MAX} lines")
         lines = text.removeprefix(BOM).split("\n")
         _check_lengths(lines)
         self._lines = lines if lines[-1] else lines[:-1]
