@@ -22,6 +22,7 @@ from imagejobd.api.auth import Authentication
 from imagejobd.api.door import Door
 from imagejobd.api.keys import load_keys
 from imagejobd.building.cache import build_cache_loop
+from imagejobd.building.egress import EngineEgress
 from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
 from imagejobd.engine.bases import Bases
@@ -44,6 +45,7 @@ from imagejobd.model.ids import uuid7
 from imagejobd.model.work import Kind
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.http.names import Names
 from imagejobd.registry.settings import RegistryHosts
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
@@ -92,9 +94,9 @@ async def serve(config: Config) -> int:
         vault = Vault.from_environment(state_dir)
         store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
         engine = await stack.enter_async_context(Engine(config.engine))
-        egress = Egress(config.egress)
+        egress, names = Egress(config.egress), Names()
         registry = await stack.enter_async_context(
-            RegistryClient(config.registry, egress, admin_subjects=config.auth.admin_subjects)
+            RegistryClient(config.registry, egress, names=names, admin_subjects=config.auth.admin_subjects)
         )
         leases = TagLeases(engine)
         building = BuildTools(
@@ -102,6 +104,7 @@ async def serve(config: Config) -> int:
             bases=Bases(engine, leases),
             leases=leases,
             registry=registry,
+            egress=EngineEgress(egress, names),
             blobs=blobs,
             policy=Policy(config.policy),
             cache_scope=_everybody if config.engine.share_build_cache else vault.fingerprint,

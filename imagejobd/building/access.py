@@ -1,8 +1,10 @@
-"""What one job may do at registries: as whom it logs in there, and what its user hears where that is not enough."""
+"""What one job may do at registries: whether the engine may go there, as whom it logs in, and what its user hears where
+that is not enough."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from imagejobd.building.egress import EngineEgress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import Principal
 from imagejobd.model.reference import ImageReference
@@ -21,6 +23,7 @@ class RegistryAccess:
     def __init__(
         self,
         registry: RegistryClient,
+        egress: EngineEgress,
         work: Work,
         principal: Principal,
         *,
@@ -28,6 +31,7 @@ class RegistryAccess:
         own: Credentials | None = None,
     ) -> None:
         self._registry = registry
+        self._egress = egress
         self._work = work
         self._principal = principal
         self._own_host = own_host
@@ -48,7 +52,8 @@ class RegistryAccess:
     @asynccontextmanager
     async def contact(self, host: str) -> AsyncIterator[None]:
         """Have the engine speak to `host` meanwhile. A refusal says so where a login is configured, but not for this
-        job's submitter."""
+        job's submitter. Raises as `EngineEgress` does."""
+        await self._egress.check_registry(host)
         try:
             yield
         except Permanent as fault:

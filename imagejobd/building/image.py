@@ -101,6 +101,7 @@ async def _build(
     settings = tools.engine.settings
     plan = await _plan(tools, recipe, context.dockerfile)
     recipe = msgspec.structs.replace(recipe, platform=plan.platform)
+    await tools.egress.check_dockerfile(context.dockerfile)
     async with AsyncExitStack() as held:
         names: dict[Base, str] = {}
         # Triggers of a base may copy from a stage that nothing else needs, whose bases have triggers in turn.
@@ -178,6 +179,7 @@ async def _trigger_stages(tools: BuildTools, bases: Iterable[Base], names: Mappi
             raise Temporary(ErrorCode.CONFLICT, f"base image {base.reference} was removed from the engine meanwhile")
         if info.config.on_build:
             stages |= tools.policy.check_triggers(base, info.config.on_build)
+            await tools.egress.check_triggers(str(base.reference), info.config.on_build)
     return stages
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from imagejobd.building.access import RegistryAccess
+from imagejobd.building.egress import EngineEgress
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
@@ -23,6 +24,7 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     bases: Bases
     registry: RegistryClient
+    egress: EngineEgress
     blobs: BlobStore
     policy: Policy
     leases: TagLeases
@@ -31,11 +33,11 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
 
     def access(self, work: Work, *, own_host: str = "", own: Credentials | None = None) -> RegistryAccess:
         """What the job's submitter may do at registries; `own` are the credentials of the request, for `own_host`."""
-        return RegistryAccess(self.registry, work, work.job.principal, own_host=own_host, own=own)
+        return RegistryAccess(self.registry, self.egress, work, work.job.principal, own_host=own_host, own=own)
 
     def operators_access(self, work: Work) -> RegistryAccess:
         """What the operator may do, for what the configuration orders, whoever's job it is."""
-        return RegistryAccess(self.registry, work, OPERATOR)
+        return RegistryAccess(self.registry, self.egress, work, OPERATOR)
 
 
 def job_repository(uuid: str) -> str:

@@ -68,12 +68,12 @@ class EgressSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Egress:
     """The rule in force. Raises `Permanent(invalid)` for a range that cannot be read."""
 
-    __slots__ = ("_allow_private", "_deny")
+    __slots__ = ("_deny", "allows_private")
 
     def __init__(self, settings: EgressSettings | None = None) -> None:
         settings = settings or EgressSettings()
         self._deny = tuple(_network(cidr) for cidr in settings.deny)
-        self._allow_private = settings.allow_private
+        self.allows_private = settings.allow_private
 
     def check(self, address: str) -> None:
         """Raise `Permanent(egress)` when `address` (numeric, as a socket shows it) may not be connected to."""
@@ -100,7 +100,7 @@ class Egress:
         for network in self._deny:
             if address in network:
                 raise _denied(shown, address, f"it lies in {network}, which [egress] deny lists")
-        if self._allow_private:
+        if self.allows_private:
             return
         for network in _PRIVATE:
             if address in network:

@@ -12,6 +12,7 @@ from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
 from imagejobd.api.door import Door
 from imagejobd.api.settings import Auth, Server
+from imagejobd.building.egress import EngineEgress
 from imagejobd.building.tools import BuildTools
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
@@ -34,6 +35,7 @@ from imagejobd.model.job import Claim
 from imagejobd.model.work import Kind
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.protocol import Room
 from imagejobd.store.sqlite import SqliteStore
@@ -99,7 +101,12 @@ async def bare_app(
     ):
         blobs = BlobStore(folder)
         building = BuildTools(
-            engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=policy or Policy()
+            engine=engine,
+            bases=Bases(engine),
+            registry=registry,
+            egress=EngineEgress(Egress(), Names()),
+            blobs=blobs,
+            policy=policy or Policy(),
         )
         own: dict[str, Kind] = {
             "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),

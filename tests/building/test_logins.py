@@ -6,12 +6,14 @@ from typing import Any, cast
 import pytest
 
 from imagejobd.building.access import RegistryAccess
+from imagejobd.building.egress import EngineEgress
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import NOBODY, OPERATOR, Principal
 from imagejobd.model.secret import Credentials, Secret
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.http.names import Names
 from imagejobd.registry.settings import RegistryHost
 
 HOST = "registry.example"
@@ -36,7 +38,7 @@ async def client(tmp_path: Path) -> RegistryClient:
 
 
 def access(client: RegistryClient, work: Listener, principal: Principal, **own: Any) -> RegistryAccess:
-    return RegistryAccess(client, cast(Work, work), principal, **own)
+    return RegistryAccess(client, EngineEgress(Egress(), Names()), cast(Work, work), principal, **own)
 
 
 @pytest.mark.parametrize("principal", [Principal("1"), Principal("2", "root"), OPERATOR])

@@ -30,10 +30,10 @@ def publish_busybox(engine: PrivateEngine, registry: Registry, repository: str, 
     """Put the base image into `registry`, and not into the engine; returns its name there. No login is left behind."""
     name = f"{registry.host}/{repository}:{tag}"
     engine.docker("tag", BUSYBOX, name)
-    if registry.htpasswd:
+    if registry.is_private:
         engine.docker("login", "-u", USERNAME, "--password-stdin", registry.host, input=PASSWORD.encode())
     engine.docker("push", name)
-    if registry.htpasswd:
+    if registry.is_private:
         engine.docker("logout", registry.host)
     engine.docker("rmi", name)
     return name

@@ -98,6 +98,8 @@ class TokenServer(WebServer):
         return jwt.encode(claims, self._key, algorithm="RS256", headers={"x5c": [certificate]})
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == hdrs.METH_POST:  # OAuth 2, which newer engines try first and go on without
+            return web.Response(status=405)
         scopes = tuple(scope for text in request.query.getall("scope", []) for scope in text.split())
         user = await self._user(request)
         allowed = bool(user) or self._may_be_anonymous(scopes) if user is not None else False

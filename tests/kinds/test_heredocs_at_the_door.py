@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from harness.engine import PrivateEngine
+from imagejobd.building.egress import EngineEgress
 from imagejobd.building.tools import BuildTools
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
@@ -20,6 +21,7 @@ from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 
 DOCKERFILE = "FROM scratch\nCOPY <<CMD /x\nCOPY --from=evil a b\nCMD\n"
@@ -29,7 +31,14 @@ def kinds(
     engine: Engine, registry: RegistryClient, egress: Egress, blobs: BlobStore
 ) -> list[tuple[BuildKind | RunKind, dict[str, Any]]]:
     """Each kind that takes a Dockerfile, with the rest of a spec."""
-    building = BuildTools(engine=engine, bases=Bases(engine), registry=registry, blobs=blobs, policy=Policy())
+    building = BuildTools(
+        engine=engine,
+        bases=Bases(engine),
+        registry=registry,
+        egress=EngineEgress(egress, Names()),
+        blobs=blobs,
+        policy=Policy(),
+    )
     build = BuildKind(BuildTool(building=building, egress=egress, settings=BuildSettings()))
     return [(build, {"image": "app"}), (RunKind(RunTool(building=building, settings=RunSettings())), {})]
 

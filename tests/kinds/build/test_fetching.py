@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from imagejobd.building.egress import EngineEgress
 from imagejobd.building.tools import BuildTools
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
@@ -23,6 +24,7 @@ from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 
 
@@ -67,7 +69,12 @@ async def test_the_blob_is_pinned_until_it_is_saved(tmp_path: Path, fault: Tempo
     engine, blobs = Engine(EngineSettings(host="unix:///nowhere")), BlobStore(tmp_path)
     egress = Egress(EgressSettings(deny=()))
     building = BuildTools(
-        engine=engine, bases=Bases(engine), registry=RegistryClient({}, egress), blobs=blobs, policy=Policy()
+        engine=engine,
+        bases=Bases(engine),
+        registry=RegistryClient({}, egress),
+        egress=EngineEgress(egress, Names()),
+        blobs=blobs,
+        policy=Policy(),
     )
     tools = Tools(building=building, egress=egress, settings=BuildSettings())
     work = FetchWork(blobs, fault)
