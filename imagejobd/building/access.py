@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from imagejobd.building.egress import EngineEgress
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import Principal
-from imagejobd.model.reference import ImageReference
+from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secret import Credentials
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
@@ -61,6 +61,29 @@ class RegistryAccess:
             if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
                 raise
             raise Permanent(fault.code, f"{fault.message}; {advice}") from fault
+
+    @asynccontextmanager
+    async def pull(self, reference: ImageReference) -> AsyncIterator[None]:
+        """Have the engine pull `reference` meanwhile; raises as `contact` does.
+
+        What the engine has seen before it pulls by digest without asking the registry (`manifestStore` of moby's
+        distribution), whoever it was pulled for: so the registry is asked here.
+        """
+        async with self.contact(reference.host):
+            if reference.digest is not None:
+                await self._check_readable(reference)
+            yield
+
+    async def _check_readable(self, reference: ImageReference) -> None:
+        try:
+            digest = await self.head_manifest(reference)
+        except Temporary:
+            # The one registry that engines may know by mirrors of their own, where it cannot be reached from here.
+            if reference.host == HUB_HOST:
+                return
+            raise
+        if digest is None:
+            raise Permanent(ErrorCode.NOT_FOUND, f"pulling {reference}: the registry has no such manifest")
 
     async def head_manifest(self, reference: ImageReference) -> str | None:
         """As `RegistryClient.head_manifest`."""

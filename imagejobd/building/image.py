@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from imagejobd.archive import dockerfile_context
+from imagejobd.archive import dockerfile_context, index
 from imagejobd.building.access import RegistryAccess
 from imagejobd.building.console import Console
 from imagejobd.building.context import Context
@@ -60,7 +60,7 @@ async def build_image(
     async with work.phase("building", timeout_s=recipe.timeout_s):
         tag = f"{job_repository(work.job.uuid)}:{work.job.attempt}"
         with _context_file(tools, context) as path:
-            image = BuiltImage(tag, await _build(tools, work, recipe, context, path, tag, access))
+            image = BuiltImage(tag, await _build(tools, work, recipe, context.dockerfile, path, tag, access))
         failpoint("after_build")
         # What an earlier build pushed is no longer this job's image: digests of two builds must not mix.
         await work.save(built=msgspec.to_builtins(image), pushed={})
@@ -93,15 +93,15 @@ async def _build(
     tools: BuildTools,
     work: Work,
     recipe: Recipe,
-    context: Context,
-    path: Path,
+    dockerfile: str,
+    context: Path,
     tag: str,
     access: RegistryAccess,
 ) -> str:
     settings = tools.engine.settings
-    plan = await _plan(tools, recipe, context.dockerfile)
+    plan = await _plan(tools, recipe, dockerfile)
     recipe = msgspec.structs.replace(recipe, platform=plan.platform)
-    await tools.egress.check_dockerfile(context.dockerfile)
+    await tools.egress.check_dockerfile(dockerfile)
     async with AsyncExitStack() as held:
         names: dict[Base, str] = {}
         # Triggers of a base may copy from a stage that nothing else needs, whose bases have triggers in turn.
@@ -109,7 +109,8 @@ async def _build(
             names |= await _hold(tools, work, recipe, bases, held, access)
             plan.include(await _trigger_stages(tools, bases, names))
         request = BuildRequest(
-            context=path,
+            context=context,
+            entries=await asyncio.to_thread(index, context),
             dockerfile=plan.printed({base.key: name for base, name in names.items()}),
             # Not the job's: after a crash the engine may still be ending the build of the attempt before.
             build_id=uuid7(),
@@ -159,7 +160,7 @@ async def _hold(
             repository=job_repository(work.job.uuid),
             policy=recipe.pull,
             credentials=access.credentials_at(base.reference.host for base in bases),
-            contact=access.contact,
+            pulling=access.pull,
         )
     )
     for reference in held.pulled:

@@ -4,7 +4,6 @@ A header that the engine cannot decode is no error to it: it goes on anonymously
 """
 
 import base64
-from collections.abc import Mapping
 
 import msgspec
 
@@ -18,11 +17,6 @@ _HUB_SERVER = "https://index.docker.io/v1/"
 def registry_auth(host: str, credentials: Credentials | None) -> dict[str, str]:
     """`X-Registry-Auth` for one pull or push; without credentials it says anonymous."""
     return {"X-Registry-Auth": _encoded(_entry(host, credentials) if credentials else {})}
-
-
-def registry_config(credentials: Mapping[str, Credentials]) -> dict[str, str]:
-    """`X-Registry-Config` for a classic build, which pulls on its own: credentials by registry host."""
-    return {"X-Registry-Config": _encoded({_server(host): _entry(host, c) for host, c in credentials.items()})}
 
 
 def _entry(host: str, credentials: Credentials) -> dict[str, str]:

@@ -30,8 +30,8 @@ PullPolicy = Literal["missing", "always", "never"]
 # A reference and the platform that is wanted of it; "" is the engine's own.
 Wanted = tuple[ImageReference, str]
 
-# What a registry (by its host) is spoken to inside of.
-Contact = Callable[[str], contextlib.AbstractAsyncContextManager[None]]
+# What a base is pulled inside of.
+Pulling = Callable[[ImageReference], contextlib.AbstractAsyncContextManager[None]]
 
 _NONCE_BYTES = 16
 
@@ -60,13 +60,13 @@ class Bases:
         repository: str,
         policy: PullPolicy = "missing",
         credentials: Mapping[str, Credentials] | None = None,
-        contact: Contact = lambda host: contextlib.nullcontext(),
+        pulling: Pulling = lambda reference: contextlib.nullcontext(),
     ) -> AsyncIterator[HeldBases]:
         """Have every base in the engine, named below `repository`, for as long as the block lasts.
 
-        `credentials` are by registry host; each pull is made inside of `contact`. `never` pulls nothing and raises
+        `credentials` are by registry host; each pull is made inside of `pulling`. `never` pulls nothing and raises
         `Permanent(not_found)` for a missing base. An image of another platform than is wanted counts as missing. Raises
-        as `images.pull` and `contact` do, and `Permanent(policy)` for a name of this service.
+        as `images.pull` and `pulling` do, and `Permanent(policy)` for a name of this service.
         """
         nonce = secrets.token_hex(_NONCE_BYTES)
         held = HeldBases([], [])
@@ -79,7 +79,7 @@ class Bases:
                 async with self._leases.turn(_pinned(reference)):
                     if await self._tag_present(_pinned(reference), platform, name, policy):
                         continue
-                    async with contact(reference.host):
+                    async with pulling(_pinned(reference)):
                         await self._tag_pulled(_pinned(reference), platform, name, login)
                 held.pulled.append(reference)
             yield held

@@ -7,25 +7,25 @@ user's own: they would change the digest.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from imagejobd.engine import faults
-from imagejobd.engine.auth import registry_config
 from imagejobd.engine.buildkit import BuildkitProgress
 from imagejobd.engine.classic import ClassicProgress
+from imagejobd.engine.classic_body import DOCKERFILE, classic_body
 from imagejobd.engine.client import Engine
 from imagejobd.engine.containers import remove_container
 from imagejobd.engine.events import BuildEvent, Built
 from imagejobd.engine.held_names import HeldNames
 from imagejobd.engine.history import IMAGES_ARG
 from imagejobd.engine.messages import messages
+from imagejobd.engine.session import Entry, Folder, session
 from imagejobd.engine.settings import Builder, Network
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.secret import Credentials
 
 # How long the end of a cancelled build waits for the engine's word; the closed connection stops it anyway.
 CANCEL_TIMEOUT_S = 1.5
@@ -36,15 +36,16 @@ _CACHE_NAMESPACE_ARG = "BUILDKIT_CACHE_MOUNT_NS"
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One build. All of it was checked before: the engine is not asked to judge names, paths or policy.
 
-    `context`: path of the tar on this machine. `dockerfile`: the text to build, whatever the context has of that name.
+    `context`: path of an uncompressed tar on this machine, of which `entries` are all members in the order of a walk.
+    `dockerfile`: the text to build, whatever the context has of that name.
     `build_id`: unique among the builds that go on, by which BuildKit is told to stop.
     `tags`: names for the result, with tag; none leaves it unnamed.
-    `credentials`: by registry host, for the classic builder, which pulls missing bases itself. BuildKit cannot.
     `bases`: the literal names of the images that the Dockerfile names, each with what the user calls it.
     `cache_scope`: a name, of letters and digits, of those who share steps and cache mounts; "" is everybody.
     """
 
     context: Path
+    entries: Sequence[Entry]
     dockerfile: str
     build_id: str
     builder: Builder
@@ -55,7 +56,6 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = {}
     platform: str = ""
     no_cache: bool = False
-    credentials: Mapping[str, Credentials] = {}
     bases: Mapping[str, str] = {}
     cache_scope: str = ""
 
@@ -92,24 +92,47 @@ async def _run(
 ) -> AsyncGenerator[BuildEvent, None]:
     began = datetime.now(UTC)
     try:
-        with request.context.open("rb") as context:
-            async with engine.stream(
-                "build",
-                params=_params(request),
-                headers=_headers(request),
-                body=context,
-                judge=faults.of_build,
-                idle_timeout_s=None,
-            ) as blocks:
-                async for batch in messages(blocks, faults.of_build):
-                    for event in progress.read(batch):
-                        yield event
-                    if progress.is_stuck:
-                        break
+        async with _answer(engine, request) as blocks:
+            async for batch in messages(blocks, faults.of_build):
+                for event in progress.read(batch):
+                    yield event
+                if progress.is_stuck:
+                    break
     except (asyncio.CancelledError, GeneratorExit):
         # The response is closed by now; a second cancellation must not cut short what makes sure of it.
         await asyncio.shield(_stop(engine, request, progress, began))
         raise
+
+
+@contextlib.asynccontextmanager
+async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Start the build; its progress in blocks. BuildKit reads Dockerfile and context over a session, as two folders:
+    in a tar they would be one, and what is copied of it would be what is built."""
+    params = _params(request)
+    async with contextlib.AsyncExitStack() as stack:
+        body: AsyncIterator[bytes] | None = None
+        if request.builder == "buildkit":
+            folders = {
+                "context": Folder(request.entries, request.context),
+                "dockerfile": Folder.of_file("Dockerfile", request.dockerfile.encode()),
+            }
+            session_id = await stack.enter_async_context(session(engine, folders))
+            params += [("remote", "client-session"), ("session", session_id)]
+        else:
+            body = await stack.enter_async_context(
+                contextlib.aclosing(classic_body(request.context, request.entries, request.dockerfile))
+            )
+            params += [("dockerfile", DOCKERFILE)]
+        yield await stack.enter_async_context(
+            engine.stream(
+                "build",
+                params=params,
+                headers={"Content-Type": "application/x-tar"},
+                body=body,
+                judge=faults.of_build,
+                idle_timeout_s=None,
+            )
+        )
 
 
 async def _stop(
@@ -173,10 +196,6 @@ def _params(request: BuildRequest) -> list[tuple[str, str]]:
         "nocache": "1" if request.no_cache or (request.cache_scope and not is_buildkit) else "",
     }
     return params + [(name, value) for name, value in optional.items() if value]
-
-
-def _headers(request: BuildRequest) -> dict[str, str]:
-    return {"Content-Type": "application/x-tar", **registry_config(request.credentials)}
 
 
 def _json(value: Mapping[str, str]) -> str:

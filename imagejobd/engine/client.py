@@ -9,7 +9,7 @@ import asyncio
 import http
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -210,7 +210,7 @@ class Engine:
         *,
         params: Params = (),
         headers: Mapping[str, str] | None = None,
-        body: IO[bytes] | None = None,
+        body: AsyncIterator[bytes] | None = None,
         judge: faults.Judge,
         idle_timeout_s: float | None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -228,13 +228,13 @@ class Engine:
         *,
         params: Params = (),
         headers: Mapping[str, str] | None = None,
-        body: IO[bytes] | None = None,
+        body: AsyncIterator[bytes] | None = None,
         judge: faults.Judge = faults.of_engine,
         idle_timeout_s: float | None,
     ) -> AsyncIterator[Reply]:
         """One request whose answer is read as it arrives; leaving the block closes the response.
 
-        `body` is sent from where it stands, in blocks read off the event loop. `idle_timeout_s` bounds the silence
+        `body` is sent as it comes. `idle_timeout_s` bounds the silence
         between two blocks. Raises what `judge` makes of a refusal, and `Temporary(engine_unavailable)`.
         """
         await self._connect()

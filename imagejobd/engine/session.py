@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 import msgspec
 
@@ -64,6 +64,17 @@ class Entry(Protocol):
     def offset(self) -> int: ...
 
 
+class _File(msgspec.Struct, frozen=True):
+    """An `Entry` of content in memory."""
+
+    path: bytes
+    size: int
+    mode: int = stat.S_IFREG | 0o644
+    mtime: int = 0
+    link: bytes = b""
+    offset: int = 0
+
+
 class Folder(msgspec.Struct, frozen=True):
     """What BuildKit may read under one name; `content` holds the bytes of all files, at the entries' offsets.
 
@@ -72,6 +83,11 @@ class Folder(msgspec.Struct, frozen=True):
 
     entries: Sequence[Entry]
     content: Path | bytes
+
+    @classmethod
+    def of_file(cls, name: str, content: bytes) -> Self:
+        """The folder of one file."""
+        return cls((_File(path=name.encode(), size=len(content)),), content)
 
     def open(self) -> BinaryIO:
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb", buffering=0)

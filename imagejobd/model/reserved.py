@@ -6,16 +6,13 @@ They may stand for what another tenant built or fetched, so no job may push to t
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.reference import HUB_HOST, ImageReference
 
-# Results of jobs: `imagejobd/<uuid>:<attempt>`.
+# Of jobs: their results as `imagejobd/<uuid>:<attempt>`, and the bases that they hold.
 JOB_PREFIX = "imagejobd/"
-# A second name on each base that credentials brought in.
-BASE_MARK_REPOSITORY = "imagejobd-base"
 # Labels of images and of the containers that are made from them.
 LABEL_PREFIX = "imagejobd."
 
 
 def refuse_reserved(what: str, reference: ImageReference) -> None:
     """Raises `Permanent(policy)` for a reserved repository; `what` says in the message what it was meant to be."""
-    path = reference.path
-    if reference.host == HUB_HOST and (path.startswith(JOB_PREFIX) or path == f"library/{BASE_MARK_REPOSITORY}"):
+    if reference.host == HUB_HOST and reference.path.startswith(JOB_PREFIX):
         raise Permanent(ErrorCode.POLICY, f"{what} {reference}: names like this are reserved for the service itself")

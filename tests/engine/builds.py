@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from harness.base_image import BUSYBOX
+from imagejobd.archive import ContextBounds, index, rewrite
 from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.client import Engine
 from imagejobd.engine.events import BuildEvent, Output
@@ -25,14 +26,19 @@ _sleeps = itertools.count(100_000 + os.getpid() % 100_000 * 10)
 
 
 def request(folder: Path, builder: str, text: str, files: Mapping[str, bytes] = {}, /, **more: Any) -> BuildRequest:
-    """A build of the Dockerfile `text` and `files`, with a context written below `folder` and no network."""
-    context = folder / f"{uuid7()}.tar"
-    with tarfile.open(context, "w") as tar:
-        for name, content in {"Dockerfile": text.encode(), **files}.items():
+    """A build of the Dockerfile `text` with `files`, from a context written below `folder` and with no network."""
+    given = io.BytesIO()
+    with tarfile.open(fileobj=given, mode="w") as tar:
+        for name, content in {"Dockerfile": b"FROM the-context's-own\n", **files}.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    more = {"build_id": uuid7(), "network": "none", **more}
+    given.seek(0)
+    context = folder / f"{uuid7()}.tar"
+    with context.open("wb") as file:
+        rewrite(given, file, ContextBounds(max_bytes=1 << 30, max_entries=1000), lambda: False)
+    held = {"bases": {BUSYBOX: BUSYBOX}, "entries": index(context), "dockerfile": text}
+    more = {"build_id": uuid7(), "network": "none", **held, **more}
     return BuildRequest(context=context, builder=builder, **more)  # type: ignore[arg-type]  # parametrized
 
 
@@ -80,8 +86,15 @@ async def fake_engine(
     async def say_version(_: web.Request) -> web.Response:
         return web.json_response({"Version": "99.0", "ApiVersion": "1.41", "MinAPIVersion": "1.12", **version})
 
+    async def open_session(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
     app = web.Application(client_max_size=1 << 30)
     app.router.add_get("/version", say_version)
+    app.router.add_post("/{version}/session", open_session)
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()

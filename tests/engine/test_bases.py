@@ -1,6 +1,8 @@
-"""Bases from real registries, held for builds."""
+"""Bases from real registries, held for builds under names of their own."""
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -8,16 +10,42 @@ from builds import request, run
 
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.engine import PrivateEngine
+from harness.holdings import holdings
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images
-from imagejobd.engine.bases import Bases
+from imagejobd.engine.bases import Bases, HeldBases, PullPolicy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.events import Built
+from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.ids import uuid7
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import BASE_MARK_REPOSITORY
 from imagejobd.model.secret import Credentials, Secret
+
+
+class Holder:
+    """Holds bases for jobs of one process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.leases = TagLeases(engine)
+        self.bases = Bases(engine, self.leases)
+
+    def hold(
+        self,
+        reference: ImageReference,
+        platform: str = "",
+        *,
+        policy: PullPolicy = "missing",
+        credentials: Mapping[str, Credentials] | None = None,
+    ) -> AbstractAsyncContextManager[HeldBases]:
+        return self.bases.hold(
+            [(reference, platform)], repository=f"imagejobd/{uuid7()}", policy=policy, credentials=credentials
+        )
+
+
+@pytest.fixture
+def holder(client: Engine) -> Holder:
+    return Holder(client)
 
 
 def publish(engine: PrivateEngine, registry: Registry) -> ImageReference:
@@ -25,145 +53,183 @@ def publish(engine: PrivateEngine, registry: Registry) -> ImageReference:
     return ImageReference.parse(publish_busybox(engine, registry, f"base{uuid7()}", "v1"))
 
 
-def credentials(registry: Registry) -> dict[str, Credentials]:
+def rights(registry: Registry) -> dict[str, Credentials]:
     return {registry.host: Credentials(USERNAME, Secret(PASSWORD))}
 
 
+async def is_there(client: Engine, *names: str | ImageReference) -> bool:
+    return all([await images.inspect(client, name) is not None for name in names])
+
+
 async def test_a_missing_public_base_is_pulled_and_stays(
-    client: Engine, engine: PrivateEngine, registry: Registry
+    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry
 ) -> None:
-    """It is there inside the block and remains as a cache after it; the next holder pulls nothing."""
-    base, bases = publish(engine, registry), Bases(client)
-    async with bases.hold([(base, "")]) as pulled:
-        assert pulled == [base]
-        assert await images.inspect(client, base)
-    async with bases.hold([(base, "")]) as pulled:
-        assert pulled == []
+    """It is there inside the block and remains as a cache after it, but not under the job's name; the next holder pulls
+    nothing."""
+    base = publish(engine, registry)
+    async with holder.hold(base) as held:
+        assert held.pulled == [base]
+        assert await is_there(client, base, *held.names)
+    assert not await is_there(client, *held.names)
+    async with holder.hold(base) as again:
+        assert again.pulled == []
+        assert again.names != held.names
     assert await images.remove(client, base)
 
 
 async def test_both_builders_build_on_a_private_base(
-    client: Engine, engine: PrivateEngine, private_registry: Registry, builder: str, tmp_path: Path
+    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry, builder: str, tmp_path: Path
 ) -> None:
-    """Held with credentials, a base behind htpasswd can be built on; afterwards no name of it is left."""
-    base, bases = publish(engine, private_registry), Bases(client)
-    async with bases.hold([(base, "")], credentials=credentials(private_registry)):
-        events = await run(client, request(tmp_path, builder, f"FROM {base}\nRUN true\n"))
+    """Held with credentials, a base behind htpasswd can be built on by its held name; its own is never left."""
+    base, before = publish(engine, private_registry), holdings(engine)
+    async with holder.hold(base, credentials=rights(private_registry)) as held:
+        assert not await is_there(client, base)
+        names = {held.names[0]: str(base)}
+        events = await run(client, request(tmp_path, builder, f"FROM {held.names[0]}\nRUN true\n", bases=names))
         assert isinstance(events[-1], Built)
-    assert await images.inspect(client, base) is None
-    assert await images.list_tags(client, BASE_MARK_REPOSITORY) == []
+    assert [one for one in holdings(engine) - before if str(base) in one.name or "imagejobd" in one.name] == []
 
 
-async def test_the_last_holder_takes_a_private_base_away(
-    client: Engine, engine: PrivateEngine, private_registry: Registry
+async def test_holders_at_once_have_names_of_their_own(
+    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """While one of two holders is left, the base stays."""
-    base, bases, rights = publish(engine, private_registry), Bases(client), credentials(private_registry)
-    async with bases.hold([(base, "")], credentials=rights):
-        async with bases.hold([(base, "")], credentials=rights):
-            pass
-        assert await images.inspect(client, base)
-    assert await images.inspect(client, base) is None
+    """When one of two gives a private base up, the other still has it."""
+    base, login = publish(engine, private_registry), rights(private_registry)
+    async with holder.hold(base, credentials=login) as first:
+        async with holder.hold(base, credentials=login) as second:
+            assert await is_there(client, *first.names, *second.names)
+        assert await is_there(client, *first.names)
+        assert not await is_there(client, *second.names)
+    assert not await is_there(client, *first.names)
 
 
 async def test_a_private_base_in_use_is_closed_to_others(
-    client: Engine, engine: PrivateEngine, private_registry: Registry
+    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """Who cannot pull it cannot hold it, though it is in the engine; the one who holds it keeps it."""
-    base, bases = publish(engine, private_registry), Bases(client)
-    async with bases.hold([(base, "")], credentials=credentials(private_registry)):
+    """Who cannot pull it cannot hold it, though it is in the engine, now and afterwards."""
+    base = publish(engine, private_registry)
+
+    async def is_refused() -> None:
         with pytest.raises(Permanent) as denied:
-            async with bases.hold([(base, "")]):
+            async with holder.hold(base):
                 pass
         assert denied.value.code is ErrorCode.DENIED
-        with pytest.raises(Permanent):
-            async with bases.hold([(base, "")], policy="never"):
+        with pytest.raises(Permanent, match="pulling is off"):
+            async with holder.hold(base, policy="never"):
                 pass
-        assert await images.inspect(client, base)
-    assert await images.inspect(client, base) is None
+
+    async with holder.hold(base, credentials=rights(private_registry)) as held:
+        await is_refused()
+        assert await is_there(client, *held.names)
+    await is_refused()
 
 
 async def test_a_digest_is_held_and_given_up_like_a_tag(
-    client: Engine, engine: PrivateEngine, private_registry: Registry
+    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """A private base by digest is removed by digest."""
-    base, bases = publish(engine, private_registry), Bases(client)
-    digest = private_registry.digest(base.path, "v1")
-    by_digest = ImageReference.parse(f"{base.repository}:v1@{digest}")
-    async with bases.hold([(by_digest, "")], credentials=credentials(private_registry)):
-        assert await images.inspect(client, by_digest)
-    assert await images.inspect(client, by_digest) is None
+    """A tag beside it counts for nothing, and the digest is no name of the image afterwards."""
+    base = publish(engine, private_registry)
+    by_digest = ImageReference.parse(f"{base}@{private_registry.digest(base.path, 'v1')}")
+    async with holder.hold(by_digest, credentials=rights(private_registry)) as held:
+        assert await is_there(client, *held.names)
+        assert await images.find(client, by_digest) is None
+    assert not await is_there(client, by_digest)
 
 
 async def test_what_was_there_before_credentials_stays(
-    client: Engine, engine: PrivateEngine, private_registry: Registry
+    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry, tmp_path: Path
 ) -> None:
     """An image that the operator put there is not taken away because a tenant refreshed it, or failed to."""
-    base, bases, rights = publish(engine, private_registry), Bases(client), credentials(private_registry)
-    engine.docker("tag", BUSYBOX, str(base))
-    async with bases.hold([(base, "")], policy="always", credentials=rights) as pulled:
-        assert pulled == [base]
+    base = publish(engine, private_registry)
+    own = request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n", tags=(str(base),))
+    before = (await run(client, own))[-1]
+    assert isinstance(before, Built)
+    async with holder.hold(base, policy="always", credentials=rights(private_registry)) as held:
+        assert held.pulled == [base]
+        pulled = await images.inspect(client, held.names[0])
+        assert pulled is not None
+        assert pulled.id != before.image_id
     wrong = {private_registry.host: Credentials(USERNAME, Secret("wrong-password"))}
     with pytest.raises(Permanent):
-        async with bases.hold([(base, "")], policy="always", credentials=wrong):
+        async with holder.hold(base, policy="always", credentials=wrong):
             pass
+    now = await images.find(client, base)
+    assert now is not None
+    assert now.id == before.image_id
     assert await images.remove(client, base)
 
 
-async def test_holders_at_once_pull_once(client: Engine, engine: PrivateEngine, registry: Registry) -> None:
+async def test_holders_at_once_pull_once(
+    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry
+) -> None:
     """Ten holders of one public base cause one pull."""
-    base, bases = publish(engine, registry), Bases(client)
+    base = publish(engine, registry)
 
-    async def hold() -> int:
-        async with bases.hold([(base, "")]) as pulled:
+    async def pulls() -> int:
+        async with holder.hold(base) as held:
             await asyncio.sleep(0)
-            return len(pulled)
+            return len(held.pulled)
 
-    assert sum(await asyncio.gather(*(hold() for _ in range(10)))) == 1
+    assert sum(await asyncio.gather(*(pulls() for _ in range(10)))) == 1
     assert await images.remove(client, base)
+
+
+async def test_a_tag_that_is_leased_is_nobodys_base(client: Engine, holder: Holder, registry: Registry) -> None:
+    """Whoever pushes another image under it has it for himself: the base is what it names before or after."""
+    base = ImageReference.parse(f"{registry.host}/leased{uuid7()}:v1")
+    other = await images.inspect(client, BUSYBOX)
+    assert other is not None
+    async with asyncio.timeout(30):
+        async with holder.leases.turn(base), holder.leases.lease(base, image_id=other.id):
+            await images.tag(client, other.id, base)
+            entering = asyncio.create_task(holder.hold(base, policy="never").__aenter__())
+            await asyncio.sleep(0)
+            assert holder.leases.is_leased(base.repository)
+        with pytest.raises(Permanent, match="pulling is off"):
+            await entering
+    assert not holder.leases.is_leased(base.repository)
+    assert await images.find(client, base) is None
 
 
 async def test_a_base_of_another_platform_is_missing(
-    client: Engine, engine: PrivateEngine, registry: Registry, tmp_path: Path
+    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry, tmp_path: Path
 ) -> None:
     """What stands under the name counts only if it is for the platform that is wanted, or else for the engine's own."""
-    base, bases = publish(engine, registry), Bases(client)
+    base = publish(engine, registry)
     own = await client.ping()
     foreign = "linux/s390x"
     built = request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n", tags=(str(base),), platform=foreign)
     await run(client, built)
     with pytest.raises(Permanent, match="pulling is off"):
-        async with bases.hold([(base, "")], policy="never"):
+        async with holder.hold(base, policy="never"):
             pass
-    async with bases.hold([(base, foreign)]) as pulled:
-        assert pulled == []
-    async with bases.hold([(base, f"{own.os}/{own.architecture}")]) as pulled:
-        assert pulled == [base]
-    async with bases.hold([(base, "")]) as pulled:
-        assert pulled == []
-    with pytest.raises(Permanent, match=f"{foreign}.* pulling is off"):
-        async with bases.hold([(base, foreign)], policy="never"):
-            pass
+    async with holder.hold(base, foreign) as first:
+        assert first.pulled == []
+        async with holder.hold(base, f"{own.os}/{own.architecture}") as second:
+            assert second.pulled == [base]
+            assert await is_there(client, *first.names, *second.names)
     assert await images.remove(client, base)
 
 
-async def test_never_pulls_nothing(client: Engine, engine: PrivateEngine, registry: Registry) -> None:
+async def test_never_pulls_nothing(holder: Holder, engine: PrivateEngine, registry: Registry) -> None:
     """With the policy `never` a missing base is not found, though the registry has it."""
     with pytest.raises(Permanent, match="pulling is off") as caught:
-        async with Bases(client).hold([(publish(engine, registry), "")], policy="never"):
+        async with holder.hold(publish(engine, registry), policy="never"):
             pass
     assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_cancelled_holder_gives_its_private_base_up(
-    client: Engine, engine: PrivateEngine, private_registry: Registry
+async def test_a_cancelled_holder_gives_its_base_up(
+    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """Cancellation inside the block removes the base all the same."""
-    base, bases = publish(engine, private_registry), Bases(client)
+    """Cancellation inside the block removes the name all the same."""
+    base = publish(engine, private_registry)
+    held: list[str] = []
     is_held = asyncio.Event()
 
     async def hold() -> None:
-        async with bases.hold([(base, "")], credentials=credentials(private_registry)):
+        async with holder.hold(base, credentials=rights(private_registry)) as bases:
+            held.extend(bases.names)
             is_held.set()
             await asyncio.Event().wait()
 
@@ -172,48 +238,69 @@ async def test_a_cancelled_holder_gives_its_private_base_up(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await images.inspect(client, base) is None
+    assert held
+    assert not await is_there(client, *held)
 
 
-async def test_a_crash_leaves_no_private_base_after_the_sweep(
-    client: Engine, engine: PrivateEngine, private_registry: Registry
+@pytest.mark.parametrize("stood_there", [True, False])
+async def test_a_crash_leaves_no_leased_tag(
+    client: Engine, engine: PrivateEngine, registry: Registry, tmp_path: Path, stood_there: bool
 ) -> None:
-    """What a process that died held with credentials, the next one takes away; other names of the image stay."""
-    base = publish(engine, private_registry)
-    crashed = Bases(client).hold([(base, "")], credentials=credentials(private_registry))
+    """What a process that died left under a tag, the next one takes away before it holds anything, and puts back what
+    stood there; the note of it goes, too."""
+    base = ImageReference.parse(f"{registry.host}/crashed{uuid7()}:v1")
+    before = ""
+    if stood_there:
+        built = (await run(client, request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n")))[-1]
+        assert isinstance(built, Built)
+        before = built.image_id
+        await images.tag(client, before, base)
+    found = await images.inspect(client, BUSYBOX)
+    assert found is not None
+    volumes = {held for held in holdings(engine) if held.sort == "volume"}
+    crashed = TagLeases(client).lease(base, image_id=found.id)
     await crashed.__aenter__()
-    assert await images.inspect(client, base)
-    assert await Bases(client).sweep() == [str(base)]
-    assert await images.inspect(client, base) is None
-    assert await images.list_tags(client, BASE_MARK_REPOSITORY) == []
+    await images.tag(client, found.id, base)
+    assert {held for held in holdings(engine) if held.sort == "volume"} != volumes
+    with pytest.raises(Permanent):
+        async with Holder(client).hold(ImageReference.parse("nobody/has:this"), policy="never"):
+            pass
+    now = await images.find(client, base)
+    assert (now.id if now else "") == before
+    assert {held for held in holdings(engine) if held.sort == "volume"} == volumes
     assert await images.inspect(client, BUSYBOX)
     await crashed.__aexit__(None, None, None)
+    await images.remove(client, base)
 
 
-@pytest.mark.parametrize(
-    "name", ["imagejobd/0190:1", f"{BASE_MARK_REPOSITORY}:abc", f"library/{BASE_MARK_REPOSITORY}:abc"]
-)
-async def test_the_services_own_names_are_no_bases(client: Engine, name: str) -> None:
+async def test_a_tag_that_somebody_else_moved_is_left_alone(
+    client: Engine, holder: Holder, registry: Registry, tmp_path: Path
+) -> None:
+    """An operator who tags another image meanwhile means it."""
+    base = ImageReference.parse(f"{registry.host}/moved{uuid7()}:v1")
+    found = await images.inspect(client, BUSYBOX)
+    built = (await run(client, request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n")))[-1]
+    assert found is not None
+    assert isinstance(built, Built)
+    async with holder.leases.turn(base), holder.leases.lease(base, image_id=found.id):
+        await images.tag(client, built.image_id, base)
+    now = await images.find(client, base)
+    assert now is not None
+    assert now.id == built.image_id
+    await images.remove(client, base)
+
+
+async def test_the_services_own_names_are_no_bases(holder: Holder) -> None:
     """They may stand for what another tenant built or fetched."""
     with pytest.raises(Permanent, match="reserved") as caught:
-        async with Bases(client).hold([(ImageReference.parse(name), "")]):
+        async with holder.hold(ImageReference.parse("imagejobd/0190:1")):
             pass
     assert caught.value.code is ErrorCode.POLICY
 
 
-async def test_the_beginning_of_an_image_id_is_no_base(client: Engine, engine: PrivateEngine) -> None:
+async def test_the_beginning_of_an_image_id_is_no_base(holder: Holder, engine: PrivateEngine) -> None:
     """The engine would take it for the image; here it counts as a name that is missing."""
     short_id = engine.docker("inspect", "--format", "{{.Id}}", BUSYBOX).removeprefix("sha256:")[:12]
     with pytest.raises(Permanent, match="not in the engine"):
-        async with Bases(client).hold([(ImageReference.parse(short_id, default_tag=None), "")], policy="never"):
+        async with holder.hold(ImageReference.parse(short_id, default_tag=None), policy="never"):
             pass
-
-
-async def test_one_reference_for_two_platforms_is_refused(client: Engine) -> None:
-    """The engine would have only one of them, and its builder would fetch the other unseen; spellings do not count."""
-    base, bases = ImageReference.parse(BUSYBOX), Bases(client)
-    with pytest.raises(Permanent, match="wanted for linux/arm/v7 and for linux/arm/v6"):
-        async with bases.hold([(base, "linux/arm/v7"), (base, "linux/arm/v6")], policy="never"):
-            pass
-    async with bases.hold([(base, ""), (base, "linux/x86_64")], policy="never"):
-        pass

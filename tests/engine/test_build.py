@@ -1,10 +1,8 @@
 """Builds on a real engine, by both builders."""
 
 import json
-import tarfile
 from pathlib import Path
 
-import msgspec
 import pytest
 from builds import FROM_BASE, output, request, run
 
@@ -112,16 +110,6 @@ async def test_what_is_wrong_with_a_dockerfile_reaches_the_user(
     assert caught.value.code is ErrorCode.BUILD_FAILED
 
 
-async def test_a_missing_dockerfile_is_permanent(client: Engine, builder: str, tmp_path: Path) -> None:
-    """The classic builder answers it with status 500; it is the user's fault all the same."""
-    context = tmp_path / "without.tar"
-    with tarfile.open(context, "w") as tar:
-        tar.addfile(tarfile.TarInfo("elsewhere"))
-    with pytest.raises(Permanent, match="Dockerfile") as caught:
-        await run(client, msgspec.structs.replace(request(tmp_path, builder, FROM_BASE), context=context))
-    assert caught.value.code is ErrorCode.BUILD_FAILED
-
-
 async def test_a_target_stage_is_built_and_no_more(client: Engine, builder: str, tmp_path: Path) -> None:
     """With a target, later stages are not built; files come over from earlier stages."""
     dockerfile = (
@@ -173,11 +161,11 @@ async def test_the_network_is_the_one_that_was_asked_for(client: Engine, builder
 async def test_cache_mounts_are_apart_by_namespace(client: Engine, tmp_path: Path) -> None:
     """What one tenant leaves in a cache mount another does not find."""
     mount = f"RUN --mount=type=cache,id={uuid7()},target=/c "
-    write = request(tmp_path, "buildkit", FROM_BASE + mount + "echo left > /c/file\n", cache_namespace="one")
+    write = request(tmp_path, "buildkit", FROM_BASE + mount + "echo left > /c/file\n", cache_scope="one")
     await run(client, write)
     read = FROM_BASE + mount + "cat /c/file || echo nothing\n"
-    same = await run(client, request(tmp_path, "buildkit", read, cache_namespace="one"))
-    other = await run(client, request(tmp_path, "buildkit", read, cache_namespace="two"))
+    same = await run(client, request(tmp_path, "buildkit", read, cache_scope="one"))
+    other = await run(client, request(tmp_path, "buildkit", read, cache_scope="two"))
     assert "left\n" in output(same)
     assert "nothing\n" in output(other)
 
