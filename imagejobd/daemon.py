@@ -10,6 +10,7 @@
 
 import asyncio
 import gc
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -51,7 +52,8 @@ from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
 from imagejobd.runner.runner import Runner
 from imagejobd.store.blobs import BlobStore
-from imagejobd.store.lock import lock_state_dir
+from imagejobd.store.files import FILE_MODE, FOLDER_MODE, UMASK, set_mode
+from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import Vault
 from imagejobd.systemd import Notifier
@@ -90,6 +92,8 @@ async def serve(config: Config) -> int:
     """Open everything from the ground up, take back what a crash left, listen, and stay until told to stop."""
     worker = uuid7()
     async with AsyncExitStack() as stack:
+        umask = os.umask(UMASK)
+        stack.callback(os.umask, umask)
         state_dir, blobs = _open_state_dir(stack, config)
         vault = Vault.from_environment(state_dir)
         store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
@@ -122,7 +126,7 @@ async def serve(config: Config) -> int:
         app = create_app(door, {"engine": engine.ping}, authentication, registries=config.registry)
 
         await rescue(store, worker)
-        addresses = await open_listeners(stack, config, app)
+        addresses = await open_listeners(stack, config, app, umask=umask)
         log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host)
         vigil = Vigil(
             Notifier(),
@@ -149,13 +153,26 @@ def _open_state_dir(stack: AsyncExitStack, config: Config) -> tuple[Path, BlobSt
     """Make and hold the state folder, and clear what a crash left in it."""
     folder = Path(config.server.state_dir)
     try:
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock_state_dir(folder))
         blobs = BlobStore(folder)
         blobs.clear_spool()
+        blobs.set_modes()
+        _set_modes(folder)
     except OSError as error:
         raise ConfigError(f"server.state_dir: cannot use {folder}: {error.strerror}: {error.filename}") from None
     return folder, blobs
+
+
+def _set_modes(folder: Path) -> None:
+    """Of a state folder and files that were made under another umask. The key's are the vault's to check."""
+    for name in (LOCK_FILE_NAME, DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm"):
+        if (folder / name).exists():
+            set_mode(folder / name, FILE_MODE)
+    try:
+        set_mode(folder, FOLDER_MODE)
+    except PermissionError:
+        log.warning("the state folder belongs to another user, and keeps its permissions", state_dir=str(folder))
 
 
 def _distribute_tools(

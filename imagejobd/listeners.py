@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from aiohttp import web
 
@@ -17,10 +18,11 @@ CLOSE_TIMEOUT_S = 2.0
 LINGERING_TIME_S = 2.0
 
 
-async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Application) -> list[str]:
+async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Application, *, umask: int) -> list[str]:
     """Start serving `app`; returns the addresses. Raises `ConfigError` when one cannot be used.
 
-    Systemd's sockets replace the configured ones: the unit file has said where.
+    Systemd's sockets replace the configured ones: the unit file has said where. Who may connect to a unix socket says
+    the `umask` that the daemon was started with.
     """
     runner = web.AppRunner(
         app,
@@ -34,7 +36,7 @@ async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Applica
     passed = listen_sockets()
     if passed:
         return await _serve_passed(runner, config, passed)
-    return [await _serve(runner, listener) for listener in listeners(config)]
+    return [await _serve(runner, listener, umask) for listener in listeners(config)]
 
 
 async def _serve_passed(runner: web.AppRunner, config: Config, passed: Sequence[socket.socket]) -> list[str]:
@@ -48,7 +50,7 @@ async def _serve_passed(runner: web.AppRunner, config: Config, passed: Sequence[
     return names
 
 
-async def _serve(runner: web.AppRunner, listener: Listener) -> str:
+async def _serve(runner: web.AppRunner, listener: Listener, umask: int) -> str:
     name = f"unix:{listener.path}" if listener.path else f"{listener.host}:{listener.port}"
     site: web.BaseSite = (
         web.UnixSite(runner, listener.path, backlog=BACKLOG)
@@ -57,6 +59,8 @@ async def _serve(runner: web.AppRunner, listener: Listener) -> str:
     )
     try:
         await site.start()
+        if listener.path:
+            Path(listener.path).chmod(0o777 & ~umask)
     except OSError as error:
         raise ConfigError(f"server.listen: cannot listen on {name}: {error.strerror or error}") from None
     return name

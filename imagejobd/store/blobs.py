@@ -23,7 +23,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.store.files import disk_full, fsync_folder
+from imagejobd.store.files import FILE_MODE, FOLDER_MODE, disk_full, fsync_folder, set_mode
 
 # Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
 FLUSH_BYTES = 256 * 1024
@@ -174,6 +174,18 @@ class BlobStore:
                 return False
             path.unlink()
             return True
+
+    def set_modes(self) -> None:
+        """Give what was made under another umask the modes of what is made now. Only at boot, before anything writes.
+
+        A top folder gets its own last, so one that has it is not walked again: there may be very many blobs.
+        """
+        for top in (self._spool, self._blobs.parent):
+            if top.stat().st_mode & 0o777 != FOLDER_MODE:
+                for folder, _, names in os.walk(top, topdown=False):
+                    for name in names:
+                        set_mode(Path(folder, name), FILE_MODE)
+                    set_mode(Path(folder), FOLDER_MODE)
 
     def clear_spool(self) -> int:
         """Remove what a crash left in the spool; returns how many files. Only at boot, before anything writes."""

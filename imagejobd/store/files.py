@@ -1,4 +1,4 @@
-"""What files ask of a disk: to survive a power cut, and room."""
+"""What files ask of a disk: to survive a power cut, room, and that not everybody may read them."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,11 @@ from pathlib import Path
 from imagejobd.model.errors import ErrorCode, Temporary
 
 FULL_RETRY_AFTER_S = 30.0
+# The group may read, for backups and `sqlite3 -readonly`; logs and payloads are nobody else's business.
+FOLDER_MODE = 0o750
+FILE_MODE = 0o640
+# Of the process: what any library makes, SQLite's files too, gets the modes above.
+UMASK = 0o027
 
 
 def fsync_folder(folder: Path) -> None:
@@ -15,6 +20,13 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give `path` the permissions `mode`, where it has others; setgid and its like stay. It must be there."""
+    found = path.stat().st_mode & 0o7777
+    if found & 0o777 != mode:
+        path.chmod(found & ~0o777 | mode)
 
 
 def disk_full(holding: str) -> Temporary:

@@ -61,9 +61,11 @@ class Daemon(Peer):
         """Write the configuration file for the next start, as it is."""
         self.config_file.write_text(to_toml(config))
 
-    def start(self, *, failpoints: str = "") -> None:
-        """Start on the same state and wait for /readyz. `failpoints` arms crashes for this life only."""
+    def start(self, *, failpoints: str = "", umask: int = -1) -> None:
+        """Start on the same state and wait for /readyz. `failpoints` arms crashes for this life only; `umask` is the
+        process's, where it is not to be the caller's."""
         self._arm(failpoints)
+        self._process.umask = umask
         self._process.start(self._is_ready, timeout_s=START_TIMEOUT_S)
 
     def spawn(self, *, failpoints: str = "") -> None:

@@ -83,6 +83,7 @@ class Process:
 
     def __init__(self, argv: Sequence[str], *, log_file: Path, env: Mapping[str, str]) -> None:
         self.argv = list(argv)
+        self.umask = -1  # the caller's
         self.log_file = log_file
         self.env = dict(env)
         self._child: subprocess.Popen[bytes] | None = None
@@ -109,6 +110,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=self.umask,
             )
 
     def start(self, is_ready: Callable[[], bool], *, timeout_s: float) -> None:
