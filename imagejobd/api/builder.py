@@ -154,7 +154,9 @@ def stage(job: Job, phase: str | None) -> str:
 
 
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
-    """How this API says no."""
+    """How this API says no. For whatever is wrong with a request its document knows one status."""
+    if fault.code is ErrorCode.POLICY:
+        status = HTTPStatus.BAD_REQUEST
     return _answer({"Error": fault.message}, status)
 
 
