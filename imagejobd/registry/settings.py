@@ -5,6 +5,7 @@ configured gets what the Docker Engine gives it: verified TLS, or on loopback an
 """
 
 import copy
+import re
 import ssl
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ PASSWORD_FILE_MAX_BYTES = 64 * 1024
 # Object storage behind a registry takes no smaller part than this but the last (Amazon S3, "multipart upload limits").
 CHUNK_MIN_BYTES = 5 * 1024 * 1024
 EVERY_TENANT = "*"
+
+# The tenant of a token is an integer.
+_TENANT = re.compile(rf"{LOCAL_TENANT}|{re.escape(EVERY_TENANT)}|0|-?[1-9][0-9]*", re.ASCII)
 
 
 class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +77,7 @@ class RegistryHosts:
         self._mirrors = {name: _mirrors(name, host) for name, host in named.items()}
         for name, host in named.items():
             _check_chunk_bytes(name, host)
+            _check_tenants(name, host)
         strict, lax = verified(), unverified()
         self._verified = Certificates(strict, strict, strict)
         self._unverified = Certificates(lax, strict, lax)
@@ -213,6 +218,13 @@ def _mirrors(name: str, host: RegistryHost) -> tuple[str, ...]:
 def _check_chunk_bytes(name: str, host: RegistryHost) -> None:
     if host.chunk_bytes is not None and host.chunk_bytes < CHUNK_MIN_BYTES:
         raise invalid(f'[registry."{name}"] chunk_bytes: {host.chunk_bytes} is less than {CHUNK_MIN_BYTES}')
+
+
+def _check_tenants(name: str, host: RegistryHost) -> None:
+    for tenant in host.tenants:
+        if not _TENANT.fullmatch(tenant):
+            known = f'"{LOCAL_TENANT}", "{EVERY_TENANT}" or a number as text, the tid of tokens'
+            raise invalid(f'[registry."{name}"] tenants: {tenant!r} is no tenant; it is {known}')
 
 
 def _credentials(name: str, host: RegistryHost) -> Credentials | None:

@@ -7,6 +7,7 @@ import pytest
 
 from harness.tls import issue
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.job import NOBODY, OPERATOR, Principal
 from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost, RegistryHosts
 
 
@@ -159,3 +160,43 @@ def test_chunks_have_a_least_size() -> None:
     assert hosts.chunk_bytes_for("other.example") is None
     with pytest.raises(Permanent, match="chunk_bytes"):
         RegistryHosts({"r.example": RegistryHost(chunk_bytes=CHUNK_MIN_BYTES - 1)})
+
+
+@pytest.mark.parametrize(
+    ("tenants", "may"),
+    [
+        (None, {"local", "admin"}),
+        ((), {"admin"}),
+        (("1",), {"one", "admin"}),
+        (("local", "1"), {"local", "one", "admin"}),
+        (("*",), {"local", "one", "two", "admin", "nobody"}),
+    ],
+)
+def test_a_login_is_lent_to_tenants(tmp_path: Path, tenants: tuple[str, ...] | None, may: set[str]) -> None:
+    """A login is for callers without a token where nothing is said, else for the tenants named; always for admins, and
+    for what the operator himself orders."""
+    (tmp_path / "password").write_text("p")
+    lent = {} if tenants is None else {"tenants": tenants}
+    table = RegistryHost(username="me", password_file=str(tmp_path / "password"), **lent)
+    hosts = RegistryHosts({"r.example": table, "open.example": RegistryHost()}, admin_subjects=["root"])
+    principals = {
+        "local": Principal("local"),
+        "one": Principal("1", "somebody"),
+        "two": Principal("2", ""),
+        "admin": Principal("2", "root"),
+        "nobody": NOBODY,
+    }
+    for name, principal in principals.items():
+        seen = hosts.of(principal)
+        assert (seen.credentials_for("r.example:443") is not None) is (name in may)
+        assert seen.is_withheld("r.example:443") is (name not in may)
+        assert not seen.is_withheld("open.example")
+    assert hosts.of(OPERATOR).credentials_for("r.example") is not None
+
+
+@pytest.mark.parametrize("tenant", ["", "acme", "01", "1 ", "Local", "**"])
+def test_tenants_that_nobody_is(tenant: str) -> None:
+    """A misspelt tenant is found at start, not by its jobs."""
+    with pytest.raises(Permanent, match="tenants") as refused:
+        RegistryHosts({"r.example": RegistryHost(tenants=(tenant,))})
+    assert "r.example" in refused.value.message

@@ -11,7 +11,7 @@ from yarl import URL
 
 from harness.tls import issue
 from imagejobd.model.egress import Egress
-from imagejobd.model.job import OPERATOR
+from imagejobd.model.job import OPERATOR, Principal
 from imagejobd.model.secret import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.settings import RegistryHost, RegistryHosts
@@ -171,3 +171,25 @@ def test_a_default_port_may_be_written_or_not(
     found = approach(RegistryHosts({configured: login}), host, scheme=scheme)
     assert [endpoint.origin for endpoint in found.endpoints] == [origin]
     assert (found.login is not None) is has_login
+
+
+def test_who_may_use_a_login_or_certificate_sees_another_registry(tmp_path: Path) -> None:
+    """What two tenants see is one and the same only where both or neither may use what is configured, at the host and
+    at its mirrors; nobody else's connection has the context that holds our certificate."""
+    certificate = issue(tmp_path)
+    shown: dict[str, Any] = {"cert_file": str(certificate.certificate_file), "key_file": str(certificate.key_file)}
+    lent = RegistryHost(tenants=("1", "2"), **shown)
+    hosts = RegistryHosts({"lent.example": lent, "r.example": RegistryHost(mirrors=("lent.example",))})
+
+    def seen(host: str, tenant: str) -> Approach:
+        return Approach.to(Site(host=host, principal=Principal(tenant)), hosts)
+
+    for host in ("lent.example", "r.example"):
+        assert seen(host, "1").identity == seen(host, "2").identity
+        assert seen(host, "3").identity == seen(host, "4").identity
+        assert seen(host, "1").identity != seen(host, "3").identity
+    assert seen("other.example", "1").identity == seen("other.example", "3").identity
+    at = URL("https://lent.example/v2/")
+    assert seen("lent.example", "1").tls_for(at) is seen("lent.example", "2").tls_for(at)
+    assert seen("lent.example", "3").tls_for(at) is seen("lent.example", "4").tls_for(at)
+    assert seen("lent.example", "1").tls_for(at) is not seen("lent.example", "3").tls_for(at)

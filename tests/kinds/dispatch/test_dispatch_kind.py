@@ -306,7 +306,7 @@ def test_names_in_the_registry() -> None:
 
 
 @pytest.mark.parametrize("repository", ["", "UPPER/case", "r.example/p/", "r.example/p:tag", "r.example/p@x", "a b"])
-def test_a_bad_repository_is_refused_at_start(bench: DispatchBench, repository: str) -> None:
+async def test_a_bad_repository_is_refused_at_start(bench: DispatchBench, repository: str) -> None:
     """The key is named."""
     with pytest.raises(Permanent, match=r"kinds\.dispatch\.repository") as caught:
         bench.kind(repository=repository)
