@@ -10,15 +10,14 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 async def prune_build_cache(engine: Engine, keep_bytes: int) -> int:
-    """Remove the least recently used records beyond `keep_bytes`; returns the bytes freed. Running builds keep theirs.
-
-    `keep-storage` is the parameter's name up to API 1.47, beyond which this service does not go.
-    """
+    """Remove the least recently used records beyond `keep_bytes`; returns the bytes freed. What is in use stays."""
+    # The same by its name up to API 1.47 and by its name from 1.48 on; what an engine does not know it ignores.
+    params = [("keep-storage", str(keep_bytes)), ("reserved-space", str(keep_bytes)), ("all", "1")]
     report = await engine.request_json(
         "POST",
         "build/prune",
         _Report,
-        params=[("keep-storage", str(keep_bytes)), ("all", "1")],
+        params=params,
         timeout_s=engine.settings.prune_timeout_s,
     )
     return report.freed_bytes

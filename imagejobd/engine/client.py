@@ -23,9 +23,9 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
 Params = Sequence[tuple[str, str]]
 T = TypeVar("T")
 
-# 1.41 is Docker 20.10, the oldest engine whose BuildKit is known here; 1.47 (27.x) the newest API that was read.
+# 1.41 is Docker 20.10, the oldest engine whose BuildKit is known here; 1.52 (29.0) the newest API that was read.
 API_VERSION_MIN = (1, 41)
-API_VERSION_MAX = (1, 47)
+API_VERSION_MAX = (1, 52)
 # 20.10's own BuildKit frontend has none, and there was no 21 or 22.
 HEREDOCS_SINCE_MAJOR = 23
 # An engine with tens of thousands of images answers /images/json with tens of MiB.

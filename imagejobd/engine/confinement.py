@@ -51,10 +51,15 @@ def confined(image: str, config: ImageConfig, *, uuid: str, volume: str, limits:
 
 
 def opened(body: dict[str, Any], mount_path: str) -> dict[str, Any]:
-    """The same for a container that never starts: its root takes an archive, and its volume is at `mount_path`."""
+    """The same for a container that never starts: its root takes an archive, and its volume is at `mount_path`.
+
+    Where the image has its own VOLUMEs stands a tmpfs, which exists only in a container that runs: the engine mounts
+    volumes to look into one, and newer ones then look into nothing when there is a link in the way.
+    """
     host = body["HostConfig"]
-    mount = host["Mounts"][0] | {"Target": mount_path}
-    return body | {"HostConfig": host | {"ReadonlyRootfs": False, "Mounts": [mount]}}
+    data, *others = host["Mounts"]
+    covers = [{"Type": "tmpfs", "Target": mount["Target"]} for mount in (data, *others)]
+    return body | {"HostConfig": host | {"ReadonlyRootfs": False, "Mounts": [data | {"Target": mount_path}, *covers]}}
 
 
 def with_private_ipc(body: dict[str, Any]) -> dict[str, Any]:

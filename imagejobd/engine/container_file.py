@@ -27,6 +27,9 @@ _NO_CONTAINER = "No such container"
 # What the engine answers, with 500, to a path whose symbolic link it cannot follow.
 _BAD_LINK = re.compile(r"too many links|not a directory|file name too long", re.IGNORECASE)
 
+# … and, since its fixes of 2026, to any path in a container with an absolute link at the place of a mount.
+_LINK_IN_THE_WAY = "path escapes from parent"
+
 # Go's os.FileMode, as the engine sends it: the bits of a file's kind, of which a regular file has none.
 _KINDS = {
     1 << 27: "a symbolic link",
@@ -44,16 +47,30 @@ class _Stat(msgspec.Struct, frozen=True):
     link_target: str = msgspec.field(name="linkTarget", default="")
 
 
-async def read_file(engine: Engine, container: str, path: str, *, max_bytes: int) -> bytes | None:
+class LinkInTheWay(Permanent):
+    """The engine looks into no such container: a volume is mounted where the image has a symbolic link."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.RUN_FAILED,
+            "the image has a symbolic link where /data or one of its VOLUMEs is mounted, and the Docker Engine does not"
+            " read such a container",
+        )
+
+
+async def read_file(
+    engine: Engine, container: str, path: str, *, max_bytes: int, place: str | None = None
+) -> bytes | None:
     """The regular file at `path`; None when there is no such name. The last part of the path is never followed.
 
-    Raises `Permanent(result_invalid)` for anything else of that name and for a file over `max_bytes`, and
+    `place` is where it is in this container, when that is another path than it is to be called by. Raises
+    `Permanent(result_invalid)` for anything else of that name and for a file over `max_bytes`, `LinkInTheWay`, and
     `Temporary(conflict)` when there is no such container.
     """
     archive = engine.exchange(
         "GET",
         f"containers/{quote(container, safe='')}/archive",
-        params=[("path", path)],
+        params=[("path", place or path)],
         judge=_judge_of(path),
         idle_timeout_s=engine.settings.request_timeout_s,
     )
@@ -82,6 +99,8 @@ def removed_meanwhile(fault: Fault) -> Temporary:
 
 def _judge_of(path: str) -> faults.Judge:
     def judge(status: int, message: str) -> Fault:
+        if _LINK_IN_THE_WAY in message:
+            return LinkInTheWay()
         return _bad_link(path) if _BAD_LINK.search(message) else faults.of_engine(status, message)
 
     return judge

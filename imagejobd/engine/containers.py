@@ -7,6 +7,8 @@ own and normally takes them away itself.
 import io
 import secrets
 import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,23 +82,32 @@ async def _created(engine: Engine, name: str, body: dict[str, Any]) -> str:
     return answer.id
 
 
+@asynccontextmanager
+async def beside(engine: Engine, body: dict[str, Any], name: str) -> AsyncIterator[tuple[str, str]]:
+    """A container beside the real one, which never starts, and the folder in its root that is the volume.
+
+    No image can have anything there: its own /data may be a symbolic link, and so may any path that it can know of
+    before. Left by an error, the container stays for `discard`.
+    """
+    folder = f"imagejobd-{secrets.token_hex(16)}"
+    container = await make_container(engine, name, opened(body, f"/{folder}"))
+    yield container, folder
+    await remove(engine, container)
+
+
 async def open_to_all(engine: Engine, body: dict[str, Any], name: str) -> None:
     """Let every user write to the volume's root, which belongs to the engine's root.
 
-    The engine changes a mode only by unpacking an archive over it, for which the root must not be read-only. So a
-    container beside the real one, which never starts, has the volume where no image can have anything: its own /data
-    may be a symbolic link, and so may any path that it can know of before.
+    The engine changes a mode only by unpacking an archive over it, for which the root must not be read-only.
     """
-    path = f"imagejobd-{secrets.token_hex(16)}"
-    container = await make_container(engine, name, opened(body, f"/{path}"))
-    await engine.request(
-        "PUT",
-        f"containers/{container}/archive",
-        params=[("path", "/")],
-        body=_folder_for_all(path),
-        judge=faults.of_container,
-    )
-    await remove(engine, container)
+    async with beside(engine, body, name) as (container, folder):
+        await engine.request(
+            "PUT",
+            f"containers/{container}/archive",
+            params=[("path", "/")],
+            body=_folder_for_all(folder),
+            judge=faults.of_container,
+        )
 
 
 def _folder_for_all(path: str) -> bytes:

@@ -45,13 +45,16 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 _NETWORK = re.compile(
-    r"dial tcp|dial unix|connection refused|connection reset|broken pipe|i/o timeout|no such host|server misbehaving"
+    r"dial tcp|dial unix|no such host|server misbehaving"
     r"|network is unreachable|no route to host|TLS handshake timeout|Client\.Timeout|context deadline exceeded"
-    r"|request canceled|\bEOF\b|use of closed network connection|toomanyrequests|too many requests|status: 429"
+    r"|request canceled|use of closed network connection|toomanyrequests|too many requests|status: 429"
     r"|(?:status|status code|response):? 5\d\d|50[0234] (?:Internal|Bad Gateway|Service|Gateway)"
     r"|blob upload (?:unknown|invalid)",
     re.IGNORECASE,
 )
+# Of a network too, where one was asked for something: files may end early as well, and be called so.
+_BROKEN_OFF = re.compile(r"\bEOF\b|connection refused|connection reset|broken pipe|i/o timeout", re.IGNORECASE)
+_ASKED = re.compile(r"https?://|failed to load cache key|failed to resolve source metadata", re.IGNORECASE)
 # The engine answers these with 500 though only the caller can mend them (read on 20.10).
 _BAD_BUILD = re.compile(
     r"Cannot locate specified Dockerfile|invalid reference format|dockerfile parse error|invalid tag", re.IGNORECASE
@@ -120,7 +123,8 @@ def of_build(status: int, message: str) -> Fault:
     if _NO_SESSION in message:
         hint = "secret and ssh mounts and local sources need a build session, which this service does not offer"
         return Permanent(ErrorCode.BUILD_FAILED, f"{text}: {hint}")
-    if _NETWORK.search(message) and not _DENIED.search(message):
+    is_of_network = _NETWORK.search(message) or (_BROKEN_OFF.search(message) and _ASKED.search(message))
+    if is_of_network and not _DENIED.search(message):
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"the build could not reach a registry: {text}")
     return Permanent(ErrorCode.BUILD_FAILED, text)
 
@@ -144,11 +148,15 @@ def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
         text = f"{doing}: {shown(message)}"
         if _GOING_AWAY.search(message) or _DISK_FULL.search(message):
             return of_engine(status, message)
+        if _DENIED.search(message):
+            # The containerd store, as the Hub, says both of a private repository.
+            also = ", and the name" if _UNKNOWN.search(message) else ""
+            return Permanent(
+                ErrorCode.DENIED, f"{text}; check the user name, the password and the rights they carry{also}"
+            )
         if _UNKNOWN.search(message):
             return Permanent(ErrorCode.NOT_FOUND, f"{text}; check the name and tag, or log in if it is private")
-        if _DENIED.search(message):
-            return Permanent(ErrorCode.DENIED, f"{text}; check the user name, the password and the rights they carry")
-        if _NETWORK.search(message) or status >= 500:
+        if _NETWORK.search(message) or _BROKEN_OFF.search(message) or status >= 500:
             return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, text)
         return Permanent(ErrorCode.NOT_FOUND if status == 404 else otherwise, text)
 

@@ -18,9 +18,9 @@ from imagejobd.engine import faults, images
 from imagejobd.engine.belongings import discard, leftovers, name_of
 from imagejobd.engine.client import Engine, Reply
 from imagejobd.engine.confinement import DATA_PATH, SandboxLimits, confined, runs_as_root
-from imagejobd.engine.container_file import read_file, removed_meanwhile
+from imagejobd.engine.container_file import LinkInTheWay, read_file, removed_meanwhile
 from imagejobd.engine.container_output import Demultiplexer, Output, live
-from imagejobd.engine.containers import make_container, make_volume, open_to_all
+from imagejobd.engine.containers import beside, make_container, make_volume, open_to_all
 from imagejobd.engine.disk import FreeSpace, Probe, free_space, shortage
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 
@@ -61,10 +61,25 @@ class _Inspected(msgspec.Struct, frozen=True):
 
 
 class Sandbox:
-    """One container with its volume. Made by `create`; it runs once."""
+    """One container with its volume. Made by `create`; it runs once.
 
-    def __init__(self, engine: Engine, container: str, volume: Path, limits: SandboxLimits, probe: Probe) -> None:
+    `body` is what it was made of, and `reader` the name of another one that may be needed to read the volume.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        container: str,
+        volume: Path,
+        limits: SandboxLimits,
+        probe: Probe,
+        *,
+        body: dict[str, Any],
+        reader: str,
+    ) -> None:
         self._engine = engine
+        self._body = body
+        self._reader = reader
         self._container = container
         self._path = f"containers/{container}"
         self._volume = volume
@@ -103,7 +118,17 @@ class Sandbox:
         Raises `Permanent(result_invalid)` for anything else of that name (link, directory, FIFO, device) and for one
         that is larger.
         """
-        return await read_file(self._engine, self._container, f"{DATA_PATH}/{name}", max_bytes=max_bytes)
+        path = f"{DATA_PATH}/{name}"
+        try:
+            return await read_file(self._engine, self._container, path, max_bytes=max_bytes)
+        except LinkInTheWay:
+            return await _uncut(self._read_beside(path, name, max_bytes))
+
+    async def _read_beside(self, path: str, name: str, max_bytes: int) -> bytes | None:
+        """The container ran, for the runtime follows links inside its root, and the volume can be read without it."""
+        async with beside(self._engine, self._body, self._reader) as (container, folder):
+            place = f"/{folder}/{name}"
+            return await read_file(self._engine, container, path, max_bytes=max_bytes, place=place)
 
     async def _told(self, output_max_bytes: int, timeout_s: float) -> AsyncGenerator[Output | Exit, None]:
         _refuse_full_disk(self._probe(self._volume), self._limits)
@@ -246,7 +271,8 @@ async def create(
     if not runs_as_root(found.config):
         await _uncut(open_to_all(engine, body, name_of(uuid, attempt, "prepare")))
     container = await _uncut(make_container(engine, name, body))
-    return Sandbox(engine, container, volume, limits, probe)
+    reader = name_of(uuid, attempt, "read")
+    return Sandbox(engine, container, volume, limits, probe, body=body, reader=reader)
 
 
 def _refuse_full_disk(space: FreeSpace | None, limits: SandboxLimits) -> None:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from builds import FROM_BASE, fake_engine, is_running, lines, request, run, seconds_until, unique_sleep
 
@@ -15,7 +16,7 @@ from imagejobd.engine.build import build
 from imagejobd.engine.client import Engine
 from imagejobd.engine.events import Built, Output
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.model.errors import ErrorCode, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Temporary
 
 STOP_S = 2.0
 START_S = 20.0
@@ -126,6 +127,32 @@ async def test_an_engine_that_says_that_it_goes_is_temporary(builder: str, tmp_p
         with pytest.raises(Temporary) as caught:
             await run(client, request(tmp_path, builder, "FROM x\n"))
         assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('failed to load cache key: Get "http://127.0.0.1:1/x": EOF', ErrorCode.REGISTRY_UNAVAILABLE),
+        ("failed to load cache key: unexpected EOF", ErrorCode.REGISTRY_UNAVAILABLE),
+        (
+            "pulling from host h failed with status code: 503 Service Unavailable",
+            ErrorCode.REGISTRY_UNAVAILABLE,
+        ),
+        ("received unexpected HTTP status: 503 Service Unavailable", ErrorCode.REGISTRY_UNAVAILABLE),
+        ("dial tcp 127.0.0.1:1: connect: connection refused", ErrorCode.REGISTRY_UNAVAILABLE),
+        ("dockerfile parse error line 3: unexpected EOF", ErrorCode.BUILD_FAILED),
+        ('failed to compute cache key: "/connection refused": not found', ErrorCode.BUILD_FAILED),
+        ("ADD failed: i/o timeout.txt: file does not exist", ErrorCode.BUILD_FAILED),
+    ],
+)
+async def test_only_a_network_is_tried_again(builder: str, tmp_path: Path, text: str, code: ErrorCode) -> None:
+    """Words that a file or a parser may use too count as a registry's only where something was asked for."""
+    line = msgspec.json.encode({"errorDetail": {"message": text}}).decode()
+    async with fake_engine(tmp_path, lines(line)) as client:
+        with pytest.raises(Fault) as caught:
+            await run(client, request(tmp_path, builder, "FROM x\n"))
+        assert caught.value.code is code
+        assert isinstance(caught.value, Temporary) == (code is not ErrorCode.BUILD_FAILED)
 
 
 @pytest.mark.parametrize("line", ['{"error":"it broke"}', '{"errorDetail":{"message":"it broke"}}'])

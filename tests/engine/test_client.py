@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from builds import fake_engine, lines
+from builds import FROM_BASE, fake_engine, lines, request, run
 
+from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
+from imagejobd.engine import images
+from imagejobd.engine.cache import prune_build_cache
 from imagejobd.engine.client import API_VERSION_MAX, Engine
+from imagejobd.engine.history import delete_history
 from imagejobd.engine.settings import DEFAULT_HOST, Builder, EngineSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.reference import ImageReference
 
 
 async def test_a_real_engine_says_who_it_is(client: Engine) -> None:
@@ -21,13 +26,13 @@ async def test_a_real_engine_says_who_it_is(client: Engine) -> None:
     assert info.os == "linux"
 
 
-@pytest.mark.parametrize(("theirs", "spoken"), [("1.41", "1.41"), ("1.44", "1.44"), ("1.99", "1.47"), ("2.0", "1.47")])
+@pytest.mark.parametrize(("theirs", "spoken"), [("1.41", "1.41"), ("1.44", "1.44"), ("1.99", "1.52"), ("2.0", "1.52")])
 async def test_the_version_is_the_highest_that_both_know(tmp_path: Path, theirs: str, spoken: str) -> None:
     """Requests go to the path of that version."""
     paths: list[str] = []
 
-    async def answer(request: web.Request) -> web.Response:
-        paths.append(request.path)
+    async def answer(asked: web.Request) -> web.Response:
+        paths.append(asked.path)
         return web.json_response([])
 
     async with fake_engine(tmp_path, answer, ApiVersion=theirs) as engine:
@@ -36,7 +41,27 @@ async def test_the_version_is_the_highest_that_both_know(tmp_path: Path, theirs:
     assert paths == [f"/v{spoken}/images/json"]
 
 
-@pytest.mark.parametrize("version", [{"ApiVersion": "1.40"}, {"ApiVersion": "1.60", "MinAPIVersion": "1.50"}])
+async def test_an_engine_that_has_given_up_old_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Docker 29 speaks API 1.44 and newer only: everything is asked in a version that it takes."""
+    # Engines from 25 on obey it, and then refuse as 29 does of its own.
+    monkeypatch.setenv("DOCKER_MIN_API_VERSION", "1.44")
+    with PrivateEngine() as old_refused:
+        load_busybox(old_refused)
+        async with Engine(EngineSettings(host=old_refused.host)) as client:
+            tag = ImageReference.parse("imagejobd/modern:1")
+            await run(client, request(tmp_path, "buildkit", FROM_BASE + "RUN true\n", tags=(str(tag),)))
+            assert await images.list_tags(client, tag.repository) == [str(tag)]
+            assert await images.remove(client, tag)
+            await delete_history(client, tag.repository)
+            await prune_build_cache(client, 0)
+            info = await client.ping()
+            if not info.version.startswith("20."):
+                client._aiodocker().api_version = "v1.43"
+                with pytest.raises(Permanent, match="too old"):
+                    await client.request("GET", "images/json")
+
+
+@pytest.mark.parametrize("version", [{"ApiVersion": "1.40"}, {"ApiVersion": "1.60", "MinAPIVersion": "1.53"}])
 async def test_no_common_version_is_permanent(tmp_path: Path, version: dict[str, str]) -> None:
     """The fault says what has to be upgraded."""
     async with fake_engine(tmp_path, lines(), **version) as engine:
@@ -58,7 +83,7 @@ async def test_no_engine_is_temporary(tmp_path: Path) -> None:
 async def test_a_silent_engine_is_temporary(tmp_path: Path) -> None:
     """A request that gets no answer ends after its time."""
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(asked: web.Request) -> web.Response:
         await asyncio.sleep(5)
         return web.Response()
 
@@ -71,8 +96,8 @@ async def test_an_upgraded_engine_is_asked_again(tmp_path: Path) -> None:
     """After a fault of the connection the version is agreed on anew."""
     fails = True
 
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response({"message": "starting"}, status=503) if fails else web.Response(text=request.path)
+    async def answer(asked: web.Request) -> web.Response:
+        return web.json_response({"message": "starting"}, status=503) if fails else web.Response(text=asked.path)
 
     async with fake_engine(tmp_path, answer) as engine:
         with pytest.raises(Temporary, match="starting"):

@@ -83,6 +83,18 @@ async def test_listing_while_other_images_go(client: Engine, engine: PrivateEngi
     assert all(await removing)
 
 
+async def test_a_list_that_never_comes_is_temporary(tmp_path: Path) -> None:
+    """The containerd store answers 404 for an image that went; a list has no such answer of its own."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"message": "content digest sha256:x: not found"}, status=404)
+
+    async with fake_engine(tmp_path, answer) as client:
+        with pytest.raises(Temporary, match="content digest") as caught:
+            await images.list_tags(client, "x")
+        assert caught.value.code is ErrorCode.CONFLICT
+
+
 async def test_tagging_what_is_not_there_is_not_found(client: Engine) -> None:
     """A missing source is a permanent fault."""
     with pytest.raises(Permanent) as caught:
@@ -188,8 +200,9 @@ def test_the_platform_of_an_image(platform: str, fits: bool) -> None:
 
 
 async def test_pruning_empties_the_build_cache(client: Engine, engine: PrivateEngine, tmp_path: Path) -> None:
-    """Down to 0 bytes nothing is kept; a second pruning finds nothing, and builds go on working."""
+    """What is to be kept is; down to 0 bytes nothing is. A second pruning finds nothing, and builds go on working."""
     await run(client, request(tmp_path, "buildkit", FROM_BASE + f"RUN echo {uuid7()} > /unique\n"))
+    assert await prune_build_cache(client, 1 << 40) == 0
     assert await prune_build_cache(client, 0) > 0
     assert await prune_build_cache(client, 0) == 0
     events = await run(client, request(tmp_path, "buildkit", FROM_BASE + "RUN true\n"))

@@ -144,6 +144,13 @@ async def test_no_digest_of_this_tag_is_no_success(tmp_path: Path, line: str) ->
         ("unexpected EOF", Temporary, ErrorCode.REGISTRY_UNAVAILABLE),
         ("denied: requested access to the resource is denied", Permanent, ErrorCode.DENIED),
         ("unauthorized: authentication required", Permanent, ErrorCode.DENIED),
+        (
+            "push access denied, repository does not exist or may require authorization: authorization failed: no basic"
+            " auth credentials",
+            Permanent,
+            ErrorCode.DENIED,
+        ),
+        ("manifest unknown", Permanent, ErrorCode.NOT_FOUND),
         ("manifest invalid: tag is immutable", Permanent, ErrorCode.PUSH_FAILED),
     ],
 )

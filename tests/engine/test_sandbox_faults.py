@@ -98,7 +98,7 @@ class Engineered:
 @contextlib.asynccontextmanager
 async def engineered(folder: Path, container: Engineered) -> AsyncIterator[Sandbox]:
     async with fake_engine(folder, container.answer) as engine:
-        yield Sandbox(engine, "c", folder, LIMITS, lambda _: None)
+        yield Sandbox(engine, "c", folder, LIMITS, lambda _: None, body={}, reader="r")
 
 
 async def test_both_streams_are_open_before_the_start(tmp_path: Path) -> None:
@@ -269,7 +269,8 @@ def test_a_failed_build_does_not_tell_the_engines_folders() -> None:
     assert told == "lstat /app: no such file"
     began = time.monotonic()
     faults.of_container(400, "/" * 1_000_000)
-    assert time.monotonic() - began < 0.3
+    # A second try at each slash would take hours.
+    assert time.monotonic() - began < 30
 
 
 async def test_a_failed_step_does_not_tell_the_engines_folders(client: Engine, tmp_path: Path) -> None:

@@ -41,7 +41,11 @@ def _volumes(engine: PrivateEngine) -> Iterator[Held]:
 
 
 def _images(engine: PrivateEngine) -> Iterator[Held]:
-    for found in _get(engine, "/images/json?all=1"):
+    listed = _get(engine, "/images/json?all=1")
+    while not isinstance(listed, list):
+        # The containerd store answers 404 when an image goes as it makes the list.
+        listed = _get(engine, "/images/json?all=1")
+    for found in listed:
         for name in found["RepoTags"] or [found["Id"]]:
             yield Held("image", name, _owner(found))
 

@@ -9,11 +9,12 @@ from imagejobd.engine.sandbox import SandboxLimits
 from imagejobd.engine.settings import Network
 from imagejobd.model.bounds import GIB, KIB, MIB, Bytes, Seconds
 
-# The engine takes no less memory or CPU. The other two leave room for what starts a container, its init and a shell.
+# The engine takes no less memory or CPU. The other two leave room for what starts a container, of which runc 1.3 alone
+# has 24 files open, its init and a shell.
 Memory = Annotated[int, Meta(ge=6 * MIB)]
 Cpus = Annotated[float, Meta(ge=0.01)]
 Pids = Annotated[int, Meta(ge=8)]
-Files = Annotated[int, Meta(ge=16)]
+Files = Annotated[int, Meta(ge=64)]
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from imagejobd.kinds.run.settings import RunSettings
 
 @pytest.mark.parametrize(
     "table",
-    [{"memory_bytes": 1024**2}, {"cpus": 0.001}, {"pids": 1}, {"files": 1}],
+    [{"memory_bytes": 1024**2}, {"cpus": 0.001}, {"pids": 1}, {"files": 63}],
     ids=lambda table: next(iter(table)),
 )
 def test_limits_under_which_nothing_runs_are_refused(table: dict[str, Any]) -> None:
