@@ -11,7 +11,7 @@ from imagejobd.archive import dockerfile_context, index
 from imagejobd.building.access import RegistryAccess
 from imagejobd.building.console import Console
 from imagejobd.building.context import Context
-from imagejobd.building.tools import BuildTools, job_repository
+from imagejobd.building.tools import BuildTools
 from imagejobd.engine import images
 from imagejobd.engine.bases import PullPolicy
 from imagejobd.engine.build import BuildRequest, build
@@ -21,6 +21,7 @@ from imagejobd.model.dockerfile import Base, Plan
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reserved import held_repository, job_repository
 from imagejobd.model.work import Work
 from imagejobd.store.blobs import storage_faults
 
@@ -157,7 +158,7 @@ async def _hold(
     held = await stack.enter_async_context(
         tools.bases.hold(
             wanted,
-            repository=job_repository(work.job.uuid),
+            repository=held_repository(work.job.uuid),
             policy=recipe.pull,
             credentials=access.credentials_at(base.reference.host for base in bases),
             pulling=access.pull,

@@ -9,13 +9,13 @@ from typing import Any
 
 import structlog
 
-from imagejobd.building.tools import BuildTools, job_repository
+from imagejobd.building.tools import BuildTools
 from imagejobd.engine import images
 from imagejobd.engine.history import delete_history, list_history
 from imagejobd.model.errors import ClaimLost, Fault
 from imagejobd.model.ids import is_uuid
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import JOB_PREFIX
+from imagejobd.model.reserved import HELD_PREFIX, JOB_PREFIX, held_repository, job_repository
 from imagejobd.model.work import Work
 
 Discard = Callable[[str, Mapping[str, Any]], Awaitable[None]]
@@ -38,15 +38,15 @@ async def purge_surely(work: Work, discard: Discard, *, timeout_s: float) -> Non
 async def leftovers(tools: BuildTools) -> set[str]:
     """UUIDs of all jobs that an image in the engine, or a record of a build, still belongs to."""
     await tools.leases.sweep()
-    tags = await images.list_tags(tools.engine, f"{JOB_PREFIX}*")
+    tags = await images.list_tags(tools.engine, f"{JOB_PREFIX}*", f"{HELD_PREFIX}*")
     names = [*tags, *await list_history(tools.engine)]
-    named = {name.removeprefix(JOB_PREFIX).partition(":")[0] for name in names}
+    named = {name.removeprefix(HELD_PREFIX).removeprefix(JOB_PREFIX).partition(":")[0] for name in names}
     return {uuid for uuid in named if is_uuid(uuid)}
 
 
 async def purge(tools: BuildTools, uuid: str) -> None:
     """Remove everything of a job from the engine: the names of its image, those of bases that a crash has left held,
     and what was said as it was built."""
-    for tag in await images.list_tags(tools.engine, job_repository(uuid)):
+    for tag in await images.list_tags(tools.engine, job_repository(uuid), held_repository(uuid)):
         await images.remove(tools.engine, ImageReference.parse(tag))
     await delete_history(tools.engine, job_repository(uuid))

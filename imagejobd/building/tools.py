@@ -11,7 +11,6 @@ from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.job import OPERATOR
-from imagejobd.model.reserved import JOB_PREFIX
 from imagejobd.model.secret import Credentials
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
@@ -38,9 +37,3 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     def operators_access(self, work: Work) -> RegistryAccess:
         """What the operator may do, for what the configuration orders, whoever's job it is."""
         return RegistryAccess(self.registry, self.egress, work, OPERATOR)
-
-
-def job_repository(uuid: str) -> str:
-    """The engine-local repository that holds a job's images and nobody else's: identical builds share an image id,
-    so the name is what makes one job's image its own."""
-    return f"{JOB_PREFIX}{uuid}"

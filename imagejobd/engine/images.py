@@ -5,7 +5,7 @@ must not take another's image. The engine drops an image itself when its last na
 """
 
 import fnmatch
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
@@ -105,20 +105,22 @@ async def remove(engine: Engine, reference: ImageReference) -> bool:
     return True
 
 
-async def list_tags(engine: Engine, pattern: str) -> list[str]:
-    """All names (`repository:tag`) whose repository is `pattern`, in which a `*` stands for anything; sorted.
+async def list_tags(engine: Engine, *patterns: str) -> list[str]:
+    """All names (`repository:tag`) whose repository is one of `patterns`, in which a `*` stands for anything; sorted.
 
     On the containerd store a list of all images takes long, and any list fails when an image in it goes meanwhile: then
     it is asked for again. Raises `Temporary(conflict)` when that happens `LIST_TRIES` times.
     """
-    listed = await _listed(engine, pattern)
+    listed = await _listed(engine, patterns)
     names = {name for image in listed for name in image.tags or ()}
     # Some engines give all names of an image of which one fits.
-    return sorted(name for name in names if fnmatch.fnmatchcase(name.rpartition(":")[0], pattern))
+    return sorted(
+        name for name in names if any(fnmatch.fnmatchcase(name.rpartition(":")[0], pattern) for pattern in patterns)
+    )
 
 
-async def _listed(engine: Engine, pattern: str) -> list[ImageInfo]:
-    params = [("filters", msgspec.json.encode({"reference": [pattern]}).decode())]
+async def _listed(engine: Engine, patterns: Sequence[str]) -> list[ImageInfo]:
+    params = [("filters", msgspec.json.encode({"reference": patterns}).decode())]
     for _ in range(LIST_TRIES):
         try:
             return await engine.request_json("GET", "images/json", list[ImageInfo], params=params)

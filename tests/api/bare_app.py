@@ -8,13 +8,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from harness.building import building_tools
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
 from imagejobd.api.door import Door
 from imagejobd.api.settings import Auth, Server
-from imagejobd.building.egress import EngineEgress
-from imagejobd.building.tools import BuildTools
-from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build import tools as build
@@ -35,7 +33,6 @@ from imagejobd.model.job import Claim
 from imagejobd.model.work import Kind
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
-from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.protocol import Room
 from imagejobd.store.sqlite import SqliteStore
@@ -100,14 +97,7 @@ async def bare_app(
         RegistryClient({}, Egress()) as registry,
     ):
         blobs = BlobStore(folder)
-        building = BuildTools(
-            engine=engine,
-            bases=Bases(engine),
-            registry=registry,
-            egress=EngineEgress(Egress(), Names()),
-            blobs=blobs,
-            policy=policy or Policy(),
-        )
+        building = building_tools(engine, registry, blobs, policy=policy)
         own: dict[str, Kind] = {
             "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),
             "run": RunKind(run.Tools(building=building, settings=RunSettings())),

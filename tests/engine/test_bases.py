@@ -20,6 +20,7 @@ from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.ids import uuid7
 from imagejobd.model.reference import ImageReference
+from imagejobd.model.reserved import held_repository
 from imagejobd.model.secret import Credentials, Secret
 
 
@@ -39,7 +40,7 @@ class Holder:
         credentials: Mapping[str, Credentials] | None = None,
     ) -> AbstractAsyncContextManager[HeldBases]:
         return self.bases.hold(
-            [(reference, platform)], repository=f"imagejobd/{uuid7()}", policy=policy, credentials=credentials
+            [(reference, platform)], repository=held_repository(uuid7()), policy=policy, credentials=credentials
         )
 
 

@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
+from harness.building import building_tools
 from harness.engine import PrivateEngine
-from imagejobd.building.egress import EngineEgress
-from imagejobd.building.tools import BuildTools
-from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build.kind import BuildKind
@@ -17,11 +15,9 @@ from imagejobd.kinds.build.tools import Tools as BuildTool
 from imagejobd.kinds.run.kind import RunKind
 from imagejobd.kinds.run.settings import RunSettings
 from imagejobd.kinds.run.tools import Tools as RunTool
-from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 
 DOCKERFILE = "FROM scratch\nCOPY <<CMD /x\nCOPY --from=evil a b\nCMD\n"
@@ -31,14 +27,7 @@ def kinds(
     engine: Engine, registry: RegistryClient, egress: Egress, blobs: BlobStore
 ) -> list[tuple[BuildKind | RunKind, dict[str, Any]]]:
     """Each kind that takes a Dockerfile, with the rest of a spec."""
-    building = BuildTools(
-        engine=engine,
-        bases=Bases(engine),
-        registry=registry,
-        egress=EngineEgress(egress, Names()),
-        blobs=blobs,
-        policy=Policy(),
-    )
+    building = building_tools(engine, registry, blobs, egress=egress)
     build = BuildKind(BuildTool(building=building, egress=egress, settings=BuildSettings()))
     return [(build, {"image": "app"}), (RunKind(RunTool(building=building, settings=RunSettings())), {})]
 

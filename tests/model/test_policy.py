@@ -215,7 +215,7 @@ def test_bases_can_have_to_name_their_digest():
 
 def test_names_of_the_service_are_no_bases():
     """What other jobs built stands in the engine under reserved names, and no policy opens them."""
-    for name in ("imagejobd/0198:1", "docker.io/imagejobd/x", "imagejobd-base:x"):
+    for name in ("imagejobd/0198:1", "docker.io/imagejobd/x", "127.0.0.1:1/imagejobd/x:base"):
         assert "[rule reserved]" in refusal(f"FROM {name}")
 
 

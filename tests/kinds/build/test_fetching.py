@@ -11,20 +11,16 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from imagejobd.building.egress import EngineEgress
-from imagejobd.building.tools import BuildTools
-from imagejobd.engine.bases import Bases
+from harness.building import building_tools
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.kinds.build.fetching import fetch_context
 from imagejobd.kinds.build.settings import BuildSettings
 from imagejobd.kinds.build.spec import BuildSpec
 from imagejobd.kinds.build.tools import Tools
-from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 
 
@@ -68,14 +64,7 @@ async def test_the_blob_is_pinned_until_it_is_saved(tmp_path: Path, fault: Tempo
     app.router.add_get("/c.tar", answer)
     engine, blobs = Engine(EngineSettings(host="unix:///nowhere")), BlobStore(tmp_path)
     egress = Egress(EgressSettings(deny=()))
-    building = BuildTools(
-        engine=engine,
-        bases=Bases(engine),
-        registry=RegistryClient({}, egress),
-        egress=EngineEgress(egress, Names()),
-        blobs=blobs,
-        policy=Policy(),
-    )
+    building = building_tools(engine, RegistryClient({}, egress), blobs, egress=egress)
     tools = Tools(building=building, egress=egress, settings=BuildSettings())
     work = FetchWork(blobs, fault)
     async with TestServer(app) as server:

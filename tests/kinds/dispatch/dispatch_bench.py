@@ -4,21 +4,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from imagejobd.building.egress import EngineEgress
-from imagejobd.building.tools import BuildTools
+from harness.building import building_tools
 from imagejobd.engine import images
-from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.kinds.dispatch.kind import DispatchKind
 from imagejobd.kinds.dispatch.settings import DispatchSettings
 from imagejobd.kinds.dispatch.tools import Tools
-from imagejobd.model.dockerfile.policy import Policy
-from imagejobd.model.egress import Egress
 from imagejobd.model.ids import uuid7
 from imagejobd.model.job import Enqueued, Job, NewJob
 from imagejobd.model.reserved import JOB_PREFIX
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.names import Names
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.sqlite import SqliteStore
 from runner.runner_bench import QUICK, Bench
@@ -35,14 +30,7 @@ class DispatchBench(Bench):
 
     def kind(self, engine: Engine | None = None, **settings: Any) -> DispatchKind:
         client = engine or self.engine
-        building = BuildTools(
-            engine=client,
-            bases=Bases(client),
-            registry=self._registry,
-            egress=EngineEgress(Egress(), Names()),
-            blobs=self.blobs,
-            policy=Policy(),
-        )
+        building = building_tools(client, self._registry, self.blobs)
         return DispatchKind(Tools(building=building, settings=DispatchSettings(**settings)))
 
     async def submit(self, kind: DispatchKind, payload: bytes, *, tenant: str = "7") -> Enqueued:

@@ -61,7 +61,9 @@ def test_policy_is_asked(dockerfile: str, code: ErrorCode, line: str) -> None:
 
 def test_size_is_bounded() -> None:
     """A megabyte is taken, a byte more is not."""
-    most = "FROM scratch\n" + "#\n" * ((DOCKERFILE_MAX_BYTES - len("FROM scratch\n")) // 2) + "\n"
+    comment = "#" * 1022 + "\n\n"
+    most = "FROM scratch\n" + comment * (DOCKERFILE_MAX_BYTES // len(comment) - 1)
+    most += "\n" * (DOCKERFILE_MAX_BYTES - len(most))
     assert len(most) == DOCKERFILE_MAX_BYTES
     parse({"dockerfile": most}, policy=POLICY)
     assert refusal(dockerfile=most + "\n").code is ErrorCode.TOO_LARGE
