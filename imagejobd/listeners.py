@@ -8,6 +8,7 @@ from pathlib import Path
 from aiohttp import web
 
 from imagejobd.config import Config, ConfigError, Listener, check_listener, listeners
+from imagejobd.model.bounds import KIB
 from imagejobd.systemd import listen_sockets
 
 # Clients wait here while the event loop is busy; the kernel caps it at net.core.somaxconn.
@@ -16,6 +17,9 @@ BACKLOG = 1024
 CLOSE_TIMEOUT_S = 2.0
 # How long the rest of a refused body is swallowed, so that its sender may read the answer; then the connection ends.
 LINGERING_TIME_S = 2.0
+# What is read ahead of a handler. A client may send HTTP chunks of a byte each, which take microseconds each; aiohttp
+# reads a sixteenth of this number of them at a time.
+READ_AHEAD_BYTES = 64 * KIB
 
 
 async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Application, *, umask: int) -> list[str]:
@@ -29,6 +33,7 @@ async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Applica
         access_log=None,
         shutdown_timeout=CLOSE_TIMEOUT_S,
         lingering_time=LINGERING_TIME_S,
+        read_bufsize=READ_AHEAD_BYTES,
         auto_decompress=False,
     )
     await runner.setup()

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 JSON = "application/json"
 TEXT = "text/plain"
+# Browsers send 150; what comes after so many is not looked at.
+ACCEPT_MAX_CHARS = 4096
 
 
 def prefers_json(accept: str) -> bool:
@@ -11,7 +13,7 @@ def prefers_json(accept: str) -> bool:
 
     Among equal weights the form that is named beats the one that a wildcard lets in; where both are named it is text.
     """
-    ranges = list(_ranges(accept))
+    ranges = list(_ranges(accept[:ACCEPT_MAX_CHARS]))
     return _rank(JSON, ranges) > _rank(TEXT, ranges)
 
 

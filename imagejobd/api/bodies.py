@@ -40,7 +40,8 @@ Hold = Callable[[int], None]
 
 
 def is_multipart(request: web.Request) -> bool:
-    return request.content_type.startswith("multipart/")
+    # aiohttp's `content_type` goes through the parser of e-mail: a third of a second for 8 KiB of semicolons.
+    return request.headers.get(hdrs.CONTENT_TYPE, "").lstrip().lower().startswith("multipart/")
 
 
 async def read_body(

@@ -21,7 +21,8 @@ from imagejobd.model.work import Upload
 
 KIND = "build"
 JSON_PART_MAX_BYTES = 1024 * 1024
-LOG_BLOCKS_MAX = 256
+# 4 MiB, which are decoded and encoded in one go.
+LOG_BLOCKS_MAX = 64
 PART_NAMES = frozenset({"json", "tarfile"})
 NULL = msgspec.Raw(b"null")
 PUSHING_PHASES = frozenset({"pushing", "purging"})

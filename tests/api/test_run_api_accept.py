@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagejobd.api.accept import prefers_json
+from imagejobd.api.accept import ACCEPT_MAX_CHARS, prefers_json
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,10 @@ def test_json(accept: str) -> None:
 def test_text(accept: str) -> None:
     """Text for everybody else."""
     assert not prefers_json(accept)
+
+
+def test_long_headers_are_not_read_to_their_end() -> None:
+    """What follows thousands of characters counts for nothing."""
+    others = "text/html," * (ACCEPT_MAX_CHARS // 10)
+    assert prefers_json("application/json," + others * 100)
+    assert not prefers_json(others + "text/html, application/json")

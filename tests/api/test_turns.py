@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 from asking_kind import AskingKind
 from bare_app import SERVER, BareApp, bare_app
 
-from imagejobd.api.bodies import base64_chunks, body_chunks
+from imagejobd.api.bodies import base64_chunks, body_chunks, is_multipart
 from imagejobd.api.door import LONG_PARSES_MAX, PARSED_AT_ONCE_MAX_CHARS
 from imagejobd.model.job import Json
 from imagejobd.model.work import Accepted, Upload
@@ -87,6 +88,15 @@ async def test_a_sender_that_is_always_ahead() -> None:
 async def test_large_base64() -> None:
     """So does every piece of a text that is decoded."""
     assert await turns_of_others(base64_chunks("QUJD" * 2**20, "x"), 16) >= 15
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data" + "; " * 4000, "Multipart/Mixed;" + "a=b;" * 2000])
+def test_long_content_types(content_type: str) -> None:
+    """What sort of body it is takes no time to tell."""
+    request = make_mocked_request("POST", "/", headers={"Content-Type": content_type})
+    began = time.process_time()
+    assert all(is_multipart(request) for _ in range(100))
+    assert time.process_time() - began < 0.5
 
 
 async def test_long_specs_take_turns(app: BareApp, kind: SlowKind) -> None:
