@@ -65,8 +65,7 @@ class BuildKind:
         settings = self._tools.settings
         own_host = ImageReference.parse(spec.image).host
         access = self._building.access(work, own_host=own_host, own=spec.credentials(work.secrets))
-        for reference in spec.references:
-            await self._building.egress.check_registry(reference.host)
+        await self._building.egress.check_registry(own_host)
         context = await fetch_context(self._tools, work, spec)
         recipe = _recipe(spec, timeout_s=settings.build_timeout_s)
         image = await build_image(self._building, work, recipe, context, access)
