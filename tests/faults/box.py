@@ -13,6 +13,7 @@ from harness.daemon import Daemon
 from harness.engine import PrivateEngine
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.waiting import until
+from imagejobd.model.reserved import HELD_PREFIX
 
 END_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
@@ -141,11 +142,12 @@ def box(engine: PrivateEngine, *, failpoints: str = "", **settings: Any) -> Iter
 
 
 def leftovers(engine: PrivateEngine) -> list[str]:
-    """Images, private bases and containers of jobs that the engine has; what the tests themselves make is no job's."""
+    """Images, bases, containers and volumes of jobs that the engine has; what the tests themselves make is no job's."""
     images = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
     containers = engine.docker("ps", "--all", "--quiet").split()
-    ours = [name for name in images if name.startswith("imagejobd") or f"/{BASES}:" in name]
-    return [name for name in ours if not name.startswith("imagejobd-test/")] + containers
+    volumes = [name for name in engine.docker("volume", "ls", "--quiet").split() if name.startswith("imagejobd")]
+    ours = [name for name in images if name.startswith(("imagejobd", HELD_PREFIX)) or f"/{BASES}:" in name]
+    return [name for name in ours if not name.startswith("imagejobd-test/")] + containers + volumes
 
 
 def publish_base(engine: PrivateEngine, registry: Registry, tag: str) -> str:

@@ -15,6 +15,7 @@ from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
+from imagejobd.model.reserved import HELD_PREFIX
 
 CRASHES_MAX = 3
 
@@ -128,7 +129,9 @@ def test_private_base_after_a_crash(engine: PrivateEngine, private_registry: Reg
         owner = b.build(f"{image}:1", f"FROM {base}\nRUN sleep {seconds}\n", **LOGIN)
         until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
         b.daemon.kill()
-        assert base in leftovers(engine)
+        held = [name for name in leftovers(engine) if name.startswith(HELD_PREFIX)]
+        assert held
+        assert base not in leftovers(engine)
         b.daemon.start()
         other = b.ended(b.build(f"{image}:2", f"FROM {base}\nRUN true\n"))
         assert (other["state"], other["error"]["code"]) == ("failed", "denied")
