@@ -89,7 +89,7 @@ async def test_cut_in_mid_blob(proxy: FaultProxy, client: RegistryClient, blob: 
 async def test_stall_in_mid_blob(proxy: FaultProxy, blob: Descriptor) -> None:
     """A server that goes silent is a cut one, after the idle time-out."""
     proxy.add("GET", BLOBS, StallResponse(500_000))
-    async with RegistryClient({}, Egress(), timing=HASTE, idle_timeout_s=0.3) as client:
+    async with RegistryClient({}, Egress(), timing=HASTE, idle_timeout_s=1) as client:
         assert await read(client, proxy.host, blob) == CONTENT
     assert ranges(proxy) == [None, "bytes=500000-"]
 

