@@ -3,13 +3,13 @@
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 from calls import curl, until
 
 from harness.base_image import BUSYBOX
+from harness.client import stopped_after_s
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
 from harness.services import program, require
@@ -18,11 +18,9 @@ FROM = f"FROM {BUSYBOX}\n"
 PERF = """CMD echo '{"perf": 0.5}' > /data/perf.json"""
 LAUNCHED = "Job was launched with id "
 SMALL_BYTES = 4096
-TIMEOUT_S = 2.0
 # Bounds that a container reaches at once.
 TIGHT = {
     "memory_bytes": 24 * 1024 * 1024,
-    "timeout_s": TIMEOUT_S,
     "file_max_bytes": 1024 * 1024,
     "perf_max_bytes": SMALL_BYTES,
     "output_max_bytes": 64 * 1024,
@@ -34,6 +32,14 @@ def tight_daemon(engine: PrivateEngine) -> Iterator[Daemon]:
     """A daemon that gives a container little of everything."""
     require("curl")
     with Daemon({"kinds": {"run": TIGHT}}, engine_host=engine.host) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def hasty_daemon(engine: PrivateEngine) -> Iterator[Daemon]:
+    """A daemon that gives it little time as well."""
+    require("curl")
+    with Daemon({"kinds": {"run": TIGHT | {"timeout_s": 2.0}}}, engine_host=engine.host) as daemon:
         yield daemon
 
 
@@ -148,12 +154,10 @@ def test_cancel_kills(daemon: Daemon, engine: PrivateEngine) -> None:
     job = launch(daemon, f"{FROM}CMD trap '' TERM; echo deaf; while true; do sleep 1; done")
     until(lambda: log_of(daemon, job), lambda log: "deaf" in log)
     assert traces(engine, job)
-    began = time.monotonic()
     assert curl(daemon, f"/api/v2/jobs/{job}/cancel", "-X", "POST").status == 202
     assert said(daemon, job) == "Failed - cancelled"
-    took_s = time.monotonic() - began
+    assert stopped_after_s(curl(daemon, f"/api/v2/jobs/{job}").json) < 2
     assert traces(engine, job) == ""
-    assert took_s < 2
     assert log_of(daemon, job).endswith("\ncancelled\n")
 
 
@@ -186,14 +190,6 @@ def test_a_sweep_takes_nothing_of_what_runs(daemon: Daemon) -> None:
             "exited with code 153 (SIGXFSZ: a file grew past kinds.run.file_max_bytes = 1048576 bytes)",
             id="large file",
         ),
-        pytest.param(
-            "dd if=/dev/zero of=/dev/null bs=100M",
-            "out_of_memory",
-            "kinds.run.memory_bytes = 25165824 bytes",
-            id="memory",
-        ),
-        pytest.param("sleep 60", "timeout", "longer than kinds.run.timeout_s = 2 s and was killed", id="sleeper"),
-        pytest.param("yes", "timeout", "longer than kinds.run.timeout_s = 2 s and was killed", id="endless output"),
         pytest.param("true", "result_missing", "neither /data/perf-", id="no result"),
         pytest.param("ln -s /etc/passwd /data/perf.json", "result_invalid", "/data/perf.json", id="link"),
         pytest.param(
@@ -215,6 +211,28 @@ def test_failures(tight_daemon: Daemon, engine: PrivateEngine, command: str, cod
     assert words in text
     error = curl(tight_daemon, f"/api/v2/jobs/{job}").json["error"]
     assert error["code"] == code, error
+    assert traces(engine, job) == ""
+
+
+def test_want_of_memory(tight_daemon: Daemon, engine: PrivateEngine) -> None:
+    """That memory was the reason is said for sure, or, where the engine does not tell so, as the likely one."""
+    job = launch(tight_daemon, f"{FROM}CMD dd if=/dev/zero of=/dev/null bs=100M")
+    text = said(tight_daemon, job)
+    assert text.startswith("Failed - ")
+    words = {
+        "out_of_memory": "kinds.run.memory_bytes = 25165824 bytes",
+        "run_failed": "SIGKILL: most often for want of memory, of which it has 25165824 bytes",
+    }
+    assert words[curl(tight_daemon, f"/api/v2/jobs/{job}").json["error"]["code"]] in text
+    assert traces(engine, job) == ""
+
+
+@pytest.mark.parametrize("command", ["sleep 60", "yes"], ids=["sleeper", "endless output"])
+def test_time_out(hasty_daemon: Daemon, engine: PrivateEngine, command: str) -> None:
+    """A container that goes on beyond its time is killed, and the reason is told."""
+    job = launch(hasty_daemon, f"{FROM}CMD {command}")
+    assert "longer than kinds.run.timeout_s = 2 s and was killed" in said(hasty_daemon, job)
+    assert curl(hasty_daemon, f"/api/v2/jobs/{job}").json["error"]["code"] == "timeout"
     assert traces(engine, job) == ""
 
 

@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import io
-import itertools
-import os
 import tarfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from imagejobd.engine.settings import EngineSettings
 from imagejobd.model.ids import uuid7
 
 FROM_BASE = f"FROM {BUSYBOX}\n"
-_sleeps = itertools.count(100_000 + os.getpid() % 100_000 * 10)
 
 
 def request(folder: Path, builder: str, text: str, files: Mapping[str, bytes] = {}, /, **more: Any) -> BuildRequest:
@@ -55,26 +51,10 @@ def output(events: list[BuildEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, Output))
 
 
-def unique_sleep() -> str:
-    """A number of seconds that no other process sleeps: the argument to look for in the process table."""
-    return str(next(_sleeps))
-
-
-def is_running(argument: str) -> bool:
-    """Whether a process with exactly this argument runs on this machine, in a container or not."""
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and argument.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
-                return True
-    return False
-
-
-async def seconds_until(reached: Callable[[], bool], *, timeout_s: float) -> float:
-    began = time.monotonic()
-    while not reached():
-        assert time.monotonic() - began < timeout_s, "waited in vain"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - began
+async def until(reached: Callable[[], bool], *, timeout_s: float) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not reached():
+            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

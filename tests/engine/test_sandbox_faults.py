@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import struct
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from builds import FROM_BASE, fake_engine, is_running, request, seconds_until, unique_sleep
+from builds import FROM_BASE, fake_engine, request, until
 from builds import run as build
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from sandboxes import LIMITS, image_of, run
 
 from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
+from harness.processes import processes, unique_seconds
 from harness.services import require
 from imagejobd.engine import faults
 from imagejobd.engine.client import Engine
@@ -72,6 +74,7 @@ class Engineered:
         self.attach_stalls = False
         self.waited: bytes | None = b'{"StatusCode":0}\n'
         self.state = {"Running": False, "ExitCode": 0, "OOMKilled": False, "Error": ""}
+        self.events = b""
         self.asked: list[str] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -79,6 +82,10 @@ class Engineered:
         self.asked.append(action)
         if action == "json":
             return web.json_response({"State": self.state})
+        if action == "events":
+            asked_for = json.loads(request.query["filters"])
+            assert asked_for == {"container": ["c"], "event": ["oom"]}
+            return await self._tell_events(request)
         if action == "logs":
             return web.json_response({"message": "log file is corrupt"}, status=500)
         if action not in ("attach", "wait"):
@@ -92,6 +99,14 @@ class Engineered:
             await asyncio.sleep(0.01)
         if action == "wait" and self.waited is not None:
             await reply.write(self.waited)
+        return reply
+
+    async def _tell_events(self, request: web.Request) -> web.StreamResponse:
+        """Those that there are, and then silence, as long as it is listened to."""
+        reply = web.StreamResponse()
+        await reply.prepare(request)
+        await reply.write(self.events)
+        await asyncio.Event().wait()
         return reply
 
 
@@ -110,14 +125,24 @@ async def test_both_streams_are_open_before_the_start(tmp_path: Path) -> None:
     assert container.asked[2:] == ["start", "json"]
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_memory_as_the_reason_may_be_told_by_an_event_only(tmp_path: Path, is_told: bool) -> None:
+    """An engine whose state of the container lacks it is asked for its events; without one it is not said."""
+    container = Engineered()
+    container.state["ExitCode"] = 137
+    container.events = b'{"Type":"container","Action":"oom"}\n' if is_told else b""
+    async with engineered(tmp_path, container) as sandbox:
+        assert (await run(sandbox)).exit == Exit(137, is_out_of_memory=is_told)
+    assert container.asked[-2:] == ["json", "events"]
+
+
 async def test_an_output_that_stalls_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """When the container is over, a stream that goes on without a word is given up."""
     container = Engineered()
     container.attach_stalls = True
     async with engineered(tmp_path, container) as sandbox:
-        began = time.monotonic()
-        assert (await run(sandbox)).out == "hello"
-        assert time.monotonic() - began < DRAIN_TIMEOUT_S + 1
+        async with asyncio.timeout(10 * DRAIN_TIMEOUT_S):
+            assert (await run(sandbox)).out == "hello"
 
 
 async def test_an_end_of_output_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
@@ -135,10 +160,10 @@ async def test_a_slow_reader_costs_the_container_no_time(tmp_path: Path) -> None
     container = Engineered()
     async with engineered(tmp_path, container) as sandbox:
         told: list[Output | Exit] = []
-        async with contextlib.aclosing(sandbox.run(output_max_bytes=100, timeout_s=0.4)) as pieces:
+        async with contextlib.aclosing(sandbox.run(output_max_bytes=100, timeout_s=1.0)) as pieces:
             async for piece in pieces:
                 told.append(piece)
-                await asyncio.sleep(0.6)
+                await asyncio.sleep(1.3)
     assert told == [Output("hello", is_stderr=False), Exit(0, is_out_of_memory=False)]
     assert "kill" not in container.asked
 
@@ -215,12 +240,13 @@ def test_space_is_that_of_the_path_or_unknown(tmp_path: Path) -> None:
 
 def test_space_above_a_closed_folder_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where only root may look into the engine's folder, the disk is that of the folder around it."""
-    real = os.statvfs
+    # Asked once: others write to this disk meanwhile.
+    disk = os.statvfs(tmp_path)
 
     def statvfs(path: Path) -> object:
         if path != tmp_path:
             raise PermissionError(path)
-        return real(path)
+        return disk
 
     monkeypatch.setattr("imagejobd.engine.disk.os.statvfs", statvfs)
     assert free_space(tmp_path / "volumes/x/_data") == free_space(tmp_path)
@@ -235,15 +261,21 @@ def fragile_engine() -> Iterator[PrivateEngine]:
         yield engine
 
 
+def runs(engine: PrivateEngine, container: str) -> bool:
+    """Whether the engine itself says so."""
+    return engine.docker("inspect", "--format", "{{.State.Running}}", container) == "true"
+
+
 @pytest.mark.parametrize("how", ["restart", "kill"])
 async def test_an_engine_that_goes_away_in_mid_run_is_temporary(fragile_engine: PrivateEngine, how: str) -> None:
     """Neither a restart's SIGTERM nor a crash passes for the container's own end; afterwards all is discarded."""
-    sleep, uuid = unique_sleep(), uuid7()
+    sleep, uuid = unique_seconds(), uuid7()
     image = image_of(fragile_engine, f"CMD trap 'exit 5' TERM; sleep {sleep} & wait\n", FROM_BASE)
     async with Engine(EngineSettings(host=fragile_engine.host)) as client:
         sandbox = await create(client, uuid=uuid, attempt=1, image=image, limits=LIMITS)
         task = asyncio.create_task(run(sandbox))
-        await seconds_until(lambda: is_running(sleep), timeout_s=START_S)
+        # Not by its process: an engine that is killed before it has noted it never finds it again.
+        await until(lambda: runs(fragile_engine, f"imagejobd-{uuid}-1"), timeout_s=START_S)
         going = asyncio.to_thread(getattr(fragile_engine, how))
         _, fault = await asyncio.gather(going, task, return_exceptions=True)
         assert isinstance(fault, Fault)
@@ -252,7 +284,7 @@ async def test_an_engine_that_goes_away_in_mid_run_is_temporary(fragile_engine: 
             await asyncio.to_thread(fragile_engine.start)
         await discard(client, uuid)
         assert await leftovers(client) == set()
-        await seconds_until(lambda: not is_running(sleep), timeout_s=2.0)
+        await until(lambda: not processes(sleep), timeout_s=START_S)
 
 
 def test_newer_engines_words_for_an_unknown_runtime_are_known() -> None:
@@ -264,13 +296,13 @@ def test_newer_engines_words_for_an_unknown_runtime_are_known() -> None:
 
 
 def test_a_failed_build_does_not_tell_the_engines_folders() -> None:
-    """What is within them is the user's; a long path costs no time."""
+    """What is within them is the user's; a path of a stranger's making costs no more time than its length."""
     told = faults.of_build(200, "lstat /var/lib/docker/tmp/buildkit-mount123/app: no such file").message
     assert told == "lstat /app: no such file"
-    began = time.monotonic()
+    began = time.process_time()
     faults.of_container(400, "/" * 1_000_000)
-    # A second try at each slash would take hours.
-    assert time.monotonic() - began < 30
+    # 0.1 s; if each of its slashes were tried, hours.
+    assert time.process_time() - began < 10
 
 
 async def test_a_failed_step_does_not_tell_the_engines_folders(client: Engine, tmp_path: Path) -> None:
@@ -287,9 +319,9 @@ async def test_a_container_may_take_longer_to_make_than_other_requests(tmp_path:
     """While the engine copies into volumes it does not answer."""
 
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.3)
         return web.json_response({"Id": "x"})
 
     async with fake_engine(tmp_path, answer) as engine:
-        engine.settings = EngineSettings(host=engine.host, request_timeout_s=0.1)
+        engine.settings = EngineSettings(host=engine.host, request_timeout_s=1.0)
         assert await make_container(engine, "c", {}) == "x"

@@ -1,5 +1,6 @@
 """A client of the daemon: one request at a time, and jobs followed to their end through the native API."""
 
+import datetime as dt
 import json
 import urllib.error
 import urllib.request
@@ -84,6 +85,19 @@ class Client:
         assert ended["state"] == "failed", f"{ended['state']}: {ended['result']}"
         assert ended["error"]["code"] == code, ended["error"]
         return ended
+
+
+def stopped_after_s(job: Fields) -> float:
+    """Seconds from the request to cancel a job to its end, by its own times: a test on a busy machine looks later."""
+    asked, ended = (dt.datetime.fromisoformat(job[key]) for key in ("cancel_requested_at", "finished_at"))
+    return (ended - asked).total_seconds()
+
+
+def phase_s(job: Fields, name: str) -> float:
+    """Seconds that the last phase of this name took, by the job's own times."""
+    phase = [phase for phase in job["phases"] if phase["name"] == name][-1]
+    began, ended = (dt.datetime.fromisoformat(phase[key]) for key in ("started_at", "finished_at"))
+    return (ended - began).total_seconds()
 
 
 def _answer(status: int, headers: Message, body: bytes) -> Answer:

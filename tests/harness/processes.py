@@ -14,8 +14,8 @@ def processes(argument: str) -> list[int]:
 
 
 def unique_seconds() -> str:
-    """A time to sleep, over a day, that nobody else on this machine sleeps."""
-    return str(random.randrange(10**5, 10**9))
+    """A time to sleep, over a day, that nobody else on this machine sleeps, other workers of the tests included."""
+    return str(random.SystemRandom().randrange(10**5, 10**9))
 
 
 def _arguments(folder: Path) -> list[bytes]:

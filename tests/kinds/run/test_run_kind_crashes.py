@@ -81,7 +81,7 @@ def test_a_crash_in_each_phase(daemon: Daemon, engine: PrivateEngine, place: str
     daemon.start()
     assert ended(daemon) == ("succeeded", 0.25, 1)
     assert [name for (name,) in daemon.sqlite("select name from job_phase order by id")] == again
-    until(lambda: traces(engine) == "", timeout_s=5, what="the engine to be clean")
+    until(lambda: traces(engine) == "", timeout_s=20, what="the engine to be clean")
 
 
 def test_leftovers_of_ended_jobs_are_swept(daemon: Daemon, engine: PrivateEngine) -> None:
