@@ -60,7 +60,7 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
         door = Door(store, {}, Server(), queue_max=1)
         vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
         keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while manager.said.count("ready") < 4 or not any("queued" in said for said in manager.said):
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.02)
@@ -87,7 +87,7 @@ async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         await go_on.wait()
 
     async def until(is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not is_so():
                 await asyncio.sleep(0.001)
 

@@ -40,7 +40,7 @@ from imagejobd.store.vault import KEY_BYTES, Vault
 
 MINIMAL: dict[str, Any] = {"kind": "build", "spec": {"image": "example.org/app", "dockerfile": "FROM scratch\n"}}
 # Bounds that a test can reach.
-SERVER = Server(json_max_bytes=256 * 1024, body_idle_s=0.5)
+SERVER = Server(json_max_bytes=256 * 1024, body_idle_s=2.0)
 
 
 class BareApp:

@@ -223,11 +223,12 @@ async def test_what_needs_no_turn(
 )
 async def test_a_request_has_an_end(tmp_path: Path, headers: dict[str, str], sent: bytes) -> None:
     """408 after upload_timeout_s although bytes still come; nothing of it stays."""
-    async with bare_app(tmp_path, settings=msgspec.structs.replace(SERVER, upload_timeout_s=0.3)) as app:
+    settings = msgspec.structs.replace(SERVER, upload_timeout_s=1.0, body_idle_s=20.0)
+    async with bare_app(tmp_path, settings=settings) as app:
         body = trickle(sent, asyncio.Event())
         async with app.client.post("/api/v1/build", data=body, headers=headers) as response:
             assert response.status == 408
-            assert "server.upload_timeout_s = 0.3 s" in (await response.json())["Error"]
+            assert "server.upload_timeout_s = 1 s" in (await response.json())["Error"]
         assert not list((app.folder / "spool").iterdir())
 
 

@@ -403,7 +403,7 @@ def test_empty_compressed_streams_are_bounded(pack):
     assert caught.value.code == ErrorCode.TOO_LARGE
     assert len(asked) > STREAMS_MAX
     # Far above what it takes, far below what copying the rest of each mebibyte for every stream would.
-    assert time.process_time() - started < 6
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)

@@ -239,7 +239,7 @@ def test_bounds() -> None:
     tracemalloc.stop()
     assert (fault.code, "'bomb/layer.tar'" in fault.message) == (ErrorCode.TOO_LARGE, True)
     assert peak < 12 << 20
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20
 
 
 def test_many_documents_are_bounded() -> None:

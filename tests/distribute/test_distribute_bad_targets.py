@@ -1,7 +1,5 @@
 """A target that is slow, goes away or refuses is its own affair: the others get their image as fast as they can."""
 
-import time
-
 from station import MIB, Station, check_copied, has_tag, source, station, target
 
 from harness.images import Image, put_image
@@ -18,13 +16,12 @@ RSS_MAX_BYTES = 150 * MIB
 
 
 def test_slow_target_holds_up_nobody(source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str) -> None:
-    """Beside one target of few bytes a second the fast ones finish at once, in bounded memory, from one read."""
+    """Beside one target that would take minutes the fast ones finish, in bounded memory, from one read."""
     size = 48 * MIB
     image = put_image(origin, path, "1", layers=[size // 2] * 2, seed=path)
     slow, *fast = mirrors
     with FaultProxy(slow.host) as slow_proxy, station() as box:
-        slow_proxy.add("PUT|PATCH", BLOB_PUTS, ThrottleRequest(size / 8), times=None)
-        began = time.monotonic()
+        slow_proxy.add("PUT|PATCH", BLOB_PUTS, ThrottleRequest(size / 240), times=None)
         uuid = box.submit(source(source_proxy, path), [target(slow_proxy), *map(target, fast)])
         rss_bytes = [box.daemon.rss_bytes()]
 
@@ -32,20 +29,17 @@ def test_slow_target_holds_up_nobody(source_proxy: FaultProxy, origin: Registry,
             rss_bytes.append(box.daemon.rss_bytes())
             return all(has_tag(registry, path) for registry in fast)
 
-        until(fast_ones_done, timeout_s=7, what="the fast targets")
-        fast_s = time.monotonic() - began
+        until(fast_ones_done, timeout_s=60, what="the fast targets")
         assert slow.digest(path, "1") is None
         assert len(box.spooled()) > 0
+        slow_proxy.release()
         until(
             lambda: bool(rss_bytes.append(box.daemon.rss_bytes())) or box.job(uuid)["finished_at"] is not None,
-            timeout_s=30,
+            timeout_s=60,
             what="the slow target",
         )
         box.succeeded(uuid)
-        slow_s = time.monotonic() - began
         assert box.spooled() == []
-    assert slow_s > 7
-    assert fast_s < slow_s * 0.75
     assert max(rss_bytes) < RSS_MAX_BYTES
     assert source_proxy.sent_bytes("GET", ".*/blobs/.*") == image.blobs_bytes
     check_copied(image, origin, path, *mirrors)
@@ -56,16 +50,13 @@ def test_slow_target_of_many_layers(
 ) -> None:
     """Nor is anybody held up, or anything read twice, where a slow target takes a few of many blobs at a time."""
     image = put_image(origin, path, "1", layers=[MIB] * 24, seed=path)
-    target_proxy.add("PUT|PATCH", BLOB_PUTS, ThrottleRequest(4 * MIB), times=None)
+    target_proxy.add("PUT|PATCH", BLOB_PUTS, ThrottleRequest(MIB / 10), times=None)
     with station() as box:
-        began = time.monotonic()
         uuid = box.submit(source(source_proxy, path), [target(target_proxy), target(mirrors[1])])
-        until(lambda: has_tag(mirrors[1], path), timeout_s=15, what="the fast target")
-        fast_s = time.monotonic() - began
+        until(lambda: has_tag(mirrors[1], path), timeout_s=60, what="the fast target")
+        assert not has_tag(mirrors[0], path)
+        target_proxy.release()
         box.succeeded(uuid)
-        slow_s = time.monotonic() - began
-    assert slow_s > 6
-    assert fast_s < slow_s / 2
     assert source_proxy.sent_bytes("GET", ".*/blobs/.*") == image.blobs_bytes
     check_copied(image, origin, path, *mirrors[:2])
 
@@ -143,14 +134,14 @@ def test_busy_host_is_left_alone(
 ) -> None:
     """After 429 with Retry-After no request begins at that host until it is over, and other hosts are not held up."""
     image = put_image(origin, path, "1", layers=[1_000] * 12, seed=path)
-    target_proxy.add("POST", ".*", Answer(429, {"Retry-After": "4"}))
+    target_proxy.add("POST", ".*", Answer(429, {"Retry-After": "8"}))
     uuid = box.submit(source(origin, path), [target(target_proxy), target(mirrors[1])])
     until(lambda: any(seen.status == 429 for seen in target_proxy.requests), timeout_s=10, what="429")
     # It waits for a moment, so that one read may serve both.
-    until(lambda: has_tag(mirrors[1], path), timeout_s=3.5, what="the other target")
+    until(lambda: has_tag(mirrors[1], path), timeout_s=7, what="the other target")
     assert box.succeeded(uuid)["attempt"] == 1
     [busy] = [seen for seen in target_proxy.requests if seen.status == 429]
     later = [seen.came_at - busy.ended_at for seen in target_proxy.requests if seen.came_at > busy.ended_at]
     # Those under way at that moment may still arrive.
-    assert [seconds for seconds in later if 0.2 < seconds < 3.9] == []
+    assert [seconds for seconds in later if 1.5 < seconds < 7.9] == []
     check_copied(image, origin, path, *mirrors[:2])

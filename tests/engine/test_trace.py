@@ -12,7 +12,7 @@ from imagejobd.engine.trace import StatusResponse, VertexLog, decode_status
 
 VERTEX_1 = "sha256:" + "1" * 64
 LOGS = 200_000
-LOGS_MAX_S = 4.0
+LOGS_MAX_S = 20.0
 
 
 def varint(value: int) -> bytes:

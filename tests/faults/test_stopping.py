@@ -26,10 +26,10 @@ def terminate(b: Box) -> None:
 def test_short_drain(engine: PrivateEngine, registry: Registry) -> None:
     """Past the drain's time a build is stopped and queued again as no attempt; the next start finishes it."""
     with box(engine, server={"drain_timeout_s": 0.5}) as b:
-        job = sleeping(b, f"{registry.host}/drain/short:1", 3)
+        job = sleeping(b, f"{registry.host}/drain/short:1", 6)
         code, seconds = b.daemon.terminate()
         assert code == 0
-        assert 0.5 < seconds < 3
+        assert seconds > 0.5
         stored = "select state, attempt, crashes from job"
         assert b.daemon.sqlite(stored) == [("queued", 0, 0)]
         b.daemon.start()
@@ -45,7 +45,7 @@ def test_long_drain(engine: PrivateEngine, registry: Registry) -> None:
     with box(engine, server={"drain_timeout_s": 60}) as b:
         job = sleeping(b, f"{registry.host}/drain/long:1", 2)
         terminate(b)
-        until(lambda: b.call("GET", "/readyz").status == 503, timeout_s=5, what="the drain to begin")
+        until(lambda: b.call("GET", "/readyz").status == 503, timeout_s=20, what="the drain to begin")
         assert b.call("GET", "/readyz").body["draining"] is True
         assert b.call("GET", "/healthz").status == 200
         assert b.job(job)["state"] == "running"
@@ -63,18 +63,15 @@ def test_second_signal(engine: PrivateEngine, registry: Registry) -> None:
     with box(engine, server={"drain_timeout_s": 60}) as b:
         sleeping(b, f"{registry.host}/drain/second:1", float(unique_seconds()))
         terminate(b)
-        until(lambda: b.call("GET", "/readyz").status == 503, timeout_s=5, what="the drain to begin")
-        began = time.monotonic()
+        until(lambda: b.call("GET", "/readyz").status == 503, timeout_s=20, what="the drain to begin")
         terminate(b)
-        assert b.daemon.wait() == 0
-        assert time.monotonic() - began < 3
+        # Well within the drain's 60 s.
+        assert b.daemon.wait(timeout_s=20) == 0
         assert b.daemon.sqlite("select state, attempt, crashes from job") == [("queued", 0, 0)]
         b.check_clean()
 
 
 def test_idle_stop(engine: PrivateEngine) -> None:
-    """With nothing to do it leaves at once, and what is queued meanwhile waits for the next start."""
-    with box(engine, limits={"build": 1}) as b:
-        code, seconds = b.daemon.terminate()
-        assert code == 0
-        assert seconds < 2
+    """With nothing to do it leaves without waiting for the end of the drain's time."""
+    with box(engine, limits={"build": 1}, server={"drain_timeout_s": 60}) as b:
+        assert b.daemon.terminate(timeout_s=20).code == 0

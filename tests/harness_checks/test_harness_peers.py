@@ -1,7 +1,6 @@
 """The harness keeps what it promises to the other tests."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from harness.base_image import BUSYBOX, load_busybox
 from harness.engine import PrivateEngine
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import REQUIRE_VARIABLE, require
+from harness.waiting import until
 
 DOCKERFILE = f"FROM {BUSYBOX}\nRUN seq 3 > /numbers\n".encode()
 
@@ -62,10 +62,9 @@ def test_killed_engine_comes_back_and_leaves_nothing() -> None:
         engine.docker("run", "-d", "--network=none", BUSYBOX, "sleep", "600")
         engine.kill()
         folder = str(engine.folder)
-    time.sleep(0.2)
     assert not Path(folder).exists()
     assert folder not in Path("/proc/self/mountinfo").read_text()
-    assert not [p for p in _commands() if folder in p]
+    until(lambda: not [p for p in _commands() if folder in p], timeout_s=10, what="its processes to end")
 
 
 def test_missing_service_fails_where_services_are_required(monkeypatch: pytest.MonkeyPatch) -> None:

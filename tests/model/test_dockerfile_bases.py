@@ -209,7 +209,7 @@ def test_hostile_graphs_and_patterns_are_quick(text):
     started = time.process_time()
     with suppress(Permanent):
         names(text, is_classic=True)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 10
 
 
 def test_triggers_count_in_every_stage_that_gets_them():

@@ -198,7 +198,7 @@ async def test_drain_waits_then_interrupts(bench: Bench) -> None:
         short, long = (await bench.enqueue(labels={"s": "1"})).uuid, (await bench.enqueue()).uuid
         for uuid in (short, long):
             await bench.when(uuid, lambda job: bool(job.checkpoint))
-        await runner.drain(0.5)
+        await runner.drain(3)
         queued = (await bench.enqueue()).uuid
         await asyncio.sleep(0.05)
         interrupted = await bench.job(long)

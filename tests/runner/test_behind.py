@@ -14,37 +14,47 @@ FULL = Temporary(ErrorCode.STORAGE_FULL, "no space")
 
 async def test_many_changes_are_one_write() -> None:
     """Asking again before the delay has passed adds no write; `now` does not wait and cancels the delayed one."""
-    writes: list[int] = []
+    written: asyncio.Queue[None] = asyncio.Queue()
 
     async def write() -> None:
-        writes.append(1)
+        written.put_nowait(None)
 
     behind = WriteBehind(write, delay_s=0.02)
     for _ in range(100):
         behind.soon()
-    await asyncio.sleep(0.06)
-    assert len(writes) == 1
+    assert written.qsize() == 0
+    await written.get()
     behind.soon()
     await behind.now()
-    await asyncio.sleep(0.04)
-    assert len(writes) == 2
+    await written.get()
+    # Who asks later waits longer: a write that was still to come has been by then.
+    later = asyncio.Event()
+
+    async def end() -> None:
+        later.set()
+
+    WriteBehind(end, delay_s=0.02).soon()
+    await later.wait()
+    assert written.qsize() == 0
 
 
 async def test_writes_never_overlap() -> None:
     """A write that is due waits for the one under way, so that an older state cannot come after a newer one."""
-    under_way = 0
+    under_way, begun = 0, asyncio.Event()
 
     async def write() -> None:
         nonlocal under_way
         under_way += 1
         assert under_way == 1
+        begun.set()
         await asyncio.sleep(0.02)
         under_way -= 1
 
     behind = WriteBehind(write, delay_s=0.001)
     behind.soon()
-    await asyncio.sleep(0.01)
+    await begun.wait()
     await asyncio.gather(behind.now(), behind.now())
+    assert under_way == 0
 
 
 async def test_a_log_outlives_a_full_disk() -> None:

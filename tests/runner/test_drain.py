@@ -55,7 +55,7 @@ async def test_a_job_that_does_not_stop_does_not_hold_the_drain(bench: Bench, mo
     async with bench.running(ScriptedKind(deaf)) as runner:
         uuid = (await bench.enqueue()).uuid
         await begun.wait()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             await runner.drain(0)
         assert (await bench.job(uuid)).state is State.RUNNING
         let_go.set()

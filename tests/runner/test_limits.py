@@ -9,6 +9,7 @@ from runner_bench import QUICK, Bench, ScriptedKind
 
 from imagejobd.model.job import Json
 from imagejobd.model.work import Work
+from imagejobd.runner.runner import POLL_S
 
 
 class Gauge:
@@ -87,7 +88,7 @@ async def test_priority_comes_before_age(bench: Bench) -> None:
 async def test_not_before_is_kept(bench: Bench) -> None:
     """A delayed job waits for its time while others pass it."""
     gauge = Gauge()
-    due_ms = time.time_ns() // 1_000_000 + 600
+    due_ms = time.time_ns() // 1_000_000 + 2500
     delayed = await bench.enqueue(not_before_ms=due_ms)
     other = await bench.enqueue()
     async with bench.running(ScriptedKind(gauge), slots=1):
@@ -102,7 +103,6 @@ async def test_not_before_is_kept(bench: Bench) -> None:
 async def test_jobs_start_without_waiting_for_a_poll(bench: Bench) -> None:
     """A job that arrives, or a slot that becomes free, is noticed at once: 30 in a row take well under a poll each."""
     async with bench.running(ScriptedKind(Gauge(hold_s=0)), slots=1):
-        began = time.monotonic()
-        for _ in range(30):
-            await bench.ended((await bench.enqueue()).uuid)
-        assert time.monotonic() - began < 5
+        async with asyncio.timeout(30 * POLL_S / 2):
+            for _ in range(30):
+                await bench.ended((await bench.enqueue()).uuid)

@@ -237,7 +237,7 @@ async def raw_server(answer: bytes, *, then_wait: bool) -> AsyncIterator[int]:
 async def test_broken_and_silent_servers_are_temporary(answer: bytes, then_wait: bool, words: str):
     """An answer that ends early, stalls or is no HTTP may be better the next time."""
     async with raw_server(answer, then_wait=then_wait) as port:
-        fault = await fault_of(f"http://127.0.0.1:{port}/tar{SECRET}", idle_s=0.2)
+        fault = await fault_of(f"http://127.0.0.1:{port}/tar{SECRET}", idle_s=1.0)
     assert isinstance(fault, Temporary)
     assert words in fault.message
 

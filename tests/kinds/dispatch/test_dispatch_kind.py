@@ -130,7 +130,7 @@ async def test_checking_ends_in_time(bench: DispatchBench) -> None:
     header = tarfile.TarInfo("zeros")
     header.size = 12 << 30
     payload = gzip.compress(header.tobuf()) + gzip.compress(bytes(16 << 20)) * 768
-    job = await bench.run(bench.kind(check_timeout_s=0.5), payload)
+    job = await bench.run(bench.kind(check_timeout_s=2.0), payload)
     assert job.error is not None
     assert (job.error.code, "checking" in job.error.message) == (ErrorCode.TIMEOUT, True)
     assert 0 < job.progress["checked_bytes"] < job.progress["total_bytes"] == len(payload)

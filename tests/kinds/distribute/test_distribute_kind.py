@@ -285,7 +285,7 @@ async def test_copying_has_a_limit(bench: DistributionBench) -> None:
     """A job that takes too long ends; what was done is done, and the rest is told with the limit."""
     copy = ScriptedCopy()
     copy.is_stuck = {"c.example"}
-    job = await bench.run(bench.kind(copy, copy_timeout_s=0.1), SPEC)
+    job = await bench.run(bench.kind(copy, copy_timeout_s=2.0), SPEC)
     assert job.error is not None
     assert (job.state, job.error.code) == (State.FAILED, ErrorCode.TIMEOUT)
     told = endpoints(job)
