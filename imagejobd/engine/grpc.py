@@ -5,12 +5,14 @@ nothing is held in memory that the engine does not take. A call of another name 
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import quote
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
+    ConnectionTerminated,
     DataReceived,
     Event,
     PingAckReceived,
@@ -28,9 +30,12 @@ from imagejobd.engine.faults import BROKEN
 
 # A request for a file is some 15 bytes: thousands may be under way.
 RECEIVE_WINDOW_BYTES = 1 << 20
-# The names of all that a Dockerfile copies stand in the header of one call.
-HEADERS_MAX_BYTES = 1 << 22
+# The names of all that a Dockerfile copies stand in the header of one call. More than h2 takes would end the session:
+# this the engine hears before, and says it.
+HEADERS_MAX_BYTES = 1 << 20
 MESSAGE_MAX_BYTES = 1 << 20
+# At some thirty bytes a frame, what takes h2 10 ms, in which nothing else is served.
+PARSED_BYTES = 8 * 1024
 PING_TIMEOUT_S = 2.0
 
 OK, CANCELLED, NOT_FOUND, UNIMPLEMENTED, INTERNAL = 0, 1, 5, 12, 13
@@ -181,18 +186,27 @@ class Server:
             self._h2.increment_flow_control_window(RECEIVE_WINDOW_BYTES)
             self._flush()
             while data := await self._connection.read():
-                for event in self._h2.receive_data(data):
-                    self._handle(event, tasks)
-                self._flush()
+                for at in range(0, len(data), PARSED_BYTES):
+                    self._receive(data[at : at + PARSED_BYTES], tasks)
+                    await asyncio.sleep(0)
         except (ProtocolError, *BROKEN):
             return
+
+    def _receive(self, data: bytes, tasks: asyncio.TaskGroup) -> None:
+        taken: Counter[int] = Counter()
+        for event in self._h2.receive_data(data):
+            if isinstance(event, DataReceived):
+                taken[event.stream_id] += event.flow_controlled_length
+            self._handle(event, tasks)
+        for stream, size in taken.items():
+            self._h2.acknowledge_received_data(size, stream)
+        self._flush()
 
     def _handle(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         match event:
             case RequestReceived():
                 self._begin(event, tasks)
             case DataReceived():
-                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 if event.stream_id in self._calls:
                     self._calls[event.stream_id][0].feed(event.data)
             case StreamEnded() if event.stream_id in self._calls:
@@ -204,6 +218,8 @@ class Server:
                     call.wake()
             case PingAckReceived():
                 self._pong.set()
+            case ConnectionTerminated():
+                raise ProtocolError("the engine leaves")
 
     def _begin(self, event: RequestReceived, tasks: asyncio.TaskGroup) -> None:
         metadata: dict[str, list[str]] = {}
@@ -220,6 +236,8 @@ class Server:
             await handler(call)
         except Refused as refused:
             self._finish(call, refused.status, str(refused))
+        except (ProtocolError, *BROKEN):
+            return  # The connection is at its end, which the reading of it finds too.
         else:
             self._finish(call, OK, "")
 
@@ -229,7 +247,7 @@ class Server:
             call.has_headers = True
 
     def _finish(self, call: Call, status: int, reason: str) -> None:
-        trailers = [("grpc-status", str(status)), ("grpc-message", reason)]
+        trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
         self._h2.send_headers(call.stream, trailers if call.has_headers else _HEADERS + trailers, end_stream=True)
         self._flush()
 

@@ -21,7 +21,7 @@ import msgspec
 from imagejobd.engine import faults, grpc
 from imagejobd.engine.client import Engine
 from imagejobd.engine.protobuf import MalformedRecord, as_int, as_text, encoded, fields
-from imagejobd.model.errors import Permanent
+from imagejobd.model.errors import Fault
 
 # What is read from the disk, and encoded, at a time: the memory of one transfer.
 BLOCK_BYTES = 256 * 1024
@@ -114,11 +114,11 @@ async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterato
         serving = asyncio.create_task(server.serve())
         try:
             yield session_id
-        except Permanent as fault:
+        except Fault as fault:
             if files.fault is not None:
                 raise files.fault from fault
             if not await server.is_alive():
-                raise faults.ended_early("the session of the build was closed") from fault
+                raise faults.unavailable(engine.host, "it closed the build's session") from fault
             raise
         finally:
             serving.cancel()
