@@ -14,12 +14,13 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup services lane demo test check bench clean
+.PHONY: help setup services lane demo test fuzz check bench clean
 
 help:
 	@echo 'make demo      show the daemon at work on an engine and a registry of its own (root)'
 	@echo 'make test      run all tests against real engines and registries (root)'
 	@echo '               ENGINE=26, 28 or 28c: on that Docker Engine, not the packaged one'
+	@echo 'make fuzz      try 10,000 new Dockerfiles: read as the engine reads them, built as they were judged (root, hours)'
 	@echo 'make check     lint, types, layers, and the systemd units'
 	@echo 'make bench     measure, against the plain tools (root)'
 	@echo 'make setup     only the virtual environment, $(VENV)/'
@@ -47,6 +48,10 @@ demo: setup services
 
 test: setup services lane
 	$(ON_ENGINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+fuzz: setup services lane
+	$(ON_ENGINE) HYPOTHESIS_PROFILE=fuzz IMAGEJOBD_FUZZ_FILES=10000 $(BIN)/python -m pytest \
+		tests/model/test_dockerfile_oracle.py tests/engine/test_printed_builds.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

@@ -21,6 +21,7 @@ from imagejobd.model.dockerfile import Base, Plan
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reference import ImageReference
 from imagejobd.model.reserved import held_repository, job_repository
 from imagejobd.model.work import Work
 from imagejobd.store.blobs import storage_faults
@@ -123,10 +124,18 @@ async def _build(
             labels=recipe.labels,
             platform=recipe.platform,
             no_cache=recipe.nocache,
-            bases={name: str(base.reference) for base, name in names.items()},
+            bases=_known_names(plan, names),
             cache_scope=tools.cache_scope(work.job.tenant),
         )
         return await _run_build(tools, work, request)
+
+
+def _known_names(plan: Plan, names: Mapping[Base, str]) -> dict[str, str]:
+    """All images that the engine may resolve, each with what the user calls it."""
+    known = {name: str(base.reference) for base, name in names.items()}
+    if plan.frontend:
+        known[str(ImageReference.parse(plan.frontend))] = plan.frontend
+    return known
 
 
 async def _plan(tools: BuildTools, recipe: Recipe, dockerfile: str) -> Plan:

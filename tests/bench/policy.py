@@ -1,4 +1,4 @@
-"""Policy: a 500-line Dockerfile, read and judged anew under rules that look at everything."""
+"""Policy: a 500-line Dockerfile read and judged anew, by rules that look at everything, and printed for the engine."""
 
 import time
 from statistics import median
@@ -31,19 +31,27 @@ STRICT = PolicySettings(
 )
 
 TIME_BOUND = Bound("≤", 5.0, "ms")
+PRINT_BOUND = Bound("≤", 8.0, "ms")
 
 
 def measure(*, quick: bool) -> list[Figure]:
     text = dockerfile()
     lines = text.count("\n")
     times: list[float] = []
+    print_times: list[float] = []
     for _ in range(20 if quick else ROUNDS):
         policy = Policy(STRICT)  # one that remembers nothing
         began = time.perf_counter()
-        policy.plan(text, build_args={"VERSION_1": "2"})
-        times.append((time.perf_counter() - began) * 1000)
-    took_ms = median(times)
-    return [Figure(f"policy, {lines} lines", f"{took_ms:.2f} ms", "", took_ms, TIME_BOUND)]
+        plan = policy.plan(text, build_args={"VERSION_1": "2"})
+        judged = time.perf_counter()
+        plan.printed({base.key: "imagejobd/job:base" for base in plan.images()})
+        times.append((judged - began) * 1000)
+        print_times.append((time.perf_counter() - judged) * 1000)
+    took_ms, print_ms = median(times), median(print_times)
+    return [
+        Figure(f"policy, {lines} lines", f"{took_ms:.2f} ms", "", took_ms, TIME_BOUND),
+        Figure(f"printed and checked, {lines} lines", f"{print_ms:.2f} ms", "", print_ms, PRINT_BOUND),
+    ]
 
 
 def dockerfile() -> str:

@@ -7,6 +7,7 @@ what follows a JSON array; it knows neither which instructions nor which flags t
 directives.
 """
 
+import os
 import re
 from contextlib import suppress
 
@@ -20,6 +21,8 @@ from imagejobd.model.dockerfile.grammar import separated
 from imagejobd.model.dockerfile.instruction import Instruction
 from imagejobd.model.dockerfile.words import split_words
 from imagejobd.model.errors import Permanent
+
+FILES = int(os.environ.get("IMAGEJOBD_FUZZ_FILES", "300"))
 
 Seen = tuple[str, str, int, int, tuple[str, ...], bool, tuple[str, ...], tuple[tuple[str, str], ...]]
 
@@ -316,7 +319,7 @@ def assert_read_alike(text: str) -> None:
 
 
 @given(WELL_FORMED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=FILES, deadline=None)
 def test_what_is_well_formed_is_read_as_the_engine_reads_it(text: str):
     """Every instruction in every ordinary form is accepted, and is the same one there."""
     assert read_here(text) == read_there(text)
@@ -328,7 +331,7 @@ def test_what_is_well_formed_is_read_as_the_engine_reads_it(text: str):
 @example("FROM a\nRUN <<\ufeffE\nE\nCMD x\nRUN <<F\n\ufeffE\nF")
 @example("FROM a\nRUN --mount=type=cache,target=/c \xa0--network=none x")
 @example('FROM a\nVOLUME ["\\u0000"]')
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=FILES, deadline=None)
 def test_whatever_is_accepted_is_the_same_there(text: str):
     """No damage makes us see other instructions, lines, flags, forms or values than the engine."""
     with suppress(Permanent):
@@ -336,7 +339,7 @@ def test_whatever_is_accepted_is_the_same_there(text: str):
 
 
 @given(st.lists(SNIPPETS, max_size=30).map(lambda pieces: "FROM a\nRUN x" + "".join(pieces)))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=FILES, deadline=None)
 def test_pieces_in_any_order_are_read_alike_or_refused(text: str):
     """Hostile little texts, made of what means something to a parser."""
     with suppress(Permanent):

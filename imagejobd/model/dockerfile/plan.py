@@ -36,18 +36,17 @@ Names = Mapping[tuple[str, str | None], str]
 class Plan:
     """One judged Dockerfile up to the stage that is built; `stages` are the indexes of those that it needs.
 
-    `platform` is what it is built for in the one spelling, "" for the engine's own.
+    `platform` is what it is built for in the one spelling, "" for the engine's own. `frontend` is an image that the
+    operator lets read the text instead of the engine's own, "" for none.
     """
 
     def __init__(
         self, dockerfile: Dockerfile, bases: Bases, *, target: str = "", platform: str = "", frontend: str = ""
     ) -> None:
-        """`frontend` is an image that the operator lets read the text instead of the engine's own, "" for none.
-
-        Raises `Permanent(invalid)` for an unknown target."""
+        """Raises `Permanent(invalid)` for an unknown target."""
         self._dockerfile = dockerfile
         self._bases = bases
-        self._frontend = frontend
+        self.frontend = frontend
         self.platform = platform
         self.stages = bases.needed_stages(target)
 
@@ -123,7 +122,7 @@ class Plan:
         """Those that the engine shall follow. What ends them is the first line that is none, also a comment."""
         given = self._dockerfile.directives
         check = given.get("check", "") if _CHECK.fullmatch(given.get("check", "")) else ""
-        kept = {"syntax": self._frontend, "escape": given.get("escape", ""), "check": check}
+        kept = {"syntax": self.frontend, "escape": given.get("escape", ""), "check": check}
         has_room = check or sum(map(bool, kept.values())) < self._dockerfile.instructions[0].first_line - 1
         if has_room and any(one.name == "FROM" and one.flags for one in literal):
             kept["check"] = _skipping(check, _PLATFORM_CHECK)
