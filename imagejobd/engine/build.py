@@ -7,6 +7,7 @@ user's own: they would change the digest.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 from imagejobd.engine import faults
 from imagejobd.engine.buildkit import BuildkitProgress
+from imagejobd.engine.cache import dockerfiles_in_use
 from imagejobd.engine.classic import ClassicProgress
 from imagejobd.engine.classic_body import DOCKERFILE, classic_body
 from imagejobd.engine.client import Engine
@@ -27,6 +29,9 @@ from imagejobd.engine.session import Entry, Folder, session
 from imagejobd.engine.settings import Builder, Network
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 
+# Between two blocks, and between two looks at whether it is over, of a build that tells nothing any more.
+STUCK_PAUSE_S = 0.1
+STUCK_LOOK_S = 2.0
 # How long the end of a cancelled build waits for the engine's word; the closed connection stops it anyway.
 CANCEL_TIMEOUT_S = 1.5
 
@@ -91,13 +96,17 @@ async def _run(
     engine: Engine, request: BuildRequest, progress: BuildkitProgress | ClassicProgress
 ) -> AsyncGenerator[BuildEvent, None]:
     began = datetime.now(UTC)
+    ending = _Ending(engine)
     try:
         async with _answer(engine, request) as blocks:
             async for batch in messages(blocks, faults.of_build):
                 for event in progress.read(batch):
                     yield event
-                if progress.is_stuck:
-                    break
+                if isinstance(progress, BuildkitProgress) and progress.is_stuck:
+                    if progress.image_id:
+                        break
+                    if await ending.is_over(progress.dockerfile_span):
+                        raise progress.lost()
     except (asyncio.CancelledError, GeneratorExit):
         # The response is closed by now; a second cancellation must not cut short what makes sure of it.
         await asyncio.shield(_stop(engine, request, progress, began))
@@ -133,6 +142,37 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
                 idle_timeout_s=None,
             )
         )
+
+
+class _Ending:
+    """The end of a build that does not tell it (`BuildkitProgress.is_stuck`), as the build cache shows it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._next_look_s = 0.0
+        self._looks_in_vain = 0
+
+    async def is_over(self, dockerfile_span: tuple[float, float] | None) -> bool:
+        """To be asked at each block that comes: the stream is read slowly, for it is endless and mostly nothing."""
+        await asyncio.sleep(STUCK_PAUSE_S)
+        now_s = time.monotonic()
+        if now_s < self._next_look_s:
+            return False
+        self._next_look_s = now_s + STUCK_LOOK_S
+        self._looks_in_vain = 0 if await self._is_going_on(dockerfile_span) else self._looks_in_vain + 1
+        # Between the two looks the id of an image would have come.
+        return self._looks_in_vain > 1
+
+    async def _is_going_on(self, dockerfile_span: tuple[float, float] | None) -> bool:
+        """Whether a Dockerfile is in use that came in when this build's did. What cannot be known counts as yes."""
+        if dockerfile_span is None:
+            return True
+        try:
+            times = await dockerfiles_in_use(self._engine)
+        except Fault:
+            return True
+        first, last = dockerfile_span
+        return any(first <= time_s <= last for time_s in times)
 
 
 async def _stop(

@@ -22,6 +22,7 @@ from imagejobd.engine.trace import (
     VertexWarning,
     decode_status,
 )
+from imagejobd.model.errors import ErrorCode, Permanent
 
 TRACE_ID = "moby.buildkit.trace"
 IMAGE_ID = "moby.image.id"
@@ -29,11 +30,11 @@ IMAGE_ID = "moby.image.id"
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 _CANCELLED = "context canceled"
 _EMPTY_RECORD = b'""'
-# A sound engine sends no empty records in a row; the fault below sends hundreds of thousands a second.
+# A sound engine sends no empty records in a row; the fault below sends tens of thousands a second.
 STUCK_RECORDS = 1000
-_STUCK = (
-    "the engine lost the rest of this build's output, as Docker 20.10 does with very fast output; the image is whole"
-)
+_LOST = "the engine lost the rest of this build's output, as Docker 20.10 does with very fast output"
+# How BuildKit calls the step that takes the Dockerfile in over the session.
+_DOCKERFILE_STEP = "[internal] load build definition from"
 
 
 _trace_decoder = msgspec.json.Decoder(bytes)
@@ -54,7 +55,10 @@ class _Tracked:
 
 
 class BuildkitProgress:
-    """Reads the messages of one build; `image_id` is set when the engine tells it."""
+    """Reads the messages of one build; `image_id` is set when the engine tells it.
+
+    `dockerfile_span` is from when to when the Dockerfile came in, by the engine's clock.
+    """
 
     # BuildKit runs its steps without the engine's containers.
     container = ""
@@ -66,15 +70,16 @@ class BuildkitProgress:
         self._steps = 0
         self._is_garbled = False
         self._empty_records = 0
+        self.dockerfile_span: tuple[float, float] | None = None
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the build is done but its progress never ends.
+        """Whether nothing comes any more but the image's id, where the build succeeds; if it fails, nothing at all.
 
         When more than 1 MiB of logs waits to be sent, `Controller.Status` of the BuildKit in Docker 20.10 splits it,
         and then repeats an empty record for ever instead of coming to the next one (`retry` keeps its value).
         """
-        return self._empty_records >= STUCK_RECORDS and self.image_id != ""
+        return self._empty_records >= STUCK_RECORDS
 
     def read(self, batch: Iterable[Message]) -> Iterator[BuildEvent]:
         for message in batch:
@@ -88,12 +93,22 @@ class BuildkitProgress:
                 yield from self._trace(message.aux)
             elif message.id == IMAGE_ID:
                 self.image_id = built_image(message)
-        if self.is_stuck:
-            yield BuildWarning(0, _STUCK)
+        if self.is_stuck and self.image_id:
+            yield BuildWarning(0, f"{_LOST}; the image is whole")
             yield from self._end_open("done")
 
-    def fail(self, _error: str) -> Iterator[BuildEvent]:
-        """End the steps that were going on when the build failed: the error is not theirs."""
+    def lost(self) -> Permanent:
+        """The fault of a build that is stuck and over, without an image: what failed is told by its last words only."""
+        going_on = [tracked for tracked in self._vertices.values() if tracked.number and not tracked.has_ended]
+        self._failed = self._failed or max(going_on, key=lambda tracked: tracked.number, default=None)
+        return Permanent(ErrorCode.BUILD_FAILED, f"the build failed; why is not known, for {_LOST}")
+
+    def fail(self, error: str) -> Iterator[BuildEvent]:
+        """End the steps that went on when the build failed: the error is not theirs, but of one that is lost."""
+        failed = self._failed
+        if failed is not None and not failed.has_ended:
+            failed.has_ended = True
+            yield Step(failed.number, failed.name, "failed", error=error)
         yield from self._end_open("cancelled")
 
     def last_words(self) -> tuple[str, str] | None:
@@ -144,6 +159,12 @@ class BuildkitProgress:
         if tracked.has_ended or not (vertex.completed_s is not None or vertex.cached or vertex.error):
             return
         tracked.has_ended = True
+        if (
+            tracked.name.startswith(_DOCKERFILE_STEP)
+            and vertex.started_s is not None
+            and vertex.completed_s is not None
+        ):
+            self.dockerfile_span = vertex.started_s, vertex.completed_s
         yield from self._flush(tracked)
         state = _state(vertex)
         if state == "failed":

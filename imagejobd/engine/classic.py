@@ -30,7 +30,6 @@ class ClassicProgress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.container = ""
-        self.is_stuck = False
         self._image_id = ""
         self._clock = clock
         self._number = 0

@@ -38,10 +38,6 @@ def fields(record: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise MalformedRecord(f"unknown wire type {wire}")
 
 
-def signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
 def as_int(value: int | bytes) -> int:
     if isinstance(value, bytes):
         raise MalformedRecord("a number was expected")
@@ -56,6 +52,18 @@ def as_bytes(value: int | bytes) -> bytes:
 
 def as_text(value: int | bytes) -> str:
     return as_bytes(value).decode(errors="replace")
+
+
+def as_time(value: int | bytes | None) -> float | None:
+    """A google.protobuf.Timestamp as seconds since the epoch.
+
+    Go's zero time, which some versions send for "not yet", is before it.
+    """
+    if value is None:
+        return None
+    parts = dict(fields(as_bytes(value)))
+    seconds = as_int(parts.get(1, 0))
+    return None if seconds == 0 or seconds >> 63 else seconds + as_int(parts.get(2, 0)) / 1e9
 
 
 def encoded(number: int, value: int | bytes) -> bytes:

@@ -7,7 +7,7 @@ are read, unknown ones are skipped as protobuf wants. Whatever the bytes are, th
 
 import msgspec
 
-from imagejobd.engine.protobuf import as_bytes, as_int, as_text, fields, signed
+from imagejobd.engine.protobuf import as_bytes, as_int, as_text, as_time, fields
 
 _STDERR = 2
 
@@ -90,8 +90,8 @@ def _vertex(record: bytes) -> Vertex:
         digest=as_text(found.get(1, b"")),
         name=as_text(found.get(3, b"")),
         cached=bool(as_int(found.get(4, 0))),
-        started_s=_timestamp(found.get(5)),
-        completed_s=_timestamp(found.get(6)),
+        started_s=as_time(found.get(5)),
+        completed_s=as_time(found.get(6)),
         error=as_text(found.get(7, b"")),
     )
 
@@ -112,12 +112,3 @@ def _warning(record: bytes) -> VertexWarning:
     found = dict(pairs)
     details = tuple(as_text(value) for number, value in pairs if number == 4)
     return VertexWarning(as_text(found.get(1, b"")), as_text(found.get(3, b"")), details, as_text(found.get(5, b"")))
-
-
-def _timestamp(value: int | bytes | None) -> float | None:
-    """google.protobuf.Timestamp. Go's zero time, which some versions send for "not yet", is before the epoch."""
-    if value is None:
-        return None
-    found = dict(fields(as_bytes(value)))
-    seconds = signed(as_int(found.get(1, 0)))
-    return None if seconds <= 0 else seconds + as_int(found.get(2, 0)) / 1e9

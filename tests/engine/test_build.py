@@ -1,5 +1,6 @@
 """Builds on a real engine, by both builders."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from imagejobd.model.reference import ImageReference
 LINES = 20_000
 # Docker 20.10 loses what waits beyond 1 MiB of a burst.
 LONG_LINE_BYTES = 700_000
+# More than 20.10 can follow.
+NOISE_BYTES = 32 * 1024**2
+NOISE_TIMEOUT_S = 60.0
+NOISE_ENDS = r"exit code: 3|non-zero code: 3|lost the rest(.|\n)*last output(.|\n)*noise"
 
 
 async def test_a_build_ends_with_the_id_of_an_image_that_has_all_its_tags(
@@ -149,6 +154,22 @@ async def test_many_lines_arrive_in_order(client: Engine, builder: str, tmp_path
     events = await run(client, request(tmp_path, builder, FROM_BASE + f"RUN seq 1 {LINES}\n", no_cache=True))
     numbers = [line for line in output(events).splitlines() if line.isdecimal()]
     assert numbers == [str(n) for n in range(1, LINES + 1)]
+
+
+async def test_a_noisy_step_that_fails_ends_the_build(client: Engine, builder: str, tmp_path: Path) -> None:
+    """Docker 20.10 may lose its end in the flood, and never tells: it is found out, and what is known is told."""
+    noise = f"RUN yes {'noise' * 20} | head -c {NOISE_BYTES}; echo; exit 3\n"
+    async with asyncio.timeout(NOISE_TIMEOUT_S):
+        with pytest.raises(Permanent, match=NOISE_ENDS) as caught:
+            await run(client, request(tmp_path, builder, FROM_BASE + noise, no_cache=True))
+    assert caught.value.code is ErrorCode.BUILD_FAILED
+
+
+async def test_a_noisy_step_that_goes_on_is_waited_for(client: Engine, builder: str, tmp_path: Path) -> None:
+    """Silence after a flood is no end: what still works may succeed."""
+    noise = f"RUN yes {'noise' * 20} | head -c {NOISE_BYTES}; sleep 6\nRUN sleep 3\n"
+    events = await run(client, request(tmp_path, builder, FROM_BASE + noise, no_cache=True))
+    assert isinstance(events[-1], Built)
 
 
 async def test_the_network_is_the_one_that_was_asked_for(client: Engine, builder: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from test_trace import VERTEX_1, field, log, timestamp
 from imagejobd.engine.buildkit import STUCK_RECORDS, BuildkitProgress
 from imagejobd.engine.events import BuildEvent, BuildWarning, Output, Step
 from imagejobd.engine.messages import Message
+from imagejobd.model.errors import ErrorCode
 
 VERTEX_2 = "sha256:" + "2" * 64
 
@@ -93,8 +94,32 @@ def test_endless_empty_records_end_a_build_that_is_done() -> None:
     """With an image id, a flood of empty records is the engine's fault: the build counts as done, with a warning."""
     progress = BuildkitProgress()
     read(progress, trace(vertex(VERTEX_1, "one")))
-    read(progress, *[trace(b"")] * STUCK_RECORDS)
-    assert not progress.is_stuck, "without an image id the build may still be going on"
-    events = read(progress, image("sha256:1"), trace(b""))
+    read(progress, trace(vertex(VERTEX_2, "two")))
+    assert not progress.is_stuck
+    assert read(progress, *[trace(b"")] * STUCK_RECORDS) == [], "without an image id the build may still be going on"
     assert progress.is_stuck
-    assert [type(e) for e in events] == [BuildWarning, Step]
+    events = read(progress, image("sha256:1"), trace(b""))
+    assert [type(e) for e in events] == [BuildWarning, Step, Step]
+
+
+def test_a_build_that_is_lost_tells_what_was_seen_last() -> None:
+    """Of the steps that were going on, the last words of the latest are the best that can be told."""
+    progress = BuildkitProgress()
+    read(progress, trace(vertex(VERTEX_1, "one") + log(b"long ago\n") + vertex(VERTEX_2, "two")))
+    read(progress, trace(log(b"just now\n", vertex=VERTEX_2)), *[trace(b"")] * STUCK_RECORDS)
+    assert progress.lost().code is ErrorCode.BUILD_FAILED
+    assert progress.last_words() == ("step 2 (two)", "just now")
+    events = list(progress.fail("why"))
+    assert [(e.number, e.state, e.error) for e in events if isinstance(e, Step)] == [
+        (2, "failed", "why"),
+        (1, "cancelled", None),
+    ]
+
+
+def test_when_the_dockerfile_came_in_is_known() -> None:
+    """By the engine's clock, for the build cache tells the same time."""
+    progress = BuildkitProgress()
+    read(progress, trace(vertex(VERTEX_1, "[internal] load build definition from Dockerfile")))
+    assert progress.dockerfile_span is None
+    read(progress, trace(vertex(VERTEX_1, "[internal] load build definition from Dockerfile", end=101)))
+    assert progress.dockerfile_span == (100, 101)

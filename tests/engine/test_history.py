@@ -10,6 +10,7 @@ from aiohttp import web
 from builds import FROM_BASE, fake_engine, is_running, request, run, seconds_until, unique_sleep
 
 from harness.engine import PrivateEngine
+from imagejobd.engine import images
 from imagejobd.engine.cache import prune_build_cache
 from imagejobd.engine.client import Engine
 from imagejobd.engine.events import BuildWarning, Step
@@ -17,6 +18,7 @@ from imagejobd.engine.history import delete_history, list_history
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reference import ImageReference
 
 TIMEOUT_S = 20.0
 
@@ -69,11 +71,15 @@ async def test_the_log_of_a_job_goes_with_its_record(
 async def test_every_attempt_goes(client: Engine, tmp_path: Path) -> None:
     """All builds of a job are deleted, and none of one whose name only begins alike."""
     repository = f"imagejobd/{uuid7()}"
-    for tag in (f"{repository}:1", f"{repository}:2", f"{repository}1:1"):
+    tags = (f"{repository}:1", f"{repository}:2", f"{repository}1:1")
+    for tag in tags:
         await run(client, request(tmp_path, "buildkit", FROM_BASE, tags=(tag,)))
     kept = await has_history(client)
     assert await delete_history(client, repository) == (2 if kept else 0)
     assert (f"{repository}1" in await list_history(client)) == kept
+    await delete_history(client, f"{repository}1")
+    for tag in tags:
+        await images.remove(client, ImageReference.parse(tag))
 
 
 async def test_what_marks_a_record_marks_nothing_else(client: Engine, tmp_path: Path) -> None:

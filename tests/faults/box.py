@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
+from harness.holdings import holdings
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.waiting import until
 from imagejobd.model.reserved import HELD_PREFIX
@@ -115,10 +116,17 @@ class Box:
         self.daemon.start()
 
     def check_clean(self) -> None:
-        """Nothing of any job is left in engine, spool or a half-written database."""
+        """Nothing of any job is left in engine, spool or a half-written database, and nothing of ended ones in the
+        engine's history, which a sweep may have to look after."""
         assert leftovers(self.engine) == []
+        until(lambda: not self._recorded(), timeout_s=10, what="the records of builds to go")
         assert list((self.daemon.state_dir / "spool").iterdir()) == []
         self.check_database()
+
+    def _recorded(self) -> set[str]:
+        with closing(connect(f"file:{self.daemon.database_file}?mode=ro", uri=True)) as db:
+            ended = {uuid for (uuid,) in db.execute("select uuid from job where state not in ('queued', 'running')")}
+        return ended & {held.name.rpartition("/")[2] for held in holdings(self.engine) if held.sort == "build"}
 
     def check_database(self) -> None:
         with closing(connect(f"file:{self.daemon.database_file}?mode=ro", uri=True)) as db:

@@ -36,9 +36,9 @@ def test_cancel_during_run(engine: PrivateEngine, registry: Registry, builder: s
 def test_cancel_during_push(engine: PrivateEngine, registry: Registry) -> None:
     """A push that hangs in mid-upload ends within 2 s of its cancel, and no tag appears in the registry."""
     with FaultProxy(registry.host) as proxy, box(engine) as b:
-        proxy.add("PATCH", ".*/blobs/uploads/.*", StallRequest(100), times=None)
+        proxy.add("PATCH|PUT", ".*/blobs/uploads/.*", StallRequest(100), times=None)
         job = b.build(f"{proxy.host}/cancel/push:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
-        proxy.wait_for("PATCH", ".*/blobs/uploads/.*", timeout_s=20)
+        proxy.wait_for("PATCH|PUT", ".*/blobs/uploads/.*", timeout_s=20)
         b.cancel(job)
         ended = b.ended(job)
         assert ended["state"] == "cancelled"

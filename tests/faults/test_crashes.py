@@ -106,9 +106,9 @@ def test_killed_while_building(engine: PrivateEngine, registry: Registry, builde
 def test_killed_in_the_middle_of_a_push(engine: PrivateEngine, registry: Registry) -> None:
     """A daemon killed while a layer goes up pushes again after its restart, without building again."""
     with FaultProxy(registry.host) as proxy, box(engine) as b:
-        proxy.add("PATCH", ".*/blobs/uploads/.*", StallRequest(100), times=1)
+        proxy.add("PATCH|PUT", ".*/blobs/uploads/.*", StallRequest(100), times=1)
         job = b.build(f"{proxy.host}/crash/upload:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
-        proxy.wait_for("PATCH", ".*/blobs/uploads/.*", timeout_s=20)
+        proxy.wait_for("PATCH|PUT", ".*/blobs/uploads/.*", timeout_s=20)
         assert b.status(job) == "Pushing"
         b.daemon.kill()
         proxy.release()

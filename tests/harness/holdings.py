@@ -1,19 +1,25 @@
 """What an engine holds, asked through its API: to prove that jobs have left nothing in it."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 from harness.engine import PrivateEngine
+from imagejobd.engine.client import Engine
+from imagejobd.engine.history import list_history
+from imagejobd.engine.settings import EngineSettings
 
 ANSWER_TIMEOUT_S = 10.0
 LABEL = "imagejobd.job"
 
 
 class Held(NamedTuple):
-    """A container, a volume (an anonymous one too) or an image by one of its names; `owner` is the job in its label."""
+    """A container, a volume (an anonymous one too), an image by one of its names, or a build that BuildKit's history
+    has; `owner` is the job in its label."""
 
     sort: str
     name: str
@@ -22,7 +28,7 @@ class Held(NamedTuple):
 
 def holdings(engine: PrivateEngine) -> set[Held]:
     """All that there is."""
-    return {*_containers(engine), *_volumes(engine), *_images(engine)}
+    return {*_containers(engine), *_volumes(engine), *_images(engine), *_builds(engine)}
 
 
 def holdings_of(engine: PrivateEngine, uuid: str) -> list[Held]:
@@ -48,6 +54,17 @@ def _images(engine: PrivateEngine) -> Iterator[Held]:
     for found in listed:
         for name in found["RepoTags"] or [found["Id"]]:
             yield Held("image", name, _owner(found))
+
+
+def _builds(engine: PrivateEngine) -> Iterator[Held]:
+    async def listed() -> set[str]:
+        async with Engine(EngineSettings(host=engine.host)) as client:
+            return await list_history(client)
+
+    # In a thread: the caller may be a coroutine itself.
+    with ThreadPoolExecutor(1) as thread:
+        for name in thread.submit(asyncio.run, listed()).result():
+            yield Held("build", name, "")
 
 
 def _owner(found: dict[str, Any]) -> str:
