@@ -87,7 +87,9 @@ class Upgraded:
         return await self._reader.read(UPGRADED_BUFFER_BYTES)
 
     def write(self, data: bytes) -> None:
-        """Small messages only: nobody waits here until they are sent."""
+        """Small messages only: nobody waits here until they are sent. Raises `ConnectionError` once it is closed."""
+        if self._transport.is_closing():
+            raise ConnectionResetError("the engine closed the connection")
         self._transport.write(data)
 
     async def drain(self) -> None:

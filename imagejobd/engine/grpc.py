@@ -159,7 +159,7 @@ class Server:
                     self._h2.ping(_PING)
                     self._flush()
                     await self._pong.wait()
-        except TimeoutError:
+        except BROKEN:
             return False
         return self._is_open
 
