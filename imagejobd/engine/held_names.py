@@ -2,6 +2,9 @@
 
 The Dockerfile that is sent names nothing else, so an image of another name means that the engine has read it in a way
 of its own. BuildKit tells each image that it resolves as a step before it uses it.
+
+Where two builds at once start from one and the same image, BuildKit (from 23 on) does that once, and tells both of it
+by the name that one of them has given it.
 """
 
 import re
@@ -11,8 +14,13 @@ import msgspec
 
 from imagejobd.engine.events import BuildEvent, Step
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.reserved import JOB_PREFIX
 
 _HUB = "docker.io/"
+# What some build holds a base under (`bases.py`). No text that was judged can name one.
+_HELD = rf"{JOB_PREFIX}[0-9a-f-]{{36}}:base-[0-9a-f]{{32}}-[0-9]+"
+_ANY_HELD = re.compile(rf"(?:docker\.io/)?{_HELD}(?:@sha256:[0-9a-f]{{64}})?")
+_OF_ANOTHER_BUILD = "a base of this build"
 # `[internal] load metadata for x`, `[stage 1/2] FROM x@sha256:…`, `FROM x` and `resolve image config for x`, which
 # fetches a frontend. What a user writes stands behind the bracket and the name of an instruction.
 _RESOLVED = re.compile(
@@ -37,7 +45,9 @@ class HeldNames:
             return
         image = next(filter(None, match.groups()))
         name = image.removeprefix("docker-image://").removeprefix(_HUB).partition("@")[0]
-        if name not in self._names:
+        # What it shares it has resolved for this build, by the name here, in a step before.
+        is_shared = match["metadata"] is None and match["frontend"] is None and re.fullmatch(_HELD, name) is not None
+        if name not in self._names and not is_shared:
             raise Permanent(
                 ErrorCode.POLICY, f"the engine resolves image {image[:200]}, which was not checked for this build"
             )
@@ -50,4 +60,5 @@ class HeldNames:
         return msgspec.structs.replace(event, name=self.replaced(event.name), error=error)
 
     def replaced(self, text: str) -> str:
-        return self._pattern.sub(lambda match: self._names[match.group(1)], text) if self._pattern else text
+        own = self._pattern.sub(lambda match: self._names[match.group(1)], text) if self._pattern else text
+        return _ANY_HELD.sub(_OF_ANOTHER_BUILD, own)

@@ -1,0 +1,64 @@
+"""The second wall: BuildKit resolves what was judged and nothing else, and people read their own names for it."""
+
+import pytest
+
+from imagejobd.engine.events import Step
+from imagejobd.engine.held_names import HeldNames
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.ids import uuid7
+
+OWN = f"imagejobd/{uuid7()}:base-{'a' * 32}-0"
+OTHER = f"imagejobd/{uuid7()}:base-{'b' * 32}-0"
+DIGEST = "sha256:" + "0" * 64
+NAMES = HeldNames({OWN: "busybox:1"})
+
+
+def step(name: str) -> Step:
+    return Step(number=1, name=name, state="started")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"[internal] load metadata for docker.io/{OWN}",
+        f"[1/2] FROM docker.io/{OWN}@{DIGEST}",
+        f"[stage 1/2] FROM {OWN}",
+        f"FROM {OWN}",
+        "[2/2] RUN echo FROM evil",
+    ],
+)
+def test_what_is_held_may_be_resolved(name: str) -> None:
+    """By its literal name, which is shown as the user's own."""
+    NAMES.check(step(name))
+    shown = NAMES.readable(step(name))
+    assert isinstance(shown, Step)
+    assert "imagejobd/" not in shown.name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[internal] load metadata for docker.io/library/evil:1",
+        "[1/2] FROM docker.io/library/evil:1",
+        "FROM evil",
+        "resolve image config for docker-image://docker.io/docker/dockerfile:1",
+        f"[internal] load metadata for docker.io/{OTHER}",
+        f"resolve image config for {OTHER}",
+        f"[1/2] FROM {OTHER}/x",
+        f"[1/2] FROM {OTHER.partition(':')[0]}:1",
+    ],
+)
+def test_nothing_else_is_resolved(name: str) -> None:
+    """Whatever else the engine looks for ends the build."""
+    with pytest.raises(Permanent, match="not checked for this build") as caught:
+        NAMES.check(step(name))
+    assert caught.value.code is ErrorCode.POLICY
+
+
+@pytest.mark.parametrize("name", [f"[1/2] FROM docker.io/{OTHER}@{DIGEST}", f"FROM {OTHER}"])
+def test_a_step_that_builds_share_has_the_name_of_one(name: str) -> None:
+    """It is no other image than this build's own, and the other build's name is told to nobody."""
+    NAMES.check(step(name))
+    shown = NAMES.readable(step(name))
+    assert isinstance(shown, Step)
+    assert shown.name.endswith("FROM a base of this build")
