@@ -14,12 +14,12 @@ import msgspec
 
 from imagejobd.engine.events import BuildEvent, Step
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.reserved import JOB_PREFIX
+from imagejobd.model.reserved import HELD_PREFIX
 
 _HUB = "docker.io/"
 # What some build holds a base under (`bases.py`). No text that was judged can name one.
-_HELD = rf"{JOB_PREFIX}[0-9a-f-]{{36}}:base-[0-9a-f]{{32}}-[0-9]+"
-_ANY_HELD = re.compile(rf"(?:docker\.io/)?{_HELD}(?:@sha256:[0-9a-f]{{64}})?")
+_HELD = rf"{re.escape(HELD_PREFIX)}[0-9a-f-]{{36}}:base-[0-9a-f]{{32}}-[0-9]+"
+_ANY_HELD = re.compile(rf"{_HELD}(?:@sha256:[0-9a-f]{{64}})?")
 _OF_ANOTHER_BUILD = "a base of this build"
 # `[internal] load metadata for x`, `[stage 1/2] FROM x@sha256:…`, `FROM x` and `resolve image config for x`, which
 # fetches a frontend. What a user writes stands behind the bracket and the name of an instruction.

@@ -94,13 +94,14 @@ class DispatchBox:
         *,
         builder: str = "buildkit",
         engine_host: str | None = None,
+        engine_settings: Mapping[str, Any] | None = None,
         **tables: Mapping[str, Any],
     ) -> None:
         limits = QUICK_RETRIES | dict(tables.pop("limits", {}))
         self.engine = engine
-        self.daemon = Daemon(
-            {"engine": {"builder": builder}, "limits": limits, **tables}, engine_host=engine_host or engine.host
-        )
+        self.builder = builder
+        config = {"engine": {"builder": builder, **(engine_settings or {})}, "limits": limits, **tables}
+        self.daemon = Daemon(config, engine_host=engine_host or engine.host)
         secret_file = self.daemon.folder / "jwt.secret"
         secret_file.write_text(JWT_SECRET)
         secret_file.chmod(0o600)

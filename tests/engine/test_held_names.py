@@ -6,9 +6,10 @@ from imagejobd.engine.events import Step
 from imagejobd.engine.held_names import HeldNames
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reserved import held_repository
 
-OWN = f"imagejobd/{uuid7()}:base-{'a' * 32}-0"
-OTHER = f"imagejobd/{uuid7()}:base-{'b' * 32}-0"
+OWN = f"{held_repository(uuid7())}:base-{'a' * 32}-0"
+OTHER = f"{held_repository(uuid7())}:base-{'b' * 32}-0"
 DIGEST = "sha256:" + "0" * 64
 NAMES = HeldNames({OWN: "busybox:1"})
 
@@ -20,8 +21,8 @@ def step(name: str) -> Step:
 @pytest.mark.parametrize(
     "name",
     [
-        f"[internal] load metadata for docker.io/{OWN}",
-        f"[1/2] FROM docker.io/{OWN}@{DIGEST}",
+        f"[internal] load metadata for {OWN}",
+        f"[1/2] FROM {OWN}@{DIGEST}",
         f"[stage 1/2] FROM {OWN}",
         f"FROM {OWN}",
         "[2/2] RUN echo FROM evil",
@@ -42,10 +43,10 @@ def test_what_is_held_may_be_resolved(name: str) -> None:
         "[1/2] FROM docker.io/library/evil:1",
         "FROM evil",
         "resolve image config for docker-image://docker.io/docker/dockerfile:1",
-        f"[internal] load metadata for docker.io/{OTHER}",
+        f"[internal] load metadata for {OTHER}",
         f"resolve image config for {OTHER}",
         f"[1/2] FROM {OTHER}/x",
-        f"[1/2] FROM {OTHER.partition(':')[0]}:1",
+        f"[1/2] FROM {OTHER.rpartition(':')[0]}:1",
     ],
 )
 def test_nothing_else_is_resolved(name: str) -> None:
@@ -55,7 +56,7 @@ def test_nothing_else_is_resolved(name: str) -> None:
     assert caught.value.code is ErrorCode.POLICY
 
 
-@pytest.mark.parametrize("name", [f"[1/2] FROM docker.io/{OTHER}@{DIGEST}", f"FROM {OTHER}"])
+@pytest.mark.parametrize("name", [f"[1/2] FROM {OTHER}@{DIGEST}", f"FROM {OTHER}"])
 def test_a_step_that_builds_share_has_the_name_of_one(name: str) -> None:
     """It is no other image than this build's own, and the other build's name is told to nobody."""
     NAMES.check(step(name))
