@@ -43,6 +43,10 @@ OK, CANCELLED, NOT_FOUND, UNIMPLEMENTED, INTERNAL = 0, 1, 5, 12, 13
 _PREFIX_BYTES = 5
 _HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 _PING = b"is-alive"
+_SETTINGS: dict[SettingCodes | int, int] = {
+    SettingCodes.INITIAL_WINDOW_SIZE: RECEIVE_WINDOW_BYTES,
+    SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX_BYTES,
+}
 
 
 class Refused(Exception):
@@ -135,12 +139,6 @@ class Server:
 
     async def serve(self) -> None:
         """Until the engine closes the connection."""
-        self._h2.update_settings(
-            {
-                SettingCodes.INITIAL_WINDOW_SIZE: RECEIVE_WINDOW_BYTES,
-                SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX_BYTES,
-            }
-        )
         try:
             async with asyncio.TaskGroup() as tasks:
                 await self._read(tasks)
@@ -183,6 +181,7 @@ class Server:
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         try:
             self._h2.initiate_connection()
+            self._h2.update_settings(_SETTINGS)
             self._h2.increment_flow_control_window(RECEIVE_WINDOW_BYTES)
             self._flush()
             while data := await self._connection.read():

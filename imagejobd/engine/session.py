@@ -21,7 +21,7 @@ import msgspec
 from imagejobd.engine import faults, grpc
 from imagejobd.engine.client import Engine
 from imagejobd.engine.protobuf import MalformedRecord, as_int, as_text, encoded, fields
-from imagejobd.model.errors import Fault
+from imagejobd.model.errors import Fault, invalid
 
 # What is read from the disk, and encoded, at a time: the memory of one transfer.
 BLOCK_BYTES = 256 * 1024
@@ -34,7 +34,9 @@ _ID_BYTES = 16
 _DIFF_COPY = "/moby.filesync.v1.FileSync/DiffCopy"
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
-_IGNORE_FILE = [".dockerignore"]
+_IGNORE_FILE = ".dockerignore"
+# How Docker 28 refuses a name; 26 took it.
+_NO_TEXT = "invalid UTF-8"
 # fsutil's packets (types/wire.proto): 1 type, 2 stat, 3 id, 4 data.
 _STAT, _REQUEST, _DATA, _FIN, _ERROR = range(5)
 # Go's os.FileMode, where it differs from stat(2).
@@ -93,6 +95,11 @@ class Folder(msgspec.Struct, frozen=True):
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb", buffering=0)
 
 
+# What BuildKit is told to ignore of a folder, which it asks first: nothing, as in a tar. It repeats that in the request
+# for the folder, which would else be the same, and not made, where a Dockerfile copies only the user's `.dockerignore`.
+_NOTHING_IGNORED = Folder.of_file(_IGNORE_FILE, b"imagejobd.invalid\n")
+
+
 @asynccontextmanager
 async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterator[str]:
     """The id of a session that lasts as long as the block, for `/build` with `remote=client-session`.
@@ -117,12 +124,25 @@ async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterato
         except Fault as fault:
             if files.fault is not None:
                 raise files.fault from fault
+            if _NO_TEXT in fault.message and (name := _no_text(folders)) is not None:
+                why = f"the context has the name {name}, which is not UTF-8: this engine's BuildKit takes none such"
+                raise invalid(why) from fault
             if not await server.is_alive():
                 raise faults.unavailable(engine.host, "it closed the build's session") from fault
             raise
         finally:
             serving.cancel()
             await asyncio.wait([serving])
+
+
+def _no_text(folders: Mapping[str, Folder]) -> str | None:
+    """The first name or link that is not UTF-8, as it may be shown."""
+    for name in (name for folder in folders.values() for entry in folder.entries for name in (entry.path, entry.link)):
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            return ascii(name.decode(errors="backslashreplace"))
+    return None
 
 
 async def _answer_health(call: grpc.Call) -> None:
@@ -135,7 +155,6 @@ class _FileSync:
 
     def __init__(self, folders: Mapping[str, Folder]) -> None:
         self._folders = folders
-        self._is_asked: set[str] = set()
         self.fault: OSError | None = None
 
     async def diff_copy(self, call: grpc.Call) -> None:
@@ -143,33 +162,25 @@ class _FileSync:
         folder = self._folders.get(name)
         if folder is None:
             raise grpc.Refused(grpc.NOT_FOUND, f"there is no folder {name}")
-        entries: Sequence[Entry] = () if self._is_for_ignored(name, call) else folder.entries
+        if call.metadata.get("followpaths") == [_IGNORE_FILE] and "exclude-patterns" not in call.metadata:
+            folder = _NOTHING_IGNORED
         try:
-            await _Transfer(call, folder, entries).run()
-        except OSError as error:
-            self.fault = error
-            raise grpc.Refused(grpc.INTERNAL, "the folder cannot be read") from error
+            await _Transfer(call, folder).run()
+        except grpc.Refused as refused:
+            if isinstance(refused.__cause__, OSError):
+                self.fault = refused.__cause__
+            raise
         except MalformedRecord as error:
             raise grpc.Refused(grpc.INTERNAL, str(error)) from error
-
-    def _is_for_ignored(self, name: str, call: grpc.Call) -> bool:
-        """Whether BuildKit asks, before it asks for the folder, what the user ignores of it: nothing, as in a tar.
-
-        The same question a second time is a Dockerfile's that copies `.dockerignore` only.
-        """
-        is_first = name not in self._is_asked
-        self._is_asked.add(name)
-        return is_first and call.metadata.get("followpaths") == _IGNORE_FILE
 
 
 class _Transfer:
     """One folder on its way to BuildKit."""
 
-    def __init__(self, call: grpc.Call, folder: Folder, entries: Sequence[Entry]) -> None:
+    def __init__(self, call: grpc.Call, folder: Folder) -> None:
         self._call = call
         self._folder = folder
-        self._entries = entries
-        self._tree = _tree_packets(entries)
+        self._tree = _tree_packets(folder.entries)
         self._is_tree_sent = False
         self._wanted: deque[int] = deque()
         self._sent_bytes = 0
@@ -177,7 +188,7 @@ class _Transfer:
     async def run(self) -> None:
         while not self._take_requests():
             if self._wanted or not self._is_tree_sent:
-                await self._call.send(await asyncio.to_thread(self._block))
+                await self._call.send(await self._block())
             else:
                 await self._call.wait()
         await self._call.send(grpc.message(encoded(1, _FIN)))
@@ -191,14 +202,22 @@ class _Transfer:
                 return True
             if kind == _ERROR:
                 raise grpc.Refused(grpc.CANCELLED, f"BuildKit gave up: {as_text(packet.get(4, b''))}")
-            if kind != _REQUEST or number >= len(self._entries) or not stat.S_ISREG(self._entries[number].mode):
+            if (
+                kind != _REQUEST
+                or number >= len(self._folder.entries)
+                or not stat.S_ISREG(self._folder.entries[number].mode)
+            ):
                 raise MalformedRecord(f"packet {kind} for entry {number} is no request for a file")
             self._wanted.append(number)
         return False
 
-    def _block(self) -> bytes:
-        """The next packets, read and encoded: of files that are wanted, else of the tree."""
-        return b"".join(self._content() if self._wanted else self._tree_block())
+    async def _block(self) -> bytes:
+        """The next packets, read and encoded in a thread: of files that are wanted, else of the tree."""
+        packets = self._content() if self._wanted else self._tree_block()
+        try:
+            return await asyncio.to_thread(b"".join, packets)
+        except OSError as error:
+            raise grpc.Refused(grpc.INTERNAL, "the folder cannot be read") from error
 
     def _tree_block(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
@@ -215,7 +234,7 @@ class _Transfer:
         with self._folder.open() as file:
             while room > 0 and self._wanted:
                 number = self._wanted[0]
-                entry = self._entries[number]
+                entry = self._folder.entries[number]
                 size = min(DATA_MAX_BYTES, entry.size - self._sent_bytes)
                 if size:
                     yield _data_packet(number, _read(file, entry.offset + self._sent_bytes, size))

@@ -103,13 +103,12 @@ async def test_the_last_words_are_bounded(client: Engine, builder: str, tmp_path
     [
         ("RUM true\n", {}, "unknown instruction: RUM"),
         ("COPY absent /\n", {}, "absent"),
-        ("RUN <<EOF\necho hello\nEOF\n", {}, "unknown instruction: ECHO"),
     ],
 )
 async def test_what_is_wrong_with_a_dockerfile_reaches_the_user(
     client: Engine, builder: str, tmp_path: Path, dockerfile: str, files: dict[str, bytes], reason: str
 ) -> None:
-    """The engine's own words about a bad Dockerfile, a heredoc on 20.10 too, are the permanent fault's message."""
+    """The engine's own words about a bad Dockerfile are the permanent fault's message."""
     with pytest.raises(Permanent, match=reason) as caught:
         await run(client, request(tmp_path, builder, FROM_BASE + dockerfile, files))
     assert caught.value.code is ErrorCode.BUILD_FAILED

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from builds import FROM_BASE, fake_engine, is_running, request, run, seconds_until, unique_sleep
+from builds import FROM_BASE, fake_engine, request, run, until
 
 from harness.engine import PrivateEngine
+from harness.processes import processes, unique_seconds
 from imagejobd.engine import images
 from imagejobd.engine.cache import prune_build_cache
 from imagejobd.engine.client import Engine
@@ -63,7 +64,7 @@ async def test_the_log_of_a_job_goes_with_its_record(
     assert await list_history(client) & {mine, other} == kept - {mine}
     # Docker 26 lets go of the file only as it prunes.
     await prune_build_cache(client, 1 << 40)
-    await seconds_until(lambda: not is_kept(engine, my_word), timeout_s=TIMEOUT_S)
+    await until(lambda: not is_kept(engine, my_word), timeout_s=TIMEOUT_S)
     assert is_kept(engine, other_word) == bool(kept)
     assert await delete_history(client, mine) == 0
 
@@ -95,14 +96,14 @@ async def test_what_marks_a_record_marks_nothing_else(client: Engine, tmp_path: 
 
 async def test_a_build_that_was_just_stopped_goes_too(client: Engine, tmp_path: Path) -> None:
     """The engine records a cancelled build a moment later; that is waited for."""
-    sleep, repository = unique_sleep(), f"imagejobd/{uuid7()}"
+    sleep, repository = unique_seconds(), f"imagejobd/{uuid7()}"
     wanted = request(tmp_path, "buildkit", FROM_BASE + f"RUN sleep {sleep}\n", tags=(f"{repository}:1",))
     task = asyncio.create_task(run(client, wanted))
-    await seconds_until(lambda: is_running(sleep), timeout_s=TIMEOUT_S)
+    await until(lambda: bool(processes(sleep)), timeout_s=TIMEOUT_S)
     task.cancel()
     await asyncio.wait([task])
     await delete_history(client, repository)
-    await seconds_until(lambda: not is_running(sleep), timeout_s=TIMEOUT_S)
+    await until(lambda: not processes(sleep), timeout_s=TIMEOUT_S)
     assert repository not in await list_history(client)
 
 
