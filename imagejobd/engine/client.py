@@ -92,6 +92,10 @@ class Upgraded:
             raise ConnectionResetError("the engine closed the connection")
         self._transport.write(data)
 
+    def abort(self) -> None:
+        """Close it now, without what was written and is not yet sent: the engine may have ceased to read."""
+        self._transport.abort()
+
     async def drain(self) -> None:
         """Wait until most of what was written is sent. One task at a time: they would share one future."""
         await self._protocol._drain_helper()

@@ -138,7 +138,7 @@ class Server:
         self._is_open = True
 
     async def serve(self) -> None:
-        """Until the engine closes the connection."""
+        """Until the engine closes the connection, or breaks the protocol; then it is closed here."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 await self._read(tasks)
@@ -147,6 +147,7 @@ class Server:
         finally:
             self._is_open = False
             self._pong.set()
+            self._connection.abort()
 
     async def is_alive(self) -> bool:
         """Whether the engine still holds its end: it answers a ping."""

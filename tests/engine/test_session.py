@@ -15,7 +15,7 @@ from typing import BinaryIO
 import aiohttp
 import msgspec
 import pytest
-from builds import FROM_BASE, output, request, run, seconds_until
+from builds import FROM_BASE, open_files, output, request, run, until
 
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
@@ -160,11 +160,6 @@ async def build_of(client: Engine, folder: Folder) -> None:
         async with client.stream("build", params=params, judge=faults.of_build, idle_timeout_s=None) as blocks:
             async for _ in messages(blocks, faults.of_build):
                 pass
-
-
-def open_files() -> set[str]:
-    """What this process has open, sockets included, each under its number."""
-    return {f"{entry.name} {entry.readlink()}" for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
 
 
 @asynccontextmanager
@@ -323,10 +318,7 @@ async def test_a_build_that_is_cancelled_in_mid_transfer_leaves_nothing(client: 
         await building
     assert asyncio.all_tasks() == tasks
     # A block that was being read is read to its end, in its thread.
-    try:
-        await seconds_until(lambda: open_files() <= before, timeout_s=10)
-    finally:
-        print(open_files() - before)
+    await until(lambda: open_files() <= before, timeout_s=10)
     assert output(await run(client, request(tmp_path, "buildkit", FROM_BASE + "RUN echo on\n"))) == "on\n"
 
 
