@@ -14,7 +14,7 @@ from harness.engine import PrivateEngine
 from harness.services import require
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def daemon(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that builds on the session's engine, and knows the secret of the dispatcher's document."""
     require("curl")

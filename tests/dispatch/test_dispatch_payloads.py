@@ -4,12 +4,10 @@ import bz2
 import gzip
 import hashlib
 import io
-import json
 import lzma
 import struct
 import sys
 import tarfile
-import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,6 @@ from dispatch_box import (
     DispatchBox,
     Tenant,
     context,
-    dispatch_box,
     dockerfile,
     inspected,
     oci_layout,
@@ -29,10 +26,6 @@ from dispatch_box import (
 )
 
 from harness.base_image import BUSYBOX
-from harness.engine import PrivateEngine
-from harness.registry import PASSWORD, USERNAME, Registry
-from harness.skopeo import raw_manifest
-from harness.waiting import until
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -199,61 +192,6 @@ def test_payload_that_cannot_be_built(tenant: Tenant, box: DispatchBox, payload:
     assert says in error["message"], error
     assert tenant.job(job)["attempt"] == 1
     box.check_clean(tenant.job(job)["id"])
-
-
-def test_push_of_what_was_built(engine: PrivateEngine, private_registry: Registry, tmp_path: Path) -> None:
-    """With a repository configured the image is pushed below it under the job's own name, as skopeo proves."""
-    password_file = tmp_path / "registry.password"
-    password_file.write_text(PASSWORD)
-    with dispatch_box(
-        engine,
-        kinds={"dispatch": {"repository": f"{private_registry.host}/dispatched"}},
-        registry={private_registry.host: {"username": USERNAME, "password_file": str(password_file)}},
-    ) as box:
-        tenant = box.tenant()
-        jobs = [tenant.dispatch(dockerfile(f"RUN echo {uuid.uuid4()} > /id")) for _ in range(2)]
-        jobs.append(tenant.dispatch(context("pushed")))
-        pushed = set()
-        for job in jobs:
-            result = tenant.done(job)
-            host, _, rest = result["image"].partition("/")
-            repository, _, tag = rest.partition(":")
-            assert host == private_registry.host
-            assert repository.startswith("dispatched")
-            manifest = raw_manifest(private_registry, repository, tag)
-            assert result["digest"] == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
-            # The containerd store calls an image by its manifest.
-            assert result["image_id"] in (json.loads(manifest)["config"]["digest"], result["digest"])
-            pushed.add(result["image"])
-            box.check_clean(tenant.job(job)["id"])
-        assert len(pushed) == 3
-        kept = tenant.done(tenant.dispatch(PNG))
-        assert "image" not in kept
-        box.check_healthy()
-
-
-def test_without_an_engine(engine: PrivateEngine) -> None:
-    """What needs no engine is done without one; what does waits for it, and neither is lost."""
-    with dispatch_box(engine, engine_host="unix:///nowhere/engine.sock", limits={"max_attempts": 100}) as box:
-        tenant = box.tenant()
-        waiting = tenant.dispatch(dockerfile("RUN true"))
-        assert tenant.done(tenant.dispatch(PNG))["what"] == "file"
-        until(lambda: tenant.job(waiting)["error"] is not None, timeout_s=20, what="the first attempt to fail")
-        assert tenant.job(waiting)["error"]["code"] == "engine_unavailable"
-        assert tenant.shown(waiting) == {"id": waiting, "tenant_id": 1, "client_id": 1, "status": "RUNNING"}
-        assert tenant.call("GET", f"/images/{waiting}").status == 404
-        tenant.cancel(waiting)
-        assert tenant.outcome(waiting) == "FAILED"
-
-
-def test_classic_builder(engine: PrivateEngine) -> None:
-    """The engine's older builder makes the same of a payload."""
-    with dispatch_box(engine, builder="classic") as box:
-        tenant = box.tenant()
-        job = tenant.dispatch(context("the older one"))
-        assert tenant.done(job)["what"] == "context"
-        assert printed(engine, tenant.image(job)) == "the older one"
-        box.check_healthy()
 
 
 def altered(archive: bytes, prefix: str) -> bytes:

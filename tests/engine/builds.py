@@ -86,7 +86,7 @@ async def fake_engine(
     socket = folder / "engine.sock"
     await web.UnixSite(runner, str(socket)).start()
     try:
-        async with Engine(EngineSettings(host=f"unix://{socket}", connect_timeout_s=2)) as engine:
+        async with Engine(EngineSettings(host=f"unix://{socket}", connect_timeout_s=20)) as engine:
             yield engine
     finally:
         await runner.cleanup()

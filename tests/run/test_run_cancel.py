@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 from run_box import PERF, RunBox, dockerfile, run_box, script
@@ -30,6 +31,14 @@ def check_stopped(box: RunBox, job: str, seconds: str, engine: PrivateEngine) ->
 def check_gone(engine: PrivateEngine, job: str) -> None:
     """Nothing of the job is in the engine, or it is just being swept."""
     until(lambda: holdings_of(engine, job) == [], timeout_s=SWEEP_TIMEOUT_S, what="the engine to be clean")
+
+
+@pytest.fixture
+def box(engine: PrivateEngine) -> Iterator[RunBox]:
+    """Not for all tests of this file, for some of which the engine is another daemon's."""
+    with run_box(engine) as made:
+        yield made
+        made.check_healthy()
 
 
 @pytest.mark.parametrize("trap", ["true", "trap '' TERM INT"], ids=["running", "ignoring SIGTERM"])

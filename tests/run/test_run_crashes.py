@@ -159,13 +159,15 @@ def test_engine_goes_away_in_mid_run(engine: PrivateEngine, death: str) -> None:
         box.check_healthy()
 
 
-def test_somebody_removes_the_container(box: RunBox, engine: PrivateEngine) -> None:
+def test_somebody_removes_the_container(engine: PrivateEngine) -> None:
     """A container that an operator removes in mid-run fails or repeats its job, with words, and leaves nothing."""
-    job = box.launch(dockerfile(script("echo at work", "sleep 1", PERF)))
-    box.prints(job, "at work")
-    remover = threading.Thread(target=engine.docker, args=("rm", "--force", f"imagejobd-{job}-1"))
-    remover.start()
-    ended = box.ended(job)
-    remover.join()
-    assert ended["state"] == "succeeded" or ended["error"]["code"] != "internal"
-    assert holdings_of(engine, job) == []
+    with run_box(engine) as box:
+        job = box.launch(dockerfile(script("echo at work", "sleep 1", PERF)))
+        box.prints(job, "at work")
+        remover = threading.Thread(target=engine.docker, args=("rm", "--force", f"imagejobd-{job}-1"))
+        remover.start()
+        ended = box.ended(job)
+        remover.join()
+        assert ended["state"] == "succeeded" or ended["error"]["code"] != "internal"
+        assert holdings_of(engine, job) == []
+        box.check_healthy()

@@ -116,9 +116,10 @@ def test_image(jobs: tuple[RunBox, dict[str, str]], name: str) -> None:
     assert not CASES[name].code or job["error"]["code"] == CASES[name].code
 
 
-def test_label_of_another_job(box: RunBox, engine: PrivateEngine) -> None:
+def test_label_of_another_job(jobs: tuple[RunBox, dict[str, str]], engine: PrivateEngine) -> None:
     """An image that bears another job's label takes nothing from that job, and no job builds on another's image."""
-    victim = box.launch(dockerfile(script("echo at work", "sleep 2.5", PERF)))
+    box, _ = jobs
+    victim = box.launch(dockerfile(script("echo at work", "sleep 12", PERF)))
     box.prints(victim, "at work")
     assert box.post(f"FROM imagejobd/{victim}:1\n").status == 422
     thief = box.launch(dockerfile(f"LABEL imagejobd.job={victim}", script(PERF)))

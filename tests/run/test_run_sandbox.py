@@ -97,7 +97,7 @@ def test_settings_that_the_engine_was_given(engine: PrivateEngine) -> None:
         [container] = json.loads(engine.docker("inspect", f"imagejobd-{job}-1"))
         [volume] = json.loads(engine.docker("volume", "inspect", f"imagejobd-{job}-1"))
         assert box.cancel(job) == 202
-        assert box.ended(job, timeout_s=5)["state"] == "cancelled"
+        assert box.ended(job)["state"] == "cancelled"
         assert holdings_of(engine, job) == []
     config, host = container["Config"], container["HostConfig"]
     assert config["Labels"]["imagejobd.job"] == volume["Labels"]["imagejobd.job"] == job
