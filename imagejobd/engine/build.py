@@ -129,7 +129,7 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
             params += [("remote", "client-session"), ("session", session_id)]
         else:
             body = await stack.enter_async_context(
-                contextlib.aclosing(classic_body(request.context, request.entries, request.dockerfile))
+                contextlib.aclosing(await classic_body(request.context, request.entries, request.dockerfile))
             )
             params += [("dockerfile", DOCKERFILE)]
         yield await stack.enter_async_context(

@@ -9,11 +9,11 @@ import asyncio
 import io
 import stat
 import tarfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 from imagejobd.engine.session import Entry
-from imagejobd.model.errors import Permanent, invalid
+from imagejobd.model.errors import invalid
 
 DOCKERFILE = ".imagejobd.Dockerfile"
 IGNORE_FILE_MAX_BYTES = 1 << 20
@@ -25,8 +25,14 @@ _END_BYTES = 1024
 
 
 async def classic_body(context: Path, entries: Sequence[Entry], dockerfile: str) -> AsyncGenerator[bytes, None]:
-    """The tar to send. Raises `Permanent(invalid)` for a context that has files of these names it cannot have."""
-    added = await asyncio.to_thread(_members, context, entries, dockerfile)
+    """The tar to send. Raises `Permanent(invalid)` for a context that has files of these names it cannot have.
+
+    Before it sends: a fault of the body would be told as the connection's.
+    """
+    return _blocks(context, await asyncio.to_thread(_members, context, entries, dockerfile))
+
+
+async def _blocks(context: Path, added: bytes) -> AsyncGenerator[bytes, None]:
     left = context.stat().st_size - _END_BYTES
     with context.open("rb", buffering=0) as file:
         while left > 0:
@@ -41,25 +47,28 @@ def _members(context: Path, entries: Sequence[Entry], dockerfile: str) -> bytes:
     given = {entry.path: entry for entry in entries}
     if DOCKERFILE.encode() in given:
         raise invalid(f"the context has a file {DOCKERFILE!r}, a name that this service needs; rename it")
-    ignored = _ignored(context, given.get(_IGNORE_FILE.encode()))
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, content in ((DOCKERFILE, dockerfile.encode()), (_IGNORE_FILE, ignored)):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+        _add(tar, tarfile.TarInfo(DOCKERFILE), dockerfile.encode())
+        _add(tar, *_ignore_file(context, given))
     return archive.getvalue()
 
 
-def _ignored(context: Path, entry: Entry | None) -> bytes:
+def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, content: bytes) -> None:
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _ignore_file(context: Path, given: Mapping[bytes, Entry]) -> tuple[tarfile.TarInfo, bytes]:
+    """The user's own, with the same mode and time and one line more, or one that has itself removed too."""
+    member = tarfile.TarInfo(_IGNORE_FILE)
+    entry = given.get(_IGNORE_FILE.encode())
     if entry is None:
-        return f"{_IGNORE_FILE}\n{DOCKERFILE}\n".encode()
-    if not stat.S_ISREG(entry.mode) or entry.link or entry.size > IGNORE_FILE_MAX_BYTES:
-        raise _bad_ignore_file()
+        return member, f"{_IGNORE_FILE}\n{DOCKERFILE}\n".encode()
+    data = given[entry.link] if entry.link and stat.S_ISREG(entry.mode) else entry
+    if not stat.S_ISREG(data.mode) or data.size > IGNORE_FILE_MAX_BYTES:
+        raise invalid(f"{_IGNORE_FILE} of the context is no regular file of at most {IGNORE_FILE_MAX_BYTES} bytes")
+    member.mode, member.mtime = stat.S_IMODE(entry.mode), entry.mtime
     with context.open("rb") as file:
-        file.seek(entry.offset)
-        return file.read(entry.size) + f"\n{DOCKERFILE}\n".encode()
-
-
-def _bad_ignore_file() -> Permanent:
-    return invalid(f"{_IGNORE_FILE} of the context is no regular file of at most {IGNORE_FILE_MAX_BYTES} bytes")
+        file.seek(data.offset)
+        return member, file.read(data.size) + f"\n{DOCKERFILE}\n".encode()

@@ -367,3 +367,41 @@ async def test_an_engine_behind_tcp(
     async with relay(engine.socket, tls) as port, Engine(EngineSettings(host=f"tcp://127.0.0.1:{port}")) as client:
         events = await run(client, wanted(tar, FROM_BASE + "COPY large /\nRUN wc -c /large\n", no_cache=True))
         assert output(events) == "3000000 /large\n"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "left"),
+    [
+        (None, None),
+        (b"", b"\n.imagejobd.Dockerfile\n"),
+        (b"secret\n!.imagejobd.*", b"secret\n!.imagejobd.*\n.imagejobd.Dockerfile\n"),
+        (b".dockerignore\n", None),
+    ],
+    ids=["none", "empty", "pleads", "hides-itself"],
+)
+async def test_the_classic_builder_sees_the_users_files_only(
+    client: Engine, engine: PrivateEngine, tmp_path: Path, ignored: bytes | None, left: bytes | None
+) -> None:
+    """It builds the text of the request, of which the image has nothing; a `.dockerignore` has one line more."""
+    own = () if ignored is None else (entry(".dockerignore", ignored, mode=0o600), hard_link("other", ".dockerignore"))
+    tar = checked(tmp_path, entry("a", b"file"), *own)
+    build = msgspec.structs.replace(wanted(tar, COPY_ALL + "ENV other=text\n"), builder="classic")
+    events = await run(client, build)
+    assert isinstance(events[-1], Built)
+    files = await files_of(client, engine, events[-1].image_id)
+    names = {"x", "x/a", "x/Dockerfile"} | ({"x/other"} if own else set()) | ({"x/.dockerignore"} if left else set())
+    assert files.keys() == names
+    assert files["x/Dockerfile"][-1] == hashlib.sha256(COPY_ALL.encode()).hexdigest()
+    if left is not None:
+        assert files["x/.dockerignore"][-1] == hashlib.sha256(left).hexdigest()
+        assert files["x/.dockerignore"][5] == MTIME
+        assert files["x/other"][-1] == hashlib.sha256(ignored or b"").hexdigest()
+
+
+@pytest.mark.parametrize("name", [".imagejobd.Dockerfile", ".dockerignore/file"])
+async def test_names_that_the_classic_builder_cannot_have(client: Engine, tmp_path: Path, name: str) -> None:
+    """A context whose names stand in the way is refused in plain words."""
+    build = msgspec.structs.replace(wanted(checked(tmp_path, entry(name)), COPY_ALL), builder="classic")
+    with pytest.raises(Permanent, match=r"rename it|no regular file") as caught:
+        await run(client, build)
+    assert caught.value.code is ErrorCode.INVALID

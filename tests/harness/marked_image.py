@@ -5,7 +5,6 @@ They are put straight into a registry, and may bring along any ONBUILD triggers,
 
 import functools
 import gzip
-import hashlib
 import io
 import json
 import tarfile
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 
 from harness.base_image import busybox_root
 from harness.engine import PrivateEngine
-from harness.images import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, put_blob, put_manifest
+from harness.images import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, digest_of, put_blob, put_manifest
 from harness.registry import Registry
 
 
@@ -25,19 +24,18 @@ def show_mark() -> str:
 
 def put_marked(registry: Registry, repository: str, mark: str, *, triggers: Sequence[str] = (), tag: str = "1") -> str:
     """Put busybox with this mark; its name in the registry."""
-    layers = [_busybox(), _tar({"mark": mark.encode()})]
+    layer = _layer(mark)
     config = {
         "os": "linux",
         "architecture": "amd64",
         "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "OnBuild": list(triggers)},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
     }
-    blobs = [gzip.compress(layer, 1, mtime=0) for layer in layers]
     document = {
         "schemaVersion": 2,
         "mediaType": DOCKER_MANIFEST,
         "config": _blob(registry, repository, json.dumps(config).encode(), DOCKER_CONFIG),
-        "layers": [_blob(registry, repository, blob, DOCKER_LAYER) for blob in blobs],
+        "layers": [_blob(registry, repository, gzip.compress(layer, 1, mtime=0), DOCKER_LAYER)],
     }
     put_manifest(registry, repository, document, tag)
     return f"{registry.host}/{repository}:{tag}"
@@ -61,23 +59,17 @@ def names_in_engine(engine: PrivateEngine, registry: Registry, image: str) -> tu
 
 
 @functools.cache
-def _busybox() -> bytes:
-    return busybox_root()
-
-
-def _tar(files: dict[str, bytes]) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
+def _layer(mark: str) -> bytes:
+    """A tar of busybox and its mark. Of one and the same layer, packed in two ways, the containerd store loses one."""
+    source, layer = io.BytesIO(busybox_root()), io.BytesIO()
+    with tarfile.open(fileobj=source) as reader, tarfile.open(fileobj=layer, mode="w") as writer:
+        for member in reader:
+            writer.addfile(member, reader.extractfile(member) if member.isreg() else None)
+        member = tarfile.TarInfo("mark")
+        member.size = len(mark)
+        writer.addfile(member, io.BytesIO(mark.encode()))
+    return layer.getvalue()
 
 
 def _blob(registry: Registry, repository: str, content: bytes, media_type: str) -> dict[str, object]:
     return {"mediaType": media_type, "size": len(content), "digest": put_blob(registry, repository, content)}
-
-
-def _digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
