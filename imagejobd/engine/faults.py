@@ -61,7 +61,6 @@ _BAD_BUILD = re.compile(
 )
 # A step that ran and failed may print anything, words of a network error too: the exit code decides.
 _EXITED = re.compile(r"exit code: \d+|returned a non-zero code: \d+")
-_NO_SESSION = "no active sessions"
 # What the engine answers, often with 500, when an image is such that no container can be made or started of it.
 _BAD_IMAGE = re.compile(
     r"OCI runtime create failed|unable to find (?:user|group)|matching entries in (?:passwd|group) file"
@@ -120,9 +119,6 @@ def of_build(status: int, message: str) -> Fault:
         return of_engine(status, message)
     if _DELETED_MEANWHILE.search(message):
         return Temporary(ErrorCode.CONFLICT, f"the image was removed from the engine while it was built: {text}")
-    if _NO_SESSION in message:
-        hint = "secret and ssh mounts and local sources need a build session, which this service does not offer"
-        return Permanent(ErrorCode.BUILD_FAILED, f"{text}: {hint}")
     is_of_network = _NETWORK.search(message) or (_BROKEN_OFF.search(message) and _ASKED.search(message))
     if is_of_network and not _DENIED.search(message):
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"the build could not reach a registry: {text}")
