@@ -21,7 +21,7 @@ import msgspec
 from imagejobd.engine import faults, grpc
 from imagejobd.engine.client import Engine
 from imagejobd.engine.protobuf import MalformedRecord, as_int, as_text, encoded, fields
-from imagejobd.model.errors import Fault, invalid
+from imagejobd.model.errors import ErrorCode, Fault, invalid
 
 # What is read from the disk, and encoded, at a time: the memory of one transfer.
 BLOCK_BYTES = 256 * 1024
@@ -127,7 +127,7 @@ async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterato
             if _NO_TEXT in fault.message and (name := _no_text(folders)) is not None:
                 why = f"the context has the name {name}, which is not UTF-8: this engine's BuildKit takes none such"
                 raise invalid(why) from fault
-            if not await server.is_alive():
+            if fault.code is not ErrorCode.ENGINE_UNAVAILABLE and not await server.is_alive():
                 raise faults.unavailable(engine.host, "it closed the build's session") from fault
             raise
         finally:

@@ -338,7 +338,7 @@ async def test_a_session_that_breaks_is_temporary(
     loop = asyncio.get_running_loop()
     content = sparse(tmp_path, size)
     folder = WatchedFolder([OneFile(size)], content, loop, lambda: connections[0]._transport.abort())
-    with pytest.raises(Temporary, match="closed the build's session") as caught:
+    with pytest.raises(Temporary) as caught:
         await build_of(client, folder)
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
 
