@@ -101,14 +101,12 @@ class Plan:
             return msgspec.structs.replace(one, flags=tuple(flags))
         if not one.mounts:
             return one
-        mounts = iter(
-            msgspec.structs.replace(mount, origin=mount.origin and self._origin(stage, mount.origin, names))
-            for mount in one.mounts
+        mounts = tuple(
+            msgspec.structs.replace(mount, origin=self._origin(stage, mount.origin, names)) for mount in one.mounts
         )
-        mounted = tuple(mounts)
-        rest = iter(mounted)
-        flags = (f"--mount={next(rest).written()}" if flag.startswith("--mount=") else flag for flag in one.flags)
-        return msgspec.structs.replace(one, flags=tuple(flags), mounts=mounted)
+        left = iter(mounts)
+        flags = (f"--mount={next(left).written()}" if flag.startswith("--mount=") else flag for flag in one.flags)
+        return msgspec.structs.replace(one, flags=tuple(flags), mounts=mounts)
 
     def _origin(self, stage: Stage, name: str, names: Names) -> str:
         if not name or name == SCRATCH:
