@@ -47,6 +47,7 @@ class _Note(msgspec.Struct, frozen=True):
 
 
 class _Volume(msgspec.Struct, frozen=True):
+    name: str = msgspec.field(name="Name", default="")
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
 
 
@@ -152,7 +153,8 @@ class TagLeases:
             for volume in listed.volumes or ():
                 labels = volume.labels or {}
                 note = _Note(labels.get(LABEL, ""), labels.get(_BEFORE_LABEL, ""), labels.get(_IMAGE_LABEL, ""))
-                if not self._active[note.volume]:
+                # Name and label must agree before one is taken for ours.
+                if volume.name == note.volume and not self._active[note.volume]:
                     log.info("putting back a tag that a crash left", tag=note.reference)
                     await self._restore(note)
             self._has_swept = True
