@@ -12,6 +12,9 @@ each API owns one table from codes to its wire. Whether work is tried again is a
 
 from enum import StrEnum
 
+# The Docker Engine as a `Temporary.peer`: no host has this name, because it has a space.
+ENGINE = "the Docker Engine"
+
 
 class ErrorCode(StrEnum):
     """What kind of failure it was. Stored with the job and part of every API: never renamed."""
@@ -55,11 +58,18 @@ class Fault(Exception):
 
 
 class Temporary(Fault):
-    """Trying again may help. `retry_after_s` is the peer's own wish, where it named one."""
+    """Trying again may help. `retry_after_s` is the peer's own wish, where it named one.
 
-    def __init__(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+    `peer` is who did not answer at all: the `host[:port]` of a registry or a server, or `ENGINE`. It is None for a peer
+    that answered, whatever it said.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, retry_after_s: float | None = None, peer: str | None = None
+    ) -> None:
         super().__init__(code, message)
         self.retry_after_s = retry_after_s
+        self.peer = peer
 
 
 class Permanent(Fault):
