@@ -27,6 +27,8 @@ from imagejobd.runner.settings import Limits, Retention
 DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
+# Keys of earlier versions, and what takes their place.
+REMOVED_KEYS = {"limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)"}
 
 
 class ConfigError(Exception):
@@ -146,6 +148,7 @@ def _unknown_keys(values: Mapping[str, Any], struct: type[msgspec.Struct], prefi
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys here: {', '.join(sorted(fields))}"
+            hint = REMOVED_KEYS.get(f"{prefix}{key}", hint)
             yield f"unknown key {prefix}{key}; {hint}"
         elif isinstance(value, Mapping):
             yield from _unknown_below(value, fields[key], f"{prefix}{key}.")

@@ -20,7 +20,7 @@ import uvloop
 from imagejobd import logs
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
-from imagejobd.api.door import Door
+from imagejobd.api.door import Door, QueueBounds
 from imagejobd.api.keys import load_keys
 from imagejobd.building.cache import build_cache_loop
 from imagejobd.building.egress import EngineEgress
@@ -39,6 +39,8 @@ from imagejobd.kinds.distribute.tools import Tools as DistributeTools
 from imagejobd.kinds.run.kind import RunKind
 from imagejobd.kinds.run.tools import Tools as RunTools
 from imagejobd.listeners import open_listeners
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.clock import Clock
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault
@@ -48,6 +50,7 @@ from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.http.names import Names
 from imagejobd.registry.settings import RegistryHosts
+from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
 from imagejobd.runner.runner import Runner
@@ -96,12 +99,16 @@ async def serve(config: Config) -> int:
         stack.callback(os.umask, umask)
         state_dir, blobs = _open_state_dir(stack, config)
         vault = Vault.from_environment(state_dir)
-        store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
+        store = await stack.enter_async_context(
+            SqliteStore.open(state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes)
+        )
         engine = await stack.enter_async_context(Engine(config.engine))
         egress, names = Egress(config.egress), Names()
         registry = await stack.enter_async_context(
             RegistryClient(config.registry, egress, names=names, admin_subjects=config.auth.admin_subjects)
         )
+        clock, circuits = Clock(), Circuits()
+        gate = EngineGate(engine.ping)
         leases = TagLeases(engine)
         building = BuildTools(
             engine=engine,
@@ -120,12 +127,17 @@ async def serve(config: Config) -> int:
             "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
         }
         slots = {name: getattr(config.limits, name) for name in kinds}
-        runner = Runner(store, kinds, config.limits, slots=slots, worker=worker)
-        door = Door(store, kinds, config.server, queue_max=config.limits.queue_max)
+        runner = Runner(
+            store, kinds, config.limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock
+        )
+        door = Door(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
-        app = create_app(door, {"engine": engine.ping}, authentication, registries=config.registry)
+        app = create_app(door, {"engine": lambda: gate.waiting or "ok"}, authentication, registries=config.registry)
 
-        await rescue(store, worker)
+        def downtime_ms(kind: str, since_ms: int) -> int:
+            return gate.downtime_ms(since_ms) if kind in kinds and kinds[kind].uses_engine else 0
+
+        await rescue(store, worker, crashes_max=config.limits.crashes_max)
         addresses = await open_listeners(stack, config, app, umask=umask)
         log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host)
         vigil = Vigil(
@@ -139,10 +151,15 @@ async def serve(config: Config) -> int:
         return await vigil.keep(
             runner=runner.run(),
             sweep=sweep_loop(store, kinds.values()),
-            expire=expire_loop(store, config.limits.queue_timeout_s),
+            expire=expire_loop(store, config.limits.queue_timeout_s, clock, downtime_ms),
             prune=prune_loop(store, blobs, config.retention),
             build_cache=build_cache_loop(engine),
         )
+
+
+def _queue_bounds(config: Config) -> QueueBounds:
+    limits = config.limits
+    return QueueBounds(limits.queue_max, limits.per_tenant.queue_max, limits.per_tenant.stored_max_bytes)
 
 
 def _everybody(_tenant: str) -> str:

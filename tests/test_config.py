@@ -43,6 +43,7 @@ def test_the_example_of_a_registry_can_be_used() -> None:
     [
         ("[limits]\nbiuld = 3", ["config.toml", "limits.biuld", "did you mean limits.build"]),
         ("[limts]", ["limts", "did you mean limits"]),
+        ("[limits]\nmax_attempts = 5", ["limits.max_attempts", "limits.retry_for_s"]),
         ("[limits]\nbuild = 'two'", ["limits.build", "int"]),
         ("[limits]\nbuild = 0", ["limits.build", ">= 1"]),
         ("[kinds.distribute]\nstreams = 3", ["kinds.distribute.streams", "streams_max"]),

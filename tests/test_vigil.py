@@ -10,8 +10,11 @@ from typing import Any, cast
 import pytest
 
 from imagejobd import vigil as vigil_module
-from imagejobd.api.door import Door
+from imagejobd.api.door import Door, QueueBounds
 from imagejobd.api.settings import Server
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.clock import Clock
+from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
 from imagejobd.store.sqlite import SqliteStore
@@ -47,6 +50,11 @@ class DeafManager:
         return None
 
 
+def idle_runner(store: SqliteStore) -> Runner:
+    gate = EngineGate(nothing_to_reload)
+    return Runner(store, {}, Limits(), slots={}, worker="w", gate=gate, circuits=Circuits(), clock=Clock())
+
+
 async def nothing_to_reload() -> None:
     pass
 
@@ -56,8 +64,8 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(vigil_module, "READY_RETRY_S", 0.001)
     manager = DeafManager(dropped=3)
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
-        runner = Runner(store, {}, Limits(), slots={}, worker="w")
-        door = Door(store, {}, Server(), queue_max=1)
+        runner = idle_runner(store)
+        door = Door(store, {}, Server(), bounds=QueueBounds(1))
         vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
         keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
         async with asyncio.timeout(20):
@@ -92,8 +100,8 @@ async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 await asyncio.sleep(0.001)
 
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
-        runner = Runner(store, {}, Limits(), slots={}, worker="w")
-        door = Door(store, {}, Server(), queue_max=1)
+        runner = idle_runner(store)
+        door = Door(store, {}, Server(), bounds=QueueBounds(1))
         vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=reload, drain_timeout_s=1)
         keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
         await until(lambda: "ready" in manager.said)

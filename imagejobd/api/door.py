@@ -5,7 +5,7 @@ store's collection.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 
 import msgspec
@@ -16,7 +16,7 @@ from imagejobd.api.upload_turns import UploadTurns
 from imagejobd.api.wire import busy
 from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.job import LOCAL_TENANT, Enqueued, Json, NewJob
+from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, Json, NewJob
 from imagejobd.model.work import Accepted, Kind, Upload
 from imagejobd.store.protocol import Store
 
@@ -56,15 +56,33 @@ CALLER = web.RequestKey("caller", Caller)
 NO_TOKEN = "the request carries no token: send Authorization: Bearer <JWT>"  # noqa: S105
 
 
-class Door:
-    """What the API modules need of the rest of the daemon."""
+class QueueBounds(msgspec.Struct, frozen=True):
+    """How many jobs may wait, in all and of one tenant, and how many bytes may be kept for a tenant."""
 
-    def __init__(self, store: Store, kinds: Mapping[str, Kind], server: Server, *, queue_max: int) -> None:
+    queue_max: int
+    tenant_queue_max: int | None = None
+    tenant_stored_max_bytes: int | None = None
+
+
+class Door:
+    """What the API modules need of the rest of the daemon. `waiting_for` says what a queued job waits for that is not
+    its turn."""
+
+    def __init__(
+        self,
+        store: Store,
+        kinds: Mapping[str, Kind],
+        server: Server,
+        *,
+        bounds: QueueBounds,
+        waiting_for: Callable[[Job], str | None] = lambda job: None,
+    ) -> None:
         self.store = store
         self.kinds = kinds
         self.server = server
         self.is_draining = False
-        self._queue_max = queue_max
+        self.waiting_for = waiting_for
+        self._bounds = bounds
         self.upload_turns = UploadTurns(server.uploads_max)
         self._preflights = dict.fromkeys(kinds, 0)
         self._long_parses = asyncio.Semaphore(LONG_PARSES_MAX)
@@ -132,7 +150,13 @@ class Door:
         if job.idempotency_key is None:
             await self._preflight(job)
         self.admit()
-        return await self.store.enqueue(job, queue_max=self._queue_max)
+        bounds = self._bounds
+        return await self.store.enqueue(
+            job,
+            queue_max=bounds.queue_max,
+            tenant_queue_max=bounds.tenant_queue_max,
+            tenant_stored_max_bytes=bounds.tenant_stored_max_bytes,
+        )
 
     async def _preflight(self, job: NewJob) -> None:
         """Ask, where it is not too many who ask already; a kind bounds how long it does. What it could not be told, or

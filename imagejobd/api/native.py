@@ -33,6 +33,7 @@ def routes(door: Door) -> list[web.RouteDef]:
         web.get("/api/v2/jobs/{id}/log", api.log, allow_head=False),  # aiohttp would send the stream to HEAD too
         web.get("/api/v2/jobs/{id}/events", api.events),
         web.post("/api/v2/jobs/{id}/cancel", api.cancel),
+        web.post("/api/v2/jobs/{id}/retry", api.retry),
     ]
 
 
@@ -61,7 +62,7 @@ class NativeApi:
         job = await self._store.get(enqueued.uuid, tenant=None)
         status = HTTPStatus.CREATED if enqueued.is_new else HTTPStatus.OK
         location = {"Location": f"/api/v2/jobs/{enqueued.uuid}"}
-        return json_response(render(job) if job else {"id": enqueued.uuid}, status, headers=location)
+        return json_response(self._render(job) if job else {"id": enqueued.uuid}, status, headers=location)
 
     def _kind(self, submission: Submission) -> Kind:
         kind = self._door.kinds.get(submission.kind)
@@ -94,12 +95,12 @@ class NativeApi:
         limit = _number("limit", query.get("limit"), PAGE_DEFAULT)
         cursor = _number("cursor", query.get("cursor"), 0) or None
         page = await self._store.list_jobs(which, cursor=cursor, limit=max(1, min(limit, PAGE_MAX)))
-        return json_response({"jobs": [render(job) for job in page.jobs], "next": page.next_cursor})
+        return json_response({"jobs": [self._render(job) for job in page.jobs], "next": page.next_cursor})
 
     async def show(self, request: web.Request) -> web.Response:
         """One job with its phases; while it is queued also how many jobs go before it."""
         job = await self._job(request)
-        body = render(job) | {"phases": [_render_phase(phase) for phase in await self._store.phases(job.id)]}
+        body = self._render(job) | {"phases": [_render_phase(phase) for phase in await self._store.phases(job.id)]}
         if job.state is State.QUEUED:
             body["position"] = await self._store.position(job)
         return json_response(body)
@@ -121,6 +122,22 @@ class NativeApi:
             raise Permanent(ErrorCode.CONFLICT, f"the job has already {state}; there is nothing to cancel")
         status = HTTPStatus.OK if state is State.CANCELLED else HTTPStatus.ACCEPTED
         return json_response({"id": job.uuid, "state": state}, status)
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """Ask once more for what a job that failed or was cancelled should have done: 201 with the new job.
+
+        409 for a job that has not ended, that succeeded, or whose passwords were deleted when it ended.
+        """
+        job = await self._job(request)
+        if job.state not in (State.FAILED, State.CANCELLED):
+            raise Permanent(
+                ErrorCode.CONFLICT, f"the job is {job.state}; only a failed or cancelled one is tried again"
+            )
+        enqueued = await self._door.submit(await self._store.repeat(job))
+        return await self._receipt(enqueued)
+
+    def _render(self, job: Job) -> dict[str, Any]:
+        return render(job) | {"waiting_for": self._door.waiting_for(job)}
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         """The job's log as text; with `follow=1` it goes on until the job ends or nobody listens any more."""
@@ -202,6 +219,8 @@ def render(job: Job) -> dict[str, Any]:
         "error": job.error,
         "attempt": job.attempt,
         "crashes": job.crashes,
+        "faults": job.faults,
+        "retry_of": job.retry_of,
         "priority": job.priority,
         "labels": job.labels,
         "idempotency_key": job.idempotency_key,

@@ -18,7 +18,7 @@ from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.events import BuildEvent, Built, Step
 from imagejobd.engine.settings import Network
 from imagejobd.model.dockerfile import Base, Plan
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.ids import uuid7
 from imagejobd.model.reference import ImageReference
@@ -204,7 +204,7 @@ async def _run_build(tools: BuildTools, work: Work, request: BuildRequest) -> st
             if isinstance(event, Built):
                 return event.image_id
             _show(work, event)
-    raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the build ended without an image")
+    raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the build ended without an image", peer=ENGINE)
 
 
 def _show(work: Work, event: BuildEvent) -> None:

@@ -13,7 +13,7 @@ from imagejobd.building.tools import BuildTools
 from imagejobd.engine import images
 from imagejobd.engine.events import Transfer
 from imagejobd.engine.push import Pushed, push
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.work import Work
@@ -73,7 +73,7 @@ async def _push(tools: BuildTools, work: Work, reference: ImageReference, access
                 case Pushed():
                     await work.log(f"pushed {reference} digest: {event.digest} size: {event.size}\n")
                     return event.digest
-    raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the push of {reference} ended without a digest")
+    raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the push of {reference} ended without a digest", peer=ENGINE)
 
 
 async def _prove(work: Work, reference: ImageReference, digest: str, access: RegistryAccess) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 from aiodocker.exceptions import DockerError
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Fault, Permanent, Temporary
 
 # status (200 for an error inside a stream) and the engine's text → what it means for the caller
 Judge = Callable[[int, str], Fault]
@@ -97,8 +97,10 @@ def of_engine(status: int, message: str) -> Fault:
     text = shown(message)
     if _DISK_FULL.search(message):
         return Temporary(ErrorCode.STORAGE_FULL, f"the Docker Engine's disk is full: {text}; free space there")
-    if status >= 500 or _GOING_AWAY.search(message):
-        return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine answered {status}: {text}")
+    is_leaving = _GOING_AWAY.search(message)
+    if status >= 500 or is_leaving:
+        peer = ENGINE if is_leaving else None
+        return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine answered {status}: {text}", peer=peer)
     if status == 404:
         return Permanent(ErrorCode.NOT_FOUND, text)
     if status == 409:
@@ -162,13 +164,15 @@ def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
 def unavailable(host: str, why: object) -> Temporary:
     """The engine is not there, or left in the middle of an answer."""
     return Temporary(
-        ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine at {host} is not available ({why}); is it running?"
+        ErrorCode.ENGINE_UNAVAILABLE,
+        f"the Docker Engine at {host} is not available ({why}); is it running?",
+        peer=ENGINE,
     )
 
 
 def ended_early(what: str) -> Temporary:
     """A stream that stopped without an error and without the marker of success."""
-    return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine's answer ended early: {what}")
+    return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine's answer ended early: {what}", peer=ENGINE)
 
 
 @contextmanager

@@ -51,7 +51,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job that a kind has validated and the store has not seen yet.
 
     `submitter` is what the caller's token says of the person; empty for an anonymous one. `blobs` are the content-store
-    digests that the job needs; `secrets` are kept encrypted and only while it lives.
+    digests that the job needs; `secrets` are kept encrypted and only while it lives. `retry_of` is the UUID of the
+    job that this one repeats.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     secrets: Mapping[str, Secret] = {}
     blobs: tuple[str, ...] = ()
+    retry_of: str | None = None
     uuid: str = msgspec.field(default_factory=uuid7)
 
     @property
@@ -81,7 +83,12 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the queue, as it was when it was read."""
+    """One row of the queue, as it was when it was read.
+
+    `faults` counts the temporary faults since the job last got any further, the first at `faults_since_ms`, the last in
+    `fault_phase`; `crashes` counts those of the daemon likewise. `waits_for` is the peer without which a queued job
+    cannot go on. `has_secret` says that it came with secrets, which may be gone by now.
+    """
 
     id: JobId
     uuid: str
@@ -98,6 +105,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
     attempt: int
     crashes: int
+    faults: int = 0
+    faults_since_ms: int | None = None
+    fault_phase: str | None = None
+    waits_for: str | None = None
+    has_secret: bool = False
+    retry_of: str | None = None
     priority: int
     not_before_ms: int | None
     labels: dict[str, str]
@@ -115,6 +128,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its subject is an admin is for the configuration of the day to say, not for the row: rights that were
         taken away are not kept by jobs that wait."""
         return Principal(self.tenant, self.submitter.get("sub"))
+
+    @property
+    def image(self) -> str | None:
+        """What the job is about, for people: the image that it builds, or the one that it copies."""
+        source = self.spec.get("source") or {}
+        return self.spec.get("image") or source.get("image") or next(iter(source.get("images") or ()), None)
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,6 +73,11 @@ class Kind(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def uses_engine(self) -> bool:
+        """Whether its jobs need the Docker Engine: they are not started while it does not answer."""
+        ...
+
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
         """Take the file of a request into the content store, checked. Raises `Permanent` where it is no good.
 

@@ -2,24 +2,27 @@
 
 An attempt ends with a verdict: an ending for good, a retry, or an interruption. Only the inner task, the kind's
 own work, is ever cancelled; the verdict is always written, whatever goes wrong on the way to it, so an attempt is never
-left `running`.
+left `running`. Work that does not end when its user cancels it is left to itself: its claim is gone, so it can change
+nothing any more.
 """
 
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
 import structlog
 
-from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.clock import Clock
+from imagejobd.model.errors import ENGINE, ClaimLost, ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Claim, JobError, Json
 from imagejobd.model.state import State
 from imagejobd.model.work import Kind
 from imagejobd.runner import retry
+from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.live import LiveWork
 from imagejobd.runner.settings import Limits
 from imagejobd.store.protocol import Ending, Store
@@ -27,7 +30,13 @@ from imagejobd.store.protocol import Ending, Store
 # The cleaning comes before the verdict, so that whoever reads that a job is over finds nothing of it in the engine.
 # That must leave time for the verdict within the runner's `INTERRUPT_TIMEOUT_S`; what takes longer is the sweep's.
 DISCARD_TIMEOUT_S = 8.0
+# Who cancels does not wait for an engine that hangs: so long the work has to end and to be cleaned up after.
+CANCEL_TIMEOUT_S = 1.5
+CANCEL_WORK_TIMEOUT_S = 1.0
 STORAGE_RETRY_S = 1.0
+
+# Work that did not end when it was cancelled, kept from the garbage collector until it does.
+_abandoned: set[asyncio.Task[Json]] = set()
 
 log = structlog.get_logger("imagejobd.runner")
 
@@ -40,10 +49,14 @@ class Cause(StrEnum):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """The verdict after a temporary fault."""
+    """The verdict after a temporary fault. Without `wait_s` it is not counted, because the engine went away;
+    `waits_for` is a peer that has to answer first. With `is_repeat` it failed as the attempt before it."""
 
     error: JobError
-    wait_s: float
+    wait_s: float | None
+    waits_for: str | None = None
+    is_attempt: bool = True
+    is_repeat: bool = False
 
 
 class Interruption(msgspec.Struct, frozen=True):
@@ -56,15 +69,29 @@ Verdict = Ending | Retry | Interruption
 class Attempt:
     """A claim being worked on."""
 
-    def __init__(self, store: Store, kind: Kind, claim: Claim, limits: Limits, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kind: Kind,
+        claim: Claim,
+        limits: Limits,
+        *,
+        gate: EngineGate,
+        circuits: Circuits,
+        clock: Clock,
+    ) -> None:
         self._store = store
         self._kind = kind
         self._claim = claim
         self._limits = limits
-        self._now_ms = now_ms
+        self._gate = gate
+        self._circuits = circuits
+        self._clock = clock
         self._work = LiveWork(store, claim, log_max_bytes=limits.log_max_bytes)
         self._task: asyncio.Task[Json] | None = None
         self._cause: Cause | None = None
+        self._stopped = asyncio.Event()
+        self._stopped_at = 0.0
         self._log = log.bind(job=claim.job.uuid, kind=claim.job.kind, attempt=claim.job.attempt)
 
     @property
@@ -79,20 +106,28 @@ class Attempt:
         """Cancel the work; the first cause counts."""
         if self._cause is None:
             self._cause = cause
+            self._stopped_at = time.monotonic()
+            self._stopped.set()
             if self._task is not None:
                 self._task.cancel()
+
+    async def give_back(self) -> None:
+        """Queue the job again although its work does not end, because the daemon leaves. Raises what the store does."""
+        await self._store.interrupt(self._claim)
 
     async def run(self) -> None:
         """Work, judge, tidy, write the verdict. Raises only when the store has failed."""
         started = time.monotonic()
-        self._log.info("job started", tenant=self._claim.job.tenant)
+        job = self._claim.job
+        if not job.faults:
+            self._log.info("job started", tenant=job.tenant, submitter=job.submitter.get("sub"), image=job.image)
         failpoint("after_claim")
         self._task = asyncio.create_task(self._within_job_timeout())
         if self._cause is not None:
             self._task.cancel()
-        await asyncio.wait([self._task])
+        await self._until_ended(self._task)
         try:
-            verdict = self._judge_surely(self._task)
+            verdict = await self._judge_surely(self._task)
             await self._tidy(verdict)
             failpoint("before_finish")
             verdict = await self._write_surely(verdict)
@@ -100,7 +135,20 @@ class Attempt:
         except ClaimLost:
             self._log.warning("the claim was lost while the job ran; its next holder goes on")
             return
-        self._log.info("job ended", **_describe(verdict), seconds=round(time.monotonic() - started, 3))
+        if not (isinstance(verdict, Retry) and verdict.is_repeat):
+            seconds = round(time.monotonic() - started, 3)
+            self._log.info("job ended", **_describe(verdict), image=job.image, seconds=seconds)
+
+    async def _until_ended(self, task: asyncio.Task[Json]) -> None:
+        """Wait for the work; when its user has cancelled it, not longer than that may take."""
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        await asyncio.wait([task], timeout=CANCEL_WORK_TIMEOUT_S if self._cause is Cause.USER else None)
+        if not task.done():
+            self._log.warning("the work does not end; it is left to itself, and what it leaves to the next sweep")
+            _abandoned.add(task)
+            task.add_done_callback(_forget)
 
     async def _within_job_timeout(self) -> Json:
         limit_s = self._limits.job_timeout_s
@@ -115,15 +163,17 @@ class Attempt:
                 ErrorCode.TIMEOUT, f"the job took longer than limits.job_timeout_s = {limit_s:g} s and was stopped"
             ) from None
 
-    def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
+    async def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
         try:
-            return self._judge(task)
+            return await self._judge(task)
         except ClaimLost:
             raise
         except Exception as defect:  # noqa: BLE001 - without a verdict the job would stay running for ever
             return self._failed_by(defect)
 
-    def _judge(self, task: asyncio.Task[Json]) -> Verdict:
+    async def _judge(self, task: asyncio.Task[Json]) -> Verdict:
+        if not task.done():
+            return Ending(State.CANCELLED)
         if not task.cancelled() and task.exception() is None:
             return Ending(State.SUCCEEDED, result=task.result())
         if self._cause is Cause.USER:
@@ -134,13 +184,26 @@ class Attempt:
         fault = self._as_fault(asyncio.CancelledError() if task.cancelled() else task.exception())
         if isinstance(fault, ClaimLost):
             raise fault
-        wait_s = retry.delay_s(fault, self._claim.job.attempt, self._limits) if isinstance(fault, Temporary) else None
-        error = self._error(fault)
-        if wait_s is not None:
-            return Retry(error, wait_s)
         if isinstance(fault, Temporary):
-            error = JobError(error.code, f"{error.message} (gave up after {self._claim.job.attempt} attempts)")
-        return Ending(State.FAILED, error=error)
+            return await self._judge_temporary(fault)
+        return Ending(State.FAILED, error=self._error(fault))
+
+    async def _judge_temporary(self, fault: Temporary) -> Verdict:
+        """Whether, when and on what condition there is another attempt."""
+        job, error = self._claim.job, self._error(fault)
+        is_cut = fault.peer == ENGINE
+        if is_cut and not await self._gate.check():
+            return Retry(error, None, is_attempt=False)
+        faults = self._work.faults
+        spent_s = self._clock.elapsed_ms(job.faults_since_ms) / 1000 if faults and job.faults_since_ms else 0.0
+        wait_s = retry.delay_s(fault, faults + 1, spent_s, self._limits)
+        if wait_s is None:
+            times = f"gave up after {faults + 1} attempts in {spent_s:.0f} s, see limits.retry_for_s"
+            return Ending(State.FAILED, error=JobError(error.code, f"{error.message} ({times})"))
+        is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._work.phase_name, error)
+        if fault.peer in self._circuits.outages:
+            return Retry(error, self._limits.retry_for_s - spent_s, waits_for=fault.peer, is_repeat=is_repeat)
+        return Retry(error, wait_s, is_attempt=not is_cut, is_repeat=is_repeat)
 
     def _failed_by(self, defect: Exception) -> Ending:
         return Ending(State.FAILED, error=self._error(self._as_fault(defect)))
@@ -165,8 +228,7 @@ class Attempt:
         The log's last words may be given up, the verdict never.
         """
         try:
-            await self._work.log(_last_words(verdict))
-            await self._work.close()
+            await self._work.end_log(self._last_words(verdict))
         except ClaimLost:
             raise
         except Exception as failure:  # noqa: BLE001 - the verdict comes next, and says more than the log
@@ -174,9 +236,35 @@ class Attempt:
         if isinstance(verdict, Ending) and verdict.state is not State.SUCCEEDED:
             await self._discard()
 
+    def _last_words(self, verdict: Verdict) -> str | None:
+        """What the log says of the end; None when that, and all that came before, would repeat the attempt before."""
+        match verdict:
+            case Ending(state=State.FAILED, error=JobError(message=message)):
+                return f"\nfailed: {message}\n"
+            case Ending(state=State.CANCELLED):
+                return "\ncancelled\n"
+            case Retry(is_repeat=True):
+                return None
+            case Retry(error, None):
+                return f"\n{error.message}\nthe job goes on when {ENGINE} answers\n"
+            case Retry(error, _, waits_for=str(peer)):
+                return f"\n{error.message}\nthe job goes on when {peer} answers\n"
+            case Retry(error, wait_s):
+                attempt = self._claim.job.attempt
+                return f"\n{error.message}\nattempt {attempt} failed; the next one comes in {wait_s:.0f} s\n"
+            case Interruption():
+                return "\ninterrupted: the daemon stops; the job goes on when it is back\n"
+        return ""
+
     async def _discard(self) -> None:
+        """Clean up, within what is left of a cancel's time; not at all where the engine cannot be asked."""
+        timeout_s = DISCARD_TIMEOUT_S
+        if self._cause is Cause.USER:
+            timeout_s = CANCEL_TIMEOUT_S - (time.monotonic() - self._stopped_at)
+        if self._kind.uses_engine and not self._gate.is_open:
+            return
         try:
-            async with asyncio.timeout(DISCARD_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self._kind.discard(self.uuid, self._work.checkpoint)
         except Exception as failure:  # noqa: BLE001 - the verdict comes next, and the sweep is the net
             error = self._work.redact(str(failure) or type(failure).__name__)
@@ -206,8 +294,14 @@ class Attempt:
         match verdict:
             case Ending():
                 await self._store.finish(self._claim, verdict)
-            case Retry(error, wait_s):
-                await self._store.retry(self._claim, error, not_before_ms=self._now_ms() + int(wait_s * 1000))
+            case Retry(error, wait_s, waits_for, is_attempt):
+                not_before_ms = None if wait_s is None else self._clock.now_ms() + int(wait_s * 1000)
+                await self._store.retry(
+                    self._claim, error, not_before_ms=not_before_ms, waits_for=waits_for, is_attempt=is_attempt
+                )
+                # It may have answered before anybody could see that this job waits for it.
+                if waits_for is not None and waits_for not in self._circuits.outages:
+                    await self._store.answered(waits_for)
             case Interruption():
                 await self._store.interrupt(self._claim)
 
@@ -217,17 +311,10 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
-def _last_words(verdict: Verdict) -> str:
-    match verdict:
-        case Ending(state=State.FAILED, error=JobError(message=message)):
-            return f"\nfailed: {message}\n"
-        case Ending(state=State.CANCELLED):
-            return "\ncancelled\n"
-        case Retry(error, wait_s):
-            return f"\n{error.message}\nwill be tried again in {wait_s:.0f} s\n"
-        case Interruption():
-            return "\ninterrupted: the daemon stops; the job goes on when it is back\n"
-    return ""
+def _forget(task: asyncio.Task[Json]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()  # nobody else asks for it
 
 
 def _describe(verdict: Verdict) -> dict[str, str]:
@@ -236,7 +323,9 @@ def _describe(verdict: Verdict) -> dict[str, str]:
             return {"outcome": state}
         case Ending(state=state, error=JobError(code, message)):
             return {"outcome": state, "code": code, "error": message}
-        case Retry(error, wait_s):
-            return {"outcome": "retry", "code": error.code, "error": error.message, "wait_s": f"{wait_s:.1f}"}
+        case Retry(error, wait_s, waits_for):
+            until = {"wait_s": f"{wait_s:.1f}"} if wait_s is not None and waits_for is None else {}
+            condition = {} if until else {"waits_for": waits_for or ENGINE}
+            return {"outcome": "retry", "code": error.code, "error": error.message} | until | condition
         case _:
             return {"outcome": "interrupted"}

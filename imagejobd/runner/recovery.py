@@ -8,17 +8,18 @@ from imagejobd.model.errors import Fault
 from imagejobd.model.work import Kind
 from imagejobd.store.protocol import CANCEL_TOPIC, Store
 
-CRASHES_MAX = 3
 SWEEP_EVERY_S = 60.0
 SWEEP_RETRY_S = 5.0
 
 log = structlog.get_logger("imagejobd.recovery")
 
 
-async def rescue(store: Store, worker: str) -> None:
-    """Queue again, cancel or quarantine every job that a worker which is gone left running."""
-    for rescued in await store.rescue(worker, crashes_max=CRASHES_MAX):
-        log.warning("rescued a job that a crash left running", job=rescued.uuid, state=rescued.state)
+async def rescue(store: Store, worker: str, *, crashes_max: int) -> None:
+    """Queue again, cancel or quarantine every job that a worker which is gone left running; and let all that wait for
+    some peer try it, for nobody knows any more whether it answers."""
+    for rescued in await store.rescue(worker, crashes_max=crashes_max):
+        log.warning("rescued a job that was left running", job=rescued.uuid, state=rescued.state)
+    await store.answered(None)
 
 
 async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
+from imagejobd.model.clock import Clock
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import Temporary
 from imagejobd.runner.settings import Retention
@@ -19,14 +20,23 @@ DAY_MS = 24 * 3600 * 1000
 # A blob is written before the row that names it is committed.
 BLOB_MIN_AGE_S = 3600.0
 
+# Milliseconds after an epoch millisecond in which no job of a kind could start.
+DowntimeMs = Callable[[str, int], int]
+
 log = structlog.get_logger("imagejobd.retention")
 
 
-async def expire_loop(store: Store, queue_timeout_s: float, now_ms: Callable[[], int] = wall_clock_ms) -> None:
-    """Fail the jobs that waited longer than they may without ever starting."""
+async def expire_loop(store: Store, queue_timeout_s: float, clock: Clock, downtime_ms: DowntimeMs) -> None:
+    """Fail the jobs that waited longer than they may without ever starting. Time in which none of their kind could
+    start, and time that the clock only jumped over, is no waiting."""
+    most_ms = int(queue_timeout_s * 1000)
+
+    def is_over(kind: str, due_ms: int) -> bool:
+        return clock.elapsed_ms(due_ms) - downtime_ms(kind, due_ms) >= most_ms
+
     while True:
         try:
-            for uuid in await store.expire(due_before_ms=now_ms() - int(queue_timeout_s * 1000)):
+            for uuid in await store.expire(due_before_ms=clock.now_ms() - most_ms, is_over=is_over):
                 log.warning("job waited too long in the queue", job=uuid)
         except Temporary as fault:
             log.error("cannot expire jobs now", error=fault.message)

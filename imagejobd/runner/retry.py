@@ -1,4 +1,4 @@
-"""When to try a job again: the error's type decides whether, this decides when."""
+"""When to try a job again: the error's type decides whether, this decides when, and when it is enough."""
 
 import random
 
@@ -10,15 +10,19 @@ from imagejobd.runner.settings import Limits
 DOUBLINGS_MAX = 30
 
 
-def delay_s(fault: Temporary, attempt: int, limits: Limits, *, jitter: float | None = None) -> float | None:
-    """Seconds to wait before attempt `attempt` + 1, or None when there is to be none.
+def delay_s(
+    fault: Temporary, faults: int, spent_s: float, limits: Limits, *, jitter: float | None = None
+) -> float | None:
+    """Seconds to wait after the `faults`-th temporary fault in a row, or None when there is to be no further attempt
+    because the first of them is `limits.retry_for_s` ago or longer.
 
     Exponential with jitter over the upper half, so that jobs that failed together do not come back together; never
-    sooner than the peer's Retry-After.
+    sooner than the peer's Retry-After. The last attempt comes when the time is over, not before.
     """
-    if attempt >= limits.max_attempts:
+    left_s = limits.retry_for_s - spent_s
+    if left_s <= 0:
         return None
-    ceiling_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(attempt - 1, DOUBLINGS_MAX))
+    ceiling_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(faults - 1, DOUBLINGS_MAX))
     share = random.random() if jitter is None else jitter  # noqa: S311 - spreads load, guards nothing
     backoff_s = ceiling_s * (0.5 + 0.5 * share)
-    return max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S))
+    return min(max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S)), left_s)

@@ -4,16 +4,21 @@ Everything it knows about the queue it asks the store; what it keeps itself is t
 """
 
 import asyncio
+import contextlib
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import structlog
 
-from imagejobd.model.clock import now_ms as wall_clock_ms
-from imagejobd.model.errors import Temporary
-from imagejobd.model.job import Claim
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.clock import Clock, utc
+from imagejobd.model.errors import Fault, Temporary
+from imagejobd.model.job import Claim, Job
+from imagejobd.model.state import State
 from imagejobd.model.work import Kind
 from imagejobd.runner.attempt import Attempt, Cause
+from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.settings import Limits
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Room, Store
 
@@ -22,6 +27,7 @@ POLL_S = 1.0
 LEASE_S = 60.0
 # How long an interrupted job may take to stop its work and to be queued again, before the daemon leaves without it.
 INTERRUPT_TIMEOUT_S = 15.0
+CLAMP_EVERY_S = 3600.0
 
 log = structlog.get_logger("imagejobd.runner")
 
@@ -37,28 +43,60 @@ class Runner:
         *,
         slots: Mapping[str, int],
         worker: str,
-        now_ms: Callable[[], int] = wall_clock_ms,
+        gate: EngineGate,
+        circuits: Circuits,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._kinds = kinds
         self._limits = limits
         self._slots = slots
         self._worker = worker
-        self._now_ms = now_ms
+        self._gate = gate
+        self._circuits = circuits
+        self._clock = clock
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
         self._wake = asyncio.Event()
         # Held while jobs are claimed, so that a drain finds every job that was: started, never in between.
         self._claiming = asyncio.Lock()
         self._is_draining = False
+        # Peers that answer again and whose jobs are not ready yet.
+        self._answered: asyncio.Queue[str] = asyncio.Queue()
+        circuits.on_close = self._answered.put_nowait
 
     @property
     def running(self) -> int:
         return len(self._attempts)
 
+    def waiting_for(self, job: Job) -> str | None:
+        """What a queued job waits for that is not its turn, for people; None for any other job."""
+        if job.state is not State.QUEUED:
+            return None
+        if job.waits_for is not None:
+            outage = self._circuits.outages.get(job.waits_for)
+            since = f" since {utc(outage.since_ms)}" if outage else ""
+            return f"waiting for {job.waits_for}, which does not answer{since}"
+        kind = self._kinds.get(job.kind)
+        if kind is not None and kind.uses_engine and self._gate.waiting is not None:
+            return self._gate.waiting
+        if job.crashes >= self._limits.crashes_max:
+            return f"waiting to run alone, because the daemon died {job.crashes} times while it was running"
+        return None
+
     async def run(self) -> None:
         """Claim and watch until cancelled. Returns only by raising: a loop that ends is a defect."""
+        await self._gate.check()
         async with asyncio.TaskGroup() as loops:
-            for loop in (self._claim_loop, self._hear_queue, self._cancel_loop, self._lease_loop):
+            for loop in (
+                self._gate.run,
+                self._claim_loop,
+                self._hear_queue,
+                self._cancel_loop,
+                self._lease_loop,
+                self._answer_loop,
+                self._trial_loop,
+                self._clock_loop,
+            ):
                 loops.create_task(loop(), name=loop.__name__)
 
     async def drain(self, timeout_s: float) -> None:
@@ -66,13 +104,18 @@ class Runner:
         self._is_draining = True
         async with self._claiming:
             pass
+        # From here on no end of this process is a job's doing. Where that cannot be written it counts as a crash.
+        with contextlib.suppress(Fault):
+            await self._store.drain(self._worker)
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=timeout_s)
         self.interrupt_all()
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=INTERRUPT_TIMEOUT_S)
         for attempt in self._attempts.values():
-            log.error("leaving a job that does not stop; the next start takes it back", job=attempt.uuid)
+            log.error("leaving a job that does not stop; it goes on after the next start", job=attempt.uuid)
+            with contextlib.suppress(Fault):
+                await attempt.give_back()
 
     def interrupt_all(self) -> None:
         """Stop what runs now; each job is queued again and keeps its checkpoint."""
@@ -93,7 +136,13 @@ class Runner:
         free = self._free()
         if self._is_draining or not free:
             return []
-        room = Room(free, self._limits.per_tenant_running)
+        room = Room(
+            free,
+            self._limits.per_tenant_running,
+            per_tenant=self._limits.per_tenant.running,
+            slots={kind: slots for kind, slots in self._slots.items() if self._may_start(kind)},
+            crashes_max=self._limits.crashes_max,
+        )
         try:
             return await self._store.claim(self._worker, room, lease_until_ms=self._lease_until_ms())
         except Temporary as fault:
@@ -102,10 +151,25 @@ class Runner:
 
     def _free(self) -> dict[str, int]:
         busy = Counter(attempt.kind for attempt in self._attempts.values())
-        return {kind: slots - busy[kind] for kind, slots in self._slots.items() if slots > busy[kind]}
+        return {
+            kind: slots - busy[kind]
+            for kind, slots in self._slots.items()
+            if slots > busy[kind] and self._may_start(kind)
+        }
+
+    def _may_start(self, kind: str) -> bool:
+        return self._gate.is_open or not self._kinds[kind].uses_engine
 
     def _start(self, claim: Claim) -> None:
-        attempt = Attempt(self._store, self._kinds[claim.job.kind], claim, self._limits, self._now_ms)
+        attempt = Attempt(
+            self._store,
+            self._kinds[claim.job.kind],
+            claim,
+            self._limits,
+            gate=self._gate,
+            circuits=self._circuits,
+            clock=self._clock,
+        )
         task = asyncio.create_task(attempt.run(), name=f"job {claim.job.uuid}")
         self._attempts[task] = attempt
         task.add_done_callback(self._ended)
@@ -149,7 +213,44 @@ class Runner:
                 log.error("cannot renew leases now", error=fault.message)
 
     def _lease_until_ms(self) -> int:
-        return self._now_ms() + int(LEASE_S * 1000)
+        return self._clock.now_ms() + int(LEASE_S * 1000)
+
+    async def _answer_loop(self) -> None:
+        """Make ready what waited for a peer that answers again."""
+        while True:
+            peer = await self._answered.get()
+            try:
+                count = await self._store.answered(peer)
+            except Temporary as fault:
+                log.error("cannot take up the jobs that wait for a peer yet", peer=peer, error=fault.message)
+                await asyncio.sleep(POLL_S)
+                self._answered.put_nowait(peer)
+            else:
+                log.info("a peer answers again", peer=peer, jobs=count)
+
+    async def _trial_loop(self) -> None:
+        """Let one of the jobs that wait for a silent peer find out whether it is back."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for peer in self._circuits.due():
+                try:
+                    await self._store.try_one(peer)
+                except Temporary as fault:
+                    log.error("cannot try a peer now", peer=peer, error=fault.message)
+
+    async def _clock_loop(self) -> None:
+        """See to it that a clock that was set back delays nothing: at once where that is noticed, and every hour."""
+        steps = -1
+        looked_at = 0.0
+        while True:
+            if self._clock.steps != steps or time.monotonic() - looked_at > CLAMP_EVERY_S:
+                steps, looked_at = self._clock.steps, time.monotonic()
+                try:
+                    await self._store.clamp_delays()
+                except Temporary as fault:
+                    log.error("cannot look after delayed jobs now", error=fault.message)
+                    steps = -1
+            await asyncio.sleep(POLL_S)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

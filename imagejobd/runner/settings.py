@@ -3,10 +3,33 @@
 import msgspec
 
 from imagejobd.model.bounds import MIB, Bytes, Count, Days, Seconds
+from imagejobd.store.protocol import CRASHES_MAX
+
+
+class PerTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[limits.per_tenant]`: bounds on what one tenant may have: waiting jobs, running jobs of each kind, and bytes of
+    payloads and contexts that are kept for it. None is no bound beside those of all tenants."""
+
+    queue_max: Count | None = None
+    build: Count | None = None
+    run: Count | None = None
+    dispatch: Count | None = None
+    distribute: Count | None = None
+    stored_max_bytes: Bytes | None = None
+
+    @property
+    def running(self) -> dict[str, int]:
+        """The bounds on running jobs that are set, by kind."""
+        bounds = {kind: getattr(self, kind) for kind in ("build", "run", "dispatch", "distribute")}
+        return {kind: most for kind, most in bounds.items() if most is not None}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[limits]`: bounds on the queue and on what runs."""
+    """`[limits]`: bounds on the queue and on what runs.
+
+    `retry_for_s`: how long after the first of several temporary faults a job is tried again. `crashes_max`: after so
+        many crashes of the daemon a job runs alone, and after so many of it alone it is quarantined.
+    """
 
     queue_max: Count = 10_000
     per_tenant_running: Count = 8
@@ -14,10 +37,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     run: Count = 2
     dispatch: Count = 2
     distribute: Count = 4
-    max_attempts: Count = 5
+    per_tenant: PerTenant = PerTenant()
     retry_first_s: Seconds = 5.0
     retry_max_s: Seconds = 300.0
-    job_timeout_s: Seconds = 4 * 3600.0
+    retry_for_s: Seconds = 24 * 3600.0
+    crashes_max: Count = CRASHES_MAX
+    job_timeout_s: Seconds = 24 * 3600.0
     queue_timeout_s: Seconds = 24 * 3600.0
     log_max_bytes: Bytes = 64 * MIB
 

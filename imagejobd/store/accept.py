@@ -1,7 +1,8 @@
 """Taking jobs in: a whole run of them in one statement, because accepting is what the daemon does most at once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -33,15 +34,19 @@ class JobRow(msgspec.Struct, frozen=True):
     labels: str
     idempotency_key: str | None
     fingerprint: str | None
+    has_secret: int
+    retry_of: str | None
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """A request to take a job in, made ready on the caller's side."""
+    """A request to take a job in, made ready on the caller's side; `blobs` are sizes in bytes by digest."""
 
     row: JobRow
-    blobs: tuple[str, ...]
+    blobs: Mapping[str, int]
     sealed: bytes | None
     queue_max: int
+    tenant_queue_max: int | None = None
+    tenant_stored_max_bytes: int | None = None
 
 
 Key = tuple[str, str]
@@ -55,8 +60,8 @@ class _Known(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
-def arrival(job: NewJob, *, sealed: bytes | None, queue_max: int) -> Arrival:
-    """The request for `job`, with `sealed` secrets."""
+def arrival(job: NewJob, *, sealed: bytes | None, blobs: Mapping[str, int], **bounds: Any) -> Arrival:
+    """The request for `job`, with `sealed` secrets, its `blobs` as an `Arrival` has them, and the bounds of one."""
     row = JobRow(
         uuid=job.uuid,
         kind=job.kind,
@@ -69,8 +74,10 @@ def arrival(job: NewJob, *, sealed: bytes | None, queue_max: int) -> Arrival:
         labels=_encode(job.labels).decode(),
         idempotency_key=job.idempotency_key,
         fingerprint=None if job.idempotency_key is None else fingerprint(job),
+        has_secret=int(sealed is not None),
+        retry_of=job.retry_of,
     )
-    return Arrival(row, job.blobs, sealed, queue_max)
+    return Arrival(row, blobs, sealed, **bounds)
 
 
 def fingerprint(job: NewJob) -> str:
@@ -95,6 +102,8 @@ def enqueue(tx: Transaction, arrivals: Sequence[Arrival]) -> list[Enqueued | Tem
             answers.append(_again(request, known[key]))
         elif depth + len(fresh) >= request.queue_max:
             answers.append(_queue_full(request.queue_max))
+        elif (refusal := _over_tenants_bounds(tx, request, fresh)) is not None:
+            answers.append(refusal)
         else:
             fresh.append(request)
             job_id = JobId(last_id + len(fresh))
@@ -129,12 +138,33 @@ def _again(request: Arrival, earlier: _Known) -> Enqueued | Permanent:
     )
 
 
-def _queue_full(queue_max: int) -> Temporary:
+def _queue_full(queue_max: int, whose: str = "", key: str = "limits.queue_max") -> Temporary:
     return Temporary(
         ErrorCode.QUEUE_FULL,
-        f"{queue_max} jobs are waiting, which is the limit (limits.queue_max): try again later",
+        f"{queue_max} jobs {whose}are waiting, which is the limit ({key}): try again later",
         retry_after_s=QUEUE_FULL_RETRY_AFTER_S,
     )
+
+
+def _over_tenants_bounds(tx: Transaction, request: Arrival, fresh: Sequence[Arrival]) -> Temporary | None:
+    """Why the tenant can have no further job now, beside the `fresh` ones; None where it can."""
+    tenant, most, most_bytes = request.row.tenant, request.tenant_queue_max, request.tenant_stored_max_bytes
+    others = [other for other in fresh if other.row.tenant == tenant] if most or most_bytes else []
+    if most is not None:
+        (depth,) = tx.db.execute(_SQL["tenant_depth"], (tenant,)).fetchone()
+        if depth + len(others) >= most:
+            return _queue_full(most, f"of tenant {tenant!r} ", "limits.per_tenant.queue_max")
+    if most_bytes is not None:
+        (stored_bytes,) = tx.db.execute(_SQL["tenant_storage"], (tenant,)).fetchone()
+        if stored_bytes + sum(sum(one.blobs.values()) for one in (*others, request)) > most_bytes:
+            return Temporary(
+                ErrorCode.STORAGE_FULL,
+                f"the payloads that are kept for tenant {tenant!r} may be {most_bytes} bytes "
+                f"(limits.per_tenant.stored_max_bytes) and are {stored_bytes} without this one: "
+                "those of ended jobs go after retention.payload_days",
+                retry_after_s=QUEUE_FULL_RETRY_AFTER_S,
+            )
+    return None
 
 
 def _insert(tx: Transaction, fresh: Sequence[Arrival], last_id: int) -> None:
@@ -143,6 +173,6 @@ def _insert(tx: Transaction, fresh: Sequence[Arrival], last_id: int) -> None:
     for job_id, request in enumerate(fresh, last_id + 1):
         if request.sealed is not None:
             tx.db.execute(_SQL["insert_secret"], (job_id, request.sealed))
-        for digest in request.blobs:
-            tx.db.execute(_SQL["insert_blob"], (job_id, digest))
+        for digest, size_bytes in request.blobs.items():
+            tx.db.execute(_SQL["insert_blob"], (job_id, digest, size_bytes))
     tx.ring(QUEUE_TOPIC)

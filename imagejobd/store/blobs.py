@@ -148,6 +148,13 @@ class BlobStore:
     def exists(self, digest: str) -> bool:
         return self.path(digest).exists()
 
+    def size_bytes(self, digest: str) -> int:
+        """How large the blob is; 0 where there is none."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def release(self, digest: str) -> None:
         """Give up one pin: the blob is referenced by now, or nobody needs it any more."""
         self._pins[digest] -= 1

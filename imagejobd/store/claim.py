@@ -1,10 +1,16 @@
 """Choosing which jobs start next.
 
-Fair between tenants: the one with the fewest running jobs is served first, then the one that was served longest ago.
-Within a tenant the highest priority goes first, then the oldest. The choice reads the lanes that have work and the
-head of those it takes from: neither the length of the queue nor that of the history matters.
+Fair between tenants: the one with the fewest running jobs is served first, then the one that was served longest ago,
+and while several wait for a kind none gets more than its share of the slots. Within a tenant the highest priority goes
+first, then the oldest. The choice reads the lanes that have work and the head of those it takes from: neither the
+length of the queue nor that of the history matters.
+
+A job that was running through several crashes of the daemon is a suspect. It starts alone, so that the next crash has
+one cause; those that ran beside it are innocent.
 """
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from sqlite3 import Row
 
@@ -70,14 +76,20 @@ class _Tenant:
         """Sorts tenants: fewest running, then served longest ago."""
         return self.running, max(lane.last_claim_seq for lane in self.lanes)
 
-    def open_lanes(self, free: dict[str, int]) -> list[_Lane]:
-        return [lane for lane in self.lanes if lane.ready and free.get(lane.kind, 0) > 0]
+    def open_lanes(self, free: dict[str, int], most: Mapping[str, int]) -> list[_Lane]:
+        """Those from which a job may start: `most` is how many of a kind a tenant may have running."""
+        return [
+            lane
+            for lane in self.lanes
+            if lane.ready and free.get(lane.kind, 0) > 0 and lane.running < most.get(lane.kind, lane.running + 1)
+        ]
 
 
 def claim(tx: Transaction, worker: str, room: Room, *, lease_until_ms: int) -> list[Started]:
     """Start as many ready jobs as there is room for, in the order of their turn."""
     tx.db.execute(_SQL["promote_due"], {"now_ms": tx.now_ms})
-    ids = _choose(tx, room)
+    suspects = _suspects(tx, room)
+    ids = _choose(tx, room) if suspects is None else suspects
     if not ids:
         return []
     start = {
@@ -95,6 +107,17 @@ def claim(tx: Transaction, worker: str, room: Room, *, lease_until_ms: int) -> l
     return [started[job_id] for job_id in ids]
 
 
+def _suspects(tx: Transaction, room: Room) -> list[int] | None:
+    """The suspect to start, or none while one runs or has to wait for what runs; None where there is no suspect."""
+    if tx.db.execute(_SQL["is_alone"], {"crashes_max": room.crashes_max}).fetchone()["is_alone"]:
+        return []
+    kinds = _encode([*room.slots, *room.free]).decode()
+    first = tx.db.execute(_SQL["suspects"], {"crashes_max": room.crashes_max, "kinds": kinds}).fetchone()
+    if first is None:
+        return None
+    return [] if first["is_busy"] else [first["id"]]
+
+
 def _choose(tx: Transaction, room: Room) -> list[int]:
     """Ids of the jobs to start; notes the turns of the lanes they come from."""
     found = tx.db.execute(_SQL["lanes"]).fetchall()
@@ -103,6 +126,7 @@ def _choose(tx: Transaction, room: Room) -> list[int]:
     first_seq = found[0]["seq"] + 1
     free = dict(room.free)
     tenants = _by_tenant(found)
+    most = _most_per_tenant(tenants, room)
     turns = [(tenant.turn(), number) for number, tenant in enumerate(tenants)]
     heapify(turns)
     ids: list[int] = []
@@ -110,7 +134,7 @@ def _choose(tx: Transaction, room: Room) -> list[int]:
     while turns:
         number = turns[0][1]
         tenant = tenants[number]
-        lanes = tenant.open_lanes(free)
+        lanes = tenant.open_lanes(free, most)
         if not lanes or tenant.running >= room.per_tenant_running:
             heappop(turns)  # for good: room only shrinks
             continue
@@ -121,6 +145,18 @@ def _choose(tx: Transaction, room: Room) -> list[int]:
         heapreplace(turns, (tenant.turn(), number))
     _note_turns(tx, served)
     return ids
+
+
+def _most_per_tenant(tenants: Sequence[_Tenant], room: Room) -> dict[str, int]:
+    """How many jobs of each kind a tenant may have running: its share of the slots, where several wait for them."""
+    waiting = Counter(
+        lane.kind
+        for tenant in tenants
+        if tenant.running < room.per_tenant_running
+        for lane in tenant.open_lanes(dict(room.slots), room.per_tenant)
+    )
+    shares = {kind: -(-room.slots[kind] // count) for kind, count in waiting.items()}
+    return {kind: min(shares.get(kind, most), most) for kind, most in (shares | dict(room.per_tenant)).items()}
 
 
 def _by_tenant(found: list[Row]) -> list[_Tenant]:

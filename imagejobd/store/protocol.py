@@ -4,7 +4,7 @@ Each verb is one transaction. Every change to a claimed job carries its claim to
 no longer holds. The suite in `tests/store/conformance.py` is this protocol's other half.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -14,9 +14,16 @@ from imagejobd.model.ids import JobId
 from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, Json, NewJob, Phase
 from imagejobd.model.state import State
 
+# What an operator who sets nothing gets.
+CRASHES_MAX = 3
+
 QUEUE_TOPIC = "queue"
 # Rings when somebody wants a job cancelled, and when one was cancelled that no worker was running.
 CANCEL_TOPIC = "cancel"
+
+
+# Whether a job of a kind, that was due at an epoch millisecond, has waited too long.
+IsOver = Callable[[str, int], bool]
 
 
 def job_topic(job_id: JobId) -> str:
@@ -25,10 +32,18 @@ def job_topic(job_id: JobId) -> str:
 
 
 class Room(msgspec.Struct, frozen=True):
-    """How much may be claimed now: free slots of each kind, and how many jobs a tenant may have running in all."""
+    """How much may be claimed now: free slots of each kind that may start, and how many jobs a tenant may have running,
+    in all and of each kind.
+
+    Of `slots`, all there are of a kind, each tenant has its share while several wait for one. Jobs that the daemon has
+    crashed under `crashes_max` times run alone.
+    """
 
     free: Mapping[str, int]
     per_tenant_running: int
+    per_tenant: Mapping[str, int] = {}
+    slots: Mapping[str, int] = {}
+    crashes_max: int = CRASHES_MAX
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -96,11 +111,26 @@ class Watch(Protocol):
 class Store(Protocol):
     """The durable queue. Raises `Temporary(storage_full)` when the disk is full, and recovers when it no longer is."""
 
-    async def enqueue(self, job: NewJob, *, queue_max: int) -> Enqueued:
+    async def enqueue(
+        self,
+        job: NewJob,
+        *,
+        queue_max: int,
+        tenant_queue_max: int | None = None,
+        tenant_stored_max_bytes: int | None = None,
+    ) -> Enqueued:
         """Keep a job; when this returns it is on disk.
 
-        Raises `Temporary(queue_full)` with `queue_max` jobs queued, and `Permanent(conflict)` when the tenant has used
-        the idempotency key for another kind or spec.
+        Raises `Temporary(queue_full)` with `queue_max` jobs queued, or `tenant_queue_max` of its tenant,
+        `Temporary(storage_full)` when the payloads of its tenant would be more than `tenant_stored_max_bytes`, and
+        `Permanent(conflict)` when the tenant has used the idempotency key for another kind or spec.
+        """
+        ...
+
+    async def repeat(self, job: Job) -> NewJob:
+        """A new job that does what an ended one should have done, with all that it was given.
+
+        Raises `Permanent(conflict)` where its secrets or its payload are gone by now.
         """
         ...
 
@@ -108,7 +138,9 @@ class Store(Protocol):
         """Start as many queued, due jobs as there is room for.
 
         Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
-        priority, then the oldest. A claim is an attempt.
+        priority, then the oldest. While several tenants wait for a kind, none gets more than its share of the slots. A
+        suspect (see `Room`) starts when nothing else runs, and nothing else starts while it waits or runs. A claim is
+        an attempt.
         """
         ...
 
@@ -120,8 +152,12 @@ class Store(Protocol):
         """UUIDs of this worker's running jobs that somebody wants cancelled."""
         ...
 
-    async def enter_phase(self, claim: Claim, name: str) -> None:
-        """Begin a phase; the one before it ends now, and the last one when the job leaves `running`."""
+    async def enter_phase(self, claim: Claim, name: str) -> int:
+        """Begin a phase; the one before it ends now, and the last one when the job leaves `running`.
+
+        Returns how many faults count against the job now: none, once it has left the phase of the last one behind. So
+        it is with crashes.
+        """
         ...
 
     async def checkpoint(self, claim: Claim, values: Mapping[str, Any], *, blobs: Collection[str] = ()) -> None:
@@ -144,12 +180,41 @@ class Store(Protocol):
         """End the job; its secrets are deleted in the same transaction."""
         ...
 
-    async def retry(self, claim: Claim, error: JobError, *, not_before_ms: int) -> None:
-        """Queue the job again after a temporary fault; `error` stays visible until the next ending."""
+    async def retry(
+        self,
+        claim: Claim,
+        error: JobError,
+        *,
+        not_before_ms: int | None,
+        waits_for: str | None = None,
+        is_attempt: bool = True,
+    ) -> None:
+        """Queue the job again after a temporary fault; `error` stays visible until the next ending.
+
+        With `waits_for` it is ready when that peer has `answered`, and at `not_before_ms` at the latest. A fault that
+        has no `not_before_ms` is not counted. An attempt that fails as the one before did, in the same phase, takes its
+        place in the job's history.
+        """
+        ...
+
+    async def answered(self, peer: str | None) -> int:
+        """Make all jobs ready that wait for `peer`, or for any peer; how many they were."""
+        ...
+
+    async def try_one(self, peer: str) -> None:
+        """Make one of the jobs ready that wait for `peer`, the one that was tried longest ago; none while one is."""
         ...
 
     async def interrupt(self, claim: Claim) -> None:
         """Queue the job again because the daemon stops. Not an attempt."""
+        ...
+
+    async def drain(self, worker: str) -> None:
+        """Note that this worker was told to stop: however it ends, the jobs that it runs have not caused it."""
+        ...
+
+    async def clamp_delays(self) -> int:
+        """After the clock was set back: let no job wait longer for its next attempt than its pause; how many did."""
         ...
 
     async def request_cancel(self, uuid: str, *, tenant: str | None) -> State | None:
@@ -157,11 +222,20 @@ class Store(Protocol):
         ...
 
     async def rescue(self, worker: str, *, crashes_max: int) -> list[Rescued]:
-        """Take back every running job that is not `worker`'s and whose worker is gone. Not an attempt, but a crash."""
+        """Take back every running job that is not `worker`'s and whose worker is gone.
+
+        Not an attempt, but a crash, unless its worker was told to stop. A job that was the only one through
+        `crashes_max` crashes in a row has failed (`quarantined`), and keeps its secrets.
+        """
         ...
 
-    async def expire(self, *, due_before_ms: int) -> list[str]:
-        """Fail (`timeout`) the jobs that were never started though due (or created) before then; their UUIDs."""
+    async def expire(
+        self, *, due_before_ms: int, is_over: Callable[[str, int], bool] = lambda kind, due_ms: True
+    ) -> list[str]:
+        """Fail (`timeout`) the jobs that were never started though due (or created) before then; their UUIDs.
+
+        Only those that `is_over` agrees to, where it is given.
+        """
         ...
 
     async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:

@@ -4,6 +4,8 @@ from itertools import product
 from sqlite3 import Row
 from typing import Any
 
+import msgspec
+
 from imagejobd.model.ids import JobId
 from imagejobd.model.job import Event, Job, Phase
 from imagejobd.model.state import FINAL, State
@@ -15,6 +17,8 @@ from imagejobd.store.statements import load
 _SQL = load("read")
 # Row ids are below it: where a listing without a cursor starts.
 _END = 2**63 - 1
+
+_decode_list = msgspec.json.Decoder(list[str]).decode
 
 
 async def get(readers: Readers, uuid: str, *, tenant: str | None) -> Job | None:
@@ -99,9 +103,17 @@ async def live(readers: Readers) -> set[str]:
     return {row["uuid"] for row in await readers.all(_SQL["live"])}
 
 
-async def unstarted(readers: Readers, *, due_before_ms: int) -> list[JobId]:
-    """Ids of the jobs that no worker has ever taken up. Walks the queue, which is why no writer does it."""
-    return [JobId(row["id"]) for row in await readers.all(_SQL["unstarted"], {"before_ms": due_before_ms})]
+async def unstarted(readers: Readers, *, due_before_ms: int) -> list[tuple[JobId, str, int]]:
+    """Id, kind and due time of the jobs that no worker has ever taken up. Walks the queue, which is why no writer does
+    it."""
+    found = await readers.all(_SQL["unstarted"], {"before_ms": due_before_ms})
+    return [(JobId(row["id"]), row["kind"], row["due_ms"]) for row in found]
+
+
+async def needs(readers: Readers, job_id: JobId) -> tuple[bytes | None, tuple[str, ...]]:
+    """The sealed secrets and the digests of the blobs that are kept for a job."""
+    row = await readers.first(_SQL["needs"], {"id": job_id})
+    return (row["sealed"], tuple(_decode_list(row["blobs"]))) if row else (None, ())
 
 
 async def referenced_blobs(readers: Readers) -> set[str]:

@@ -3,7 +3,7 @@
 Everything here names the claim token; a verb that finds another one there changes nothing and raises `ClaimLost`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from sqlite3 import Row
 from typing import Any
 
@@ -26,7 +26,8 @@ _ENDING_MOVES = {State.SUCCEEDED: Move.SUCCEED, State.FAILED: Move.FAIL, State.C
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """How one job leaves `running`, as the statement `leave` takes it. `result` is JSON text."""
+    """How one job leaves `running`, as the statement `leave` takes it. `result` is JSON text; `crashes` and `faults`
+    are what is added to the job's, `crashes_alone` what a crash makes of them."""
 
     id: JobId
     token: str
@@ -34,6 +35,9 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     attempts_restored: int = 0
     crashes: int = 0
+    crashes_alone: int = 0
+    faults: int = 0
+    waits_for: str | None = None
     not_before_ms: int | None = None
     result: str | None = None
     error_code: ErrorCode | None = None
@@ -71,9 +75,49 @@ def leave(tx: Transaction, ways: Sequence[Way]) -> list[None]:
     return [None] * len(ways)
 
 
-def retry(tx: Transaction, claim: Claim, error: JobError, *, not_before_ms: int) -> None:
+def retry(
+    tx: Transaction,
+    claim: Claim,
+    error: JobError,
+    *,
+    not_before_ms: int | None,
+    waits_for: str | None = None,
+    is_attempt: bool = True,
+) -> None:
     """Back to the queue after a temporary fault, or to `cancelled` when that was asked for meanwhile."""
-    _back_to_queue(tx, claim, Move.RETRY, error=error, not_before_ms=not_before_ms)
+    job = _claimed(tx, claim)
+    is_counted = not_before_ms is not None
+    counts: dict[str, Any] = {"faults": int(is_counted), "attempts_restored": int(not is_attempt)}
+    _back_to_queue(tx, claim, Move.RETRY, error=error, not_before_ms=not_before_ms, waits_for=waits_for, **counts)
+    if is_counted and job["faults"] and _is_same(job, error):
+        tx.db.execute(_SQL["forget_repeat"], {"id": claim.job.id})
+        tx.db.execute(_SQL["forget_phases"], {"id": claim.job.id, "attempt": job["attempt"]})
+
+
+def _is_same(job: Row, error: JobError) -> bool:
+    """Whether an attempt ends in the place, and with the error, of the one before it."""
+    before = (job["fault_phase"], job["error_code"], job["error_message"])
+    return before == (job["phase"], error.code, error.message)
+
+
+def answered(tx: Transaction, peer: str | None) -> int:
+    count = tx.db.execute(_SQL["answered"], {"peer": peer}).rowcount
+    if count:
+        tx.ring(QUEUE_TOPIC)
+    return count
+
+
+def try_one(tx: Transaction, peer: str) -> None:
+    if tx.db.execute(_SQL["try_one"], {"peer": peer}).rowcount:
+        tx.ring(QUEUE_TOPIC)
+
+
+def clamp_delays(tx: Transaction) -> int:
+    return tx.db.execute(_SQL["clamp_delays"], {"now_ms": tx.now_ms}).rowcount
+
+
+def drain(tx: Transaction, worker: str) -> None:
+    tx.db.execute(_SQL["drain"], {"worker": worker})
 
 
 def interrupt(tx: Transaction, claim: Claim) -> None:
@@ -97,41 +141,49 @@ def rescue(tx: Transaction, worker: str, *, crashes_max: int) -> list[Rescued]:
     kept for people, who see in them when a daemon was last alive, and for a store that several daemons share.
     """
     orphans = tx.db.execute(_SQL["orphans"], {"worker": worker}).fetchall()
-    ways = [_rescue_way(orphan, crashes_max) for orphan in orphans]
+    is_alone = sum(not orphan["drained"] for orphan in orphans) == 1
+    ways = [_rescue_way(orphan, crashes_max, is_alone=is_alone) for orphan in orphans]
     if ways:
         leave(tx, ways)
     return [Rescued(orphan["uuid"], gone.state) for orphan, gone in zip(orphans, ways, strict=True)]
 
 
-def _rescue_way(orphan: Row, crashes_max: int) -> Way:
-    job_id, token, crashes = orphan["id"], orphan["claim_token"], orphan["crashes"] + 1
+def _rescue_way(orphan: Row, crashes_max: int, *, is_alone: bool) -> Way:
+    job_id, token = orphan["id"], orphan["claim_token"]
+    crashes = int(not orphan["drained"])
+    alone = orphan["crashes_alone"] + 1 if is_alone else 0
     if orphan["cancel_requested_ms"] is not None:
-        return way(job_id, token, Move.CANCEL, crashes=1)
-    if crashes >= crashes_max:
-        message = f"the daemon died {crashes} times while this job ran; look at its log before you submit it again"
-        return way(job_id, token, Move.FAIL, crashes=1, error=JobError(ErrorCode.QUARANTINED, message))
-    return way(job_id, token, Move.RESCUE, crashes=1, attempts_restored=1)
+        return way(job_id, token, Move.CANCEL, crashes=crashes, crashes_alone=alone)
+    if crashes and alone >= crashes_max:
+        message = (
+            f"the daemon died {alone} times in a row while this job, and no other, was running; look at its log and at "
+            "the daemon's before you try it again"
+        )
+        error = JobError(ErrorCode.QUARANTINED, message)
+        return way(job_id, token, Move.FAIL, crashes=1, crashes_alone=alone, error=error)
+    return way(job_id, token, Move.RESCUE, crashes=crashes, crashes_alone=alone, attempts_restored=1)
 
 
 def renew(tx: Transaction, worker: str, *, lease_until_ms: int) -> None:
     tx.db.execute(_SQL["renew"], {"worker": worker, "lease_until_ms": lease_until_ms})
 
 
-def set_phase(tx: Transaction, claim: Claim, name: str) -> None:
-    """Enter a phase. Triggers keep the phases' history."""
+def set_phase(tx: Transaction, claim: Claim, name: str) -> int:
+    """Enter a phase; the faults that still count. Triggers keep the phases' history."""
     _change(tx, claim, "set_phase", phase=name, now_ms=tx.now_ms)
+    return int(_claimed(tx, claim)["faults"])
 
 
 def progress(tx: Transaction, claim: Claim, values: Mapping[str, Any]) -> None:
     _change(tx, claim, "set_progress", progress=_encode(values).decode())
 
 
-def checkpoint(tx: Transaction, claim: Claim, values: Mapping[str, Any], blobs: Collection[str]) -> None:
-    """Merge `values`, key by key, into the checkpoint."""
+def checkpoint(tx: Transaction, claim: Claim, values: Mapping[str, Any], blobs: Mapping[str, int]) -> None:
+    """Merge `values`, key by key, into the checkpoint; `blobs` are sizes in bytes by digest."""
     merged = {**_decode(_claimed(tx, claim)["checkpoint"]), **values}
     _change(tx, claim, "set_checkpoint", checkpoint=_encode(merged).decode())
-    for digest in blobs:
-        tx.db.execute(_INSERT_BLOB, (claim.job.id, digest))
+    for digest, size_bytes in blobs.items():
+        tx.db.execute(_INSERT_BLOB, (claim.job.id, digest, size_bytes))
 
 
 def log(tx: Transaction, claim: Claim, text: str) -> None:

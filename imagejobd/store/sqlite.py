@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagejobd.model.clock import now_ms
-from imagejobd.model.errors import Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.ids import JobId
 from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, Json, NewJob, Phase
 from imagejobd.model.state import State
@@ -20,7 +20,7 @@ from imagejobd.store import accept, reads, running, upkeep
 from imagejobd.store.bell import Bell, TopicWatch
 from imagejobd.store.claim import Started, claim
 from imagejobd.store.database import close_database, open_database
-from imagejobd.store.protocol import Ending, Filter, LogBlock, Page, Pruned, Rescued, Room, Stats
+from imagejobd.store.protocol import Ending, Filter, IsOver, LogBlock, Page, Pruned, Rescued, Room, Stats
 from imagejobd.store.readers import Readers
 from imagejobd.store.vault import Vault
 from imagejobd.store.writer import Writer
@@ -29,26 +29,44 @@ from imagejobd.store.writer import Writer
 class SqliteStore:
     """Implements `store/protocol.py:Store`; its promises are told there."""
 
-    def __init__(self, path: Path, *, vault: Vault, writer: Writer, readers: Readers, bell: Bell) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vault: Vault,
+        writer: Writer,
+        readers: Readers,
+        bell: Bell,
+        blob_size: Callable[[str], int],
+    ) -> None:
         self._path = path
         self._vault = vault
+        self._blob_size = blob_size
         self._writer = writer
         self._readers = readers
         self._bell = bell
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, *, vault: Vault, clock: Callable[[], int] = now_ms) -> AsyncIterator["SqliteStore"]:
+    async def open(
+        cls,
+        path: Path,
+        *,
+        vault: Vault,
+        clock: Callable[[], int] = now_ms,
+        blob_size: Callable[[str], int] = lambda digest: 0,
+    ) -> AsyncIterator["SqliteStore"]:
         """Open, check and migrate the database at `path`; on leaving, carry out what is queued and close it cleanly.
 
-        The caller holds the folder (store/lock.py). Raises `Permanent` for a file that can't be used.
+        `blob_size` tells the bytes of a blob by its digest. The caller holds the folder (store/lock.py). Raises
+        `Permanent` for a file that can't be used.
         """
         bell = Bell()
         writer = Writer(lambda: open_database(path), close_database, clock=clock, ring=bell.ring)
         await writer.open()
         try:
             async with Readers.open(path) as readers:
-                yield cls(path, vault=vault, writer=writer, readers=readers, bell=bell)
+                yield cls(path, vault=vault, writer=writer, readers=readers, bell=bell, blob_size=blob_size)
         finally:
             await writer.close()
 
@@ -57,9 +75,45 @@ class SqliteStore:
         """Resolves with the reason when the database can't be trusted any more: the daemon must stop, non-zero."""
         return self._writer.failed
 
-    async def enqueue(self, job: NewJob, *, queue_max: int) -> Enqueued:
+    async def enqueue(
+        self,
+        job: NewJob,
+        *,
+        queue_max: int,
+        tenant_queue_max: int | None = None,
+        tenant_stored_max_bytes: int | None = None,
+    ) -> Enqueued:
         sealed = self._vault.seal(job.uuid, job.secrets) if job.secrets else None
-        return await self._writer.run(accept.enqueue, accept.arrival(job, sealed=sealed, queue_max=queue_max))
+        arrival = accept.arrival(
+            job,
+            sealed=sealed,
+            blobs=self._sizes(job.blobs),
+            queue_max=queue_max,
+            tenant_queue_max=tenant_queue_max,
+            tenant_stored_max_bytes=tenant_stored_max_bytes,
+        )
+        return await self._writer.run(accept.enqueue, arrival)
+
+    def _sizes(self, blobs: Collection[str]) -> dict[str, int]:
+        return {digest: self._blob_size(digest) for digest in blobs}
+
+    async def repeat(self, job: Job) -> NewJob:
+        sealed, blobs = await reads.needs(self._readers, job.id)
+        if job.has_secret and sealed is None:
+            why = "its passwords were deleted when it ended; submit it again with them"
+            raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
+        return NewJob(
+            kind=job.kind,
+            spec=job.spec,
+            tenant=job.tenant,
+            client=job.client,
+            submitter=job.submitter,
+            priority=job.priority,
+            labels=job.labels,
+            secrets=self._vault.open(job.uuid, sealed) if sealed else {},
+            blobs=blobs,
+            retry_of=job.uuid,
+        )
 
     async def claim(self, worker: str, room: Room, *, lease_until_ms: int) -> list[Claim]:
         started = await self._writer.do(lambda tx: claim(tx, worker, room, lease_until_ms=lease_until_ms))
@@ -85,11 +139,12 @@ class SqliteStore:
     async def cancel_requests(self, worker: str) -> list[str]:
         return await reads.cancel_requests(self._readers, worker)
 
-    async def enter_phase(self, claim: Claim, name: str) -> None:
-        await self._writer.do(lambda tx: running.set_phase(tx, claim, name))
+    async def enter_phase(self, claim: Claim, name: str) -> int:
+        return await self._writer.do(lambda tx: running.set_phase(tx, claim, name))
 
     async def checkpoint(self, claim: Claim, values: Mapping[str, Any], *, blobs: Collection[str] = ()) -> None:
-        await self._writer.do(lambda tx: running.checkpoint(tx, claim, values, blobs))
+        sizes = self._sizes(blobs)
+        await self._writer.do(lambda tx: running.checkpoint(tx, claim, values, sizes))
 
     async def log(self, claim: Claim, text: str) -> None:
         await self._writer.do(lambda tx: running.log(tx, claim, text))
@@ -103,8 +158,32 @@ class SqliteStore:
     async def finish(self, claim: Claim, ending: Ending) -> None:
         await self._writer.run(running.leave, running.ending_way(claim, ending))
 
-    async def retry(self, claim: Claim, error: JobError, *, not_before_ms: int) -> None:
-        await self._writer.do(lambda tx: running.retry(tx, claim, error, not_before_ms=not_before_ms))
+    async def retry(
+        self,
+        claim: Claim,
+        error: JobError,
+        *,
+        not_before_ms: int | None,
+        waits_for: str | None = None,
+        is_attempt: bool = True,
+    ) -> None:
+        await self._writer.do(
+            lambda tx: running.retry(
+                tx, claim, error, not_before_ms=not_before_ms, waits_for=waits_for, is_attempt=is_attempt
+            )
+        )
+
+    async def answered(self, peer: str | None) -> int:
+        return await self._writer.do(lambda tx: running.answered(tx, peer))
+
+    async def try_one(self, peer: str) -> None:
+        await self._writer.do(lambda tx: running.try_one(tx, peer))
+
+    async def drain(self, worker: str) -> None:
+        await self._writer.do(lambda tx: running.drain(tx, worker))
+
+    async def clamp_delays(self) -> int:
+        return await self._writer.do(running.clamp_delays)
 
     async def interrupt(self, claim: Claim) -> None:
         await self._writer.do(lambda tx: running.interrupt(tx, claim))
@@ -115,8 +194,9 @@ class SqliteStore:
     async def rescue(self, worker: str, *, crashes_max: int) -> list[Rescued]:
         return await self._writer.do(lambda tx: running.rescue(tx, worker, crashes_max=crashes_max))
 
-    async def expire(self, *, due_before_ms: int) -> list[str]:
-        ids = await reads.unstarted(self._readers, due_before_ms=due_before_ms)
+    async def expire(self, *, due_before_ms: int, is_over: IsOver | None = None) -> list[str]:
+        found = await reads.unstarted(self._readers, due_before_ms=due_before_ms)
+        ids = [job_id for job_id, kind, due_ms in found if is_over is None or is_over(kind, due_ms)]
         return await self._writer.do(lambda tx: upkeep.expire(tx, ids)) if ids else []
 
     async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:

@@ -57,6 +57,7 @@ def prune(tx: Transaction, *, jobs_before_ms: int, logs_before_ms: int, blobs_be
     logs = _prune(tx, "logs", max(logs_before_ms, jobs_before_ms), batch_max)
     blobs = _prune(tx, "blobs", max(blobs_before_ms, jobs_before_ms), batch_max)
     contents = tx.db.execute(_SQL["prune_contents"], {"before_ms": blobs_before_ms, "limit": batch_max}).rowcount
+    tx.db.execute(_SQL["prune_secrets"], {"before_ms": blobs_before_ms})
     jobs = tx.db.execute(_SQL["prune_jobs"], {"before_ms": jobs_before_ms, "limit": batch_max}).rowcount
     if jobs:
         tx.db.execute(_SQL["prune_lanes"])

@@ -1,6 +1,6 @@
 """The application alone, in the test's own loop: a real store and kind, no runner, so that jobs stay queued."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from aiohttp import web
 from harness.building import building_tools
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
-from imagejobd.api.door import Door
+from imagejobd.api.door import Door, QueueBounds
 from imagejobd.api.settings import Auth, Server
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
@@ -78,13 +78,16 @@ class BareApp:
         return claim
 
 
+# What the daemon knows of its engine.
+ENGINE_AWAY = "waiting for the Docker Engine since 2026-01-01T00:00:00Z: there is none"
+
+
 @asynccontextmanager
 async def bare_app(
     folder: Path,
     *,
     queue_max: int = 1000,
     settings: Server = SERVER,
-    check: Callable[[], Awaitable[object]] | None = None,
     kinds: Mapping[str, Kind] | None = None,
     policy: Policy | None = None,
     auth: Auth | None = None,
@@ -104,8 +107,8 @@ async def bare_app(
             "dispatch": DispatchKind(dispatch.Tools(building=building, settings=DispatchSettings())),
             "distribute": DistributeKind(_copying(folder, registry)),
         }
-        door = Door(store, own | dict(kinds or {}), settings, queue_max=queue_max)
-        app = create_app(door, {"engine": check or engine.ping}, Authentication(auth or Auth()))
+        door = Door(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
+        app = create_app(door, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
             yield BareApp(folder, client, port, door, blobs, store, app.router.routes())
 

@@ -14,7 +14,7 @@ from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 
 PATH = "/api/distribute/image"
-MAX_ATTEMPTS = 3
+RETRY_FOR_S = 2.0
 IMAGE = "copies/app"
 ENDED = ("FINISHED", "FAILED")
 WRONG = "wr0ng-password"
@@ -40,7 +40,7 @@ def copier(strict_registry: Registry, tmp_path_factory: pytest.TempPathFactory) 
         "username": USERNAME,
         "password_file": str(password_file),
     }
-    limits = {"retry_first_s": 0.5, "retry_max_s": 0.5, "max_attempts": MAX_ATTEMPTS}
+    limits = {"retry_first_s": 0.5, "retry_max_s": 0.5, "retry_for_s": RETRY_FOR_S}
     with Daemon({"limits": limits, "registry": {strict_registry.host: host}}) as daemon:
         yield daemon
 
@@ -115,7 +115,7 @@ def test_one_target_is_down(copier: Daemon, registry: Registry) -> None:
     [endpoint] = failed["failed_endpoints"]
     assert endpoint["endpoint"] == down
     assert "refused" in endpoint["error"].lower()
-    assert copier.sqlite("select attempt from job where uuid = ?", (job,)) == [(MAX_ATTEMPTS,)]
+    assert copier.sqlite("select attempt from job where uuid = ?", (job,)) != [(1,)]
 
 
 def test_target_comes_back(copier: Daemon, registry: Registry) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from bare_app import MINIMAL, BareApp, bare_app
+from bare_app import ENGINE_AWAY, MINIMAL, BareApp, bare_app
 
 from imagejobd.model.state import State
 from imagejobd.store.protocol import Ending
@@ -262,12 +262,22 @@ async def test_health(app: BareApp) -> None:
     assert report["ready"] is True
     assert report["wal_bytes"] > 0
     assert report["store"] == "ok"
-    assert "no-engine.sock" in report["engine"]
+    assert report["engine"] == ENGINE_AWAY
 
 
-async def test_ready_although_the_engine_hangs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that never answers delays readyz by a bound, no more."""
-    monkeypatch.setattr("imagejobd.api.health.PROBE_TIMEOUT_S", 0.05)
-    async with bare_app(tmp_path, check=asyncio.Event().wait) as app, app.client.get("/readyz") as response:
-        assert response.status == 200
-        assert "no answer" in (await response.json())["engine"]
+async def test_a_failed_job_is_tried_again_as_a_new_one(app: BareApp) -> None:
+    """A job that was cancelled is asked for once more, with its context; one that waits, and one whose password went
+    with its end, are not."""
+    job = await app.submit()
+    status, problem = await ask(app, "POST", f"/api/v2/jobs/{job['id']}/retry")
+    assert (status, problem["code"]) == (409, "conflict")
+    assert "only a failed or cancelled one" in problem["detail"]
+    await ask(app, "POST", f"/api/v2/jobs/{job['id']}/cancel")
+    status, again = await ask(app, "POST", f"/api/v2/jobs/{job['id']}/retry")
+    assert (status, again["retry_of"], again["spec"]) == (201, job["id"], job["spec"])
+    assert again["id"] != job["id"]
+    secret = await app.submit(spec=MINIMAL["spec"] | {"username": "u", "password": "p4ssw0rd"})
+    await ask(app, "POST", f"/api/v2/jobs/{secret['id']}/cancel")
+    status, problem = await ask(app, "POST", f"/api/v2/jobs/{secret['id']}/retry")
+    assert (status, problem["code"]) == (409, "conflict")
+    assert "passwords were deleted" in problem["detail"]

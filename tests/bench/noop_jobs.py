@@ -13,9 +13,12 @@ from typing import Any
 import uvloop
 
 from imagejobd import logs
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.clock import Clock
 from imagejobd.model.ids import uuid7
 from imagejobd.model.job import Json, NewJob
 from imagejobd.model.work import Accepted, Upload, Work
+from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
 from imagejobd.store.sqlite import SqliteStore
@@ -31,6 +34,7 @@ class Noop:
     """A kind of job that does nothing but be counted."""
 
     name = KIND
+    uses_engine = False
 
     def __init__(self) -> None:
         self.runs = 0
@@ -55,12 +59,25 @@ class Noop:
         pass
 
 
+async def _answer() -> None:
+    """An engine that is never asked for anything else."""
+
+
 async def seconds_for(folder: Path, count: int) -> float:
     """Accept `count` jobs while a runner works them off; callers and runner share the loop, as in the daemon."""
     async with SqliteStore.open(folder / "imagejobd.db", vault=Vault.from_environment(folder)) as store:
         kind = Noop()
         limits = Limits(per_tenant_running=SLOTS, queue_max=count)
-        runner = Runner(store, {KIND: kind}, limits, slots={KIND: SLOTS}, worker=uuid7())
+        runner = Runner(
+            store,
+            {KIND: kind},
+            limits,
+            slots={KIND: SLOTS},
+            worker=uuid7(),
+            gate=EngineGate(_answer),
+            circuits=Circuits(),
+            clock=Clock(),
+        )
         running = asyncio.create_task(runner.run())
         began = time.perf_counter()
         numbers = iter(range(count))

@@ -49,7 +49,7 @@ def test_push_of_what_was_built(engine: PrivateEngine, private_registry: Registr
 
 def test_without_an_engine(engine: PrivateEngine) -> None:
     """What needs no engine is done without one; what does waits for it, and neither is lost."""
-    with dispatch_box(engine, engine_host="unix:///nowhere/engine.sock", limits={"max_attempts": 100}) as box:
+    with dispatch_box(engine, engine_host="unix:///nowhere/engine.sock", limits={"retry_for_s": 600.0}) as box:
         tenant = box.tenant()
         waiting = tenant.dispatch(dockerfile("RUN true"))
         assert tenant.done(tenant.dispatch(PICTURE))["what"] == "file"

@@ -21,7 +21,7 @@ def test_corrupt_blob_is_committed_nowhere(
     """A blob that differs in one byte is in no registry afterwards, nor is a tag; the error says why."""
     image = put_image(origin, path, "1", layers=[SIZE], seed=path)
     source_proxy.add("GET", f".*/blobs/{image.layers[0]}", FlipByte(offset), times=None)
-    with station(limits={"max_attempts": 2}) as box:
+    with station(limits={"retry_for_s": 0.6}) as box:
         job = box.failed(box.submit(source(source_proxy, path), [target(registry) for registry in mirrors]))
         assert box.spooled() == []
     for registry in mirrors:
@@ -37,7 +37,7 @@ def test_corrupt_manifest_is_committed_nowhere(
     """A manifest that is not what its digest says is not pushed, nor is anything it names."""
     image = put_image(origin, path, "1")
     source_proxy.add("GET", ".*/manifests/.*", FlipByte(30), times=None)
-    with station(limits={"max_attempts": 2}) as box:
+    with station(limits={"retry_for_s": 0.6}) as box:
         box.failed(box.submit(source(source_proxy, path), [target(registry) for registry in mirrors]))
     assert nothing_of(image, path, *mirrors)
 

@@ -69,7 +69,7 @@ def test_target_dies_in_mid_blob(origin: Registry, mirrors: Mirrors, path: str) 
         Registry() as lost,
         FaultProxy(returning.host) as returning_proxy,
         FaultProxy(lost.host) as lost_proxy,
-        station(limits={"max_attempts": 3}) as box,
+        station(limits={"retry_for_s": 0.6}) as box,
     ):
         jobs = {}
         for registry, proxy in ((returning, returning_proxy), (lost, lost_proxy)):

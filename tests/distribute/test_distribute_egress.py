@@ -42,7 +42,7 @@ class Trap:
 
 @pytest.fixture(scope="module")
 def fenced() -> Iterator[Station]:
-    with station(egress={"deny": [f"{FORBIDDEN}/32"]}, limits={"max_attempts": 2}) as made:
+    with station(egress={"deny": [f"{FORBIDDEN}/32"]}, limits={"retry_for_s": 0.6}) as made:
         yield made
 
 

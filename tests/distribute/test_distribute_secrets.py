@@ -20,7 +20,7 @@ QUERY_SECRET = "s3cret+in/the query"
 HEADER_SECRET = "s3cret-in-a-header"
 JSON_SECRET = "s3cret-in-a-document"
 WRONG_PASSWORD = "wr0ng-password"
-FEW_TRIES = {"max_attempts": 2}
+FEW_TRIES = {"retry_for_s": 0.6}
 SECRETS = (PASSWORD, QUERY_SECRET, HEADER_SECRET, JSON_SECRET, WRONG_PASSWORD)
 
 

@@ -20,7 +20,6 @@ END_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
 # Retries that a test waits for.
 QUICK_RETRIES = {"retry_first_s": 0.3, "retry_max_s": 1.0}
-MAX_ATTEMPTS = 5
 LOGIN = {"username": USERNAME, "password": PASSWORD}
 BASES = "private/bases"
 
@@ -38,19 +37,20 @@ class Box:
 
     def __init__(
         self,
-        engine: PrivateEngine,
+        private_engine: PrivateEngine,
+        /,
         *,
         builder: str = "buildkit",
         engine_host: str | None = None,
         **tables: Mapping[str, Any],
     ) -> None:
         config = {
-            "engine": {"builder": builder},
+            "engine": {"builder": builder, **tables.pop("engine", {})},
             "limits": QUICK_RETRIES | dict(tables.pop("limits", {})),
             **tables,
         }
-        self.engine = engine
-        self.daemon = Daemon(config, engine_host=engine_host or engine.host)
+        self.engine = private_engine
+        self.daemon = Daemon(config, engine_host=engine_host or private_engine.host)
 
     def call(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Answer:
         """One request. Raises `OSError` when the daemon is not there or dies before it answers."""
@@ -136,9 +136,9 @@ class Box:
 
 
 @contextmanager
-def box(engine: PrivateEngine, *, failpoints: str = "", **settings: Any) -> Iterator[Box]:
+def box(private_engine: PrivateEngine, /, *, failpoints: str = "", **settings: Any) -> Iterator[Box]:
     """A running box, removed afterwards. With `failpoints` it may crash before it is ready."""
-    made = Box(engine, **settings)
+    made = Box(private_engine, **settings)
     try:
         if failpoints:
             made.daemon.spawn(failpoints=failpoints)

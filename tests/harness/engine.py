@@ -81,6 +81,17 @@ class PrivateEngine(Peer):
         self._process.terminate(timeout_s=STOP_TIMEOUT_S)
         self.start()
 
+    def stop(self) -> None:
+        """As `systemctl stop docker`: SIGTERM, and nobody answers until the next `start`."""
+        self._process.terminate(timeout_s=STOP_TIMEOUT_S)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it accepts connections and says nothing, until it is thawed."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self._process.pid, signal.SIGCONT)
+
     def docker(self, *args: str, input: bytes | None = None, check: bool = True, buildkit: bool = True) -> str:  # noqa: A002
         """Run the Docker client against this engine; returns its output without the last newline.
 

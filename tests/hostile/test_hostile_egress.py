@@ -21,7 +21,7 @@ DENIED = "127.0.0.2"
 # Neither of them is connected to; the second is one of the addresses that nobody has (RFC 5737).
 NAMES = {"denied.test": [DENIED], "twofold.test": ["127.0.0.1", DENIED], "public.test": ["203.0.113.7"]}
 PERF = "CMD echo '{\"perf\": 1}' > /data/perf.json"
-LIMITS = {"max_attempts": 2, "retry_first_s": 0.1, "retry_max_s": 0.2}
+LIMITS = {"retry_for_s": 0.6, "retry_first_s": 0.1, "retry_max_s": 0.2}
 
 
 class FileServer:

@@ -144,8 +144,8 @@ def test_stopped_in_mid_run(engine: PrivateEngine) -> None:
 
 @pytest.mark.parametrize("death", ["restart", "kill"])
 def test_engine_goes_away_in_mid_run(engine: PrivateEngine, death: str) -> None:
-    """An engine that restarts or dies under a container is not the user's failure: the run is tried again."""
-    with run_box(engine, limits={"max_attempts": 30}) as box:
+    """An engine that restarts or dies under a container is not the user's failure, nor an attempt: it runs again."""
+    with run_box(engine, limits={"retry_for_s": 600.0}) as box:
         job = box.launch(dockerfile(script("echo at work", "sleep 6", PERF)))
         box.prints(job, "at work")
         if death == "restart":
@@ -154,7 +154,7 @@ def test_engine_goes_away_in_mid_run(engine: PrivateEngine, death: str) -> None:
             engine.kill()
             engine.start()
         ended = check_done_once(box, job)
-        assert ended["attempt"] > 1
+        assert ended["attempt"] == 1
         assert "engine_unavailable" in str(box.daemon.sqlite("select data from event where type = 'retry'"))
         box.check_healthy()
 

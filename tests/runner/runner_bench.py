@@ -5,9 +5,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, M
 from contextlib import asynccontextmanager
 from typing import Any
 
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.clock import Clock
 from imagejobd.model.errors import Fault
 from imagejobd.model.job import Enqueued, Job, Json, NewJob
 from imagejobd.model.work import Accepted, Upload, Work
+from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
 from imagejobd.store.sqlite import SqliteStore
@@ -21,8 +24,9 @@ Behaviour = Callable[[Work], Awaitable[Json]]
 class ScriptedKind:
     """The kind `noop`, or any other name; what it does is `behaviour`, what it was told to discard is kept."""
 
-    def __init__(self, behaviour: Behaviour, name: str = "noop") -> None:
+    def __init__(self, behaviour: Behaviour, name: str = "noop", *, uses_engine: bool = False) -> None:
         self.name = name
+        self.uses_engine = uses_engine
         self.behaviour = behaviour
         self.discarded: list[str] = []
         self.outside: set[str] = set()
@@ -52,6 +56,14 @@ class Bench:
 
     def __init__(self, store: SqliteStore) -> None:
         self.store = store
+        self.circuits = Circuits()
+        self.clock = Clock()
+        self.engine_fault: Fault | None = None
+        self.gate = EngineGate(self._probe_engine)
+
+    async def _probe_engine(self) -> None:
+        if self.engine_fault is not None:
+            raise self.engine_fault
 
     async def enqueue(self, **fields: Any) -> Enqueued:
         return await self.store.enqueue(NewJob(kind="noop", spec={}, **fields), queue_max=10_000)
@@ -61,7 +73,16 @@ class Bench:
         self, kind: ScriptedKind, *, limits: Limits = QUICK, slots: int = 4, worker: str = "w1"
     ) -> AsyncIterator[Runner]:
         """A runner at work for as long as the block lasts; left without a drain it is a crash."""
-        runner = Runner(self.store, {kind.name: kind}, limits, slots={kind.name: slots}, worker=worker)
+        runner = Runner(
+            self.store,
+            {kind.name: kind},
+            limits,
+            slots={kind.name: slots},
+            worker=worker,
+            gate=self.gate,
+            circuits=self.circuits,
+            clock=self.clock,
+        )
         task = asyncio.create_task(runner.run())
         try:
             yield runner

@@ -57,13 +57,13 @@ async def test_temporary_faults_are_retried(bench: Bench) -> None:
 
 
 async def test_retries_end(bench: Bench) -> None:
-    """After `max_attempts` a temporary fault is final, and says how often it was tried."""
+    """When `retry_for_s` is over a temporary fault is final, and says how often it was tried."""
 
     async def behaviour(work: Work) -> Json:
         raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "no engine")
 
     kind = ScriptedKind(behaviour)
-    async with bench.running(kind, limits=msgspec.structs.replace(QUICK, max_attempts=2)):
+    async with bench.running(kind, limits=msgspec.structs.replace(QUICK, retry_for_s=0.1)):
         job = await bench.ended((await bench.enqueue()).uuid)
     assert (job.state, job.attempt) == (State.FAILED, 2)
     assert job.error is not None
@@ -411,3 +411,30 @@ async def test_an_error_holds_nothing_unprintable(bench: Bench) -> None:
         job = await bench.ended(uuid)
     assert job.error is not None
     assert job.error.message == "a b [31m\nc "
+
+
+async def test_a_cancel_does_not_wait_for_work_that_hangs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that does not end when it is cancelled is left to itself: its job ends, and what it does later counts for
+    nothing."""
+    monkeypatch.setattr(attempt_module, "CANCEL_WORK_TIMEOUT_S", 0.1)
+    let_go = asyncio.Event()
+
+    async def deaf(work: Work) -> Json:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await let_go.wait()
+        return {}
+
+    kind = ScriptedKind(deaf)
+    async with bench.running(kind):
+        uuid = (await bench.enqueue()).uuid
+        await bench.when(uuid, lambda job: job.state is State.RUNNING)
+        await bench.store.request_cancel(uuid, tenant=None)
+        job = await bench.ended(uuid)
+        assert job.state is State.CANCELLED
+        assert (job.finished_ms or 0) - (job.cancel_requested_ms or 0) < 2000
+        assert kind.discarded == [uuid]
+        let_go.set()
+        await asyncio.sleep(0.1)
+        assert await bench.job(uuid) == job

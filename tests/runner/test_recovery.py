@@ -9,8 +9,8 @@ from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.model.job import Json
 from imagejobd.model.state import State
 from imagejobd.model.work import Work
-from imagejobd.runner.recovery import CRASHES_MAX, rescue, sweep, sweep_loop
-from imagejobd.store.protocol import Room
+from imagejobd.runner.recovery import rescue, sweep, sweep_loop
+from imagejobd.store.protocol import CRASHES_MAX, Room
 from imagejobd.store.sqlite import SqliteStore
 
 ROOM = Room({"noop": 10}, 10)
@@ -30,7 +30,7 @@ async def test_a_crashed_job_goes_on(bench: Bench) -> None:
     uuid = (await bench.enqueue()).uuid
     [claim] = await bench.store.claim("dead", ROOM, lease_until_ms=0)
     await bench.store.checkpoint(claim, {"built": "x"})
-    await rescue(bench.store, "w1")
+    await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     assert (await bench.job(uuid)).state is State.QUEUED
     async with bench.running(ScriptedKind(done)):
         job = await bench.ended(uuid)
@@ -43,7 +43,7 @@ async def test_crash_loops_end(bench: Bench) -> None:
     uuid = (await bench.enqueue()).uuid
     for number in range(CRASHES_MAX):
         assert len(await bench.store.claim(f"dead{number}", ROOM, lease_until_ms=0)) == 1
-        await rescue(bench.store, "w1")
+        await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     job = await bench.job(uuid)
     assert job.error is not None
     assert (job.state, job.error.code, job.crashes) == (State.FAILED, ErrorCode.QUARANTINED, 3)
@@ -53,7 +53,7 @@ async def test_own_jobs_are_not_rescued(bench: Bench) -> None:
     """Rescue leaves alone what this worker itself runs."""
     uuid = (await bench.enqueue()).uuid
     await bench.store.claim("w1", ROOM, lease_until_ms=0)
-    await rescue(bench.store, "w1")
+    await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     assert (await bench.job(uuid)).state is State.RUNNING
 
 
@@ -62,7 +62,7 @@ async def test_a_cancel_survives_the_crash(bench: Bench) -> None:
     uuid = (await bench.enqueue()).uuid
     await bench.store.claim("dead", ROOM, lease_until_ms=0)
     await bench.store.request_cancel(uuid, tenant=None)
-    await rescue(bench.store, "w1")
+    await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     assert (await bench.job(uuid)).state is State.CANCELLED
 
 
@@ -112,9 +112,9 @@ async def test_the_lost_claim_changes_nothing(bench: Bench) -> None:
         return {"by": "old"}
 
     uuid = (await bench.enqueue()).uuid
-    async with bench.running(ScriptedKind(behaviour), worker="old"):
+    async with bench.running(ScriptedKind(behaviour), worker="old", slots=1):
         await started.wait()
-        await rescue(bench.store, "new")
+        await rescue(bench.store, "new", crashes_max=CRASHES_MAX)
         [claim] = await bench.store.claim("new", Room({"noop": 1}, 1), lease_until_ms=0)
         go_on.set()
         await asyncio.sleep(0.1)

@@ -409,8 +409,8 @@ class StoreConformance:
         with pytest.raises(ClaimLost):
             await store.finish(dead, Ending(State.SUCCEEDED))
 
-    async def test_a_job_that_keeps_crashing_is_quarantined(self, store: Store) -> None:
-        """The crash that reaches the limit fails the job with a code of its own, and it is not looped."""
+    async def test_a_job_that_keeps_crashing_alone_is_quarantined(self, store: Store) -> None:
+        """What a job does that was alone in so many crashes in a row is known: it fails with a code of its own."""
         made = await enqueue(store)
         states = []
         for boot in range(CRASHES_MAX):
@@ -422,6 +422,137 @@ class StoreConformance:
         assert job.error is not None
         assert (job.error.code, job.crashes) == (ErrorCode.QUARANTINED, 3)
         assert await claim_up_to(store, 1) == []
+
+    async def test_who_crashes_in_company_becomes_a_suspect(self, store: Store) -> None:
+        """Jobs that share their crashes are not quarantined: they run one at a time, with nothing beside them, until a
+        phase is done."""
+        first, second = await enqueue(store), await enqueue(store)
+        for boot in range(CRASHES_MAX):
+            assert len(await claim_up_to(store, 2, worker=f"boot{boot}")) == 2
+            await store.rescue("next", crashes_max=CRASHES_MAX)
+        innocent = await enqueue(store, kind="run", tenant="other", priority=9)
+        room = Room({"build": 2, "run": 2}, 9, crashes_max=CRASHES_MAX)
+        (alone,) = await store.claim("w", room, lease_until_ms=1)
+        assert alone.job.uuid == first.uuid
+        assert await store.claim("w", room, lease_until_ms=1) == []
+        assert await store.enter_phase(alone, "building") == 0
+        assert await store.claim("w", room, lease_until_ms=1) == []
+        await store.enter_phase(alone, "pushing")
+        assert (await job_of(store, first.uuid)).crashes == 0
+        assert await store.claim("w", room, lease_until_ms=1) == []
+        await store.finish(alone, Ending(State.SUCCEEDED))
+        (alone,) = await store.claim("w", room, lease_until_ms=1)
+        assert alone.job.uuid == second.uuid
+        await store.finish(alone, Ending(State.SUCCEEDED))
+        (claim,) = await store.claim("w", room, lease_until_ms=1)
+        assert claim.job.uuid == innocent.uuid
+
+    async def test_one_crash_in_company_clears_the_count_of_those_alone(self, store: Store) -> None:
+        """Only crashes in a row, with nothing beside it, are a job's own."""
+        made = await enqueue(store)
+        for alone in (True, True, False, True, True):
+            if not alone:
+                await enqueue(store, kind="run")
+            await store.claim("dead", Room({"build": 1, "run": 0 if alone else 1}, 9, crashes_max=9), lease_until_ms=1)
+            await store.rescue("next", crashes_max=CRASHES_MAX)
+        job = await job_of(store, made.uuid)
+        assert (job.state, job.crashes) == (State.QUEUED, 5)
+
+    async def test_what_a_drain_left_is_no_crash(self, store: Store) -> None:
+        """A worker that was told to stop, and then died, was not brought down by its jobs."""
+        made = await enqueue(store)
+        for _ in range(CRASHES_MAX + 1):
+            await claim_one(store, worker="old")
+            await store.drain("old")
+            (rescued,) = await store.rescue("new", crashes_max=CRASHES_MAX)
+            assert rescued.state is State.QUEUED
+        job = await job_of(store, made.uuid)
+        assert (job.crashes, job.attempt) == (0, 0)
+
+    async def test_a_quarantined_job_can_be_repeated_with_all_it_had(self, store: Store) -> None:
+        """It keeps its passwords and payloads for that; of another job they are gone with its end."""
+        secrets = {"password": Secret("s3cret")}
+        made = await enqueue(store, secrets=secrets, blobs=("sha256:1",), labels={"a": "b"}, priority=3, tenant="t")
+        await claim_one(store, worker="dead")
+        await store.rescue("next", crashes_max=1)
+        again = await store.repeat(await job_of(store, made.uuid))
+        assert (again.secrets, again.blobs, again.retry_of) == (secrets, ("sha256:1",), made.uuid)
+        assert (again.kind, again.spec, again.tenant) == ("build", {"image": "a/b"}, "t")
+        assert (again.labels, again.priority) == ({"a": "b"}, 3)
+        failed = await enqueue(store, secrets=secrets)
+        await store.finish(await claim_one(store), Ending(State.FAILED, error=BROKEN))
+        with pytest.raises(Permanent, match="its passwords were deleted"):
+            await store.repeat(await job_of(store, failed.uuid))
+
+    async def test_waiting_tenants_share_the_slots(self, store: Store) -> None:
+        """While two wait for four slots none gets more than two; who waits alone gets all that are free."""
+        for tenant in ("a", "a", "a", "a", "b"):
+            await enqueue(store, tenant=tenant)
+        room = Room({"build": 4}, 9, slots={"build": 4})
+        first = await store.claim("w", room, lease_until_ms=1)
+        assert sorted(claim.job.tenant for claim in first) == ["a", "a", "b"]
+        (rest,) = await store.claim("w", Room({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
+        assert rest.job.tenant == "a"
+
+    async def test_the_next_free_slot_is_for_who_has_less_than_its_share(self, store: Store) -> None:
+        """A tenant that holds every slot gives way with its first job that ends."""
+        for _ in range(9):
+            await enqueue(store, tenant="a")
+        held = await store.claim("w", Room({"build": 4}, 9, slots={"build": 4}), lease_until_ms=1)
+        late = [await enqueue(store, tenant="b") for _ in range(3)]
+        won = []
+        for claim in held:
+            await store.finish(claim, Ending(State.SUCCEEDED))
+            won += await store.claim("w", Room({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
+        assert [claim.job.tenant for claim in won] == ["b", "b", "a", "a"]
+        assert [claim.job.uuid for claim in won[:2]] == [job.uuid for job in late[:2]]
+
+    async def test_a_tenant_that_may_not_start_more_holds_no_share(self, store: Store) -> None:
+        """Slots are not kept free for who is at its own bound."""
+        for tenant in ("a", "a", "a", "b", "b"):
+            await enqueue(store, tenant=tenant)
+        room = Room({"build": 4}, 9, slots={"build": 4}, per_tenant={"build": 1})
+        assert sorted(claim.job.tenant for claim in await store.claim("w", room, lease_until_ms=1)) == ["a", "b"]
+
+    async def test_a_tenant_has_a_queue_and_room_of_its_own(self, store: Store) -> None:
+        """One tenant's bound refuses its next job, with the key's name, and nobody else's."""
+        job = NewJob(kind="build", spec={}, tenant="a")
+        await store.enqueue(job, queue_max=9, tenant_queue_max=1)
+        with pytest.raises(Temporary, match=r"limits\.per_tenant\.queue_max") as refused:
+            await store.enqueue(NewJob(kind="build", spec={}, tenant="a"), queue_max=9, tenant_queue_max=1)
+        assert refused.value.code is ErrorCode.QUEUE_FULL
+        await store.enqueue(NewJob(kind="build", spec={}, tenant="b"), queue_max=9, tenant_queue_max=1)
+
+    async def test_jobs_wait_for_a_peer_until_it_answers(self, store: Store, clock: SimulatedClock) -> None:
+        """They are not claimed meanwhile, one may look, and all are ready once it has answered."""
+        for _ in range(3):
+            await enqueue(store)
+        for claim in await claim_up_to(store, 3):
+            await store.retry(claim, BROKEN, not_before_ms=clock.now_ms + HOUR_MS, waits_for="registry")
+            clock.advance(1)
+        assert await claim_up_to(store, 3) == []
+        await store.try_one("registry")
+        await store.try_one("registry")
+        (trial,) = await claim_up_to(store, 3)
+        assert trial.job.faults == 1
+        await store.retry(trial, BROKEN, not_before_ms=clock.now_ms + HOUR_MS, waits_for="registry")
+        await store.try_one("registry")
+        (other,) = await claim_up_to(store, 3)
+        assert other.job.id != trial.job.id
+        assert await store.answered("another") == 0
+        assert await store.answered("registry") == 2
+        assert len(await claim_up_to(store, 3)) == 2
+
+    async def test_a_clock_that_was_set_back_delays_no_attempt(self, store: Store, clock: SimulatedClock) -> None:
+        """A retry waits for its pause and no longer; what its user wants later stays later."""
+        await enqueue(store)
+        await store.retry(await claim_one(store), BROKEN, not_before_ms=clock.now_ms + 5_000)
+        wanted = await enqueue(store, not_before_ms=clock.now_ms + 5_000)
+        clock.advance(-24 * HOUR_MS)
+        assert await store.clamp_delays() == 1
+        clock.advance(5_000)
+        (claim,) = await claim_up_to(store, 2)
+        assert claim.job.uuid != wanted.uuid
 
     async def test_a_lease_is_renewed_for_all_of_a_workers_jobs(self, store: Store) -> None:
         """Only this worker's running jobs get the new lease."""

@@ -203,7 +203,8 @@ async def test_history_reads_well_in_the_shell(database: Path, store: SqliteStor
 
 
 async def test_secrets_are_nowhere_in_the_file(database: Path, vault: Vault, clock: SimulatedClock) -> None:
-    """A password is in no file of the database, and however its job ends, its sealed row goes with it."""
+    """A password is in no file of the database; its sealed row goes with its job's end, and that of a job which was
+    quarantined, and may be tried again, with the payload."""
     password = "correct horse battery staple"
     async with SqliteStore.open(database, vault=vault, clock=clock) as store:
         for ending in ("finish", "cancel", "expire", "quarantine"):
@@ -216,6 +217,10 @@ async def test_secrets_are_nowhere_in_the_file(database: Path, vault: Vault, clo
         third = (await store.list_jobs(Filter(state=State.QUEUED), cursor=None, limit=1)).jobs[0]
         await store.request_cancel(third.uuid, tenant=None)
         await store.expire(due_before_ms=clock.now_ms + 1)
+        kept = "select error_code from job join job_secret on job_id = job.id"
+        assert shell(database, kept, "-readonly").strip() == "quarantined"
+        later = clock.now_ms + 1
+        await store.prune(jobs_before_ms=0, logs_before_ms=0, blobs_before_ms=later, batch_max=100)
         assert shell(database, "select count(*) from job_secret", "-readonly").strip() == "0"
         assert await store.live() == set()
     assert password.encode() not in database.read_bytes()

@@ -1,4 +1,5 @@
-"""The store against a model of it in a dict, through random histories: retries, cancels, crashes, jumping clocks."""
+"""The store against a model of it in a dict, through random histories: retries, cancels, crashes, drains, silent peers,
+jumping clocks."""
 
 import asyncio
 import sqlite3
@@ -23,7 +24,9 @@ from imagejobd.store.vault import KEY_BYTES, Vault
 
 HOUR_MS = 3_600_000
 QUEUE_MAX = 12
-CRASHES_MAX = 3
+CRASHES_MAX = 2
+PHASES = st.sampled_from(["building", "pushing"])
+PEER = "registry.example"
 BROKEN = JobError(ErrorCode.PUSH_FAILED, "connection reset")
 TENANTS = st.sampled_from(["a", "b", "c"])
 KINDS = st.sampled_from(["build", "run"])
@@ -44,12 +47,39 @@ class Expected(msgspec.Struct):
     state: State = State.QUEUED
     attempt: int = 0
     crashes: int = 0
+    crashes_alone: int = 0
+    crash_phase: str | None = None
+    phase: str | None = None
+    faults: int = 0
+    fault_phase: str | None = None
+    waits: bool = False
+    drained: bool = False
     cancel_requested: bool = False
     finished_ms: int | None = None
     token: str | None = None
 
+    @property
+    def is_suspect(self) -> bool:
+        return self.crashes >= CRASHES_MAX
+
+    def enter(self, phase: str) -> None:
+        if self.phase is not None and self.phase == (self.fault_phase or self.phase):
+            self.faults = 0
+        if self.phase is not None and self.phase == (self.crash_phase or self.phase):
+            self.crashes = self.crashes_alone = 0
+        self.phase = phase
+
+    def fail(self) -> None:
+        if not self.cancel_requested:
+            self.faults, self.fault_phase = self.faults + 1, self.phase
+
+    def crash(self, *, alone: bool) -> None:
+        self.crashes += 1
+        self.crashes_alone = self.crashes_alone + 1 if alone else 0
+        self.crash_phase = self.phase
+
     def leave(self, state: State, now_ms: int) -> None:
-        self.state, self.token = state, None
+        self.state, self.token, self.phase = state, None, None
         self.finished_ms = None if state is State.QUEUED else now_ms
 
     def back_to_queue(self, now_ms: int) -> None:
@@ -112,16 +142,36 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self, build: int, run: int, per_tenant: int) -> list[Claim]:
         for job in self.in_state(State.QUEUED):
             if job.delayed and (job.not_before_ms or 0) <= self.clock.now_ms:
-                job.delayed = False
-        room = Room({"build": build, "run": run}, per_tenant)
+                job.delayed = job.waits = False
+        room = Room({"build": build, "run": run}, per_tenant, crashes_max=CRASHES_MAX)
         claims: list[Claim] = self.run(self.store.claim(self.worker, room, lease_until_ms=0))
+        if any(job.is_suspect for job in self.in_state(State.RUNNING)) or self._ready_suspects():
+            self._check_suspect(claims)
+            return claims
         for claim in claims:
             self._check_turn(claim, dict(room.free), per_tenant)
             job = self.model[claim.job.uuid]
             room = Room(room.free | {job.kind: room.free[job.kind] - 1}, per_tenant)  # type: ignore[operator]
-            job.state, job.token, job.attempt = State.RUNNING, claim.token, job.attempt + 1
+            self._start(job, claim)
         assert not self._claimable(dict(room.free), per_tenant), "there was room for more"
         return claims
+
+    def _start(self, job: Expected, claim: Claim) -> None:
+        job.state, job.token, job.attempt = State.RUNNING, claim.token, job.attempt + 1
+        job.waits = job.drained = False
+
+    def _ready_suspects(self) -> list[Expected]:
+        return [job for job in self.in_state(State.QUEUED) if job.is_suspect and not job.delayed]
+
+    def _check_suspect(self, claims: list[Claim]) -> None:
+        """One suspect at most starts, the oldest, and only while nothing else runs."""
+        if self.in_state(State.RUNNING):
+            assert claims == []
+            return
+        (claim,) = claims
+        first = min(self._ready_suspects(), key=lambda job: job.order)
+        assert claim.job.uuid == first.uuid
+        self._start(first, claim)
 
     def _running(self, tenant: str) -> int:
         return sum(job.tenant == tenant for job in self.in_state(State.RUNNING))
@@ -164,8 +214,49 @@ class StoreMachine(RuleBasedStateMachine):
         not_before_ms = self.clock.now_ms + delay_ms
         for claim in claims:
             if job := self._if_held(claim, self.store.retry(claim, BROKEN, not_before_ms=not_before_ms)):
+                job.fail()
                 job.back_to_queue(self.clock.now_ms)
                 job.not_before_ms, job.delayed = not_before_ms, delay_ms > 0
+
+    @rule(claims=claims)
+    def wait_for_peer(self, claims: list[Claim]) -> None:
+        not_before_ms = self.clock.now_ms + HOUR_MS
+        for claim in claims:
+            verb = self.store.retry(claim, BROKEN, not_before_ms=not_before_ms, waits_for=PEER)
+            if job := self._if_held(claim, verb):
+                job.fail()
+                job.back_to_queue(self.clock.now_ms)
+                job.not_before_ms, job.delayed, job.waits = not_before_ms, True, True
+
+    @rule(claims=claims)
+    def cut_by_the_engine(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            if job := self._if_held(claim, self.store.retry(claim, BROKEN, not_before_ms=None, is_attempt=False)):
+                job.attempt -= not job.cancel_requested
+                job.back_to_queue(self.clock.now_ms)
+
+    @rule()
+    def peer_answers(self) -> None:
+        waiting = [job for job in self.in_state(State.QUEUED) if job.waits]
+        assert self.run(self.store.answered(PEER)) == len(waiting)
+        for job in waiting:
+            job.waits = job.delayed = False
+
+    @rule()
+    def try_the_peer(self) -> None:
+        self.run(self.store.try_one(PEER))
+        waiting = [job for job in self.in_state(State.QUEUED) if job.waits]
+        ready = {uuid for (uuid,) in self._query("select uuid from job where waits_for is not null and delayed = 0")}
+        tried = [job for job in waiting if job.uuid in ready]
+        assert len(tried) == min(1, len(waiting))
+        for job in tried:
+            job.delayed = False
+
+    @rule()
+    def drain(self) -> None:
+        self.run(self.store.drain(self.worker))
+        for job in self.in_state(State.RUNNING):
+            job.drained = True
 
     @rule(claims=claims)
     def interrupt(self, claims: list[Claim]) -> None:
@@ -174,10 +265,11 @@ class StoreMachine(RuleBasedStateMachine):
                 job.attempt -= not job.cancel_requested
                 job.back_to_queue(self.clock.now_ms)
 
-    @rule(claims=claims)
-    def work(self, claims: list[Claim]) -> None:
+    @rule(claims=claims, phase=PHASES)
+    def work(self, claims: list[Claim], phase: str) -> None:
         for claim in claims:
-            self._if_held(claim, self.store.enter_phase(claim, "building"))
+            if job := self._if_held(claim, self.store.enter_phase(claim, phase)):
+                job.enter(phase)
             self._if_held(claim, self.store.log(claim, "line\n"))
             self._if_held(claim, self.store.checkpoint(claim, {"a": 1}, blobs=["sha256:1"]))
 
@@ -198,13 +290,16 @@ class StoreMachine(RuleBasedStateMachine):
             self._open()
         self.boot += 1
         self.run(self.store.rescue(self.worker, crashes_max=CRASHES_MAX))
-        for job in self.in_state(State.RUNNING):
-            job.crashes += 1
-            if job.cancel_requested or job.crashes < CRASHES_MAX:
-                job.attempt -= not job.cancel_requested
-                job.back_to_queue(self.clock.now_ms)
-            else:
+        running = self.in_state(State.RUNNING)
+        crashed = [job for job in running if not job.drained]
+        for job in running:
+            if not job.drained:
+                job.crash(alone=len(crashed) == 1)
+            if not job.cancel_requested and not job.drained and job.crashes_alone >= CRASHES_MAX:
                 job.leave(State.FAILED, self.clock.now_ms)
+                continue
+            job.attempt -= not job.cancel_requested
+            job.back_to_queue(self.clock.now_ms)
 
     @rule(age_ms=st.sampled_from([0, 10, HOUR_MS]))
     def prune(self, age_ms: int) -> None:
@@ -225,12 +320,15 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "path"):
             return
         db = sqlite3.connect(self.path)
-        rows = db.execute("select uuid, state, attempt, crashes, delayed, finished_ms, claim_token from job").fetchall()
+        columns = "uuid, state, attempt, crashes, crashes_alone, faults, delayed, finished_ms, claim_token"
+        rows = db.execute(f"select {columns} from job").fetchall()
         assert {row[0]: row[1:] for row in rows} == {
             uuid: (
                 job.state,
                 job.attempt,
                 job.crashes,
+                job.crashes_alone,
+                job.faults,
                 job.delayed and job.state is State.QUEUED,
                 job.finished_ms,
                 job.token,
@@ -239,6 +337,13 @@ class StoreMachine(RuleBasedStateMachine):
         }
         self._lanes_count_right(db)
         db.close()
+
+    def _query(self, sql: str) -> list[Any]:
+        db = sqlite3.connect(self.path)
+        try:
+            return db.execute(sql).fetchall()
+        finally:
+            db.close()
 
     def _lanes_count_right(self, db: sqlite3.Connection) -> None:
         counted = db.execute(

@@ -23,6 +23,7 @@ class BuildKind:
     """Implements `model.work.Kind`."""
 
     name = "build"
+    uses_engine = True
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools

@@ -31,6 +31,7 @@ class DispatchKind:
     """Implements `model.work.Kind`."""
 
     name = "dispatch"
+    uses_engine = True
 
     def __init__(self, tools: Tools) -> None:
         """Raises `Permanent(invalid)` for a repository that nothing can be pushed to."""

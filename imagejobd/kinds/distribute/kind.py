@@ -36,6 +36,7 @@ class DistributeKind:
     """Implements `model.work.Kind`."""
 
     name = "distribute"
+    uses_engine = False
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools

@@ -24,6 +24,7 @@ class RunKind:
     """Implements `model.work.Kind`."""
 
     name = "run"
+    uses_engine = True
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools

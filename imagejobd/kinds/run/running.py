@@ -12,7 +12,7 @@ from imagejobd.engine.sandbox import Exit, Output, Sandbox
 from imagejobd.engine.tail import Tail
 from imagejobd.kinds.run.settings import RunSettings
 from imagejobd.kinds.run.tools import Tools
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.work import Work
 
@@ -87,7 +87,7 @@ async def _write_down(work: Work, events: AsyncIterable[Output | Exit], tail: Ta
     if not text.endswith("\n"):
         await work.log("\n")
     if ended is None:
-        raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the engine did not tell how the container ended")
+        raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the engine did not tell how the container ended", peer=ENGINE)
     return ended
 
 

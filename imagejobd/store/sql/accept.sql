@@ -13,7 +13,7 @@ join job on job.tenant = pair.value ->> 0 and job.idempotency_key = pair.value -
 -- name: insert_jobs
 -- One statement for a whole run of new jobs: each further one would cost the writer a wait for the interpreter lock.
 insert into job (id, uuid, kind, tenant, client, submitter, spec, delayed, moved_ms, priority, not_before_ms, labels,
-                 idempotency_key, fingerprint, created_ms)
+                 idempotency_key, fingerprint, has_secret, retry_of, created_ms)
 select
     :last_id + 1 + key,
     value ->> 'uuid',
@@ -29,6 +29,8 @@ select
     value ->> 'labels',
     value ->> 'idempotency_key',
     value ->> 'fingerprint',
+    value ->> 'has_secret',
+    value ->> 'retry_of',
     :now_ms
 from json_each(:jobs);
 
@@ -36,4 +38,11 @@ from json_each(:jobs);
 insert into job_secret (job_id, sealed) values (?, ?);
 
 -- name: insert_blob
-insert or ignore into job_blob (job_id, digest) values (?, ?);
+insert or ignore into job_blob (job_id, digest, size_bytes) values (?, ?, ?);
+
+-- name: tenant_depth
+-- How many jobs of a tenant wait.
+select coalesce(sum(ready + delayed), 0) as depth from lane where tenant = ?;
+
+-- name: tenant_storage
+select coalesce(sum(stored_bytes), 0) as stored_bytes from tenant_storage where tenant = ?;

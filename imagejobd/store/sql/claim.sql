@@ -1,6 +1,18 @@
 -- name: promote_due
 -- Delayed jobs whose time has come are ready from now on, even if the clock is set back.
-update job set delayed = 0 where delayed = 1 and not_before_ms <= :now_ms;
+update job set delayed = 0, waits_for = null where delayed = 1 and not_before_ms <= :now_ms;
+
+-- name: is_alone
+-- Whether a job is running that has to be alone.
+select exists (select 1 from job where state = 'running' and crashes >= :crashes_max) as is_alone;
+
+-- name: suspects
+-- The ready job that has to run alone and comes first, and whether anything runs now.
+select id, (select exists (select 1 from job where state = 'running')) as is_busy
+from job indexed by job_crashed
+where state = 'queued' and crashes > 0 and crashes >= :crashes_max and delayed = 0
+    and kind in (select value from json_each(:kinds))
+order by id limit 1;
 
 -- name: lanes
 -- Every lane of the tenants that have something ready, and the claim sequence so far (each claim writes an event).
@@ -27,6 +39,8 @@ update job set
     worker = :worker,
     lease_until_ms = :lease_until_ms,
     attempt = attempt + 1,
+    waits_for = null,
+    drained = 0,
     started_ms = coalesce(started_ms, :now_ms)
 where id in (select value from json_each(:ids)) and state = 'queued'
 returning *, (select sealed from job_secret where job_id = job.id) as sealed;

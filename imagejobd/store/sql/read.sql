@@ -14,6 +14,7 @@ select kind from lane where tenant = ?;
 -- The columns of a job in a page of them: without what may be long.
 job.id, job.uuid, job.kind, job.tenant, job.client, job.submitter, job.state, job.phase, job.progress, job.error_code,
 job.error_message, job.attempt, job.crashes, job.priority, job.not_before_ms, job.labels, job.idempotency_key,
+job.faults, job.faults_since_ms, job.fault_phase, job.waits_for, job.has_secret, job.retry_of,
 job.log_bytes, job.cancel_requested_ms, job.worker, job.lease_until_ms, job.created_ms, job.started_ms, job.finished_ms,
 json_remove(job.spec, '$.dockerfile', '$.build_args', '$.labels', '$.source.images', '$.content') as spec,
 json_remove(job.result, '$.images', '$.metrics') as result, '{}' as checkpoint
@@ -95,9 +96,14 @@ select uuid from job where state = 'running';
 
 -- name: unstarted
 -- Queued jobs that no worker has ever taken up, though they were due before then. A delayed one is not due yet.
-select id from job indexed by job_ready
+select id, kind, max(created_ms, coalesce(not_before_ms, 0)) as due_ms from job indexed by job_ready
 where state = 'queued' and delayed = 0 and started_ms is null
     and max(created_ms, coalesce(not_before_ms, 0)) < :before_ms;
+
+-- name: needs
+-- What a job was given besides its spec.
+select (select sealed from job_secret where job_id = :id) as sealed,
+       (select json_group_array(digest) from job_blob where job_id = :id) as blobs;
 
 -- name: referenced_blobs
 select distinct digest from job_blob;

@@ -12,6 +12,12 @@ update job set
     phase_ms = :now_ms,
     attempt = attempt - (way.value ->> 'attempts_restored'),
     crashes = crashes + (way.value ->> 'crashes'),
+    crashes_alone = iif(way.value ->> 'crashes' = 0, crashes_alone, way.value ->> 'crashes_alone'),
+    crash_phase = iif(way.value ->> 'crashes' = 0, crash_phase, phase),
+    faults = faults + (way.value ->> 'faults'),
+    faults_since_ms = iif(way.value ->> 'faults' = 0, faults_since_ms, coalesce(faults_since_ms, :now_ms)),
+    fault_phase = iif(way.value ->> 'faults' = 0, fault_phase, phase),
+    waits_for = way.value ->> 'waits_for',
     delayed = way.value ->> 'state' = 'queued' and coalesce(way.value ->> 'not_before_ms', 0) > :now_ms,
     not_before_ms = coalesce(way.value ->> 'not_before_ms', not_before_ms),
     result = way.value ->> 'result',
@@ -23,18 +29,42 @@ where job.id = way.value ->> 'id' and job.claim_token = way.value ->> 'token' an
 
 -- name: claimed
 -- What a verb has to know of a job whose claim still holds.
-select cancel_requested_ms, checkpoint from job where id = :id and claim_token = :token;
+select cancel_requested_ms, checkpoint, phase, attempt, faults, fault_phase, error_code, error_message
+from job where id = :id and claim_token = :token;
+
+-- name: forget_repeat
+-- The history of an attempt that failed as the one before it, and the older of the two faults: the newer one counts them.
+delete from event
+where job_id = :id
+    and id >= (select id from event where job_id = :id and type = 'retry' order by id desc limit 1 offset 1)
+    and id < (select max(id) from event where job_id = :id and type = 'retry')
+    and type in ('retry', 'claim', 'enter_phase', 'leave_phase');
+
+-- name: forget_phases
+delete from job_phase where job_id = :id and attempt = :attempt;
 
 -- name: orphans
 -- Running jobs that belong to another worker than this one.
-select id, uuid, claim_token, crashes, cancel_requested_ms from job
+select id, uuid, claim_token, crashes, crashes_alone, drained, cancel_requested_ms from job
 where state = 'running' and worker <> :worker;
+
+-- name: drain
+-- Whatever ends this worker from now on, these jobs have not caused it.
+update job set drained = 1 where state = 'running' and worker = :worker;
 
 -- name: renew
 update job set lease_until_ms = :lease_until_ms where state = 'running' and worker = :worker;
 
 -- name: set_phase
-update job set phase = :phase, phase_ms = :now_ms where id = :id and claim_token = :token;
+-- Who has left the phase of its last fault or crash behind has got further.
+update job set
+    phase = :phase,
+    phase_ms = :now_ms,
+    faults = iif(phase is not null and phase is coalesce(fault_phase, phase), 0, faults),
+    faults_since_ms = iif(phase is not null and phase is coalesce(fault_phase, phase), null, faults_since_ms),
+    crashes = iif(phase is not null and phase is coalesce(crash_phase, phase), 0, crashes),
+    crashes_alone = iif(phase is not null and phase is coalesce(crash_phase, phase), 0, crashes_alone)
+where id = :id and claim_token = :token;
 
 -- name: set_progress
 update job set progress = :progress where id = :id and claim_token = :token;
@@ -49,3 +79,20 @@ select id, log_bytes, :size, :now_ms, :text from job where id = :id and claim_to
 -- name: append_event
 insert into event (job_id, at_ms, type, data)
 select id, :now_ms, :type, :data from job where id = :id and claim_token = :token;
+
+-- name: answered
+-- Jobs that waited for a peer are ready as soon as it answers; for any peer where none is named.
+update job set delayed = 0, waits_for = null
+where waits_for is not null and (:peer is null or waits_for = :peer) and state = 'queued';
+
+-- name: try_one
+-- The job that waits for a peer and was tried longest ago, unless one is on its way already.
+update job set delayed = 0
+where id = (select id from job indexed by job_waiting
+            where waits_for = :peer and state = 'queued' and delayed = 1 order by moved_ms limit 1)
+    and not exists (select 1 from job where waits_for = :peer and state = 'queued' and delayed = 0);
+
+-- name: clamp_delays
+-- After the clock was set back no pause between two attempts is longer than it was meant to be.
+update job set not_before_ms = :now_ms + (not_before_ms - moved_ms), moved_ms = :now_ms
+where delayed = 1 and move = 'retry' and moved_ms > :now_ms;

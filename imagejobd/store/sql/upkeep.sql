@@ -54,6 +54,12 @@ update job set spec = json_remove(spec, '$.content') where id in (
     limit :limit
 );
 
+-- name: prune_secrets
+-- Of jobs that were quarantined; those of all others went when they ended.
+delete from job_secret where job_id in (
+    select job_secret.job_id from job_secret join job on job.id = job_secret.job_id where job.finished_ms < :before_ms
+);
+
 -- name: prune_jobs
 -- Only jobs whose log is gone, so that one batch stays a bounded number of rows.
 delete from job where id in (

@@ -139,7 +139,7 @@ async def test_a_target_that_is_down_costs_two_images(
 async def test_images_under_way_are_not_given_up(bench: DistributionBench) -> None:
     """What was begun before the target was found to be down is told as it ends; nothing more is begun."""
     copy = ScriptedCopy(**{"c.example": [DOWN] * 20})
-    limits = msgspec.structs.replace(QUICK, max_attempts=1)
+    limits = msgspec.structs.replace(QUICK, retry_for_s=0.001)
 
     async def pause(copying: Copying, tally: Tally) -> None:
         await asyncio.sleep(0)
@@ -161,7 +161,7 @@ async def test_only_failures_in_a_row_count(
     """A target that answers in between is not down, whatever it says."""
     monkeypatch.setattr(copying_module, "IMAGES_AT_ONCE", 1)
     copy = ScriptedCopy(**{"c.example": [DOWN, between] * 9})
-    await bench.run(bench.kind(copy), IMAGES, limits=msgspec.structs.replace(QUICK, max_attempts=1))
+    await bench.run(bench.kind(copy), IMAGES, limits=msgspec.structs.replace(QUICK, retry_for_s=0.001))
     assert len(copy.asked_of("c.example")) == 20
 
 
@@ -199,7 +199,7 @@ async def test_a_second_cancel_loses_nothing(bench: DistributionBench, monkeypat
 async def test_what_failed_for_good_is_not_tried_again(bench: DistributionBench) -> None:
     """With one target denied and one down, only the second is tried until the attempts are used up."""
     copy = ScriptedCopy(**{"b.example": [DENIED], "c.example": [DOWN] * 9})
-    job = await bench.run(bench.kind(copy), SPEC, limits=msgspec.structs.replace(QUICK, max_attempts=3))
+    job = await bench.run(bench.kind(copy), SPEC, limits=msgspec.structs.replace(QUICK, retry_for_s=0.1))
     assert (job.state, job.attempt) == (State.FAILED, 3)
     assert [len(asked.targets) for asked in copy.asked] == [2, 1, 1]
     assert job.error is not None
@@ -372,7 +372,7 @@ async def test_faults_of_the_store_are_not_outcomes(bench: DistributionBench, mo
     monkeypatch.setattr(bench.store, "note", note)
     copy = ScriptedCopy()
     copy.is_stuck = {"c.example"}
-    limits = msgspec.structs.replace(QUICK, max_attempts=1)
+    limits = msgspec.structs.replace(QUICK, retry_for_s=0.001)
     job = await bench.run(bench.kind(copy), SPEC, limits=limits)
     assert job.error is not None
     assert job.error.code is ErrorCode.STORAGE_FULL

@@ -175,7 +175,7 @@ async def test_one_target_is_down_for_a_while(
     with Registry() as absent:
         absent.stop()
         made = await bench.submit(kind, spec_of(registry, absent, target, image="d/down"))
-        limits = msgspec.structs.replace(QUICK, max_attempts=1000)
+        limits = msgspec.structs.replace(QUICK, retry_for_s=600.0)
         async with bench.running(kind, limits=limits):  # type: ignore[arg-type]
             job = await bench.when(made.uuid, lambda job: bool(endpoints(job).failed and endpoints(job).finished))
             assert [endpoint for endpoint, _ in endpoints(job).failed] == [absent.host]

@@ -1,0 +1,87 @@
+"""Whether the Docker Engine answers. While it does not, jobs that need it stay in the queue and cost nothing.
+
+An engine that is restarted, upgraded or out of order says nothing about any job, so no job may pay for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from imagejobd.model.clock import now_ms as wall_clock_ms
+from imagejobd.model.clock import utc
+from imagejobd.model.errors import ENGINE, Fault
+
+PROBE_EVERY_S = 3.0
+# Times without the engine that are remembered one by one.
+OUTAGES_MAX = 100
+
+log = structlog.get_logger("imagejobd.engine")
+
+
+class EngineGate:
+    """Open while `probe` answers. `probe` raises a `Fault` when it does not, within a bound of its own."""
+
+    def __init__(self, probe: Callable[[], Awaitable[object]], *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
+        self._probe = probe
+        self._now_ms = now_ms
+        self._reason = ""
+        self._closed_ms: int | None = None
+        self._closed_at = 0.0
+        self._downtime_s = 0.0
+        self._outages: list[tuple[int, int]] = []
+        self._probing = asyncio.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        return self._closed_ms is None
+
+    @property
+    def waiting(self) -> str | None:
+        """What jobs that need the engine wait for, and since when; None while it answers."""
+        if self._closed_ms is None:
+            return None
+        return f"waiting for {ENGINE} since {utc(self._closed_ms)}: {self._reason}"
+
+    def downtime_s(self) -> float:
+        """Seconds in which the engine did not answer, so far."""
+        return self._downtime_s + (0.0 if self.is_open else time.monotonic() - self._closed_at)
+
+    def downtime_ms(self, since_ms: int) -> int:
+        """Milliseconds after `since_ms` (epoch) in which the engine did not answer."""
+        outages = [*self._outages, *([] if self._closed_ms is None else [(self._closed_ms, self._now_ms())])]
+        return sum(max(0, end_ms - max(start_ms, since_ms)) for start_ms, end_ms in outages)
+
+    async def check(self) -> bool:
+        """Ask now; whether the engine answers."""
+        async with self._probing:
+            try:
+                await self._probe()
+            except Fault as fault:
+                self._close(fault.message)
+            else:
+                self._open()
+            return self.is_open
+
+    async def run(self) -> None:
+        """Ask every few seconds, until cancelled."""
+        while True:
+            await self.check()
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    def _close(self, reason: str) -> None:
+        self._reason = reason
+        if self._closed_ms is None:
+            self._closed_ms = self._now_ms()
+            self._closed_at = time.monotonic()
+            log.warning("the Docker Engine does not answer; jobs that need it wait", error=reason)
+
+    def _open(self) -> None:
+        if self._closed_ms is None:
+            return
+        seconds = time.monotonic() - self._closed_at
+        self._downtime_s += seconds
+        self._outages = [*self._outages, (self._closed_ms, self._now_ms())][-OUTAGES_MAX:]
+        self._closed_ms = None
+        log.info("the Docker Engine answers; jobs that need it go on", seconds_away=round(seconds, 1))

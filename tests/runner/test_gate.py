@@ -1,0 +1,102 @@
+"""What jobs that need the engine do while it is away."""
+
+import asyncio
+
+import msgspec
+from runner_bench import QUICK, Bench, ScriptedKind
+
+from imagejobd.model.clock import Clock
+from imagejobd.model.errors import ENGINE, ErrorCode, Temporary
+from imagejobd.model.job import Json
+from imagejobd.model.state import State
+from imagejobd.model.work import Work
+from imagejobd.runner import gate as gate_module
+from imagejobd.runner.retention import expire_loop
+
+AWAY = Temporary(ErrorCode.ENGINE_UNAVAILABLE, "connection refused", peer=ENGINE)
+
+
+async def done(work: Work) -> Json:
+    return {}
+
+
+async def test_nothing_is_claimed_while_the_engine_is_away(bench: Bench) -> None:
+    """Jobs that need the engine stay queued and untouched, say what they wait for, and run as soon as it answers."""
+    bench.engine_fault = AWAY
+    uuids = [(await bench.enqueue()).uuid for _ in range(20)]
+    async with bench.running(ScriptedKind(done, uses_engine=True)) as runner:
+        await asyncio.sleep(1.5)
+        jobs = [await bench.job(uuid) for uuid in uuids]
+        assert {(job.state, job.attempt, job.faults) for job in jobs} == {(State.QUEUED, 0, 0)}
+        waiting = runner.waiting_for(jobs[0]) or ""
+        assert waiting.startswith("waiting for the Docker Engine since 20")
+        assert waiting.endswith("connection refused")
+        bench.engine_fault = None
+        for uuid in uuids:
+            assert (await bench.ended(uuid)).state is State.SUCCEEDED
+        assert runner.waiting_for(jobs[0]) is None
+
+
+async def test_other_kinds_go_on(bench: Bench) -> None:
+    """A kind that does not need the engine does not wait for it."""
+    bench.engine_fault = AWAY
+    async with bench.running(ScriptedKind(done, uses_engine=False)):
+        assert (await bench.ended((await bench.enqueue()).uuid)).state is State.SUCCEEDED
+
+
+async def test_an_attempt_that_the_engine_cut_is_no_attempt(bench: Bench) -> None:
+    """Work that an engine ended by going away is neither an attempt nor a fault, however often it happens, and the log
+    says what the job waits for."""
+    cuts = 0
+
+    async def behaviour(work: Work) -> Json:
+        nonlocal cuts
+        if cuts < 3:
+            cuts += 1
+            bench.engine_fault = AWAY
+            asyncio.get_running_loop().call_later(0.2, setattr, bench, "engine_fault", None)
+            raise AWAY
+        return {}
+
+    limits = msgspec.structs.replace(QUICK, retry_for_s=0.001)
+    async with bench.running(ScriptedKind(behaviour, uses_engine=True), limits=limits):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt, job.faults, cuts) == (State.SUCCEEDED, 1, 0, 3)
+    assert (await bench.log_of(job.uuid)).count("the job goes on when the Docker Engine answers") == 3
+
+
+async def test_the_gate_opens_and_closes_once() -> None:
+    """One line when it closes and one when it opens; the time between is known."""
+    answers = iter([AWAY, AWAY, AWAY, None, None])
+
+    async def probe() -> None:
+        if (fault := next(answers)) is not None:
+            raise fault
+
+    gate = gate_module.EngineGate(probe)
+    lines: list[str] = []
+    for _ in range(5):
+        before = gate.is_open
+        await gate.check()
+        if gate.is_open is not before:
+            lines.append("open" if gate.is_open else "closed")
+        await asyncio.sleep(0.01)
+    assert lines == ["closed", "open"]
+    assert gate.downtime_s() >= 0.02
+    assert gate.downtime_ms(0) >= 20
+    assert gate.waiting is None
+
+
+async def test_waiting_for_the_engine_is_no_waiting_too_long(bench: Bench) -> None:
+    """The queue's time limit does not count the time in which a job could not start, nor what a clock jumped over."""
+    uuid = (await bench.enqueue()).uuid
+    await asyncio.sleep(0.05)
+    away = asyncio.create_task(expire_loop(bench.store, 0.01, Clock(), lambda kind, since_ms: 60_000))
+    await asyncio.sleep(0.3)
+    away.cancel()
+    assert (await bench.job(uuid)).state is State.QUEUED
+    there = asyncio.create_task(expire_loop(bench.store, 0.01, Clock(), lambda kind, since_ms: 0))
+    job = await bench.ended(uuid)
+    there.cancel()
+    assert job.error is not None
+    assert job.error.code is ErrorCode.TIMEOUT
