@@ -1,11 +1,11 @@
 """What a kind works with while an attempt goes on: `model.work.Work` on top of the store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Claim, Job
 from imagejobd.model.secret import Redactor, Secret
 from imagejobd.runner.behind import WriteBehind
@@ -13,19 +13,29 @@ from imagejobd.runner.joblog import JobLog
 from imagejobd.store.protocol import Store
 
 PROGRESS_EVERY_S = 0.25
+# Time that does not count prolongs a limit bit by bit: this is the least bit.
+LIMIT_LOOK_MIN_S = 1.0
 # Programs echo a secret of several lines line by line; shorter lines of it are too common to mask.
 SECRET_LINE_MIN_CHARS = 8
 
 
 class LiveWork:
-    """One claimed job's log, phases, progress and checkpoint. `close` before the ending is written."""
+    """One claimed job's log, phases, progress and checkpoint. `close` before the ending is written.
 
-    def __init__(self, store: Store, claim: Claim, *, log_max_bytes: int) -> None:
+    `downtime_s` is how long the Docker Engine has been away so far, in seconds since any moment; it grows while the
+    engine is away.
+    """
+
+    def __init__(
+        self, store: Store, claim: Claim, *, log_max_bytes: int, downtime_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._store = store
         self._claim = claim
         self._checkpoint: dict[str, Any] = dict(claim.job.checkpoint)
         self._progress: dict[str, Any] = {}
         self._progress_is_new = False
+        self._progressed_at = 0.0
+        self._downtime_s = downtime_s
         self._progress_behind = WriteBehind(self._write_progress, delay_s=PROGRESS_EVERY_S)
         self._concealed = set(claim.secrets.values())
         self._redactor: Redactor | None = None
@@ -56,18 +66,26 @@ class LiveWork:
         return self._checkpoint
 
     @asynccontextmanager
-    async def phase(self, name: str, *, timeout_s: float) -> AsyncIterator[None]:
+    async def phase(self, name: str, *, timeout_s: float, waits_for: str | None = None) -> AsyncIterator[None]:
         await self._store.enter_phase(self._claim, name)
-        clock = asyncio.timeout(timeout_s)
+        clock = asyncio.get_running_loop().time
+        self._progressed_at = clock()
+        started_at = clock() - self._downtime_s()
+
+        def counted_s() -> float:
+            if waits_for is not None:
+                return clock() - self._progressed_at
+            return clock() - self._downtime_s() - started_at
+
+        limit = asyncio.timeout(None)
         try:
-            async with clock:
-                yield
+            async with limit:
+                with _watched(limit, timeout_s, counted_s):
+                    yield
         except TimeoutError:
-            if not clock.expired():
+            if not limit.expired():
                 raise
-            raise Permanent(
-                ErrorCode.TIMEOUT, f"{name} took longer than its limit of {timeout_s:g} s and was stopped"
-            ) from None
+            raise _too_long(name, timeout_s, waits_for) from None
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
         self._checkpoint.update(values)
@@ -80,6 +98,8 @@ class LiveWork:
         await self._store.note(self._claim, event, data)
 
     def progress(self, **values: Any) -> None:
+        if any(name not in self._progress or self._progress[name] != value for name, value in values.items()):
+            self._progressed_at = asyncio.get_running_loop().time()
         self._progress.update(values)
         self._progress_is_new = True
         self._progress_behind.soon()
@@ -96,6 +116,40 @@ class LiveWork:
         if self._progress_is_new:
             self._progress_is_new = False
             await self._store.progress(self._claim, self._progress)
+
+
+@contextmanager
+def _watched(limit: asyncio.Timeout, limit_s: float, counted_s: Callable[[], float]) -> Iterator[None]:
+    """Let `limit` expire when `counted_s`, which may stand still or go back but never overtakes the clock, is at
+    `limit_s`."""
+    loop = asyncio.get_running_loop()
+    handle: asyncio.TimerHandle | None = None
+
+    def look(rest_s: float) -> None:
+        nonlocal handle
+        handle = loop.call_later(rest_s, again)
+
+    def again() -> None:
+        rest_s = limit_s - counted_s()
+        if rest_s > 0:
+            look(max(rest_s, LIMIT_LOOK_MIN_S))
+        else:
+            limit.reschedule(loop.time())
+
+    look(limit_s)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.cancel()
+
+
+def _too_long(name: str, timeout_s: float, waits_for: str | None) -> Fault:
+    if waits_for is None:
+        return Permanent(ErrorCode.TIMEOUT, f"{name} took longer than its limit of {timeout_s:g} s and was stopped")
+    return Temporary(
+        ErrorCode.TIMEOUT, f"{name} was stopped: it has waited for {waits_for} for {timeout_s:g} s without progress"
+    )
 
 
 def _redactor(secrets: Collection[Secret]) -> Redactor:
