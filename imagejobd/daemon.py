@@ -39,6 +39,7 @@ from imagejobd.kinds.distribute.tools import Tools as DistributeTools
 from imagejobd.kinds.run.kind import RunKind
 from imagejobd.kinds.run.tools import Tools as RunTools
 from imagejobd.listeners import open_listeners
+from imagejobd.model.circuit import Circuits
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault
@@ -98,9 +99,11 @@ async def serve(config: Config) -> int:
         vault = Vault.from_environment(state_dir)
         store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
         engine = await stack.enter_async_context(Engine(config.engine))
-        egress, names = Egress(config.egress), Names()
+        egress, names, circuits = Egress(config.egress), Names(), Circuits()
         registry = await stack.enter_async_context(
-            RegistryClient(config.registry, egress, names=names, admin_subjects=config.auth.admin_subjects)
+            RegistryClient(
+                config.registry, egress, names=names, circuits=circuits, admin_subjects=config.auth.admin_subjects
+            )
         )
         leases = TagLeases(engine)
         building = BuildTools(

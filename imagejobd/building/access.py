@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from imagejobd.building.egress import EngineEgress
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
@@ -52,11 +53,22 @@ class RegistryAccess:
     @asynccontextmanager
     async def contact(self, host: str) -> AsyncIterator[None]:
         """Have the engine speak to `host` meanwhile. A refusal says so where a login is configured, but not for this
-        job's submitter. Raises as `EngineEgress` does."""
+        job's submitter. Raises as `EngineEgress` and `Circuits.check` do, and a `Temporary` with `host` as its peer
+        where neither the engine nor this daemon gets an answer there."""
         await self._egress.check_registry(host)
+        peer, circuits = peer_name(host), self._registry.circuits
+        # The one registry that engines may know by mirrors of their own, where it cannot be reached from here.
+        if host != HUB_HOST:
+            circuits.check(peer)
         try:
             yield
+            circuits.answered(peer)
+        except Temporary as fault:
+            if fault.code is not ErrorCode.REGISTRY_UNAVAILABLE or fault.peer is not None:
+                raise
+            raise await self._registry.blamed(fault, peer) from fault
         except Permanent as fault:
+            circuits.answered(peer)
             advice = self._registry.withheld_login(host, self._principal)
             if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
                 raise
@@ -69,16 +81,16 @@ class RegistryAccess:
         What the engine has seen before it pulls by digest without asking the registry (`manifestStore` of moby's
         distribution), whoever it was pulled for: so the registry is asked here.
         """
+        await self._egress.check_registry(reference.host)
+        if reference.digest is not None:
+            await self._check_readable(reference)
         async with self.contact(reference.host):
-            if reference.digest is not None:
-                await self._check_readable(reference)
             yield
 
     async def _check_readable(self, reference: ImageReference) -> None:
         try:
             digest = await self.head_manifest(reference)
         except Temporary:
-            # The one registry that engines may know by mirrors of their own, where it cannot be reached from here.
             if reference.host == HUB_HOST:
                 return
             raise

@@ -100,6 +100,11 @@ class Kind(Protocol):
         """
         ...
 
+    def hosts(self, job: Job) -> Collection[str]:
+        """The hosts (see `model.circuit.peer_name`) without which `job` can do nothing now: while one of them does not
+        answer there is no use in starting it."""
+        ...
+
     async def run(self, work: Work) -> Json:
         """Do the work and return the result. Raises `Temporary` or `Permanent`; must be safe to repeat."""
         ...

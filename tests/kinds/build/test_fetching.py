@@ -35,7 +35,7 @@ class FetchWork:
         self._fault = fault
 
     @asynccontextmanager
-    async def phase(self, name: str, *, timeout_s: float) -> AsyncIterator[None]:
+    async def phase(self, name: str, *, timeout_s: float, waits_for: str) -> AsyncIterator[None]:
         yield
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
