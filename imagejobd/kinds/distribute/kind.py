@@ -86,7 +86,7 @@ class DistributeKind:
         ledger = Ledger(spec, images, records_of(work.checkpoint))
         reporter = Reporter(work, ledger, Redactor(words), warnings)
         await copy_images(self._tools, work, ledger, registries, reporter)
-        if fault := ledger.fault():
+        if fault := ledger.fault(self._tools.registry.circuits.is_open):
             raise fault
         return ledger.result()
 
