@@ -46,7 +46,7 @@ async def find_images(tools: Tools, work: Work, spec: DistributeSpec, registries
                 limit = f"kinds.distribute.copies_max = {tools.settings.copies_max}"
                 raise Permanent(
                     ErrorCode.TOO_LARGE,
-                    f"the filter finds {len(tags)} tags, which makes {copies} copies; the limit is {limit}",
+                    f"tags that the filter finds: {len(tags)}, which makes {copies} copies; the limit is {limit}",
                 )
             await work.save(**{TAGS: tags})
     return found_images(spec, work.checkpoint)
@@ -60,9 +60,9 @@ async def _list_tags(repository: Repository, tag_filter: TagFilter, work: Work) 
             work.progress(tags_listed=len(tags))
     # In a thread: a hundred thousand tags take more time than the loop may stand still.
     chosen = await asyncio.to_thread(select, tags, tag_filter)
-    await work.log(f"{repository} has {len(tags)} tags; {len(chosen)} are meant\n")
+    await work.log(f"tags of {repository}: {len(tags)}; meant by source.tags: {len(chosen)}\n")
     if not chosen:
-        raise Permanent(ErrorCode.NOT_FOUND, f"none of the {len(tags)} tags of {repository} is meant by source.tags")
+        raise Permanent(ErrorCode.NOT_FOUND, f"tags of {repository}: {len(tags)}; source.tags means none of them")
     return chosen
 
 

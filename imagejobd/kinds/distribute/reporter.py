@@ -143,10 +143,14 @@ class Reporter:
         if self._ledger.spec.dry_run:
             return f"{where}: {_dry_line(record)}\n"
         tags = ", ".join(f"{name} {state}" for name, state in record.tags.items())
-        return (
-            f"{where}: {tags}; {record.digest}; {record.sent_bytes} bytes sent, {record.mounted_bytes} mounted, "
-            f"{record.skipped_bytes} there already, {record.seconds:.1f} s\n"
-        )
+        return f"{where}: {tags}; {record.digest}; {_bytes_line(record)}, {record.seconds:.1f} s\n"
+
+
+def _bytes_line(record: Record) -> str:
+    if not record.total_bytes:
+        return "nothing to send"
+    sent, mounted = f"{record.sent_bytes} bytes sent", f"{record.mounted_bytes} mounted"
+    return f"{sent}, {mounted}, {record.skipped_bytes} there already"
 
 
 _DRY = {
