@@ -1,8 +1,8 @@
 """What one job may do at registries: whether the engine may go there, as whom it logs in, and what its user hears where
 that is not enough."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from imagejobd.building.egress import EngineEgress
 from imagejobd.model.circuit import peer_name
@@ -61,14 +61,22 @@ class RegistryAccess:
         if host != HUB_HOST:
             circuits.check(peer)
         try:
-            yield
-            circuits.answered(peer)
+            with self._advised(host):
+                yield
         except Temporary as fault:
             if fault.code is not ErrorCode.REGISTRY_UNAVAILABLE or fault.peer is not None:
                 raise
             raise await self._registry.blamed(fault, peer) from fault
-        except Permanent as fault:
+        except Permanent:
             circuits.answered(peer)
+            raise
+        circuits.answered(peer)
+
+    @contextmanager
+    def _advised(self, host: str) -> Iterator[None]:
+        try:
+            yield
+        except Permanent as fault:
             advice = self._registry.withheld_login(host, self._principal)
             if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
                 raise
@@ -81,9 +89,11 @@ class RegistryAccess:
         What the engine has seen before it pulls by digest without asking the registry (`manifestStore` of moby's
         distribution), whoever it was pulled for: so the registry is asked here.
         """
-        await self._egress.check_registry(reference.host)
         if reference.digest is not None:
-            await self._check_readable(reference)
+            await self._egress.check_registry(reference.host)
+            # Before the contact: where the registry was down, this request is the one that may try.
+            with self._advised(reference.host):
+                await self._check_readable(reference)
         async with self.contact(reference.host):
             yield
 

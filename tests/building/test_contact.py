@@ -1,24 +1,26 @@
 """What becomes of the engine's word that a registry cannot be reached: it counts where this daemon finds the same."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from harness.registry import Registry
+from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.building.access import RegistryAccess
 from imagejobd.building.egress import EngineEgress
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
-from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.model.job import NOBODY
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.work import Work
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.http.names import Names
 from imagejobd.registry.http.proxies import Proxies
+from imagejobd.registry.settings import RegistryHost
 
 UNREACHED = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "pushing: dial tcp: connection refused")
 
@@ -59,6 +61,19 @@ async def silent() -> str:
     """A host that nobody answers at."""
     async with TestServer(web.Application()) as server:
         return f"127.0.0.1:{server.port}"
+
+
+async def test_a_pull_says_whose_login_it_lacks(private_registry: Registry, tmp_path: Path) -> None:
+    """Also where this daemon asks in the engine's place, because the engine would not."""
+    (tmp_path / "password").write_text(PASSWORD)
+    login = RegistryHost(username=USERNAME, password_file=str(tmp_path / "password"), tenants=("1",))
+    digest = private_registry.put_image("contact/app", "1")
+    async with RegistryClient({private_registry.host: login}, Egress(), proxies=Proxies({})) as client:
+        egress = EngineEgress(Egress(), Names())
+        access = RegistryAccess(client, egress, cast(Work, ContactWork()), Principal("2"))
+        with pytest.raises(Permanent, match="no login is configured for you"):
+            async with access.pull(ImageReference(private_registry.host, "contact/app", digest=digest)):
+                pass
 
 
 async def contact(access: RegistryAccess, host: str, fault: Temporary | None = None) -> Temporary | None:
