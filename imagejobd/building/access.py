@@ -1,6 +1,7 @@
 """What one job may do at registries: whether the engine may go there, as whom it logs in, and what its user hears where
 that is not enough."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -64,9 +65,13 @@ class RegistryAccess:
             with self._advised(host):
                 yield
         except Temporary as fault:
+            circuits.abandoned(peer)
             if fault.code is not ErrorCode.REGISTRY_UNAVAILABLE or fault.peer is not None:
                 raise
             raise await self._registry.blamed(fault, peer) from fault
+        except asyncio.CancelledError:
+            circuits.abandoned(peer)
+            raise
         except Permanent:
             circuits.answered(peer)
             raise

@@ -46,11 +46,6 @@ class _Circuit:
         self.asked_at = now
         self.trial_at = now + TRIAL_FIRST_S
 
-    def postpone(self, now: float) -> None:
-        """Somebody tries now: the next one may after a pause, longer each time."""
-        self.pause_s = min(2 * self.pause_s, TRIAL_MAX_S)
-        self.trial_at = now + self.pause_s
-
 
 class Circuits:
     """All open circuits, by host (see `peer_name`), at most `OPEN_MAX`. `on_close` hears of each host that answers
@@ -82,7 +77,7 @@ class Circuits:
 
     def check(self, host: str) -> None:
         """Raises `Temporary(registry_unavailable)` with `host` as its peer while that is known to be down, but for who
-        comes first after each pause: that is the trial, which ends in `failed` or `answered`."""
+        comes first after each pause: that is the trial, which ends in `failed`, `answered` or `abandoned`."""
         circuit = self._open.get(host)
         if circuit is None:
             return
@@ -90,7 +85,7 @@ class Circuits:
         refusal = self.refusal(host)
         if refusal is not None:
             raise refusal
-        circuit.postpone(circuit.asked_at)
+        circuit.trial_at = circuit.asked_at + circuit.pause_s
 
     def due(self) -> list[str]:
         """The hosts whose pause is over: one of the jobs that wait for each may be the trial."""
@@ -101,11 +96,20 @@ class Circuits:
 
     def failed(self, host: str, message: str) -> None:
         """Nobody answered there; `message` says what was found, without a secret and without whose request it was."""
-        if host in self._open:
+        circuit = self._open.get(host)
+        if circuit is not None:
+            circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)
+            circuit.trial_at = self._clock() + circuit.pause_s
             return
         self._open[host] = _Circuit(Outage(message, self._now_ms()), self._clock())
         if len(self._open) > OPEN_MAX:
             self.answered(next(iter(self._open)))
+
+    def abandoned(self, host: str) -> None:
+        """A trial, if this was one, has found out nothing: the next may be at once. One job could else keep a host that
+        is back from all others by the way in which it tries."""
+        if (circuit := self._open.get(host)) is not None:
+            circuit.trial_at = self._clock()
 
     def answered(self, host: str) -> None:
         """Something came back from there."""

@@ -108,14 +108,13 @@ class RegistryClient:
         """`fault`, which looks as if `host` (see `peer_name`) did not answer; where that is so, with it as the peer,
         and its circuit open. It is asked once more, in the configured way and for nothing that a user chose: a job must
         not shut others out of a host that is silent to that job alone."""
-        if not self.circuits.is_open(host):
-            try:
-                await self.connect(Site(host=host)).ping()
-            except Unanswered as silence:
-                if silence.silent == host:
-                    self.circuits.failed(host, silence.message)
-            except Fault:
-                pass
+        try:
+            await self.connect(Site(host=host)).ping()
+        except Unanswered as silence:
+            if silence.silent == host:
+                self.circuits.failed(host, silence.message)
+        except Fault:
+            pass
         if not self.circuits.is_open(host):
             return fault
         return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s, peer=host)

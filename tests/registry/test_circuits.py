@@ -100,17 +100,49 @@ async def test_a_host_that_is_silent_to_one_job_only(fake: FakeRegistry) -> None
 async def test_the_wrong_scheme_shuts_nobody_out(is_own_token_server: bool) -> None:
     """A TLS server that hangs up on plain HTTP looks dead to who insists on that; asked as it should be, it is not."""
 
-    async def tls_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if (await reader.readexactly(1))[0] == 0x16:  # a TLS hello gets an answer, if only an alert
-            writer.write(b"\x15\x03\x03\x00\x02\x02\x28")
-            await writer.drain()
-
     async with raw_peer(tls_only) as host, connected() as (client, _):
         login = TokenRequest(url=Secret(f"http://{host}/token")) if is_own_token_server else None
         fault = await ask(client, Site(host=host, scheme="http", login=login))
         assert isinstance(fault, Temporary)
         assert fault.peer is None
         assert client.circuits.outages == {}
+
+
+async def test_the_wrong_way_to_try_keeps_no_host_down() -> None:
+    """Whoever's turn it is to try a host that is back, and however that one tries, the host is found to be back."""
+    async with dead_host() as host, connected() as (client, time):
+        assert isinstance(await ask(client, Site(host=host)), Temporary)
+        async with await asyncio.start_server(tls_only, *host.split(":")):
+            time.advance(TRIAL_FIRST_S)
+            assert isinstance(await ask(client, Site(host=host, scheme="http")), Temporary)
+            assert client.circuits.outages == {}
+
+
+async def test_a_trial_that_is_given_up_is_none() -> None:
+    """A job that is cancelled while it tries leaves the trial to the next one."""
+    entered = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        entered.set()
+        await asyncio.sleep(60)
+
+    async with raw_peer(hang) as host, connected() as (client, time):
+        client.circuits.failed(host, "nobody is there")
+        time.advance(TRIAL_FIRST_S)
+        trial = asyncio.create_task(ask(client, Site(host=host)))
+        await entered.wait()
+        assert client.circuits.due() == []
+        trial.cancel()
+        await asyncio.wait([trial])
+        assert client.circuits.due() == [host]
+
+
+async def tls_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers a TLS hello, if only with an alert, and hangs up on everything else."""
+    if (await reader.readexactly(1))[0] == 0x16:
+        writer.write(b"\x15\x03\x03\x00\x02\x02\x28")
+        await writer.drain()
+    writer.close()
 
 
 async def test_tls_to_a_plain_registry_is_an_answer(fake: FakeRegistry) -> None:

@@ -5,6 +5,7 @@ redirect, nor a number written oddly gets around it. No cookies, no proxies of t
 Messages show scheme, host and path of a URL only, because user and query may hold secrets.
 """
 
+import asyncio
 import base64
 import datetime as dt
 import re
@@ -143,7 +144,11 @@ async def _get(
     except Temporary as known:
         why = f"no connection to {shown_url(url)}: its host does not answer (known from an earlier request)"
         raise Temporary(ErrorCode.FETCH_FAILED, why, peer=known.peer) from None
+    except asyncio.CancelledError:
+        circuits.abandoned(peer)
+        raise
     except (aiohttp.ClientError, TimeoutError) as error:
+        circuits.abandoned(peer)
         fault = _translated(error, url)
         if isinstance(fault, Temporary):
             raise Unanswered(fault.code, fault.message, silent=peer) from None

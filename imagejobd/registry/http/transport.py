@@ -6,6 +6,7 @@ time limit, only an idle one: a caller's phase has the total. The rule over addr
 on a user's or peer's word; the environment's proxy is the operator's own word, and is connected to wherever it is.
 """
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -192,7 +193,11 @@ class Transport:
             self._circuits.answered(peer)
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerConnectionError, OSError) as error:
+            self._circuits.abandoned(peer)
             raise NoAnswer(peer, error) from error
+        except asyncio.CancelledError:
+            self._circuits.abandoned(peer)
+            raise
         except aiohttp.ClientResponseError:
             self._circuits.answered(peer)
             raise
