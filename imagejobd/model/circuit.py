@@ -38,13 +38,14 @@ class Outage(msgspec.Struct, frozen=True):
 
 
 class _Circuit:
-    """One open circuit; `asked_at` and `trial_at` are monotonic."""
+    """One open circuit; `asked_at` and `trial_at` are monotonic; `is_tried` while a trial has not ended."""
 
     def __init__(self, outage: Outage, now: float) -> None:
         self.outage = outage
         self.pause_s = TRIAL_FIRST_S
         self.asked_at = now
         self.trial_at = now + TRIAL_FIRST_S
+        self.is_tried = False
 
 
 class Circuits:
@@ -86,6 +87,7 @@ class Circuits:
         if refusal is not None:
             raise refusal
         circuit.trial_at = circuit.asked_at + circuit.pause_s
+        circuit.is_tried = True
 
     def due(self) -> list[str]:
         """The hosts whose pause is over: one of the jobs that wait for each may be the trial."""
@@ -98,8 +100,11 @@ class Circuits:
         """Nobody answered there; `message` says what was found, without a secret and without whose request it was."""
         circuit = self._open.get(host)
         if circuit is not None:
-            circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)
-            circuit.trial_at = self._clock() + circuit.pause_s
+            # Many that were under way together are no more than one finding.
+            if circuit.is_tried:
+                circuit.is_tried = False
+                circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)
+                circuit.trial_at = self._clock() + circuit.pause_s
             return
         self._open[host] = _Circuit(Outage(message, self._now_ms()), self._clock())
         if len(self._open) > OPEN_MAX:
@@ -108,7 +113,9 @@ class Circuits:
     def abandoned(self, host: str) -> None:
         """A trial, if this was one, has found out nothing: the next may be at once. One job could else keep a host that
         is back from all others by the way in which it tries."""
-        if (circuit := self._open.get(host)) is not None:
+        circuit = self._open.get(host)
+        if circuit is not None and circuit.is_tried:
+            circuit.is_tried = False
             circuit.trial_at = self._clock()
 
     def answered(self, host: str) -> None:

@@ -63,6 +63,29 @@ def test_one_trial_after_each_pause(circuits: Circuits, clock: Clock) -> None:
     assert pauses[-1] == TRIAL_MAX_S
 
 
+def test_many_at_once_are_one_finding(circuits: Circuits, clock: Clock) -> None:
+    """Requests that were under way when a host went down make nobody wait longer for the first trial, or shorter."""
+    for _ in range(8):
+        circuits.failed(HOST, "nobody is there")
+        circuits.abandoned(HOST)
+    assert circuits.due() == []
+    clock.time_s += TRIAL_FIRST_S
+    assert circuits.due() == [HOST]
+
+
+def test_a_trial_without_a_verdict(circuits: Circuits, clock: Clock) -> None:
+    """Where it was abandoned, and also where nobody says so, the next one may try."""
+    circuits.failed(HOST, "nobody is there")
+    clock.time_s += TRIAL_FIRST_S
+    circuits.check(HOST)
+    assert circuits.due() == []
+    circuits.abandoned(HOST)
+    assert circuits.due() == [HOST]
+    circuits.check(HOST)
+    clock.time_s += TRIAL_FIRST_S
+    assert circuits.due() == [HOST]
+
+
 def test_any_answer_closes(circuits: Circuits, closed: list[str]) -> None:
     """Who waits hears of it once, and nobody is refused any more."""
     circuits.failed(HOST, "nobody is there")
