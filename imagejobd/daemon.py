@@ -103,12 +103,13 @@ async def serve(config: Config) -> int:
             SqliteStore.open(state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes)
         )
         engine = await stack.enter_async_context(Engine(config.engine))
-        egress, names = Egress(config.egress), Names()
+        egress, names, circuits = Egress(config.egress), Names(), Circuits()
         registry = await stack.enter_async_context(
-            RegistryClient(config.registry, egress, names=names, admin_subjects=config.auth.admin_subjects)
+            RegistryClient(
+                config.registry, egress, names=names, circuits=circuits, admin_subjects=config.auth.admin_subjects
+            )
         )
-        clock, circuits = Clock(), Circuits()
-        gate = EngineGate(engine.ping)
+        clock, gate = Clock(), EngineGate(engine.ping)
         leases = TagLeases(engine)
         building = BuildTools(
             engine=engine,

@@ -1,10 +1,12 @@
 """What one job may do at registries: whether the engine may go there, as whom it logs in, and what its user hears where
 that is not enough."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from imagejobd.building.egress import EngineEgress
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
@@ -52,8 +54,31 @@ class RegistryAccess:
     @asynccontextmanager
     async def contact(self, host: str) -> AsyncIterator[None]:
         """Have the engine speak to `host` meanwhile. A refusal says so where a login is configured, but not for this
-        job's submitter. Raises as `EngineEgress` does."""
+        job's submitter. Raises as `EngineEgress` and `Circuits.check` do, and a `Temporary` with `host` as its peer
+        where neither the engine nor this daemon gets an answer there."""
         await self._egress.check_registry(host)
+        peer, circuits = peer_name(host), self._registry.circuits
+        # The one registry that engines may know by mirrors of their own, where it cannot be reached from here.
+        if host != HUB_HOST:
+            circuits.check(peer)
+        try:
+            with self._advised(host):
+                yield
+        except Temporary as fault:
+            circuits.abandoned(peer)
+            if fault.code is not ErrorCode.REGISTRY_UNAVAILABLE or fault.peer is not None:
+                raise
+            raise await self._registry.blamed(fault, peer) from fault
+        except asyncio.CancelledError:
+            circuits.abandoned(peer)
+            raise
+        except Permanent:
+            circuits.answered(peer)
+            raise
+        circuits.answered(peer)
+
+    @contextmanager
+    def _advised(self, host: str) -> Iterator[None]:
         try:
             yield
         except Permanent as fault:
@@ -69,16 +94,18 @@ class RegistryAccess:
         What the engine has seen before it pulls by digest without asking the registry (`manifestStore` of moby's
         distribution), whoever it was pulled for: so the registry is asked here.
         """
-        async with self.contact(reference.host):
-            if reference.digest is not None:
+        if reference.digest is not None:
+            await self._egress.check_registry(reference.host)
+            # Before the contact: where the registry was down, this request is the one that may try.
+            with self._advised(reference.host):
                 await self._check_readable(reference)
+        async with self.contact(reference.host):
             yield
 
     async def _check_readable(self, reference: ImageReference) -> None:
         try:
             digest = await self.head_manifest(reference)
         except Temporary:
-            # The one registry that engines may know by mirrors of their own, where it cannot be reached from here.
             if reference.host == HUB_HOST:
                 return
             raise

@@ -31,7 +31,8 @@ async def push_image(
     """Push every reference that no earlier attempt has pushed; digests by reference."""
     failpoint("before_push")
     pushed: dict[str, str] = dict(work.checkpoint.get("pushed", {}))
-    async with work.phase("pushing", timeout_s=timeout_s):
+    hosts = ", ".join(sorted({reference.host for reference in references}))
+    async with work.phase("pushing", timeout_s=timeout_s, waits_for=hosts):
         for reference in references:
             if str(reference) not in pushed:
                 digest = await _push_leased(tools, work, image, reference, access)

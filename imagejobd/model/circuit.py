@@ -15,6 +15,19 @@ from imagejobd.model.errors import ErrorCode, Temporary
 
 TRIAL_FIRST_S = 2.0
 TRIAL_MAX_S = 60.0
+# Users name hosts as they like. Which host is forgotten for another one, the next request to it finds out again.
+OPEN_MAX = 1024
+# An open circuit that nobody asks about for so long has no job that waits for it.
+UNASKED_MAX_S = 3600.0
+
+
+def peer_name(host: str, scheme: str | None = None) -> str:
+    """The one name of a peer: `host[:port]` in lower case, as image references have it, without the port of TLS and
+    with that of plain HTTP. `scheme` None is TLS."""
+    name = host.lower()
+    if ":" not in name.rpartition("]")[2]:
+        return f"{name}:80" if scheme == "http" else name
+    return name if scheme == "http" else name.removesuffix(":443")
 
 
 class Outage(msgspec.Struct, frozen=True):
@@ -25,16 +38,19 @@ class Outage(msgspec.Struct, frozen=True):
 
 
 class _Circuit:
-    """One open circuit; `trial_at` is monotonic."""
+    """One open circuit; `asked_at` and `trial_at` are monotonic; `is_tried` while a trial has not ended."""
 
-    def __init__(self, outage: Outage, trial_at: float) -> None:
+    def __init__(self, outage: Outage, now: float) -> None:
         self.outage = outage
         self.pause_s = TRIAL_FIRST_S
-        self.trial_at = trial_at
+        self.asked_at = now
+        self.trial_at = now + TRIAL_FIRST_S
+        self.is_tried = False
 
 
 class Circuits:
-    """All open circuits, by host. `on_close` hears of each host that answers again."""
+    """All open circuits, by host (see `peer_name`), at most `OPEN_MAX`. `on_close` hears of each host that answers
+    again, or is no longer known to be down."""
 
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, now_ms: Callable[[], int] = wall_clock_ms
@@ -49,31 +65,60 @@ class Circuits:
         """What is known to be down."""
         return {host: circuit.outage for host, circuit in self._open.items()}
 
+    def is_open(self, host: str) -> bool:
+        return host in self._open
+
+    def refusal(self, host: str) -> Temporary | None:
+        """What `check` would raise now; None where it would not. This is no trial."""
+        circuit = self._open.get(host)
+        if circuit is None or self._clock() >= circuit.trial_at:
+            return None
+        message = f"{circuit.outage.message} (known from an earlier request)"
+        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, message, peer=host)
+
     def check(self, host: str) -> None:
         """Raises `Temporary(registry_unavailable)` with `host` as its peer while that is known to be down, but for who
-        comes first after each pause: that is the trial, which ends in `failed` or `answered`."""
+        comes first after each pause: that is the trial, which ends in `failed`, `answered` or `abandoned`."""
         circuit = self._open.get(host)
         if circuit is None:
             return
-        if self._clock() < circuit.trial_at:
-            message = f"{circuit.outage.message} (known from an earlier request)"
-            raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, message, peer=host)
-        self._postpone(circuit)
+        circuit.asked_at = self._clock()
+        refusal = self.refusal(host)
+        if refusal is not None:
+            raise refusal
+        circuit.trial_at = circuit.asked_at + circuit.pause_s
+        circuit.is_tried = True
 
     def due(self) -> list[str]:
         """The hosts whose pause is over: one of the jobs that wait for each may be the trial."""
-        return [host for host, circuit in self._open.items() if self._clock() >= circuit.trial_at]
+        now = self._clock()
+        for host in [host for host, circuit in self._open.items() if now - circuit.asked_at >= UNASKED_MAX_S]:
+            self.answered(host)
+        return [host for host, circuit in self._open.items() if now >= circuit.trial_at]
 
     def failed(self, host: str, message: str) -> None:
-        """Nobody answered there; `message` says what was found, without a secret."""
-        if host not in self._open:
-            self._open[host] = _Circuit(Outage(message, self._now_ms()), self._clock() + TRIAL_FIRST_S)
+        """Nobody answered there; `message` says what was found, without a secret and without whose request it was."""
+        circuit = self._open.get(host)
+        if circuit is not None:
+            # Many that were under way together are no more than one finding.
+            if circuit.is_tried:
+                circuit.is_tried = False
+                circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)
+                circuit.trial_at = self._clock() + circuit.pause_s
+            return
+        self._open[host] = _Circuit(Outage(message, self._now_ms()), self._clock())
+        if len(self._open) > OPEN_MAX:
+            self.answered(next(iter(self._open)))
+
+    def abandoned(self, host: str) -> None:
+        """A trial, if this was one, has found out nothing: the next may be at once. One job could else keep a host that
+        is back from all others by the way in which it tries."""
+        circuit = self._open.get(host)
+        if circuit is not None and circuit.is_tried:
+            circuit.is_tried = False
+            circuit.trial_at = self._clock()
 
     def answered(self, host: str) -> None:
         """Something came back from there."""
         if self._open.pop(host, None) is not None:
             self.on_close(host)
-
-    def _postpone(self, circuit: _Circuit) -> None:
-        circuit.trial_at = self._clock() + circuit.pause_s
-        circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)

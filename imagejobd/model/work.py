@@ -31,8 +31,14 @@ class Work(Protocol):
         """All that `save` has kept so far, by this attempt and earlier ones."""
         ...
 
-    def phase(self, name: str, *, timeout_s: float) -> AbstractAsyncContextManager[None]:
-        """Record a step with its start and end; past `timeout_s` it ends with a `timeout` fault."""
+    def phase(self, name: str, *, timeout_s: float, waits_for: str | None = None) -> AbstractAsyncContextManager[None]:
+        """Record a step with its start and end. Past its limit it is stopped, and raises a `timeout` fault.
+
+        Without `waits_for` it may take `timeout_s` in all, not counting the time in which the Docker Engine was away,
+        and the fault is `Permanent`. `waits_for` names others that the step waits for (hosts, the engine): then
+        `timeout_s` is the time without progress, that is without a call of `progress` that tells something new, and
+        the fault is a `Temporary` that names them.
+        """
         ...
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
@@ -48,7 +54,8 @@ class Work(Protocol):
         ...
 
     def progress(self, **values: Any) -> None:
-        """Merge `values` into what the job shows of its progress; written at most a few times a second."""
+        """Merge `values` into what the job shows of its progress; written at most a few times a second. Values that
+        differ from the last ones are progress of the phase."""
         ...
 
 
@@ -96,6 +103,11 @@ class Kind(Protocol):
 
         Raises `Permanent` where it surely cannot. What can't be told now is left to the job.
         """
+        ...
+
+    def hosts(self, job: Job) -> Collection[str]:
+        """The hosts (see `model.circuit.peer_name`) without which `job` can do nothing now: while one of them does not
+        answer there is no use in starting it."""
         ...
 
     async def run(self, work: Work) -> Json:

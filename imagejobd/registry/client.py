@@ -5,13 +5,15 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
+from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
+from imagejobd.model.errors import Fault, Temporary
 from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import DEFAULT_TAG, ImageReference
 from imagejobd.model.secret import Credentials
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.repository import Repository
-from imagejobd.registry.faults import LOGIN_NOT_FOR_YOU
+from imagejobd.registry.faults import LOGIN_NOT_FOR_YOU, Unanswered
 from imagejobd.registry.http.names import Names
 from imagejobd.registry.http.proxies import Proxies
 from imagejobd.registry.http.timing import Timing
@@ -41,14 +43,20 @@ class RegistryClient:
         proxies: Proxies | None = None,
         timing: Timing | None = None,
         names: Names | None = None,
+        circuits: Circuits | None = None,
     ) -> None:
         """Raises `Permanent(invalid)` for a host's file that cannot be used (see `RegistryHosts`) and for a proxy that
         is none. `admin_subjects` may use every login; `proxies` are those of the environment where none are given,
-        `names` are this machine's."""
+        `names` are this machine's. `circuits` are shared with all who speak to the same hosts."""
+        self.circuits = circuits or Circuits()
         self._hosts = RegistryHosts(hosts, admin_subjects=admin_subjects)
         self._timing = timing or Timing()
         self._transport = Transport(
-            egress, proxies or Proxies.of_environment(), idle_timeout_s=idle_timeout_s, names=names
+            egress,
+            proxies or Proxies.of_environment(),
+            circuits=self.circuits,
+            idle_timeout_s=idle_timeout_s,
+            names=names,
         )
         # Whoever holds a pace shares it with all who come later; the recent ones are kept without a holder.
         self._paces: WeakValueDictionary[str, HostPace] = WeakValueDictionary()
@@ -73,6 +81,7 @@ class RegistryClient:
             self._transport,
             self._pace_of(host),
             self._timing,
+            judged=self._judged,
             mirrors=lambda: [
                 self.connect(Site(host=name, principal=site.principal), warn=warn)
                 for name in self._hosts.mirrors_of(host)
@@ -94,6 +103,24 @@ class RegistryClient:
             reference.digest or reference.tag or DEFAULT_TAG
         )
         return found.digest if found else None
+
+    async def blamed(self, fault: Temporary, host: str) -> Temporary:
+        """`fault`, which looks as if `host` (see `peer_name`) did not answer; where that is so, with it as the peer,
+        and its circuit open. It is asked once more, in the configured way and for nothing that a user chose: a job must
+        not shut others out of a host that is silent to that job alone."""
+        try:
+            await self.connect(Site(host=host)).ping()
+        except Unanswered as silence:
+            if silence.silent == host:
+                self.circuits.failed(host, silence.message)
+        except Fault:
+            pass
+        if not self.circuits.is_open(host):
+            return fault
+        return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s, peer=host)
+
+    async def _judged(self, fault: Fault) -> Fault:
+        return await self.blamed(fault, fault.silent) if isinstance(fault, Unanswered) else fault
 
     async def close(self) -> None:
         await self._transport.close()

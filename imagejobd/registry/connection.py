@@ -1,6 +1,6 @@
 """A registry as one job speaks to it: endpoint, trust, login, pace, retries. Every request passes here."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -51,8 +51,9 @@ class Connection:
     `scopes` are token scopes (`repository:team/app:pull,push`), the most important first.
     Statuses are the caller's to judge (see `refusal`): only what stays 429 or 5xx and network faults are
     retried here, within bounds, the whole host paused where it asked for that.
-    All raise `Temporary(registry_unavailable)` for network faults, `Permanent(denied)` where no login helps,
-    `Permanent(egress)` for addresses that are off limits.
+    All raise `Temporary(registry_unavailable)` for network faults, at once and with its `peer` while that is known to
+    be down, `Permanent(denied)` where no login helps, `Permanent(egress)` for addresses that are off limits. `ask`
+    finds out who is down; after `stream` and `send`, which have one attempt, `judged` does.
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class Connection:
         pace: HostPace,
         timing: Timing,
         *,
+        judged: Callable[[Fault], Awaitable[Fault]],
         mirrors: Callable[[], Sequence["Connection"]] = tuple,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`RegistryClient.connect` makes them."""
+        """`RegistryClient.connect` makes them. `judged` finds out who does not answer at all, once the tries of a
+        request are over."""
+        self.judged = judged
         self.site = approach.site
         self._approach = approach
         self._pace = pace
@@ -126,10 +130,15 @@ class Connection:
                 if wait_s is None:
                     return answer
             except Temporary as fault:
-                wait_s = persistence.wait_s(fault.retry_after_s)
+                wait_s = None if fault.peer else persistence.wait_s(fault.retry_after_s)
                 if wait_s is None:
-                    raise
+                    raise await self.judged(fault) from fault.__cause__
             await self._timing.sleep(wait_s)
+
+    async def ping(self) -> None:
+        """Ask whether anybody is there, once; any answer will do."""
+        async with self._pace.permit(self._pace.small):
+            await self._exchange.ping()
 
     def stream(
         self, target: str | URL, *, scopes: Sequence[str], headers: Mapping[str, str] = {}

@@ -1,14 +1,14 @@
 """Single attempts at one site: the origin that answers, and the login that a request needs there. No retries."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.registry.faults import translated
+from imagejobd.registry.faults import NoAnswer, translated
 from imagejobd.registry.http.address import origin_of
 from imagejobd.registry.http.outgoing import Outgoing
 from imagejobd.registry.http.timing import Timing
@@ -43,9 +43,21 @@ class Exchange:
         self._origin = origins[0] if len(origins) == 1 else None
         self._origins = origins
 
+    async def ping(self) -> None:
+        """Ask at the first origin what says nothing about anybody, as nobody. A refusal to speak TLS is an answer."""
+        with self._translated():
+            await self._transport.once(
+                "GET",
+                PING.url(self._origins[0]),
+                {},
+                b"",
+                trust=self._approach.tls_for,
+                body_max_bytes=ERROR_MAX_BYTES,
+            )
+
     async def ask(self, request: Request, content: bytes, body_max_bytes: int) -> Answer:
         """A small request and its whole answer."""
-        with translated(self._host, withheld=self._approach.withheld):
+        with self._translated():
             grant = await self._grant(request)
             answer = await self._reach(request, grant, content, body_max_bytes)
             for _ in range(LOGINS_MAX):
@@ -62,7 +74,7 @@ class Exchange:
         """An answer whose body has not been read."""
         async with AsyncExitStack() as stack:
             # Only the way in is translated: what a reader raises meanwhile is not the registry's fault.
-            with translated(self._host, withheld=self._approach.withheld):
+            with self._translated():
                 url = request.url(await self._settle())
                 grant = await self._grant(request)
                 response = await self._enter(stack, request, url, grant)
@@ -79,7 +91,7 @@ class Exchange:
     async def send(self, request: Request, outgoing: Outgoing) -> Answer:
         """A large request and its whole answer. Raises `Temporary` where a new login would have helped: the body is
         spent, and the next attempt has that login. Not so for a fresh token: bodies would be spent without end."""
-        with translated(self._host, withheld=self._approach.withheld):
+        with self._translated():
             url = request.url(await self._settle())
             grant = await self._grant(request)
             answer = await self._transport.give(
@@ -100,6 +112,9 @@ class Exchange:
                     ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self._host}: it wants a new login in mid-upload"
                 )
         return answer
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self._host, withheld=self._approach.withheld, scheme=self._approach.site.scheme)
 
     async def _enter(
         self, stack: AsyncExitStack, request: Request, url: URL, grant: Grant | None
@@ -133,8 +148,11 @@ class Exchange:
         for origin in others:
             try:
                 answer = await at(origin)
-            except aiohttp.ClientConnectorError as error:
-                if (error.host, error.port) != (origin.host, origin.port):
+            except (NoAnswer, aiohttp.ClientConnectorError) as error:
+                cause = error.cause if isinstance(error, NoAnswer) else error
+                if not isinstance(cause, aiohttp.ClientConnectorError):
+                    raise
+                if (cause.host, cause.port) != (origin.host, origin.port):
                     raise  # it was reached, and led us elsewhere
                 continue
             self._origin = origin

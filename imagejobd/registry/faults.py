@@ -50,30 +50,38 @@ class _Errors(msgspec.Struct):
     errors: list[_Error] = []
 
 
+class NoAnswer(Exception):
+    """A request ended before its answer began. `cause` is the HTTP library's; `peer` is who was to answer (see
+    `model.circuit.peer_name`): a redirect's target, or the proxy that leads there."""
+
+    def __init__(self, peer: str, cause: aiohttp.ClientError | OSError) -> None:
+        super().__init__(str(cause))
+        self.peer = peer
+        self.cause = cause
+
+
+class Unanswered(Temporary):
+    """`silent` gave no answer to this request. Whether it answers to nobody is still to be found out, see
+    `RegistryClient.blamed`: until then it is not `peer`."""
+
+    def __init__(self, code: ErrorCode, message: str, *, silent: str) -> None:
+        super().__init__(code, message)
+        self.silent = silent
+
+
 @contextmanager
-def translated(host: str, *, withheld: str = "") -> Iterator[None]:
+def translated(host: str, *, withheld: str = "", scheme: str | None = None) -> Iterator[None]:
     """Turn the HTTP library's errors about `host` into faults. `withheld` is what to say to who may not use the login
-    that is configured there."""
+    that is configured there, `scheme` the one that the request itself asked for."""
     try:
         yield
-    except aiohttp.ClientHttpProxyError as error:
-        raise _proxy_fault(host, error.status) from error
-    except aiohttp.ClientOSError as error:
-        if _wants_certificate(error):
-            advice = withheld or f'set cert_file and key_file in [registry."{host}"]'
-            why = "it does not let us in with the client certificate that it is shown, or without one"
-            raise Permanent(ErrorCode.DENIED, f"registry {host}: {why}; {advice}") from error
-        raise _connection_fault(host, error) from error
-    except TimeoutError as error:
-        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: no answer in time") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {_reason(error)}") from error
-    except ValueError as error:
-        # What a peer named, and neither the library nor the codecs below it can put into a request.
-        raise Permanent(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {host}: it named what cannot be asked for ({type(error).__name__})",
-        ) from error
+    except NoAnswer as error:
+        fault = _fault(host, error.cause, withheld, scheme)
+        if isinstance(fault, Temporary) and not _is_unknown_name(error.cause):
+            fault = Unanswered(fault.code, fault.message, silent=error.peer)
+        raise fault from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise _fault(host, error, withheld, scheme) from error
 
 
 def refusal(
@@ -133,13 +141,33 @@ def _wants_certificate(error: aiohttp.ClientOSError) -> bool:
     return isinstance(cause, ssl.SSLError) and cause.reason in _CERTIFICATE_ALERTS
 
 
-def _connection_fault(host: str, error: aiohttp.ClientOSError) -> Fault:
-    if isinstance(error, aiohttp.ClientSSLError):
-        return _tls_fault(host, error)
-    return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {_reason(error)}")
+def _fault(host: str, error: aiohttp.ClientError | OSError | ValueError, withheld: str, scheme: str | None) -> Fault:
+    match error:
+        case aiohttp.ClientHttpProxyError(status=status):
+            return _proxy_fault(host, status)
+        case aiohttp.ClientOSError() if _wants_certificate(error):
+            advice = withheld or f'set cert_file and key_file in [registry."{host}"]'
+            why = "it does not let us in with the client certificate that it is shown, or without one"
+            return Permanent(ErrorCode.DENIED, f"registry {host}: {why}; {advice}")
+        case aiohttp.ClientSSLError():
+            return _tls_fault(host, error, scheme)
+        case TimeoutError():
+            why = "no answer in time"
+        case aiohttp.ClientError() | OSError():
+            why = _reason(error)
+        case _:
+            # What a peer named, and neither the library nor the codecs below it can put into a request.
+            why = f"it named what cannot be asked for ({type(error).__name__})"
+            return Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
+    return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
 
 
-def _tls_fault(host: str, error: aiohttp.ClientSSLError) -> Fault:
+def _is_unknown_name(error: aiohttp.ClientError | OSError) -> bool:
+    """Whether those who know names have answered, and the answer was no."""
+    return isinstance(error, aiohttp.ClientConnectorDNSError) and error.os_error.errno != socket.EAI_AGAIN
+
+
+def _tls_fault(host: str, error: aiohttp.ClientSSLError, scheme: str | None) -> Fault:
     cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error.os_error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Permanent(
@@ -148,10 +176,9 @@ def _tls_fault(host: str, error: aiohttp.ClientSSLError) -> Fault:
             f'set ca_file in [registry."{host}"]',
         )
     if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
-        return Permanent(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f'registry {host}: it does not speak TLS; set plain_http = true in [registry."{host}"] if that is meant',
-        )
+        how = f'set plain_http = true in [registry."{host}"]' if scheme is None else f"write http://{host}"
+        why = f"it does not speak TLS; {how} if plain HTTP is meant"
+        return Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
     return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: TLS failed ({cause})")
 
 

@@ -18,10 +18,9 @@ from imagejobd.model.errors import Permanent, invalid
 from imagejobd.model.job import LOCAL_TENANT, Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secret import Credentials, Secret
+from imagejobd.registry.http.address import HUB_API_HOST
 from imagejobd.registry.http.certificates import Certificates, certificates, unverified, verified
 
-# docker.io answers browsers; the Hub's API is here (moby registry/config.go, `DefaultV2Registry`).
-HUB_API_HOST = "registry-1.docker.io"
 PASSWORD_FILE_MAX_BYTES = 64 * 1024
 # Object storage behind a registry takes no smaller part than this but the last (Amazon S3, "multipart upload limits").
 CHUNK_MIN_BYTES = 5 * 1024 * 1024

@@ -23,7 +23,7 @@ from imagejobd.model.state import State
 from imagejobd.model.work import Kind
 from imagejobd.runner import retry
 from imagejobd.runner.gate import EngineGate
-from imagejobd.runner.live import LiveWork
+from imagejobd.runner.live import LiveWork, limited
 from imagejobd.runner.settings import Limits
 from imagejobd.store.protocol import Ending, Store
 
@@ -87,7 +87,7 @@ class Attempt:
         self._gate = gate
         self._circuits = circuits
         self._clock = clock
-        self._work = LiveWork(store, claim, log_max_bytes=limits.log_max_bytes)
+        self._work = LiveWork(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=self._downtime_s)
         self._task: asyncio.Task[Json] | None = None
         self._cause: Cause | None = None
         self._stopped = asyncio.Event()
@@ -151,17 +151,20 @@ class Attempt:
             task.add_done_callback(_forget)
 
     async def _within_job_timeout(self) -> Json:
-        limit_s = self._limits.job_timeout_s
-        clock = asyncio.timeout(limit_s)
-        try:
-            async with clock:
-                return await self._kind.run(self._work)
-        except TimeoutError:
-            if not clock.expired():
-                raise
-            raise Permanent(
-                ErrorCode.TIMEOUT, f"the job took longer than limits.job_timeout_s = {limit_s:g} s and was stopped"
-            ) from None
+        """The kind's own work, once nothing is known to be down without which it can do nothing."""
+        limit_s, downtime_s = self._limits.job_timeout_s, self._downtime_s
+        started_at = time.monotonic() - downtime_s()
+        why = f"the job took longer than limits.job_timeout_s = {limit_s:g} s and was stopped"
+        async with limited(
+            limit_s, lambda: time.monotonic() - downtime_s() - started_at, Permanent(ErrorCode.TIMEOUT, why)
+        ):
+            for host in self._kind.hosts(self._claim.job):
+                if (refusal := self._circuits.refusal(host)) is not None:
+                    raise refusal
+            return await self._kind.run(self._work)
+
+    def _downtime_s(self) -> float:
+        return self._gate.downtime_s() if self._kind.uses_engine else 0.0
 
     async def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
         try:
@@ -201,7 +204,7 @@ class Attempt:
             times = f"gave up after {faults + 1} attempts in {spent_s:.0f} s, see limits.retry_for_s"
             return Ending(State.FAILED, error=JobError(error.code, f"{error.message} ({times})"))
         is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._work.phase_name, error)
-        if fault.peer in self._circuits.outages:
+        if fault.peer is not None and self._circuits.is_open(fault.peer):
             return Retry(error, self._limits.retry_for_s - spent_s, waits_for=fault.peer, is_repeat=is_repeat)
         return Retry(error, wait_s, is_attempt=not is_cut, is_repeat=is_repeat)
 
@@ -300,7 +303,7 @@ class Attempt:
                     self._claim, error, not_before_ms=not_before_ms, waits_for=waits_for, is_attempt=is_attempt
                 )
                 # It may have answered before anybody could see that this job waits for it.
-                if waits_for is not None and waits_for not in self._circuits.outages:
+                if waits_for is not None and not self._circuits.is_open(waits_for):
                     await self._store.answered(waits_for)
             case Interruption():
                 await self._store.interrupt(self._claim)

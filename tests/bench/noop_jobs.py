@@ -6,7 +6,7 @@ Prints how many seconds passed from the first acceptance to the last job's durab
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from imagejobd import logs
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.ids import uuid7
-from imagejobd.model.job import Json, NewJob
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.work import Accepted, Upload, Work
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
@@ -47,6 +47,9 @@ class Noop:
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return Accepted(spec)
+
+    def hosts(self, job: Job) -> Collection[str]:
+        return ()
 
     async def run(self, work: Work) -> Json:
         self.runs += 1

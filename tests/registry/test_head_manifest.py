@@ -123,7 +123,9 @@ async def test_registry_down_and_up_again(client: RegistryClient) -> None:
         with pytest.raises(Temporary, match="refused") as down:
             await client.head_manifest(reference, None)
         assert down.value.code is ErrorCode.REGISTRY_UNAVAILABLE
+        assert down.value.peer == registry.host
         registry.start()
+        client.circuits.answered(registry.host)
         assert await client.head_manifest(reference, None) == digest
 
 

@@ -1,7 +1,7 @@
 """A real store and a kind whose work each test writes itself."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ class ScriptedKind:
         self.name = name
         self.uses_engine = uses_engine
         self.behaviour = behaviour
+        self.needed_hosts: set[str] = set()
         self.discarded: list[str] = []
         self.outside: set[str] = set()
         self.discard_fault: Fault | None = None
@@ -37,6 +38,9 @@ class ScriptedKind:
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return Accepted(spec)
+
+    def hosts(self, job: Job) -> Collection[str]:
+        return self.needed_hosts
 
     async def run(self, work: Work) -> Json:
         return await self.behaviour(work)

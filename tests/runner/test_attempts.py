@@ -14,7 +14,9 @@ from imagejobd.model.state import State
 from imagejobd.model.work import Work
 from imagejobd.runner import attempt as attempt_module
 from imagejobd.runner import runner as runner_module
+from imagejobd.runner.live import LiveWork
 from imagejobd.runner.settings import Limits
+from imagejobd.store.protocol import Room
 from imagejobd.store.sqlite import SqliteStore
 
 
@@ -117,6 +119,43 @@ async def test_phase_timeout(bench: Bench) -> None:
     assert (job.state, job.error.code) == (State.FAILED, ErrorCode.TIMEOUT)
     assert "building" in job.error.message
     assert "0.05 s" in job.error.message
+
+
+async def test_a_phase_that_waits_for_others_may_take_its_time(bench: Bench) -> None:
+    """What makes progress is not stopped, however long it takes; what stands still is, and is tried again."""
+
+    async def behaviour(work: Work) -> Json:
+        async with work.phase("pushing", timeout_s=1.5, waits_for="registry.example"):
+            for layer in range(4):
+                work.progress(layer=layer)
+                await asyncio.sleep(0.75)
+            if work.job.attempt == 1:
+                while True:
+                    work.progress(layer=3)  # the same again is no progress
+                    await asyncio.sleep(0.1)
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 2)
+    told = "pushing was stopped: it has waited for registry.example for 1.5 s without progress"
+    assert told in await bench.log_of(job.uuid)
+
+
+async def test_the_engines_absence_does_not_count(bench: Bench) -> None:
+    """A limit on users' own code stands still while the Docker Engine is away, and goes on when it is back."""
+    made = await bench.enqueue()
+    (claim,) = await bench.store.claim("w1", Room({"noop": 1}, 1), lease_until_ms=0)
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    # Away all the time, until two seconds have passed.
+    work = LiveWork(bench.store, claim, log_max_bytes=1000, downtime_s=lambda: min(loop.time() - start_s, 2.0))
+    with pytest.raises(Permanent, match=r"building took longer than its limit of 0\.1 s"):
+        async with work.phase("building", timeout_s=0.1):
+            await asyncio.sleep(60)
+    assert 2.0 <= loop.time() - start_s < 30.0
+    await work.close()
+    assert (await bench.job(made.uuid)).phase == "building"
 
 
 async def test_job_timeout(bench: Bench) -> None:

@@ -5,6 +5,7 @@ redirect, nor a number written oddly gets around it. No cookies, no proxies of t
 Messages show scheme, host and path of a URL only, because user and query may hold secrets.
 """
 
+import asyncio
 import base64
 import datetime as dt
 import re
@@ -16,9 +17,12 @@ import msgspec
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid
 from imagejobd.model.retry_after import parse_retry_after
+from imagejobd.registry.faults import Unanswered
+from imagejobd.registry.http.address import peer_of
 
 CONNECT_TIMEOUT_S = 10.0
 URL_MAX_CHARS = 8192
@@ -45,13 +49,14 @@ def _ignore(received: int, total: int | None) -> None: ...
 
 
 async def fetched(
-    url: str, *, egress: Egress, bounds: FetchBounds, progress: Progress = _ignore
+    url: str, *, egress: Egress, circuits: Circuits, bounds: FetchBounds, progress: Progress = _ignore
 ) -> AsyncGenerator[bytes, None]:
     """The body of `url`, in pieces; close the iterator to give up. No scheme means `http://`.
 
     A user and password in the URL are sent as Basic authentication, to its own host only. `progress` hears the bytes
-    received, and in all where the server says so. Raises `Temporary` for what another attempt may mend: no connection,
-    no answer from DNS, a stall, an end before Content-Length, 408, 425, 429 and 5xx. Raises `Permanent` for all other
+    received, and in all where the server says so. Raises `Temporary` for what another attempt may mend: no connection
+    (`Unanswered`, and at once where `circuits` say so), no answer from DNS, a stall, an end before Content-Length, 408,
+    425, 429 and 5xx. Raises `Permanent` for all other
     statuses, a host that does not exist, a bad certificate, too many bytes or redirects, and egress rules.
     """
     start = parse_url(url)
@@ -72,7 +77,7 @@ async def fetched(
             trust_env=False,
             headers=_HEADERS,
         ) as session,
-        await _follow(session, start, bounds) as response,
+        await _follow(session, circuits, start, bounds) as response,
     ):
         async for piece in _body(response, bounds, progress):
             yield piece
@@ -104,13 +109,15 @@ def _checked(url: URL) -> URL:
     return url.with_fragment(None)
 
 
-async def _follow(session: aiohttp.ClientSession, start: URL, bounds: FetchBounds) -> aiohttp.ClientResponse:
+async def _follow(
+    session: aiohttp.ClientSession, circuits: Circuits, start: URL, bounds: FetchBounds
+) -> aiohttp.ClientResponse:
     """GET `start`, then where it redirects to; the response is 200 and its body unread."""
     authorization = _basic(start)
     origin = start.origin()
     url = start.with_user(None)
     for _ in range(bounds.redirects_max + 1):
-        response = await _get(session, url, authorization if url.origin() == origin else {})
+        response = await _get(session, circuits, url, authorization if url.origin() == origin else {})
         if response.status == 200:
             return response
         response.close()
@@ -127,11 +134,27 @@ def _basic(url: URL) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
-async def _get(session: aiohttp.ClientSession, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+async def _get(
+    session: aiohttp.ClientSession, circuits: Circuits, url: URL, headers: dict[str, str]
+) -> aiohttp.ClientResponse:
+    peer = peer_of(url)
     try:
-        return await session.get(url, headers=headers, allow_redirects=False)
+        circuits.check(peer)
+        response = await session.get(url, headers=headers, allow_redirects=False)
+    except Temporary as known:
+        why = f"no connection to {shown_url(url)}: its host does not answer (known from an earlier request)"
+        raise Temporary(ErrorCode.FETCH_FAILED, why, peer=known.peer) from None
+    except asyncio.CancelledError:
+        circuits.abandoned(peer)
+        raise
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise _translated(error, url) from None
+        circuits.abandoned(peer)
+        fault = _translated(error, url)
+        if isinstance(fault, Temporary):
+            raise Unanswered(fault.code, fault.message, silent=peer) from None
+        raise fault from None
+    circuits.answered(peer)
+    return response
 
 
 def _redirected(url: URL, location: str) -> URL:

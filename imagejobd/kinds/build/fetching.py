@@ -6,11 +6,13 @@ from contextlib import aclosing
 import msgspec
 
 from imagejobd.building.context import Context, take_in
-from imagejobd.kinds.build.fetch import FetchBounds, fetched
+from imagejobd.kinds.build.fetch import FetchBounds, fetched, parse_url
 from imagejobd.kinds.build.spec import TAR_URL, BuildSpec
 from imagejobd.kinds.build.tools import Tools
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.work import Work
+from imagejobd.registry.faults import Unanswered
+from imagejobd.registry.http.address import host_of
 
 
 async def fetch_context(tools: Tools, work: Work, spec: BuildSpec) -> Context:
@@ -21,12 +23,11 @@ async def fetch_context(tools: Tools, work: Work, spec: BuildSpec) -> Context:
     kept = work.checkpoint.get("context")
     if kept is not None and blobs.exists(kept["digest"]):
         return Context(**kept)
-    async with work.phase("fetching", timeout_s=tools.settings.fetch_timeout_s):
+    host = host_of(parse_url(spec.tar_url))
+    async with work.phase("fetching", timeout_s=tools.settings.fetch_timeout_s, waits_for=host):
         await work.log(f"fetching {spec.tar_url}\n")
         secret = work.secrets.get(TAR_URL)
-        async with aclosing(_body(tools, work, secret.reveal() if secret else spec.tar_url)) as body:
-            settings = tools.settings
-            context = await take_in(blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes)
+        context = await _take_in(tools, work, secret.reveal() if secret else spec.tar_url)
         digest = str(context.digest)
         try:
             await work.save(blobs=[digest], context=msgspec.to_builtins(context))
@@ -34,6 +35,17 @@ async def fetch_context(tools: Tools, work: Work, spec: BuildSpec) -> Context:
             blobs.release(digest)
     failpoint("after_fetch")
     return context
+
+
+async def _take_in(tools: Tools, work: Work, url: str) -> Context:
+    settings = tools.settings
+    try:
+        async with aclosing(_body(tools, work, url)) as body:
+            return await take_in(
+                tools.building.blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes
+            )
+    except Unanswered as fault:
+        raise await tools.building.registry.blamed(fault, fault.silent) from None
 
 
 def _body(tools: Tools, work: Work, url: str) -> AsyncGenerator[bytes, None]:
@@ -46,6 +58,7 @@ def _body(tools: Tools, work: Work, url: str) -> AsyncGenerator[bytes, None]:
     return fetched(
         url,
         egress=tools.egress,
+        circuits=tools.building.registry.circuits,
         bounds=bounds,
         progress=lambda received, total: work.progress(fetched_bytes=received, total_bytes=total),
     )

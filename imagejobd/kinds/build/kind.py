@@ -1,6 +1,6 @@
 """The `build` kind: fetch → build → push → purge, each phase resumable from its checkpoint."""
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -10,13 +10,16 @@ from imagejobd.building.image import Recipe, build_image
 from imagejobd.building.purging import leftovers, purge, purge_surely
 from imagejobd.building.pushing import push_image
 from imagejobd.kinds.build import spec as specs
+from imagejobd.kinds.build.fetch import parse_url
 from imagejobd.kinds.build.fetching import fetch_context
 from imagejobd.kinds.build.spec import BuildSpec
 from imagejobd.kinds.build.tools import Tools
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Json, NewJob
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.work import Accepted, Upload, Work
+from imagejobd.registry.http.address import peer_of
 
 
 class BuildKind:
@@ -48,6 +51,16 @@ class BuildKind:
 
     async def preflight(self, job: NewJob) -> None:
         """A build's bases are asked for when it runs."""
+
+    def hosts(self, job: Job) -> Collection[str]:
+        """The registry of the image, and where the context is while it has not been fetched."""
+        spec = msgspec.convert(job.spec, BuildSpec)
+        if job.checkpoint.get("pushed", {}).keys() >= {str(reference) for reference in spec.references}:
+            return ()
+        found = {peer_name(reference.host) for reference in spec.references}
+        if spec.tar_url is not None and "context" not in job.checkpoint:
+            found.add(peer_of(parse_url(spec.tar_url)))
+        return found
 
     async def run(self, work: Work) -> Json:
         spec = msgspec.convert(work.job.spec, BuildSpec)

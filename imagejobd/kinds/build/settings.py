@@ -7,7 +7,8 @@ from imagejobd.model.bounds import GIB, Bytes, Count, Seconds
 
 
 class BuildSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[kinds.build]`."""
+    """`[kinds.build]`. Fetching and pushing may take `fetch_timeout_s` and `push_timeout_s` without progress, the other
+    phases as long in all, without the time in which the engine is away."""
 
     upload_max_bytes: Bytes = 2 * GIB
     context_max_bytes: Bytes = 4 * GIB

@@ -8,7 +8,7 @@ import msgspec
 from imagejobd.building.image import BuiltImage
 from imagejobd.engine.export import export
 from imagejobd.kinds.dispatch.tools import Tools
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.work import Work
 
@@ -33,7 +33,7 @@ async def export_image(tools: Tools, work: Work, image: BuiltImage) -> Exported:
     if kept is not None and kept.image_id == image.id:
         return kept
     blobs, settings = tools.building.blobs, tools.settings
-    async with work.phase("exporting", timeout_s=settings.export_timeout_s):
+    async with work.phase("exporting", timeout_s=settings.export_timeout_s, waits_for=ENGINE):
         async with aclosing(_blocks(tools, work, image)) as blocks:
             blob = await blobs.keep(blocks, max_bytes=settings.image_max_bytes)
         try:

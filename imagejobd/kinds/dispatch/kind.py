@@ -3,7 +3,7 @@
 Check, and for what is to be built: build → export → push → purge. Each phase is resumable from its checkpoint.
 """
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from imagejobd.kinds.dispatch.publishing import check_repository, published_name
 from imagejobd.kinds.dispatch.receiving import Content, Location
 from imagejobd.kinds.dispatch.spec import DispatchSpec
 from imagejobd.kinds.dispatch.tools import Tools
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.reference import ImageReference
@@ -57,6 +58,14 @@ class DispatchKind:
     async def preflight(self, job: NewJob) -> None:
         """Whatever a payload is, it is at least kept."""
 
+    def hosts(self, job: Job) -> Collection[str]:
+        """The registry of `repository`, for what is known to be pushed there: most payloads need nobody."""
+        target = self._target(job)
+        is_built = job.checkpoint.get("checked", {}).get("context") is not None
+        if target is None or not is_built or str(target) in job.checkpoint.get("pushed", {}):
+            return ()
+        return (peer_name(target.host),)
+
     def output(self, job: Job) -> Content | None:
         """What a job has made, as long as it is kept; None before it has succeeded."""
         return receiving.output(self._building.blobs, job)
@@ -74,14 +83,14 @@ class DispatchKind:
         failpoint("after_purge")
         return self._built_result(work)
 
-    def _target(self, work: Work) -> ImageReference | None:
+    def _target(self, job: Job) -> ImageReference | None:
         """Where the image is pushed, if anywhere."""
         repository = self._tools.settings.repository
-        return published_name(repository, work.job.tenant, work.job.uuid) if repository else None
+        return published_name(repository, job.tenant, job.uuid) if repository else None
 
     def _is_made(self, work: Work) -> bool:
         """Whether nothing is left but to purge: an attempt that resumes there may find no image in the engine."""
-        target = self._target(work)
+        target = self._target(work.job)
         is_pushed = target is None or str(target) in work.checkpoint.get("pushed", {})
         return is_pushed and kept_export(self._tools, work) is not None
 
@@ -90,7 +99,7 @@ class DispatchKind:
         recipe = Recipe(timeout_s=settings.build_timeout_s)
         image = await build_image(self._building, work, recipe, context, self._building.access(work))
         await export_image(self._tools, work, image)
-        target = self._target(work)
+        target = self._target(work.job)
         if target is not None:
             access = self._building.operators_access(work)
             await push_image(self._building, work, [target], image, access, timeout_s=settings.push_timeout_s)
@@ -99,7 +108,7 @@ class DispatchKind:
         exported = work.checkpoint["exported"]
         location = Location(digest=exported["digest"], size_bytes=exported["size_bytes"], media_type=TAR)
         result = _result(What(work.checkpoint["checked"]["what"]), location) | {"image_id": exported["image_id"]}
-        target = self._target(work)
+        target = self._target(work.job)
         if target is not None:
             result |= {"image": str(target), "digest": work.checkpoint["pushed"][str(target)]}
         return result

@@ -11,7 +11,8 @@ class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     `<repository>/<tenant>:<uuid of the job>`.
 
     `payload_max_bytes` counts decoded bytes, `image_max_bytes` those of an image that is exported or of
-    an archive when it is unpacked.
+    an archive when it is unpacked. Exporting and pushing may take `export_timeout_s` and `push_timeout_s` without
+    progress, the other phases as long in all, without the time in which the engine is away.
     """
 
     repository: str | None = None

@@ -26,6 +26,9 @@ from imagejobd.registry.copy.image import copy_image
 from imagejobd.registry.copy.outcome import Options, Outcome, Target
 
 IMAGES_AT_ONCE = 8
+TAGS_PER_PROGRESS = 1_000
+# Targets that are named as those who are waited for.
+NAMED_MAX = 3
 
 
 async def find_images(tools: Tools, work: Work, spec: DistributeSpec, registries: Registries) -> tuple[Image, ...]:
@@ -35,26 +38,31 @@ async def find_images(tools: Tools, work: Work, spec: DistributeSpec, registries
     """
     tag_filter, path = spec.source.tags, spec.source.repository
     if tag_filter is not None and path is not None and TAGS not in work.checkpoint:
-        async with work.phase("listing", timeout_s=tools.settings.listing_timeout_s):
+        source = spec.source.endpoint
+        async with work.phase("listing", timeout_s=tools.settings.listing_timeout_s, waits_for=source):
             tags = await _list_tags(registries.source(path), tag_filter, work)
             copies = len(tags) * len(spec.targets)
             if copies > tools.settings.copies_max:
                 limit = f"kinds.distribute.copies_max = {tools.settings.copies_max}"
                 raise Permanent(
                     ErrorCode.TOO_LARGE,
-                    f"the filter finds {len(tags)} tags, which makes {copies} copies; the limit is {limit}",
+                    f"tags that the filter finds: {len(tags)}, which makes {copies} copies; the limit is {limit}",
                 )
             await work.save(**{TAGS: tags})
     return found_images(spec, work.checkpoint)
 
 
 async def _list_tags(repository: Repository, tag_filter: TagFilter, work: Work) -> list[str]:
-    tags = [tag async for tag in repository.tags()]
+    tags: list[str] = []
+    async for tag in repository.tags():
+        tags.append(tag)
+        if len(tags) % TAGS_PER_PROGRESS == 0:
+            work.progress(tags_listed=len(tags))
     # In a thread: a hundred thousand tags take more time than the loop may stand still.
     chosen = await asyncio.to_thread(select, tags, tag_filter)
-    await work.log(f"{repository} has {len(tags)} tags; {len(chosen)} are meant\n")
+    await work.log(f"tags of {repository}: {len(tags)}; meant by source.tags: {len(chosen)}\n")
     if not chosen:
-        raise Permanent(ErrorCode.NOT_FOUND, f"none of the {len(tags)} tags of {repository} is meant by source.tags")
+        raise Permanent(ErrorCode.NOT_FOUND, f"tags of {repository}: {len(tags)}; source.tags means none of them")
     return chosen
 
 
@@ -64,7 +72,8 @@ async def copy_images(tools: Tools, work: Work, ledger: Ledger, registries: Regi
     Raises what the store raises; the faults of registries are outcomes.
     """
     copies = _Copies(tools, ledger, registries, reporter)
-    async with work.phase("copying", timeout_s=tools.settings.copy_timeout_s):
+    waits_for = _waited_for(ledger)
+    async with work.phase("copying", timeout_s=tools.settings.copy_timeout_s, waits_for=waits_for):
         await copies.run()
 
 
@@ -76,7 +85,8 @@ class _Copies:
         self._reporter = reporter
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
-        self._outages = Outages()
+        self._circuits = tools.registry.circuits
+        self._outages = Outages(registries, self._circuits, ledger.now_ms)
 
     async def run(self) -> None:
         report = asyncio.create_task(self._reporter.run())
@@ -97,16 +107,21 @@ class _Copies:
 
     async def _work_off(self, images: Iterator[int]) -> None:
         for number in images:
-            left = [target for target in self._ledger.left(number) if not self._is_postponed(number, target)]
+            left = [target for target in self._ledger.left(number) if self._is_due(number, target)]
             if left:
                 await self._copy(number, left)
 
-    def _is_postponed(self, number: int, target: int) -> bool:
-        error = self._outages.error(target)
-        if error is None:
+    def _is_due(self, number: int, target: int) -> bool:
+        """Whether a copy that is left is to be tried now; where not, the next attempt sees to it."""
+        wait = self._ledger.wait(number, target)
+        if wait.rest_s(self._ledger.now_ms()) > 0:
             return False
-        self._reporter.postponed(number, target, error)
-        return True
+        if wait.peer is not None and self._circuits.refusal(wait.peer) is not None:
+            return False
+        outage = self._outages.find(target)
+        if outage is not None:
+            self._reporter.postponed(number, target, outage)
+        return outage is None
 
     async def _copy(self, number: int, left: list[int]) -> None:
         image, pinned = self._ledger.images[number], self._ledger.pinned(number)
@@ -128,14 +143,20 @@ class _Copies:
         await copy_image(copying, pinned or image.name, targets, tallies, _options(self._ledger.spec), ended)
 
     def _end(self, number: int, target: int, outcome: Outcome) -> None:
-        error = self._reporter.ended(number, target, outcome)
-        if found := self._outages.note(target, outcome.fault, error):
-            self._reporter.is_down(target, found)
+        self._outages.note(target, outcome.fault, self._reporter.ended(number, target, outcome))
 
     def _target(self, image: int, target: int) -> Target:
         place = self._ledger.place(image, target)
         repository = self._registries.target(target, place.path)
         return Target(repository=repository, names=place.names, overwrite=self._ledger.spec.targets[target].overwrite)
+
+
+def _waited_for(ledger: Ledger) -> str:
+    """The registries that have something to do with what is left."""
+    left = {target for image in range(len(ledger.images)) for target in ledger.left(image)}
+    endpoints = dict.fromkeys(ledger.spec.targets[target].endpoint for target in sorted(left))
+    named = [ledger.spec.source.endpoint, *list(endpoints)[:NAMED_MAX]]
+    return ", ".join(named) + (f" and {len(endpoints) - NAMED_MAX} more" if len(endpoints) > NAMED_MAX else "")
 
 
 async def _settled(*tasks: asyncio.Task[None]) -> None:

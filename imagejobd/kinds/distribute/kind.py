@@ -5,21 +5,23 @@ It leaves nothing behind but what it was asked for: tags move last, and spool fi
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from imagejobd.kinds.distribute import spec as specs
 from imagejobd.kinds.distribute.copying import copy_images, find_images
+from imagejobd.kinds.distribute.endpoint import parse_endpoint
 from imagejobd.kinds.distribute.ledger import Ledger
 from imagejobd.kinds.distribute.outcomes import records_of
 from imagejobd.kinds.distribute.registries import Registries
 from imagejobd.kinds.distribute.reporter import Reporter
 from imagejobd.kinds.distribute.spec import DistributeSpec
 from imagejobd.kinds.distribute.tools import Tools
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
-from imagejobd.model.job import Json, NewJob
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secret import Redactor
 from imagejobd.model.work import Accepted, Upload, Work
@@ -69,6 +71,11 @@ class DistributeKind:
         except (Temporary, TimeoutError):
             pass
 
+    def hosts(self, job: Job) -> Collection[str]:
+        """The source; the targets are done one by one, as they answer."""
+        source = parse_endpoint(msgspec.convert(job.spec, DistributeSpec).source.endpoint, "source.endpoint")
+        return (peer_name(source.host, source.scheme),)
+
     async def run(self, work: Work) -> Json:
         spec = msgspec.convert(work.job.spec, DistributeSpec)
         warnings: deque[str] = deque(maxlen=WARNINGS_MAX)
@@ -80,7 +87,7 @@ class DistributeKind:
         ledger = Ledger(spec, images, records_of(work.checkpoint))
         reporter = Reporter(work, ledger, Redactor(words), warnings)
         await copy_images(self._tools, work, ledger, registries, reporter)
-        if fault := ledger.fault():
+        if fault := ledger.fault(self._tools.registry.circuits.is_open):
             raise fault
         return ledger.result()
 

@@ -3,13 +3,14 @@
 It answers three questions: what is left to do, how far it is, and how it ended. It writes nowhere.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from imagejobd.kinds.distribute.outcomes import Record, record_key
+from imagejobd.kinds.distribute.outcomes import Record, Wait, record_key
 from imagejobd.kinds.distribute.spec import DistributeSpec, Image, Place
+from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Json
 from imagejobd.registry.copy.outcome import Outcome, Tally
@@ -22,9 +23,17 @@ _BYTES = ("sent_bytes", "mounted_bytes", "skipped_bytes", "total_bytes")
 
 
 class Ledger:
-    """`records` are those of earlier attempts."""
+    """`records` are those of earlier attempts; `now_ms` is the wall clock."""
 
-    def __init__(self, spec: DistributeSpec, images: Sequence[Image], records: Mapping[str, Record]) -> None:
+    def __init__(
+        self,
+        spec: DistributeSpec,
+        images: Sequence[Image],
+        records: Mapping[str, Record],
+        *,
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self.now_ms = now_ms
         self.spec = spec
         self.images = images
         self._places = [target.places(images) for target in spec.targets]
@@ -32,7 +41,6 @@ class Ledger:
         self._live: list[dict[int, Tally]] = [{} for _ in spec.targets]
         self._ended: list[dict[int, Record]] = [{} for _ in spec.targets]
         self._tried: dict[tuple[int, int], int] = {}
-        self._wishes_s: list[float] = []
         for image in range(len(images)):
             for target in range(len(spec.targets)):
                 if record := records.get(record_key(image, target)):
@@ -55,6 +63,11 @@ class Ledger:
             if (record := ended.get(image)) is None or not (record.is_done or record.is_final)
         ]
 
+    def wait(self, image: int, target: int) -> Wait:
+        """What a copy that is left waits for since it failed."""
+        record = self._ended[target].get(image)
+        return record.wait if record is not None else Wait()
+
     def order(self) -> list[int]:
         """The images, first those that were tried least: of those that failed before some may fail again, and look like
         a target that is down."""
@@ -71,10 +84,10 @@ class Ledger:
         records = (ended[image] for ended in self._ended if image in ended)
         return next((record.source_digest for record in records if record.has_image), None)
 
-    def postpone(self, image: int, target: int, error: str) -> None:
+    def postpone(self, image: int, target: int, error: str, wait: Wait) -> None:
         """Leave a copy to the next attempt, which tries it first; `error` is why."""
         known = self._ended[target].get(image, Record(tries=0))
-        self._keep(image, target, replace(known, error=error[:ERROR_MAX_CHARS]))
+        self._keep(image, target, replace(known, error=error[:ERROR_MAX_CHARS], wait=wait))
 
     def start(self, image: int, targets: Sequence[int]) -> list[Tally]:
         """Fresh tallies for copies that begin; they are watched until their copies end."""
@@ -87,10 +100,8 @@ class Ledger:
 
     def end(self, image: int, target: int, outcome: Outcome, error: str | None) -> Record:
         """`error` is the fault's message without secrets."""
-        if isinstance(outcome.fault, Temporary) and outcome.fault.retry_after_s is not None:
-            self._wishes_s.append(outcome.fault.retry_after_s)
         shown = None if error is None else error[:ERROR_MAX_CHARS]
-        record = Record.of(outcome, shown, tries=self._tried.get((image, target), 1))
+        record = Record.of(outcome, shown, tries=self._tried.get((image, target), 1), now_ms=self.now_ms())
         self._live[target].pop(image, None)
         self._keep(image, target, record)
         return record
@@ -120,15 +131,21 @@ class Ledger:
             options["platforms"] = list(spec.platforms)
         return {"source": spec.source.endpoint, **options, "images": images}
 
-    def fault(self) -> Fault | None:
-        """What the job ends with: nothing where all is done; worth another attempt where any copy is."""
+    def fault(self, is_down: Callable[[str], bool]) -> Fault | None:
+        """What the attempt ends with: nothing where all is done; worth another attempt where any copy is, as soon as
+        the first of them may be tried. Where every copy waits for somebody who does not answer, one of these is its
+        peer."""
         failed = [record for ended in self._ended for record in ended.values() if not record.is_done]
         if not failed:
             return None
         message = self._failures()
         if all(record.is_final for record in failed):
             return Permanent(ErrorCode.COPY_FAILED, message)
-        return Temporary(ErrorCode.COPY_FAILED, message, retry_after_s=max(self._wishes_s, default=None))
+        waits = [record.wait for record in failed if not record.is_final]
+        rests_s = [wait.rest_s(self.now_ms()) for wait in waits if wait.peer is None or not is_down(wait.peer)]
+        if not rests_s:
+            return Temporary(ErrorCode.COPY_FAILED, message, peer=waits[0].peer)
+        return Temporary(ErrorCode.COPY_FAILED, message, retry_after_s=min(rests_s))
 
     def _standing(self, target: int) -> Json:
         ended, live = self._ended[target], self._live[target]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from imagejobd.kinds.distribute.spec import DistributeSpec, Image
-from imagejobd.model.errors import Permanent
+from imagejobd.model.errors import Fault, Permanent, Temporary
 from imagejobd.model.job import Job
 from imagejobd.model.state import State
 from imagejobd.registry.copy.outcome import Outcome, TagState
@@ -20,6 +20,28 @@ TAGS = "tags"
 
 CANCELLED = "cancelled"
 NOT_REACHED = "the job ended before this copy was made"
+
+
+class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a copy that failed for now waits for: that `peer` answers, or the wall time `not_before_ms`, which was
+    `wish_ms` away when a registry asked for it."""
+
+    peer: str | None = None
+    not_before_ms: int = 0
+    wish_ms: int = 0
+
+    @classmethod
+    def of(cls, fault: Fault | None, now_ms: int) -> "Wait":
+        if not isinstance(fault, Temporary):
+            return cls()
+        wish_ms = int((fault.retry_after_s or 0.0) * 1000)
+        return cls(fault.peer, now_ms + wish_ms if wish_ms else 0, wish_ms)
+
+    def rest_s(self, now_ms: int) -> float:
+        """The seconds left of the wish: none where there is more to wait than was asked for, because the clock has been
+        set back."""
+        rest_ms = self.not_before_ms - now_ms
+        return rest_ms / 1000 if 0 < rest_ms <= self.wish_ms else 0.0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,9 +62,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     is_final: bool = False
     tries: int = 1
+    wait: Wait = Wait()
 
     @classmethod
-    def of(cls, outcome: Outcome, error: str | None, *, tries: int = 1) -> "Record":
+    def of(cls, outcome: Outcome, error: str | None, *, tries: int = 1, now_ms: int = 0) -> "Record":
         """`error` is the message of the outcome's fault, fit to be shown."""
         return cls(
             tags=outcome.tags,
@@ -56,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             error=error,
             is_final=isinstance(outcome.fault, Permanent),
             tries=tries,
+            wait=Wait.of(outcome.fault, now_ms),
         )
 
     @property

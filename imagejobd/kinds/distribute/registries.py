@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from imagejobd.kinds.distribute.hidden import hidden_words
 from imagejobd.kinds.distribute.spec import SOURCE_AUTH, DistributeSpec, target_auth
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.job import Principal
 from imagejobd.model.secret import Secret
 from imagejobd.registry.client import RegistryClient
@@ -42,6 +43,11 @@ class Registries:
 
     def target(self, index: int, path: str) -> Repository:
         return Repository(connection=self._targets[index], path=path, may_push=True)
+
+    def peers(self, index: int) -> tuple[str, str]:
+        """Who has to answer before anything can go to a target: the source, and the target itself."""
+        source, target = (connection.site for connection in (self._source, self._targets[index]))
+        return peer_name(source.host, source.scheme), peer_name(target.host, target.scheme)
 
     def secret_words(self) -> set[Secret]:
         """All that must not be told: what is secret of the requests' logins, and the configured passwords of these

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from msgspec import to_builtins
 
 from imagejobd.kinds.distribute.ledger import Ledger
+from imagejobd.kinds.distribute.outages import Outage
 from imagejobd.kinds.distribute.outcomes import OUTCOMES, Record
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Json
@@ -39,6 +40,7 @@ class Reporter:
         self._lines: list[str] = []
         self._notes: list[Json] = []
         self._is_saved = True
+        self._left: set[int] = set()
         self._shown: Json = {}
         self._noted: list[Json] = []
         self._notes_written = 0
@@ -48,24 +50,23 @@ class Reporter:
         """One line for people; the end of a line is added. The log redacts by itself."""
         self._lines.append(line.rstrip("\n") + "\n")
 
-    def ended(self, number: int, target: int, outcome: Outcome) -> str | None:
-        """A copy has ended: into the ledger, the history and the log. Returns its error, fit to be shown."""
+    def ended(self, number: int, target: int, outcome: Outcome) -> Record:
+        """A copy has ended: into the ledger, the history and the log. Its record is fit to be shown."""
         error = None if outcome.fault is None else self._redact(outcome.fault.message)
         record = self._ledger.end(number, target, outcome, error)
         self._notes.append(self._note_of(number, target, record))
         self._lines.append(self._line_of(number, target, record))
         self._is_saved = False
-        return record.error
+        return record
 
-    def postponed(self, number: int, target: int, error: str) -> None:
-        """A copy is left to the next attempt. Of thousands each would be a line that says the same: see `is_down`."""
-        self._ledger.postpone(number, target, error)
+    def postponed(self, number: int, target: int, outage: Outage) -> None:
+        """A copy is left to the next attempt. Of thousands each would be a line that says the same: one is told."""
+        self._ledger.postpone(number, target, outage.error, outage.wait)
         self._is_saved = False
-
-    def is_down(self, target: int, error: str) -> None:
-        """Why the rest of a target's copies is not tried; `error` is fit to be shown."""
-        endpoint = self._ledger.spec.targets[target].endpoint
-        self._lines.append(f"{endpoint}: images in a row have failed; the others wait for the next attempt: {error}\n")
+        if target not in self._left:
+            self._left.add(target)
+            endpoint = self._ledger.spec.targets[target].endpoint
+            self._lines.append(f"{endpoint}: the other images wait for the next attempt: {outage.error}\n")
 
     async def run(self) -> None:
         """Write what has gathered, again and again, and after `stop` the rest. Raises what the store raises.
@@ -142,10 +143,14 @@ class Reporter:
         if self._ledger.spec.dry_run:
             return f"{where}: {_dry_line(record)}\n"
         tags = ", ".join(f"{name} {state}" for name, state in record.tags.items())
-        return (
-            f"{where}: {tags}; {record.digest}; {record.sent_bytes} bytes sent, {record.mounted_bytes} mounted, "
-            f"{record.skipped_bytes} there already, {record.seconds:.1f} s\n"
-        )
+        return f"{where}: {tags}; {record.digest}; {_bytes_line(record)}, {record.seconds:.1f} s\n"
+
+
+def _bytes_line(record: Record) -> str:
+    if not record.total_bytes:
+        return "nothing to send"
+    sent, mounted = f"{record.sent_bytes} bytes sent", f"{record.mounted_bytes} mounted"
+    return f"{sent}, {mounted}, {record.skipped_bytes} there already"
 
 
 _DRY = {

@@ -1,6 +1,6 @@
 """The `run` kind: build → run sandboxed → collect → purge, each phase resumable from its checkpoint."""
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from imagejobd.kinds.run.spec import RunSpec
 from imagejobd.kinds.run.tools import Tools
 from imagejobd.model.errors import Permanent, invalid
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Json, NewJob
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.work import Accepted, Upload, Work
 
 
@@ -46,6 +46,10 @@ class RunKind:
 
     async def preflight(self, job: NewJob) -> None:
         """A build's bases are asked for when it runs."""
+
+    def hosts(self, job: Job) -> Collection[str]:
+        """None: which bases the engine has to pull, only the build finds out."""
+        return ()
 
     async def run(self, work: Work) -> Json:
         # After the metrics are kept the purge takes everything away, so an attempt that resumes there finds nothing.

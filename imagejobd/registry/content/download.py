@@ -54,7 +54,7 @@ async def read_blob(
                 continue
             wait_s = stamina.wait_s(fault, offset)
             if wait_s is None:
-                raise
+                raise await places[0].judged(fault) from fault.__cause__
             await pause(wait_s)
 
 

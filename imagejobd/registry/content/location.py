@@ -8,8 +8,7 @@ goes the way of every other request there: same scheme, same trust, same login.
 from yarl import URL
 
 from imagejobd.model.reference import HUB_HOST
-from imagejobd.registry.http.address import exact_url, http_url
-from imagejobd.registry.settings import HUB_API_HOST
+from imagejobd.registry.http.address import HUB_API_HOST, exact_url, http_url
 
 LOCATION_MAX_CHARS = 16 * 1024
 

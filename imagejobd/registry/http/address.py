@@ -6,6 +6,11 @@ from ipaddress import ip_address
 
 from yarl import URL
 
+from imagejobd.model.circuit import peer_name
+from imagejobd.model.reference import HUB_HOST
+
+# docker.io answers browsers; the Hub's API is here (moby registry/config.go, `DefaultV2Registry`).
+HUB_API_HOST = "registry-1.docker.io"
 # RFC 1035 §2.3.4; a label's bound is checked by its encoding.
 HOST_MAX_CHARS = 253
 
@@ -40,6 +45,12 @@ def host_of(url: URL) -> str:
     """`name[:port]` as configuration and image references have it."""
     name = (url.host_subcomponent or "").lower()
     return f"{name}:{url.explicit_port}" if url.explicit_port is not None else name
+
+
+def peer_of(url: URL) -> str:
+    """Who is asked, as circuits name it (see `peer_name`)."""
+    name = peer_name(host_of(url), url.scheme)
+    return HUB_HOST if name == HUB_API_HOST else name
 
 
 def origin_of(url: URL) -> tuple[str, str, int | None]:

@@ -6,9 +6,10 @@ time limit, only an idle one: a caller's phase has the total. The rule over addr
 on a user's or peer's word; the environment's proxy is the operator's own word, and is connected to wherever it is.
 """
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -17,9 +18,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from imagejobd import __version__
+from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.http.address import exact_url, host_of, http_url, numeric_address, origin_of
+from imagejobd.registry.faults import NoAnswer
+from imagejobd.registry.http.address import exact_url, host_of, http_url, numeric_address, origin_of, peer_of
 from imagejobd.registry.http.basic import basic
 from imagejobd.registry.http.names import Names
 from imagejobd.registry.http.outgoing import Outgoing, watched
@@ -53,8 +56,9 @@ class Answer(msgspec.Struct, frozen=True):
 class Transport:
     """A session with registries; open it inside the event loop that uses it.
 
-    `egress` decides which addresses may be reached. All methods raise the HTTP library's errors (see
-    `faults.translated`), and `Permanent` for what this module refuses.
+    `egress` decides which addresses may be reached; `circuits` hears who answers. All methods raise the HTTP library's
+    errors and `NoAnswer` (see `faults.translated`), `Permanent` for what this module refuses, and at once what
+    `Circuits.check` raises.
     """
 
     def __init__(
@@ -62,10 +66,12 @@ class Transport:
         egress: Egress,
         proxies: Proxies,
         *,
+        circuits: Circuits,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         names: Names | None = None,
     ) -> None:
         self._egress = egress
+        self._circuits = circuits
         self._proxies = proxies
         self._idle_timeout_s = idle_timeout_s
         self._idle = self._timeout(idle_timeout_s)
@@ -162,18 +168,40 @@ class Transport:
         proxy = self._proxies.find(url)
         to_proxy = self._introduce(proxy, url, sent)
         session = self._by_proxy if proxy else self._direct
-        async with session.request(
-            method,
-            url,
-            headers=sent,
-            data=outgoing,
-            ssl=trust(url),
-            timeout=timeout,
-            allow_redirects=False,
-            proxy=proxy.url if proxy else None,
-            proxy_headers=to_proxy,
-        ) as response:
+        with self._listening(peer_of(proxy.url if proxy else url)):
+            response = await session.request(
+                method,
+                url,
+                headers=sent,
+                data=outgoing,
+                ssl=trust(url),
+                timeout=timeout,
+                allow_redirects=False,
+                proxy=proxy.url if proxy else None,
+                proxy_headers=to_proxy,
+            )
+        async with response:
             yield response
+
+    @contextmanager
+    def _listening(self, peer: str) -> Iterator[None]:
+        """Note whether `peer` answers meanwhile, with whatever. Raises `NoAnswer`, and what `Circuits.check` raises."""
+        self._circuits.check(peer)
+        try:
+            yield
+        except aiohttp.ClientSSLError:
+            self._circuits.answered(peer)
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerConnectionError, OSError) as error:
+            self._circuits.abandoned(peer)
+            raise NoAnswer(peer, error) from error
+        except asyncio.CancelledError:
+            self._circuits.abandoned(peer)
+            raise
+        except aiohttp.ClientResponseError:
+            self._circuits.answered(peer)
+            raise
+        self._circuits.answered(peer)
 
     def _introduce(self, proxy: Proxy | None, url: URL, headers: CIMultiDict[str]) -> dict[str, str] | None:
         """The headers that the proxy gets of its own; for plain HTTP they are those of the request."""

@@ -9,6 +9,7 @@ import msgspec
 
 from imagejobd.model.errors import Fault, Permanent, Temporary
 from imagejobd.model.secret import Secret
+from imagejobd.registry.faults import Unanswered
 from imagejobd.registry.http.timing import Timing
 
 # "A token should never be returned with less than 60 seconds to live" (distribution, "token authentication").
@@ -87,8 +88,10 @@ class Tokens:
 
 def _again(fault: Fault) -> Fault:
     """The same fault for another who waited: an exception is raised once."""
+    if isinstance(fault, Unanswered):
+        return Unanswered(fault.code, fault.message, silent=fault.silent)
     if isinstance(fault, Temporary):
-        return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s)
+        return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s, peer=fault.peer)
     return Permanent(fault.code, fault.message)
 
 

@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestServer
 from harness.tls import issue
 from imagejobd.kinds.build import fetch
 from imagejobd.kinds.build.fetch import FetchBounds, fetched, parse_url, shown_url
+from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.retry_after import RETRY_AFTER_MAX_S
@@ -66,7 +67,7 @@ def bounds_of(*, max_bytes: float = 1 << 30, idle_s: float = 5.0, redirects_max:
 
 async def collect(url: object, *, egress: Egress = ANYWHERE, **bounds: float) -> bytes:
     limits = bounds_of(**bounds)
-    return b"".join([piece async for piece in fetched(str(url), egress=egress, bounds=limits)])
+    return b"".join([piece async for piece in fetched(str(url), egress=egress, circuits=Circuits(), bounds=limits)])
 
 
 async def fault_of(url: object, *, egress: Egress = ANYWHERE, **bounds: float) -> Fault:
@@ -93,7 +94,11 @@ async def test_body_arrives_whole_and_progress_is_told(serve: Serve):
     heard: list[tuple[int, int | None]] = []
     bounds = bounds_of()
     pieces = fetched(
-        str(server.make_url("/tar")), egress=ANYWHERE, bounds=bounds, progress=lambda n, of: heard.append((n, of))
+        str(server.make_url("/tar")),
+        egress=ANYWHERE,
+        circuits=Circuits(),
+        bounds=bounds,
+        progress=lambda n, of: heard.append((n, of)),
     )
     assert b"".join([piece async for piece in pieces]) == b"tar" * 100_000
     assert heard[-1] == (300_000, 300_000)
@@ -259,7 +264,7 @@ async def test_dns_that_says_no_is_final_and_dns_that_says_nothing_is_not(code: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", lookup)
         fault = await fault_of(f"http://nowhere.invalid/tar{SECRET}")
-    assert type(fault) is kind
+    assert isinstance(fault, kind)
     assert "nowhere.invalid" in fault.message
 
 

@@ -21,6 +21,7 @@ from imagejobd.kinds.build.tools import Tools
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.http.proxies import Proxies
 from imagejobd.store.blobs import BlobStore
 
 
@@ -35,7 +36,7 @@ class FetchWork:
         self._fault = fault
 
     @asynccontextmanager
-    async def phase(self, name: str, *, timeout_s: float) -> AsyncIterator[None]:
+    async def phase(self, name: str, *, timeout_s: float, waits_for: str) -> AsyncIterator[None]:
         yield
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
@@ -46,6 +47,23 @@ class FetchWork:
     async def log(self, text: str) -> None: ...
 
     def progress(self, **values: Any) -> None: ...
+
+
+async def test_a_dead_server_is_found_out_once(tmp_path: Path) -> None:
+    """The job is told who does not answer, and the next one is not sent there again."""
+    async with TestServer(web.Application()) as server:
+        url, host = str(server.make_url("/c.tar")), f"127.0.0.1:{server.port}"
+    egress, blobs = Egress(EgressSettings(deny=())), BlobStore(tmp_path)
+    async with RegistryClient({}, egress, proxies=Proxies({})) as registry:
+        building = building_tools(Engine(EngineSettings(host="unix:///nowhere")), registry, blobs, egress=egress)
+        tools = Tools(building=building, egress=egress, settings=BuildSettings())
+        told = []
+        for _ in range(2):
+            with pytest.raises(Temporary) as down:
+                await fetch_context(tools, FetchWork(blobs, None), BuildSpec(image="app", tar_url=url))  # type: ignore[arg-type]
+            assert (down.value.code, down.value.peer) == (ErrorCode.FETCH_FAILED, host)
+            told.append("known from an earlier request" in down.value.message)
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize("fault", [None, Temporary(ErrorCode.STORAGE_FULL, "full")])

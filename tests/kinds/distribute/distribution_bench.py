@@ -10,9 +10,10 @@ from imagejobd.kinds.distribute import copying as copying_module
 from imagejobd.kinds.distribute.kind import DistributeKind
 from imagejobd.kinds.distribute.settings import DistributeSettings
 from imagejobd.kinds.distribute.tools import Tools
+from imagejobd.model.circuit import Circuits
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 from imagejobd.model.ids import uuid7
-from imagejobd.model.job import Enqueued, Job, Json, NewJob, Principal
+from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal
 from imagejobd.model.secret import Credentials
 from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
@@ -53,6 +54,7 @@ class NamedRegistries:
 
     def __init__(self, configured: Credentials | None = None, only_host: str | None = None) -> None:
         self.connections: list[NamedConnection] = []
+        self.circuits = Circuits()
         self._configured = configured
         self._only_host = only_host
 
@@ -114,6 +116,7 @@ class DistributionBench(Bench):
 
     registries: NamedRegistries
     copy: ScriptedCopy
+    claim: Claim
 
     def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(store)

@@ -8,9 +8,10 @@ import pytest
 from distribution_bench import DIGEST, GONE, SOURCE_DIGEST, DistributionBench, ScriptedCopy
 
 from imagejobd.kinds.distribute import copying as copying_module
+from imagejobd.kinds.distribute.kind import DistributeKind
 from imagejobd.kinds.distribute.outcomes import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.job import Json
+from imagejobd.model.job import Job, Json
 from imagejobd.model.secret import Credentials, Secret
 from imagejobd.model.state import State
 from imagejobd.registry.copy.copying import Copying
@@ -27,7 +28,7 @@ IMAGES: Json = {
     "source": {"endpoint": "a.example", "images": [f"app:{n}" for n in range(20)]},
     "targets": [{"endpoint": "b.example"}, {"endpoint": "c.example"}],
 }
-DOWN = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "registry c.example: it is down", retry_after_s=0.01)
+DOWN = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "registry c.example: it is down")
 DENIED = Permanent(ErrorCode.DENIED, "registry c.example: no")
 AUTH = {"url": "https://auth.example/t?k=qu3ry", "header": {"X-Key": "h3ader-word"}, "json": {"p": "b0dy-word"}}
 
@@ -131,7 +132,7 @@ async def test_a_target_that_is_down_costs_two_images(
     # Those that were not tried yet go first.
     assert copy.asked_of("c.example") == ["0", "1", "2", "3", *names[4:], *names[:4]]
     log = await bench.log_of(job.uuid)
-    assert log.count("c.example: images in a row have failed; the others wait for the next attempt") == 2
+    assert log.count("c.example: the other images wait for the next attempt: registry c.example: it is down") == 2
     assert log.count("failed for now") == 4
     assert len(await bench.notes(job, "target")) == 44
 
@@ -281,15 +282,68 @@ async def test_a_cancelled_job_keeps_what_was_done(bench: DistributionBench) -> 
     assert (told.finished, told.failed) == (["b.example"], [("http://c.example/", "cancelled")])
 
 
-async def test_copying_has_a_limit(bench: DistributionBench) -> None:
-    """A job that takes too long ends; what was done is done, and the rest is told with the limit."""
+async def test_a_copy_that_stalls_is_tried_again(bench: DistributionBench) -> None:
+    """Copying that brings nothing for the limit is stopped and tried again by itself; what was done is done."""
     copy = ScriptedCopy()
     copy.is_stuck = {"c.example"}
-    job = await bench.run(bench.kind(copy, copy_timeout_s=2.0), SPEC)
+    limits = msgspec.structs.replace(QUICK, max_attempts=1)
+    job = await bench.run(bench.kind(copy, copy_timeout_s=1.0), SPEC, limits=limits)
     assert job.error is not None
     assert (job.state, job.error.code) == (State.FAILED, ErrorCode.TIMEOUT)
+    assert (
+        "waited for https://a.example/v2/, b.example, http://c.example/ for 1 s without progress" in job.error.message
+    )
+    assert "gave up after 1 attempts" in job.error.message
     told = endpoints(job)
     assert (told.finished, told.failed) == (["b.example"], [("http://c.example/", job.error.message)])
+
+
+async def test_a_target_that_is_known_to_be_down_is_left_out(bench: DistributionBench) -> None:
+    """Nobody knocks there, the others get everything, and what is left waits for that very host."""
+    kind = bench.kind(ScriptedCopy())
+    bench.registries.circuits.failed("c.example", "registry c.example: nobody is there")
+    fault, job = await one_attempt(bench, kind, IMAGES)
+    assert isinstance(fault, Temporary)
+    assert (fault.peer, fault.retry_after_s) == ("c.example", None)
+    assert (len(bench.copy.asked_of("b.example")), bench.copy.asked_of("c.example")) == (20, [])
+    assert endpoints(job).finished == ["b.example"]
+    bench.registries.circuits.answered("c.example")
+    assert (await one_attempt(bench, kind, IMAGES, job))[0] is None
+    assert (len(bench.copy.asked_of("b.example")), len(bench.copy.asked_of("c.example"))) == (20, 20)
+
+
+async def test_a_retry_after_is_its_targets_own(bench: DistributionBench) -> None:
+    """A target that asks for an hour gets it, for all images; one that fails for a moment is tried meanwhile."""
+    busy = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "registry b.example: busy", retry_after_s=3600.0)
+    kind = bench.kind(ScriptedCopy(**{"b.example": [busy] * 8, "c.example": [DOWN]}))
+    fault, job = await one_attempt(bench, kind, IMAGES)
+    assert isinstance(fault, Temporary)
+    assert fault.retry_after_s == 0.0
+    assert len(bench.copy.asked_of("b.example")) <= 8
+    bench.copy.asked.clear()
+    fault, job = await one_attempt(bench, kind, IMAGES, job)
+    assert isinstance(fault, Temporary)
+    assert 3500 < (fault.retry_after_s or 0) <= 3600
+    assert (bench.copy.asked_of("b.example"), len(bench.copy.asked_of("c.example"))) == ([], 1)
+    assert endpoints(job).finished == ["c.example"]
+
+
+async def one_attempt(
+    bench: DistributionBench, kind: DistributeKind, spec: Json, job: Job | None = None
+) -> tuple[Fault | None, Job]:
+    """What one attempt at a new job, or at `job`, ends with."""
+    if job is None:
+        made = await bench.submit(kind, spec)
+        (claim,) = await bench.store.claim("w1", Room({kind.name: 1}, 1), lease_until_ms=0)
+    else:
+        made, claim = job, msgspec.structs.replace(bench.claim, job=job)
+    bench.claim = claim
+    fault = None
+    try:
+        await kind.run(LiveWork(bench.store, claim, log_max_bytes=1_000_000))
+    except Fault as raised:
+        fault = raised
+    return fault, await bench.job(made.uuid)
 
 
 async def test_what_a_crash_interrupts_goes_on(bench: DistributionBench) -> None:

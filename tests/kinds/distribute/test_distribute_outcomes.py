@@ -10,13 +10,14 @@ from imagejobd.kinds.distribute.outcomes import (
     OUTCOMES,
     Endpoints,
     Record,
+    Wait,
     endpoints,
     found_images,
     record_key,
     records_of,
 )
 from imagejobd.kinds.distribute.spec import DistributeSpec, Image, parse
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, JobError
 from imagejobd.model.state import State
 from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
@@ -27,6 +28,18 @@ COPIED: dict[str, Any] = {"tags": {"1": "copied"}}
 SAME: dict[str, Any] = {"tags": {"1": "identical"}}
 SKIPPED: dict[str, Any] = {"tags": {"1": "skipped"}}
 BROKEN: dict[str, Any] = {"tags": {"1": "wanted"}, "error": "it broke"}
+
+
+def busy(wish_s: float) -> Temporary:
+    return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "busy", retry_after_s=wish_s)
+
+
+def down(peer: str | None) -> Temporary:
+    return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "down", peer=peer)
+
+
+def is_up(host: str) -> bool:
+    return False
 
 
 def job_of(spec: dict[str, Any], state: State, outcomes: dict[str, Any], **fields: Any) -> Job:
@@ -83,10 +96,10 @@ def test_records_survive_the_checkpoint() -> None:
     assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
 
 
-def ledger_of(count: int, faults: dict[int, Any], targets: int = 8) -> Ledger:
+def ledger_of(count: int, faults: dict[int, Any], targets: int = 8, **clock: Any) -> Ledger:
     """A ledger of `count` images where each copy to the targets in `faults` failed so."""
     spec = spec_of({**ONE, "targets": [{"endpoint": f"t{n}"} for n in range(targets)]})
-    ledger = Ledger(spec, [Image("app", str(n)) for n in range(count)], {})
+    ledger = Ledger(spec, [Image("app", str(n)) for n in range(count)], {}, **clock)
     for image in range(count):
         ledger.start(image, range(targets))
         for target in range(targets):
@@ -96,17 +109,39 @@ def ledger_of(count: int, faults: dict[int, Any], targets: int = 8) -> Ledger:
     return ledger
 
 
-def test_the_longest_wish_is_honoured() -> None:
-    """Of several that are down, the next attempt waits for the one that asks for most."""
-    wishes = {n: Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "down", retry_after_s=float(n)) for n in (1, 5, 3)}
-    fault = ledger_of(1, wishes).fault()
+@pytest.mark.parametrize(
+    ("faults", "rest_s", "peer"),
+    [
+        ([busy(500), busy(3600), busy(700)], 500.0, None),
+        ([busy(500), down("d.example"), busy(700)], 500.0, None),
+        ([busy(500), down(None)], 0.0, None),
+        ([down("d.example"), down("e.example")], None, "d.example"),
+        ([down("d.example"), down("up.example")], 0.0, None),
+        ([down("d.example"), Permanent(ErrorCode.DENIED, "no")], None, "d.example"),
+    ],
+    ids=["wishes", "wish-and-down", "no-wish", "all-down", "up-again", "final"],
+)
+def test_when_to_try_again(faults: list[Fault], rest_s: float | None, peer: str | None) -> None:
+    """The next attempt comes when the first copy may be tried, whatever others ask for; where all that is left waits
+    for hosts that do not answer, it waits for one of these."""
+    ledger = ledger_of(1, dict(enumerate(faults)), now_ms=lambda: 1_000)
+    fault = ledger.fault(lambda host: host != "up.example")
     assert isinstance(fault, Temporary)
-    assert (fault.code, fault.retry_after_s) == (ErrorCode.COPY_FAILED, 5.0)
+    assert (fault.code, fault.retry_after_s, fault.peer) == (ErrorCode.COPY_FAILED, rest_s, peer)
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "rest_s"), [(0, 60.0), (59, 1.0), (60, 0.0), (-3600, 0.0)], ids=["now", "soon", "over", "set-back"]
+)
+def test_a_wish_is_no_longer_than_it_was(passed_s: int, rest_s: float) -> None:
+    """A clock that is set back delays nothing beyond what a registry asked for."""
+    wait = Wait.of(busy(60), 10_000_000)
+    assert wait.rest_s(10_000_000 + passed_s * 1000) == rest_s
 
 
 def test_the_summary_is_bounded() -> None:
     """An error names a few targets and counts the rest, however many failed and however much they have to say."""
-    fault = ledger_of(3, {n: Permanent(ErrorCode.DENIED, "x" * 9999) for n in range(7)}).fault()
+    fault = ledger_of(3, {n: Permanent(ErrorCode.DENIED, "x" * 9999) for n in range(7)}).fault(is_up)
     assert isinstance(fault, Permanent)
     assert fault.message.startswith("7 of 8 targets failed: t0: xxx")
     assert "(and 2 more images)" in fault.message
@@ -117,7 +152,7 @@ def test_the_summary_is_bounded() -> None:
 def test_all_is_well() -> None:
     """Without a failure there is no fault, and nothing is left to do."""
     ledger = ledger_of(2, {})
-    assert ledger.fault() is None
+    assert ledger.fault(is_up) is None
     assert ledger.left(0) == ledger.left(1) == []
 
 
@@ -135,7 +170,7 @@ def test_those_that_were_tried_least_go_first() -> None:
                 ledger.start(image, [1])
                 ledger.end(image, 1, outcome_of({"1": TagState.WANTED}, fault=down), "down")
             else:
-                ledger.postpone(image, 1, "x" * 9999)
+                ledger.postpone(image, 1, "x" * 9999, Wait())
             ledger.end(image, 0, outcome_of({"1": TagState.COPIED}), None)
         records = records_of(msgspec.json.decode(msgspec.json.encode({OUTCOMES: ledger.records})))
         assert all(ledger.left(image) == [1] for image in range(4))

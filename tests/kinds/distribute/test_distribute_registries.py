@@ -136,7 +136,7 @@ async def test_a_filter_that_means_too_much_fails(
         job = await bench.run(kind, {"source": source, "targets": targets})
     assert job.error is not None
     assert job.error.code is ErrorCode.TOO_LARGE
-    assert "2 tags, which makes 4 copies; the limit is kinds.distribute.copies_max = 3" in job.error.message
+    assert "finds: 2, which makes 4 copies; the limit is kinds.distribute.copies_max = 3" in job.error.message
     assert target.tags("d/much") == []
 
 

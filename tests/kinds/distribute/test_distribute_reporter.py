@@ -10,6 +10,8 @@ from msgspec.structs import replace
 
 from imagejobd.kinds.distribute import reporter as reporter_module
 from imagejobd.kinds.distribute.ledger import Ledger
+from imagejobd.kinds.distribute.outages import Outage
+from imagejobd.kinds.distribute.outcomes import Wait
 from imagejobd.kinds.distribute.reporter import Reporter
 from imagejobd.kinds.distribute.spec import DistributeSpec, Image, Source, Target
 from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
@@ -150,11 +152,11 @@ async def test_what_is_postponed_is_kept() -> None:
     """A crash does not lose that a target was down, though nothing else has ended."""
     work, ledger = ListeningWork(), Ledger(SPEC, [Image("app", "1")], {})
     reporter = reporter_of(work, ledger)
-    reporter.postponed(0, 1, "down")
+    reporter.postponed(0, 1, Outage("down", Wait(peer="c.example")))
     reporter.stop()
     await reporter.run()
     assert (work.saved, work.notes) == (1, [])
-    assert ledger.records["0.1"]["error"] == "down"
+    assert ledger.records["0.1"] == {"error": "down", "tries": 0, "wait": {"peer": "c.example"}}
 
 
 @pytest.mark.parametrize(
