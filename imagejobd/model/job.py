@@ -86,8 +86,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the queue, as it was when it was read.
 
     `faults` counts the temporary faults since the job last got any further, the first at `faults_since_ms`, the last in
-    `fault_phase`; `crashes` counts those of the daemon likewise. `waits_for` is the peer without which a queued job
-    cannot go on. `has_secret` says that it came with secrets, which may be gone by now.
+    `fault_phase`; `crashes_in_phase` counts crashes of the daemon likewise, `crashes` all of them. `waits_for` is the
+    peer without which a queued job cannot go on. `has_secret` says that it came with secrets, which may be gone by now.
     """
 
     id: JobId
@@ -105,6 +105,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
     attempt: int
     crashes: int
+    crashes_in_phase: int = 0
     faults: int = 0
     faults_since_ms: int | None = None
     fault_phase: str | None = None

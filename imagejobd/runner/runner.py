@@ -79,8 +79,8 @@ class Runner:
         kind = self._kinds.get(job.kind)
         if kind is not None and kind.uses_engine and self._gate.waiting is not None:
             return self._gate.waiting
-        if job.crashes >= self._limits.crashes_max:
-            return f"waiting to run alone, because the daemon died {job.crashes} times while it was running"
+        if job.crashes_in_phase >= self._limits.crashes_max:
+            return f"waiting to run alone, because the daemon died {job.crashes_in_phase} times while it was running"
         return None
 
     async def run(self) -> None:

@@ -1,6 +1,9 @@
 """How much the runner does at once, how often it tries, and how long it keeps things."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from imagejobd.model.bounds import MIB, Bytes, Count, Days, Seconds
 from imagejobd.store.protocol import CRASHES_MAX
@@ -27,8 +30,9 @@ class PerTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: bounds on the queue and on what runs.
 
-    `retry_for_s`: how long after the first of several temporary faults a job is tried again. `crashes_max`: after so
-        many crashes of the daemon a job runs alone, and after so many of it alone it is quarantined.
+    `retry_for_s`: how long after the first of several temporary faults a job is tried again; 0 is not at all.
+    `crashes_max`: after so many crashes of the daemon a job runs alone, and after so many while it was alone it is
+        quarantined.
     """
 
     queue_max: Count = 10_000
@@ -40,7 +44,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     per_tenant: PerTenant = PerTenant()
     retry_first_s: Seconds = 5.0
     retry_max_s: Seconds = 300.0
-    retry_for_s: Seconds = 24 * 3600.0
+    retry_for_s: Annotated[float, Meta(ge=0)] = 24 * 3600.0
     crashes_max: Count = CRASHES_MAX
     job_timeout_s: Seconds = 24 * 3600.0
     queue_timeout_s: Seconds = 24 * 3600.0

@@ -31,6 +31,7 @@ def job(row: Row) -> Job:
         error=_error(row),
         attempt=row["attempt"],
         crashes=row["crashes"],
+        crashes_in_phase=row["crashes_in_phase"],
         faults=row["faults"],
         faults_since_ms=row["faults_since_ms"],
         fault_phase=row["fault_phase"],

@@ -24,7 +24,7 @@ class Owned(NamedTuple):
 @pytest.fixture(scope="module")
 def guarded(engine: PrivateEngine) -> Iterator[DispatchBox]:
     """A box of which these tests may count the jobs."""
-    with dispatch_box(engine, limits={"retry_for_s": 0.001}) as made:
+    with dispatch_box(engine, limits={"retry_for_s": 0.0}) as made:
         yield made
         made.check_healthy()
 

@@ -167,7 +167,7 @@ def test_own_authority_is_verified(origin: Registry, path: str) -> None:
     image = put_image(origin, path, "1")
     with Registry(use_tls=True) as registry:
         wanted = target(registry, verify_tls=True)
-        with station(limits={"retry_for_s": 0.001}) as box:
+        with station(limits={"retry_for_s": 0.0}) as box:
             job = box.failed(box.submit(source(origin, path), [wanted]))
             assert "certificate" in str(job["error"]) + str(job["result"])
         with station(registry={registry.host: {"ca_file": str(registry.ca_file)}}) as box:

@@ -133,7 +133,7 @@ def place(
         "denying": ["*", "!docker.io/hostile/forbidden*", f"!{host}/evil/*", f"!localhost:{registry.port}/evil/*"],
     }
     tables: Fields = {"policy": {"images": images[policy], "add_urls": []}} if policy in images else {}
-    limits = {"retry_for_s": 0.001, "build": 4, "per_tenant_running": 4}
+    limits = {"retry_for_s": 0.0, "build": 4, "per_tenant_running": 4}
     with ExitStack() as stack:
         box = stack.enter_context(dispatch_box(engine, builder=builder, limits=limits, **tables))
         stack.callback(box.check_healthy)

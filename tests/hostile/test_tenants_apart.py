@@ -31,7 +31,7 @@ from imagejobd.model.reserved import held_repository
 LOGIN = {"username": USERNAME, "password": PASSWORD}
 STAND_S = 30.0
 DENIED = b'{"errors": [{"code": "DENIED", "message": "not to you"}]}'
-LIMITS = {"retry_for_s": 0.001, "build": 32, "per_tenant_running": 32}
+LIMITS = {"retry_for_s": 0.0, "build": 32, "per_tenant_running": 32}
 PERF = "CMD echo '{\"perf\": 1}' > /data/perf.json"
 
 

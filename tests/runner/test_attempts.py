@@ -154,7 +154,7 @@ async def test_the_engines_absence_does_not_count(bench: Bench) -> None:
         async with work.phase("building", timeout_s=0.1):
             await asyncio.sleep(60)
     assert 2.0 <= loop.time() - start_s < 30.0
-    await work.close()
+    await work.end_log("")
     assert (await bench.job(made.uuid)).phase == "building"
 
 

@@ -58,7 +58,7 @@ async def test_an_attempt_that_the_engine_cut_is_no_attempt(bench: Bench) -> Non
             raise AWAY
         return {}
 
-    limits = msgspec.structs.replace(QUICK, retry_for_s=0.001)
+    limits = msgspec.structs.replace(QUICK, retry_for_s=0.0)
     async with bench.running(ScriptedKind(behaviour, uses_engine=True), limits=limits):
         job = await bench.ended((await bench.enqueue()).uuid)
     assert (job.state, job.attempt, job.faults, cuts) == (State.SUCCEEDED, 1, 0, 3)

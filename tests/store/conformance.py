@@ -438,7 +438,8 @@ class StoreConformance:
         assert await store.enter_phase(alone, "building") == 0
         assert await store.claim("w", room, lease_until_ms=1) == []
         await store.enter_phase(alone, "pushing")
-        assert (await job_of(store, first.uuid)).crashes == 0
+        job = await job_of(store, first.uuid)
+        assert (job.crashes, job.crashes_in_phase) == (3, 0)
         assert await store.claim("w", room, lease_until_ms=1) == []
         await store.finish(alone, Ending(State.SUCCEEDED))
         (alone,) = await store.claim("w", room, lease_until_ms=1)

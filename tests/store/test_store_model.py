@@ -47,6 +47,7 @@ class Expected(msgspec.Struct):
     state: State = State.QUEUED
     attempt: int = 0
     crashes: int = 0
+    crashes_in_phase: int = 0
     crashes_alone: int = 0
     crash_phase: str | None = None
     phase: str | None = None
@@ -60,13 +61,13 @@ class Expected(msgspec.Struct):
 
     @property
     def is_suspect(self) -> bool:
-        return self.crashes >= CRASHES_MAX
+        return self.crashes_in_phase >= CRASHES_MAX
 
     def enter(self, phase: str) -> None:
         if self.phase is not None and self.phase == (self.fault_phase or self.phase):
             self.faults = 0
         if self.phase is not None and self.phase == (self.crash_phase or self.phase):
-            self.crashes = self.crashes_alone = 0
+            self.crashes_in_phase = self.crashes_alone = 0
         self.phase = phase
 
     def fail(self) -> None:
@@ -75,6 +76,7 @@ class Expected(msgspec.Struct):
 
     def crash(self, *, alone: bool) -> None:
         self.crashes += 1
+        self.crashes_in_phase += 1
         self.crashes_alone = self.crashes_alone + 1 if alone else 0
         self.crash_phase = self.phase
 
@@ -320,13 +322,16 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "path"):
             return
         db = sqlite3.connect(self.path)
-        columns = "uuid, state, attempt, crashes, crashes_alone, faults, delayed, finished_ms, claim_token"
+        columns = (
+            "uuid, state, attempt, crashes, crashes_in_phase, crashes_alone, faults, delayed, finished_ms, claim_token"
+        )
         rows = db.execute(f"select {columns} from job").fetchall()
         assert {row[0]: row[1:] for row in rows} == {
             uuid: (
                 job.state,
                 job.attempt,
                 job.crashes,
+                job.crashes_in_phase,
                 job.crashes_alone,
                 job.faults,
                 job.delayed and job.state is State.QUEUED,

@@ -6,14 +6,15 @@ alter table job add column faults_since_ms integer; -- when the first of them ha
 alter table job add column fault_phase text; -- where the last of them happened
 alter table job add column waits_for text; -- the peer without which a delayed job cannot go on
 alter table job add column crash_phase text; -- where the job was in its last crash
-alter table job add column crashes_alone integer not null default 0; -- of `crashes`, the last ones with nothing beside it
+alter table job add column crashes_in_phase integer not null default 0; -- of `crashes`, those since it got any further
+alter table job add column crashes_alone integer not null default 0; -- of these, the last ones with nothing beside it
 alter table job add column drained integer not null default 0; -- 1: running while its worker was told to stop
 alter table job add column has_secret integer not null default 0; -- 1: it came with secrets, which its end may have deleted
 alter table job add column retry_of text; -- the UUID of the job that this one repeats
 alter table job_blob add column size_bytes integer not null default 0;
 
 create index job_waiting on job (waits_for, moved_ms) where waits_for is not null;
-create index job_crashed on job (id) where state = 'queued' and crashes > 0;
+create index job_crashed on job (id) where state = 'queued' and crashes_in_phase > 0;
 
 -- What is kept for each tenant: payloads and contexts that its jobs refer to.
 create table tenant_storage (
@@ -44,22 +45,6 @@ create trigger job_moved after update of move on job begin
         'faults', iif(new.move = 'retry' and new.faults > 1, new.faults, null),
         'error', json(iif(new.move in ('fail', 'cancel', 'retry') and new.error_code is not null,
                           json_object('code', new.error_code, 'message', new.error_message), null)))));
-end;
-
-drop trigger job_phased;
-create trigger job_phased after update of phase on job when old.phase is not null or new.phase is not null begin
-    -- A crash (crashes has grown) did not end the phase it cut: nobody knows when that was.
-    update job_phase set finished_ms = new.phase_ms
-        where old.phase is not null and new.crashes <= old.crashes
-            and id = (select max(id) from job_phase where job_id = new.id);
-    insert into event (job_id, at_ms, type, data)
-        select new.id, new.phase_ms, 'leave_phase', json_object('phase', old.phase, 'attempt', old.attempt)
-        where old.phase is not null and new.crashes <= old.crashes;
-    insert into job_phase (job_id, attempt, name, started_ms)
-        select new.id, new.attempt, new.phase, new.phase_ms where new.phase is not null;
-    insert into event (job_id, at_ms, type, data)
-        select new.id, new.phase_ms, 'enter_phase', json_object('phase', new.phase, 'attempt', new.attempt)
-        where new.phase is not null;
 end;
 
 drop trigger job_ended;

@@ -4,13 +4,13 @@ update job set delayed = 0, waits_for = null where delayed = 1 and not_before_ms
 
 -- name: is_alone
 -- Whether a job is running that has to be alone.
-select exists (select 1 from job where state = 'running' and crashes >= :crashes_max) as is_alone;
+select exists (select 1 from job where state = 'running' and crashes_in_phase >= :crashes_max) as is_alone;
 
 -- name: suspects
 -- The ready job that has to run alone and comes first, and whether anything runs now.
 select id, (select exists (select 1 from job where state = 'running')) as is_busy
 from job indexed by job_crashed
-where state = 'queued' and crashes > 0 and crashes >= :crashes_max and delayed = 0
+where state = 'queued' and crashes_in_phase > 0 and crashes_in_phase >= :crashes_max and delayed = 0
     and kind in (select value from json_each(:kinds))
 order by id limit 1;
 

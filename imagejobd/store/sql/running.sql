@@ -12,6 +12,7 @@ update job set
     phase_ms = :now_ms,
     attempt = attempt - (way.value ->> 'attempts_restored'),
     crashes = crashes + (way.value ->> 'crashes'),
+    crashes_in_phase = crashes_in_phase + (way.value ->> 'crashes'),
     crashes_alone = iif(way.value ->> 'crashes' = 0, crashes_alone, way.value ->> 'crashes_alone'),
     crash_phase = iif(way.value ->> 'crashes' = 0, crash_phase, phase),
     faults = faults + (way.value ->> 'faults'),
@@ -62,7 +63,7 @@ update job set
     phase_ms = :now_ms,
     faults = iif(phase is not null and phase is coalesce(fault_phase, phase), 0, faults),
     faults_since_ms = iif(phase is not null and phase is coalesce(fault_phase, phase), null, faults_since_ms),
-    crashes = iif(phase is not null and phase is coalesce(crash_phase, phase), 0, crashes),
+    crashes_in_phase = iif(phase is not null and phase is coalesce(crash_phase, phase), 0, crashes_in_phase),
     crashes_alone = iif(phase is not null and phase is coalesce(crash_phase, phase), 0, crashes_alone)
 where id = :id and claim_token = :token;
 
