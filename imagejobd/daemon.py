@@ -28,6 +28,7 @@ from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
+from imagejobd.engine.presence import Presence, presence_loop
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.tools import Tools as BuildKindTools
@@ -97,16 +98,21 @@ async def serve(config: Config) -> int:
         state_dir, blobs = _open_state_dir(stack, config)
         vault = Vault.from_environment(state_dir)
         store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
-        engine = await stack.enter_async_context(Engine(config.engine))
+        installation = await store.engine.installation()
+        engine = await stack.enter_async_context(Engine(config.engine, installation))
+        presence = Presence(engine)
+        stack.push_async_callback(presence.withdraw)
         egress, names = Egress(config.egress), Names()
         registry = await stack.enter_async_context(
             RegistryClient(config.registry, egress, names=names, admin_subjects=config.auth.admin_subjects)
         )
-        leases = TagLeases(engine)
+        leases = TagLeases(engine, store.engine.known)
+        bases = Bases(engine, leases, store.engine)
         building = BuildTools(
             engine=engine,
-            bases=Bases(engine, leases),
+            bases=bases,
             leases=leases,
+            known=store.engine.known,
             registry=registry,
             egress=EngineEgress(egress, names),
             blobs=blobs,
@@ -123,11 +129,17 @@ async def serve(config: Config) -> int:
         runner = Runner(store, kinds, config.limits, slots=slots, worker=worker)
         door = Door(store, kinds, config.server, queue_max=config.limits.queue_max)
         authentication = Authentication(config.auth)
-        app = create_app(door, {"engine": engine.ping}, authentication, registries=config.registry)
+        app = create_app(
+            door,
+            {"engine": engine.ping},
+            authentication,
+            registries=config.registry,
+            other_daemons=lambda: presence.others,
+        )
 
         await rescue(store, worker)
         addresses = await open_listeners(stack, config, app, umask=umask)
-        log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host)
+        log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host, installation=installation)
         vigil = Vigil(
             Notifier(),
             store,
@@ -141,7 +153,8 @@ async def serve(config: Config) -> int:
             sweep=sweep_loop(store, kinds.values()),
             expire=expire_loop(store, config.limits.queue_timeout_s),
             prune=prune_loop(store, blobs, config.retention),
-            build_cache=build_cache_loop(engine),
+            build_cache=build_cache_loop(engine, bases),
+            presence=presence_loop(presence),
         )
 
 

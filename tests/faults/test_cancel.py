@@ -53,9 +53,9 @@ def test_cancel_while_waiting_for_another_attempt(engine: PrivateEngine) -> None
         job = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN true"))
         until(lambda: b.job(job)["error"] is not None, timeout_s=20, what="the first attempt to fail")
         assert b.job(job)["state"] == "queued"
-        assert not is_clean(engine)
+        assert not is_clean(b)
         assert b.cancel(job) == 200
-        until(lambda: is_clean(engine), timeout_s=20, what="the sweep")
+        until(lambda: is_clean(b), timeout_s=20, what="the sweep")
         assert b.job(job)["state"] == "cancelled"
         b.check_clean()
 

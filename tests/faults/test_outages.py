@@ -49,7 +49,7 @@ def test_digests_of_two_builds(engine: PrivateEngine, registry: Registry) -> Non
         until(lambda: b.job(job)["error"] is not None, timeout_s=30, what="the first attempt to fail")
         proxy.reset()
         first = registry.digest("outage/two", "1")
-        engine.docker("rmi", f"imagejobd/{job}:1")
+        engine.docker("rmi", b.built(job))
         [ended] = b.succeeded(job)
         assert {registry.digest("outage/two", tag) for tag in "12"} == set(ended["result"]["pushed"].values())
         assert registry.digest("outage/two", "1") == registry.digest("outage/two", "2") != first
@@ -99,9 +99,9 @@ def test_engine_restart_in_mid_build(engine: PrivateEngine, registry: Registry, 
 
 def test_engine_down_at_start(engine: PrivateEngine, registry: Registry, tmp_path: Path) -> None:
     """Without an engine the daemon starts, says so, and takes jobs; with it they run and leftovers are swept."""
-    engine.docker("tag", BUSYBOX, f"imagejobd/{uuid.uuid4()}:1")
     socket = tmp_path / "engine.sock"
     with box(engine, engine_host=f"unix://{socket}", limits={"max_attempts": 50}) as b:
+        engine.docker("tag", BUSYBOX, b.built(str(uuid.uuid4())))
         ready = b.call("GET", "/readyz")
         assert ready.status == 200
         assert "is it running?" in ready.body["engine"]
@@ -111,7 +111,7 @@ def test_engine_down_at_start(engine: PrivateEngine, registry: Registry, tmp_pat
         socket.symlink_to(engine.socket)
         b.succeeded(job)
         assert b.call("GET", "/readyz").body["engine"] == "ok"
-        until(lambda: is_clean(engine), timeout_s=10, what="the sweep")
+        until(lambda: is_clean(b), timeout_s=10, what="the sweep")
         b.check_clean()
 
 
