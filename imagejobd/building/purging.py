@@ -11,6 +11,7 @@ import structlog
 
 from imagejobd.building.tools import BuildTools
 from imagejobd.engine import images
+from imagejobd.engine.classic_remains import remove_remains
 from imagejobd.engine.history import delete_history, list_history
 from imagejobd.model.errors import ClaimLost, Fault
 from imagejobd.model.reference import ImageReference
@@ -37,6 +38,7 @@ async def purge_surely(work: Work, discard: Discard, *, timeout_s: float) -> Non
 async def leftovers(tools: BuildTools) -> set[str]:
     """UUIDs of all jobs of ours that an image in the engine, or a record of a build, still belongs to."""
     await tools.leases.sweep()
+    await remove_remains(tools.engine)
     tags = await images.list_tags(tools.engine, *repository_patterns(tools.engine.installation))
     repositories = {tag.rpartition(":")[0] for tag in tags} | await list_history(tools.engine)
     return await ours(tools, set(filter(None, map(owner_of_repository, repositories))))

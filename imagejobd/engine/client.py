@@ -9,6 +9,7 @@ import asyncio
 import http
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -125,6 +126,8 @@ class Engine:
         self.host = settings.resolved_host()
         if not self.host.startswith(_SCHEMES):
             raise invalid(f"engine host {self.host!r} must start with one of {', '.join(_SCHEMES)}")
+        # What builds have left and nobody could remove yet (`classic_remains.py`), and when the build began.
+        self.remains: dict[tuple[str, str], datetime] = {}
         self._connector: aiohttp.BaseConnector | None = None
         self._docker: Docker | None = None
         self._info: EngineInfo | None = None

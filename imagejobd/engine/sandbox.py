@@ -30,8 +30,8 @@ __all__ = ["DATA_PATH", "Exit", "Output", "Sandbox", "SandboxLimits", "create", 
 log = structlog.get_logger("imagejobd.engine")
 T = TypeVar("T")
 
-# How long leaving early waits for the engine to kill the container; it takes about 50 ms.
-KILL_TIMEOUT_S = 5.0
+# How long leaving early waits for the engine to kill the container; it takes about 50 ms. The rest is for `discard`.
+KILL_TIMEOUT_S = 0.9
 # Between two looks at the disk, and before a kill that failed is tried again.
 WATCH_INTERVAL_S = 1.0
 # What is fetched of an output that was cut: enough to say why it failed. The engine splits lines at 16 KiB.
