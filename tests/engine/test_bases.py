@@ -1,7 +1,8 @@
 """Bases from real registries, held for builds under names of their own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import hashlib
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from imagejobd.engine import images
 from imagejobd.engine.bases import Bases, HeldBases, PullPolicy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.events import Built
+from imagejobd.engine.presence import Presence
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.tag_lease import TagLeases
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.ids import uuid7
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.reserved import NO_INSTALLATION, held_repository
@@ -279,6 +281,51 @@ async def test_a_crash_leaves_no_leased_tag(
     assert await images.inspect(client, BUSYBOX)
     await crashed.__aexit__(None, None, None)
     await images.remove(client, base)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_lease_of_an_earlier_version(
+    client: Engine, engine: PrivateEngine, registry: Registry, is_known: bool
+) -> None:
+    """Its note names no installation: the tag is put back where the image under it was built for a job of ours."""
+    base, uuid = ImageReference.parse(f"{registry.host}/earlier{uuid7()}:v1"), uuid7()
+    for name in (str(base), f"imagejobd/{uuid}:1"):
+        engine.docker("tag", BUSYBOX, name)
+    note = f"imagejobd-tag-{hashlib.sha256(str(base).encode()).hexdigest()[:40]}"
+    labels = {"imagejobd.tag": str(base), "imagejobd.tag-before": "", "imagejobd.tag-image": ""}
+    engine.docker("volume", "create", *(f"--label={name}={value}" for name, value in labels.items()), note)
+
+    async def known(uuids: Collection[str]) -> set[str]:
+        return {uuid}.intersection(uuids) if is_known else set()
+
+    await TagLeases(client, known).sweep()
+    assert (await images.find(client, base) is None) == is_known
+    assert (note in engine.docker("volume", "ls", "--quiet")) != is_known
+    for left in (base, ImageReference.parse(f"imagejobd/{uuid}:1")):
+        await images.remove(client, left)
+    engine.docker("volume", "rm", note, check=False)
+
+
+async def test_two_daemons_lease_a_tag_one_at_a_time(engine: PrivateEngine, registry: Registry) -> None:
+    """The other gives way while the first one works, and moves nothing; the note of one that died holds up nobody."""
+    base = ImageReference.parse(f"{registry.host}/both{uuid7()}:v1")
+    settings = EngineSettings(host=engine.host)
+    async with Engine(settings, "1" * 12) as one, Engine(settings, "2" * 12) as two:
+        presence = Presence(one)
+        await presence.renew()
+        second = TagLeases(two, nobody_known)
+        async with TagLeases(one, nobody_known).lease(base):
+            await images.tag(one, BUSYBOX, base)
+            for entering in (second.turn(base), second.lease(base)):
+                with pytest.raises(Temporary, match="another daemon") as caught:
+                    await entering.__aenter__()
+                assert caught.value.code is ErrorCode.CONFLICT
+            assert await images.find(one, base)
+            await presence.withdraw()
+            async with second.turn(base), second.lease(base):
+                pass
+            assert await images.find(one, base)
+        assert await images.find(one, base) is None
 
 
 async def test_a_tag_that_somebody_else_moved_is_left_alone(
