@@ -81,6 +81,7 @@ class Presence:
         self._engine = engine
         self._clock = clock
         self._others: set[str] = set()
+        self._is_noted = False
 
     @property
     def others(self) -> list[str]:
@@ -91,6 +92,7 @@ class Presence:
         """Note that this daemon works, and look who else does. Raises as `Engine.request` does."""
         now_s = self._clock()
         own = f"{self._prefix}{int(now_s)}"
+        self._is_noted = True
         await make_note(self._engine, own, {})
         volumes = await list_volumes(self._engine, INSTALLATION_LABEL)
         await self._remove_own(volumes, but=own)
@@ -107,6 +109,8 @@ class Presence:
 
     async def withdraw(self) -> None:
         """Take the note away, for a daemon that stops; an engine that does not answer soon keeps it for a while."""
+        if not self._is_noted:
+            return
         try:
             async with asyncio.timeout(WITHDRAW_TIMEOUT_S):
                 await self._remove_own(await list_volumes(self._engine, INSTALLATION_LABEL))
