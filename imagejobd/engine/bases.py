@@ -10,7 +10,6 @@ under its name, as a cache, until it has not been used for long or there is too 
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal
 
@@ -21,6 +20,7 @@ from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.bases import PulledBase, PulledBases
+from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.platform import normalize
 from imagejobd.model.reference import ImageReference
@@ -104,40 +104,36 @@ class Bases:
 
         Raises as `Engine.request` does.
         """
-        settings = self._engine.settings
-        oldest_ms = time.time_ns() // 1_000_000 - int(settings.bases_keep_days * _DAY_MS)
-        sizes: dict[str, int] = {}
+        kept_bytes: dict[str, int] = {}
         for base in await self._records.bases():
-            found = await self._still_ours(base)
-            if found is None:
-                await self._records.forget(base)
+            reference = ImageReference.parse(base.name, default_tag=None)
+            if self._leases.is_taken(reference):
                 continue
-            # Names of one image take its space once.
-            sizes[found.id] = found.size_bytes
-            if base.used_ms < oldest_ms or sum(sizes.values()) > settings.bases_keep_bytes:
-                await self._remove_unused(base)
+            try:
+                async with self._leases.turn(reference):
+                    await self._prune(base, reference, kept_bytes)
+            except Temporary as fault:
+                if fault.code is not ErrorCode.CONFLICT:
+                    raise
+                log.info("cannot remove an unused base yet", name=base.name, error=fault.message)
 
-    async def _still_ours(self, base: PulledBase) -> images.ImageInfo | None:
-        """The image; None where the name has gone, or the operator has moved it and means it."""
-        found = await images.find(self._engine, ImageReference.parse(base.name, default_tag=None))
-        return found if found is not None and found.id == base.image_id else None
-
-    async def _remove_unused(self, base: PulledBase) -> None:
-        reference = ImageReference.parse(base.name, default_tag=None)
-        try:
-            # In turn with the builds that are about to hold it.
-            async with self._leases.turn(reference):
-                found = await self._still_ours(base)
-                if found is None or any(name.startswith(HELD_PREFIX) for name in found.tags or ()):
-                    return
-                await images.remove(self._engine, reference)
-        except Temporary as fault:
-            if fault.code is not ErrorCode.CONFLICT:
-                raise
-            log.info("cannot remove an unused base yet", name=base.name, error=fault.message)
+    async def _prune(self, base: PulledBase, reference: ImageReference, kept_bytes: dict[str, int]) -> None:
+        """Keep or remove one base, of which the caller has the turn. `kept_bytes` are those of the images before it."""
+        found = await images.find(self._engine, reference)
+        if found is None or found.id != base.image_id:
+            # The operator has removed or moved it, and means that.
+            await self._records.forget(base)
             return
-        await self._records.forget(base)
-        log.info("removed an unused base", name=base.name, size_bytes=found.size_bytes)
+        settings = self._engine.settings
+        # Names of one image take its space once.
+        kept_bytes[found.id] = found.size_bytes
+        unused_ms = now_ms() - base.used_ms
+        if unused_ms <= settings.bases_keep_days * _DAY_MS and sum(kept_bytes.values()) <= settings.bases_keep_bytes:
+            return
+        if not any(name.startswith(HELD_PREFIX) for name in found.tags or ()):
+            await images.remove(self._engine, reference)
+            await self._records.forget(base)
+            log.info("removed an unused base", name=base.name, size_bytes=found.size_bytes)
 
     async def _tag_present(
         self, reference: ImageReference, platform: str, name: ImageReference, policy: PullPolicy

@@ -133,6 +133,10 @@ class TagLeases:
             # A cancelled build gives its tags back too.
             await to_its_end(self._end(ending, reference), patience_s=patience_s)
 
+    def is_taken(self, reference: ImageReference) -> bool:
+        """Whether somebody here has the turn, and may have moved the tag."""
+        return self._turns.is_taken(str(reference))
+
     def is_leased(self, repository: str) -> bool:
         """Whether some tag of the repository names another image at the moment, as digests of it may do then."""
         return self._repositories[repository] > 0 or any(

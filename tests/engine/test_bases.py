@@ -411,6 +411,20 @@ async def test_bases_in_use_are_not_removed(
     assert await frugal.records.bases() == []
 
 
+async def test_a_base_whose_tag_is_leased_is_not_forgotten(
+    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+) -> None:
+    """What the tag names meanwhile says nothing about the base: the next pruning removes it."""
+    base = publish(engine, registry)
+    await pulled(frugal, base)
+    async with frugal.leases.turn(base), frugal.leases.lease(base):
+        engine.docker("build", "--tag", str(base), "-", input=f"FROM {BUSYBOX}\nLABEL a={uuid7()}\n".encode())
+        await frugal.bases.prune()
+    assert await is_there(client, base)
+    await frugal.bases.prune()
+    assert not await is_there(client, base)
+
+
 async def test_what_the_operator_has_put_there_is_not_removed(
     client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry, tmp_path: Path
 ) -> None:
