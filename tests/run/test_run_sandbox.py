@@ -95,14 +95,15 @@ def test_settings_that_the_engine_was_given(engine: PrivateEngine) -> None:
     with run_box(engine, kinds={"run": bounds}) as box:
         job = box.launch(dockerfile(script("echo started", "sleep 60", PERF)))
         box.prints(job, "started")
-        name = resource_name(box.daemon.installation, job, 1)
+        installation = box.daemon.installation
+        name = resource_name(installation, job, 1)
         [container] = json.loads(engine.docker("inspect", name))
         [volume] = json.loads(engine.docker("volume", "inspect", name))
         assert box.cancel(job) == 202
         assert box.ended(job)["state"] == "cancelled"
         assert holdings_of(engine, job) == []
     config, host = container["Config"], container["HostConfig"]
-    assert volume["Labels"] == {"imagejobd.job": job, "imagejobd.installation": box.daemon.installation}
+    assert volume["Labels"] == {"imagejobd.job": job, "imagejobd.installation": installation}
     assert volume["Labels"].items() <= config["Labels"].items()
     assert config["NetworkDisabled"]
     assert config["Healthcheck"] == {"Test": ["NONE"]}
