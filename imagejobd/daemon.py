@@ -28,6 +28,7 @@ from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
+from imagejobd.engine.presence import Presence, presence_loop
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.kinds.build.kind import BuildKind
 from imagejobd.kinds.build.tools import Tools as BuildKindTools
@@ -102,7 +103,10 @@ async def serve(config: Config) -> int:
         store = await stack.enter_async_context(
             SqliteStore.open(state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes)
         )
-        engine = await stack.enter_async_context(Engine(config.engine))
+        installation = await store.engine.installation()
+        engine = await stack.enter_async_context(Engine(config.engine, installation))
+        presence = Presence(engine)
+        stack.push_async_callback(presence.withdraw)
         egress, names, circuits = Egress(config.egress), Names(), Circuits()
         registry = await stack.enter_async_context(
             RegistryClient(
@@ -110,11 +114,13 @@ async def serve(config: Config) -> int:
             )
         )
         clock, gate = Clock(), EngineGate(engine.ping)
-        leases = TagLeases(engine)
+        leases = TagLeases(engine, store.engine.known)
+        bases = Bases(engine, leases, store.engine)
         building = BuildTools(
             engine=engine,
-            bases=Bases(engine, leases),
+            bases=bases,
             leases=leases,
+            known=store.engine.known,
             registry=registry,
             egress=EngineEgress(egress, names),
             blobs=blobs,
@@ -133,14 +139,20 @@ async def serve(config: Config) -> int:
         )
         door = Door(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
-        app = create_app(door, {"engine": lambda: gate.waiting or "ok"}, authentication, registries=config.registry)
+        app = create_app(
+            door,
+            {"engine": lambda: gate.waiting or "ok"},
+            authentication,
+            registries=config.registry,
+            other_daemons=lambda: presence.others,
+        )
 
         def downtime_ms(kind: str, since_ms: int) -> int:
             return gate.downtime_ms(since_ms) if kind in kinds and kinds[kind].uses_engine else 0
 
         await rescue(store, worker, crashes_max=config.limits.crashes_max)
         addresses = await open_listeners(stack, config, app, umask=umask)
-        log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host)
+        log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host, installation=installation)
         vigil = Vigil(
             Notifier(),
             store,
@@ -154,7 +166,8 @@ async def serve(config: Config) -> int:
             sweep=sweep_loop(store, kinds.values()),
             expire=expire_loop(store, config.limits.queue_timeout_s, clock, downtime_ms),
             prune=prune_loop(store, blobs, config.retention),
-            build_cache=build_cache_loop(engine),
+            build_cache=build_cache_loop(engine, bases),
+            presence=presence_loop(presence),
         )
 
 

@@ -1,7 +1,7 @@
 """The web application: one middleware that finds out who calls, and turns every failure into the words of the API that
 was spoken to."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 
 import structlog
@@ -35,15 +35,16 @@ def create_app(
     authentication: Authentication,
     *,
     registries: Collection[str] = (),
+    other_daemons: Callable[[], Sequence[str]] = tuple,
 ) -> web.Application:
-    """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
-    aiohttp."""
+    """Wire all routes; `registries` are the hosts of the `[registry]` tables, `other_daemons` the installations beside
+    this one on its engine. Bodies are bounded by the door, not by aiohttp."""
     middleware = _middleware(guard.Guard(door.server.hosts), authentication)
     app = web.Application(middlewares=[middleware], client_max_size=0)
     add_routes(
         app,
         [
-            *health.routes(door, checks),
+            *health.routes(door, checks, other_daemons),
             *dispatch.routes(door),
             *builder.routes(door),
             *run.routes(door),

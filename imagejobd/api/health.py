@@ -1,7 +1,7 @@
 """Liveness and readiness, for load balancers, monitors and people with curl."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 
@@ -15,8 +15,9 @@ PROBE_TIMEOUT_S = 3.0
 Check = Callable[[], str]
 
 
-def routes(door: Door, checks: Mapping[str, Check]) -> list[web.RouteDef]:
-    """`checks` are outside services: reported, but jobs are accepted without them because they can wait."""
+def routes(door: Door, checks: Mapping[str, Check], other_daemons: Callable[[], Sequence[str]]) -> list[web.RouteDef]:
+    """`checks` are outside services: reported, but jobs are accepted without them because they can wait. So are the
+    installations of `other_daemons` that work on the same engine."""
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -28,6 +29,7 @@ def routes(door: Door, checks: Mapping[str, Check]) -> list[web.RouteDef]:
         report = {"ready": ready, "draining": door.is_draining, "store": store, "wal_bytes": await _wal_bytes(door)}
         for name, check in checks.items():
             report[name] = check()
+        report["other_daemons"] = list(other_daemons())
         return json_response(report, 200 if ready else 503)
 
     return [web.get("/healthz", healthz), web.get("/readyz", readyz)]

@@ -60,7 +60,7 @@ async def build_image(
     if kept is not None:
         return kept
     async with work.phase("building", timeout_s=recipe.timeout_s):
-        tag = f"{job_repository(work.job.uuid)}:{work.job.attempt}"
+        tag = f"{job_repository(tools.engine.installation, work.job.uuid)}:{work.job.attempt}"
         with _context_file(tools, context) as path:
             image = BuiltImage(tag, await _build(tools, work, recipe, context.dockerfile, path, tag, access))
         failpoint("after_build")
@@ -167,7 +167,7 @@ async def _hold(
     held = await stack.enter_async_context(
         tools.bases.hold(
             wanted,
-            repository=held_repository(work.job.uuid),
+            repository=held_repository(tools.engine.installation, work.job.uuid),
             policy=recipe.pull,
             credentials=access.credentials_at(base.reference.host for base in bases),
             pulling=access.pull,

@@ -4,18 +4,18 @@ Identical builds share an image id, and an operator may have tagged the same ima
 are taken away. Safe to repeat; what is gone already is fine.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import structlog
 
 from imagejobd.building.tools import BuildTools
 from imagejobd.engine import images
+from imagejobd.engine.classic_remains import remove_remains
 from imagejobd.engine.history import delete_history, list_history
 from imagejobd.model.errors import ClaimLost, Fault
-from imagejobd.model.ids import is_uuid
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import HELD_PREFIX, JOB_PREFIX, held_repository, job_repository
+from imagejobd.model.reserved import Owner, owner_of_repository, repositories_of, repository_patterns
 from imagejobd.model.work import Work
 
 Discard = Callable[[str, Mapping[str, Any]], Awaitable[None]]
@@ -36,17 +36,25 @@ async def purge_surely(work: Work, discard: Discard, *, timeout_s: float) -> Non
 
 
 async def leftovers(tools: BuildTools) -> set[str]:
-    """UUIDs of all jobs that an image in the engine, or a record of a build, still belongs to."""
+    """UUIDs of all jobs of ours that an image in the engine, or a record of a build, still belongs to."""
     await tools.leases.sweep()
-    tags = await images.list_tags(tools.engine, f"{JOB_PREFIX}*", f"{HELD_PREFIX}*")
-    names = [*tags, *await list_history(tools.engine)]
-    named = {name.removeprefix(HELD_PREFIX).removeprefix(JOB_PREFIX).partition(":")[0] for name in names}
-    return {uuid for uuid in named if is_uuid(uuid)}
+    await remove_remains(tools.engine)
+    tags = await images.list_tags(tools.engine, *repository_patterns(tools.engine.installation))
+    repositories = {tag.rpartition(":")[0] for tag in tags} | await list_history(tools.engine)
+    return await ours(tools, set(filter(None, map(owner_of_repository, repositories))))
+
+
+async def ours(tools: BuildTools, owners: Collection[Owner]) -> set[str]:
+    """The jobs among `owners` that are this installation's; where a name does not tell, those that the store knows."""
+    own = {owner.uuid for owner in owners if owner.installation == tools.engine.installation}
+    unmarked = {owner.uuid for owner in owners if not owner.installation} - own
+    return own | (await tools.known(unmarked) if unmarked else set())
 
 
 async def purge(tools: BuildTools, uuid: str) -> None:
     """Remove everything of a job from the engine: the names of its image, those of bases that a crash has left held,
     and what was said as it was built."""
-    for tag in await images.list_tags(tools.engine, job_repository(uuid), held_repository(uuid)):
+    repositories = repositories_of(tools.engine.installation, uuid)
+    for tag in await images.list_tags(tools.engine, *repositories):
         await images.remove(tools.engine, ImageReference.parse(tag))
-    await delete_history(tools.engine, job_repository(uuid))
+    await delete_history(tools.engine, *repositories)

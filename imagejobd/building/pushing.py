@@ -46,11 +46,17 @@ async def push_image(
 async def _push_leased(
     tools: BuildTools, work: Work, image: BuiltImage, reference: ImageReference, access: RegistryAccess
 ) -> str:
-    """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image."""
+    """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image.
+
+    What else uses the engine keeps to no turns: a tag that somebody moved meanwhile is `Temporary(conflict)`.
+    """
     async with tools.leases.turn(reference), tools.leases.lease(reference, image_id=image.id):
         await _tag(tools, image, reference)
         failpoint("while_pushing")
-        return await _push(tools, work, reference, access)
+        await tools.leases.check_unmoved(reference, image.id)
+        digest = await _push(tools, work, reference, access)
+        await tools.leases.check_unmoved(reference, image.id)
+        return digest
 
 
 async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) -> None:

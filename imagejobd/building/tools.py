@@ -8,7 +8,7 @@ from imagejobd.building.access import RegistryAccess
 from imagejobd.building.egress import EngineEgress
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.client import Engine
-from imagejobd.engine.tag_lease import TagLeases
+from imagejobd.engine.tag_lease import Known, TagLeases
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.job import OPERATOR
 from imagejobd.model.secret import Credentials
@@ -27,6 +27,8 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     blobs: BlobStore
     policy: Policy
     leases: TagLeases
+    # Which of some UUIDs are jobs of this daemon's.
+    known: Known
     # Who shares steps and cache mounts with a tenant, as a name; "" is everybody.
     cache_scope: Callable[[str], str]
 

@@ -4,7 +4,7 @@ BuildKit cannot authenticate on its own here, so every base is in the engine bef
 names is decided once, in turn with whoever else moves that tag; from then on the build has it under a name that no
 other job can know, and whatever becomes of the tag is no longer its concern. What a login brought in never stands
 under its own name for others: the tag is leased for the pull and then given back. What was pulled anonymously stays
-under its name, as a cache.
+under its name, as a cache, until it has not been used for long or there is too much of it.
 """
 
 import asyncio
@@ -19,11 +19,14 @@ import structlog
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
+from imagejobd.model.bases import PulledBase, PulledBases
+from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.platform import normalize
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import refuse_reserved
+from imagejobd.model.reserved import HELD_PREFIX, refuse_reserved
 from imagejobd.model.secret import Credentials
+from imagejobd.model.together import to_its_end
 
 PullPolicy = Literal["missing", "always", "never"]
 
@@ -34,6 +37,9 @@ Wanted = tuple[ImageReference, str]
 Pulling = Callable[[ImageReference], contextlib.AbstractAsyncContextManager[None]]
 
 _NONCE_BYTES = 16
+# How long a build that is cancelled waits for its bases to be given up; then they go with the job's other names.
+GIVE_UP_TIMEOUT_S = 0.3
+_DAY_MS = 24 * 3600 * 1000
 
 log = structlog.get_logger("imagejobd.engine")
 
@@ -46,11 +52,12 @@ class HeldBases(msgspec.Struct, frozen=True):
 
 
 class Bases:
-    """Holds the bases of builds. One per engine; `leases` are shared with whoever pushes."""
+    """Holds the bases of builds. One per engine; `leases` are shared with whoever pushes, and `records` outlast it."""
 
-    def __init__(self, engine: Engine, leases: TagLeases) -> None:
+    def __init__(self, engine: Engine, leases: TagLeases, records: PulledBases) -> None:
         self._engine = engine
         self._leases = leases
+        self._records = records
 
     @contextlib.asynccontextmanager
     async def hold(
@@ -70,6 +77,7 @@ class Bases:
         """
         nonce = secrets.token_hex(_NONCE_BYTES)
         held = HeldBases([], [])
+        patience_s: float | None = None
         try:
             for number, (reference, platform) in enumerate(wanted):
                 refuse_reserved("base image", reference)
@@ -83,9 +91,49 @@ class Bases:
                         await self._tag_pulled(_pinned(reference), platform, name, login)
                 held.pulled.append(reference)
             yield held
+        except (asyncio.CancelledError, GeneratorExit):
+            patience_s = GIVE_UP_TIMEOUT_S
+            raise
         finally:
             # A cancelled build gives up its bases too.
-            await asyncio.shield(self._give_up(held.names))
+            await to_its_end(self._give_up(held.names), patience_s=patience_s)
+
+    async def prune(self) -> None:
+        """Remove the public bases that this daemon has pulled and nobody has used for `bases_keep_days`, and the least
+        recently used ones beyond `bases_keep_bytes`, each by its name. What is in use stays until later.
+
+        Raises as `Engine.request` does.
+        """
+        kept_bytes: dict[str, int] = {}
+        for base in await self._records.bases():
+            reference = ImageReference.parse(base.name, default_tag=None)
+            if self._leases.is_taken(reference):
+                continue
+            try:
+                async with self._leases.turn(reference):
+                    await self._prune(base, reference, kept_bytes)
+            except Temporary as fault:
+                if fault.code is not ErrorCode.CONFLICT:
+                    raise
+                log.info("cannot remove an unused base yet", name=base.name, error=fault.message)
+
+    async def _prune(self, base: PulledBase, reference: ImageReference, kept_bytes: dict[str, int]) -> None:
+        """Keep or remove one base, of which the caller has the turn. `kept_bytes` are those of the images before it."""
+        found = await images.find(self._engine, reference)
+        if found is None or found.id != base.image_id:
+            # The operator has removed or moved it, and means that.
+            await self._records.forget(base)
+            return
+        settings = self._engine.settings
+        # Names of one image take its space once.
+        kept_bytes[found.id] = found.size_bytes
+        unused_ms = now_ms() - base.used_ms
+        if unused_ms <= settings.bases_keep_days * _DAY_MS and sum(kept_bytes.values()) <= settings.bases_keep_bytes:
+            return
+        if not any(name.startswith(HELD_PREFIX) for name in found.tags or ()):
+            await images.remove(self._engine, reference)
+            await self._records.forget(base)
+            log.info("removed an unused base", name=base.name, size_bytes=found.size_bytes)
 
     async def _tag_present(
         self, reference: ImageReference, platform: str, name: ImageReference, policy: PullPolicy
@@ -93,7 +141,8 @@ class Bases:
         """Put `name` on the base as everybody may have it; False where it has to be pulled."""
         found = None if policy == "always" else await self._present(reference, platform)
         if found is not None:
-            await images.tag(self._engine, found.id, name)
+            await self._tag(found, reference, name)
+            await self._records.used(str(reference))
         elif policy == "never":
             shown = f"{reference} ({platform})" if platform else str(reference)
             raise Permanent(ErrorCode.NOT_FOUND, f"base image {shown} is not in the engine, and pulling is off")
@@ -103,15 +152,31 @@ class Bases:
         self, reference: ImageReference, platform: str, name: ImageReference, login: Credentials | None
     ) -> None:
         """Pull the base and put `name` on it. Only what came without a login keeps its own name."""
-        if login is None:
-            await self._pull(reference, platform, name, None)
-        else:
+        if login is not None:
             async with self._leases.lease(reference):
                 await self._pull(reference, platform, name, login)
+            return
+        before = await images.find(self._engine, reference)
+        pulled = await self._pull(reference, platform, name, None)
+        if before is None or await self._is_recorded(reference, before):
+            await self._record(reference, before, pulled)
+
+    async def _is_recorded(self, reference: ImageReference, found: images.ImageInfo) -> bool:
+        return any((base.name, base.image_id) == (str(reference), found.id) for base in await self._records.bases())
+
+    async def _record(
+        self, reference: ImageReference, before: images.ImageInfo | None, pulled: images.ImageInfo
+    ) -> None:
+        """Remember what was pulled, and what its tag named `before`, which has but its digest for a name now."""
+        await self._records.pulled(str(reference), pulled.id)
+        if before is not None and before.id != pulled.id:
+            for digest in before.digests or ():
+                if digest.startswith(f"{reference.repository}@"):
+                    await self._records.pulled(digest, before.id)
 
     async def _pull(
         self, reference: ImageReference, platform: str, name: ImageReference, login: Credentials | None
-    ) -> None:
+    ) -> images.ImageInfo:
         transfers = images.pull(self._engine, reference, login, platform=platform)
         async with contextlib.aclosing(transfers):
             async for _ in transfers:
@@ -119,7 +184,13 @@ class Bases:
         pulled = await images.find(self._engine, reference)
         if pulled is None:
             raise Temporary(ErrorCode.CONFLICT, f"base image {reference} was removed from the engine meanwhile")
-        await images.tag(self._engine, pulled.id, name)
+        await self._tag(pulled, reference, name)
+        return pulled
+
+    async def _tag(self, found: images.ImageInfo, reference: ImageReference, name: ImageReference) -> None:
+        """Put `name` on the image, which `reference` then still has to mean: another daemon may have moved it."""
+        await images.tag(self._engine, found.id, name)
+        await self._leases.check_unmoved(reference, found.id)
 
     async def _present(self, reference: ImageReference, platform: str) -> images.ImageInfo | None:
         """The base as everybody may have it. While a tag of its repository is leased a digest of it proves nothing."""

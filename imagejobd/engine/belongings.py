@@ -1,19 +1,16 @@
-"""The containers and volumes of a job: how they are called, which there are, and how they go.
+"""The containers and volumes of a job: how they are marked, which there are, and how they go.
 
-Name and label must agree before one is taken for ours. The label alone proves nothing: an image hands its labels on to
-the containers that strangers make of it. Images have a name only; `building` looks after them.
+Name and labels must agree before one is taken for a job's. A label alone proves nothing: an image hands its labels on
+to the containers that strangers make of it. Images have a name only; `building` looks after them.
 """
-
-import re
 
 import msgspec
 
 from imagejobd.engine.client import Engine
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.reserved import INSTALLATION_LABEL, Owner, owner_of_resource
 
 LABEL = "imagejobd.job"
-
-_NAME = re.compile(r"/?imagejobd-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-\d+(?:-[a-z]+[0-9]*)?")
 
 
 class _Container(msgspec.Struct, frozen=True):
@@ -31,29 +28,31 @@ class _Volumes(msgspec.Struct, frozen=True):
     volumes: list[_Volume] | None = msgspec.field(name="Volumes", default=None)
 
 
-def name_of(uuid: str, attempt: int, role: str = "") -> str:
-    """What an attempt's container and volume are called; `role` tells apart others that it needs beside them."""
-    return f"imagejobd-{uuid}-{attempt}{f'-{role}' if role else ''}"
+def labels_of(engine: Engine, uuid: str) -> dict[str, str]:
+    """The labels of all that is made for a job."""
+    return {LABEL: uuid, INSTALLATION_LABEL: engine.installation}
 
 
-async def leftovers(engine: Engine) -> set[str]:
-    """UUIDs of all jobs that a container or a volume still belongs to."""
-    owners = [owner for _, owner in await _containers(engine, LABEL)]
-    return {*owners, *(owner for _, owner in await _volumes(engine, LABEL))}
+async def leftovers(engine: Engine) -> set[Owner]:
+    """The owners of all containers and volumes of jobs, those of other installations too."""
+    return {owner for _, owner in [*await _containers(engine, LABEL), *await _volumes(engine, LABEL)]}
 
 
 async def discard(engine: Engine, uuid: str) -> None:
-    """Kill and remove every container of a job, then its volumes. Safe to repeat; what is gone is no error.
+    """Kill and remove every container of a job of ours, then its volumes. Safe to repeat; what is gone is no error.
 
     Raises `Temporary(engine_unavailable)`, and `Temporary(conflict)` for a volume that another container uses.
     """
-    for container, _ in await _containers(engine, f"{LABEL}={uuid}"):
-        await remove(engine, container)
-    for volume, _ in await _volumes(engine, f"{LABEL}={uuid}"):
-        await _absent_is_fine(engine, "DELETE", f"volumes/{volume}")
+    ours = ("", engine.installation)
+    for container, owner in await _containers(engine, f"{LABEL}={uuid}"):
+        if owner.installation in ours:
+            await remove(engine, container)
+    for volume, owner in await _volumes(engine, f"{LABEL}={uuid}"):
+        if owner.installation in ours:
+            await _absent_is_fine(engine, "DELETE", f"volumes/{volume}")
 
 
-async def _containers(engine: Engine, label: str) -> list[tuple[str, str]]:
+async def _containers(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Id and owner of each; those that run no longer too."""
     params = [("all", "1"), ("filters", _filters(label))]
     listed = await engine.request_json("GET", "containers/json", list[_Container], params=params)
@@ -61,18 +60,17 @@ async def _containers(engine: Engine, label: str) -> list[tuple[str, str]]:
     return [(container, owner) for container, owner in owned if owner]
 
 
-async def _volumes(engine: Engine, label: str) -> list[tuple[str, str]]:
+async def _volumes(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Name and owner of each."""
     listed = await engine.request_json("GET", "volumes", _Volumes, params=[("filters", _filters(label))])
     owned = [(found.name, _owner([found.name], found.labels or {})) for found in listed.volumes or ()]
     return [(volume, owner) for volume, owner in owned if owner]
 
 
-def _owner(names: list[str], labels: dict[str, str]) -> str:
-    """The job that name and label agree on; empty where they do not."""
-    matches = [_NAME.fullmatch(name) for name in names]
-    owners = {match[1] for match in matches if match}
-    return labels[LABEL] if labels.get(LABEL) in owners else ""
+def _owner(names: list[str], labels: dict[str, str]) -> Owner | None:
+    """Whom name and labels agree on; None where they do not."""
+    labelled = Owner(labels.get(INSTALLATION_LABEL, ""), labels.get(LABEL, ""))
+    return labelled if labelled in {owner_of_resource(name.removeprefix("/")) for name in names} else None
 
 
 async def remove(engine: Engine, container: str) -> None:

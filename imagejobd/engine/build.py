@@ -19,8 +19,8 @@ from imagejobd.engine.buildkit import BuildkitProgress
 from imagejobd.engine.cache import dockerfiles_in_use
 from imagejobd.engine.classic import ClassicProgress
 from imagejobd.engine.classic_body import DOCKERFILE, classic_body
+from imagejobd.engine.classic_remains import note_remains, remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.containers import remove_container
 from imagejobd.engine.events import BuildEvent, Built
 from imagejobd.engine.held_names import HeldNames
 from imagejobd.engine.history import IMAGES_ARG
@@ -28,12 +28,15 @@ from imagejobd.engine.messages import messages
 from imagejobd.engine.session import Entry, Folder, session
 from imagejobd.engine.settings import Builder, Network
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.together import to_its_end
 
 # Between two blocks, and between two looks at whether it is over, of a build that tells nothing any more.
 STUCK_PAUSE_S = 0.1
 STUCK_LOOK_S = 2.0
-# How long the end of a cancelled build waits for the engine's word; the closed connection stops it anyway.
-CANCEL_TIMEOUT_S = 1.5
+# How long the end of a cancelled build waits for the engine; the closed connection stops it anyway.
+CANCEL_TIMEOUT_S = 0.7
+# Between two tries to remove what the engine, which is just ending the build, still uses.
+REMOVE_RETRY_S = 0.05
 
 _CACHE_NAMESPACE_ARG = "BUILDKIT_CACHE_MOUNT_NS"
 
@@ -109,8 +112,12 @@ async def _run(
                         raise progress.lost()
     except (asyncio.CancelledError, GeneratorExit):
         # The response is closed by now; a second cancellation must not cut short what makes sure of it.
-        await asyncio.shield(_stop(engine, request, progress, began))
+        await to_its_end(_stop(engine, request, progress, began), patience_s=CANCEL_TIMEOUT_S)
         raise
+    except Fault:
+        await _tidy(engine, progress, began)
+        raise
+    await _tidy(engine, progress, began)
 
 
 @contextlib.asynccontextmanager
@@ -183,12 +190,25 @@ async def _stop(
     BuildKit takes up to 2 s to notice a closed connection and 0.3 s to obey. The classic builder kills its container as
     it notices, but one that is just being started survives that kill (20.10) and would run on: it is removed here.
     """
-    with contextlib.suppress(Fault, TimeoutError):
-        async with asyncio.timeout(CANCEL_TIMEOUT_S):
-            if request.builder == "buildkit":
-                await engine.request("POST", "build/cancel", params=[("id", request.build_id)])
-            elif container := progress.container:
-                await remove_container(engine, container, created_after=began)
+    with contextlib.suppress(Fault):
+        if isinstance(progress, BuildkitProgress):
+            await engine.request("POST", "build/cancel", params=[("id", request.build_id)])
+            return
+        remains = note_remains(engine, progress, began=began, is_built=False)
+        while True:
+            await remove_remains(engine)
+            if engine.remains.keys().isdisjoint(remains):
+                return
+            await asyncio.sleep(REMOVE_RETRY_S)
+
+
+async def _tidy(engine: Engine, progress: BuildkitProgress | ClassicProgress, began: datetime) -> None:
+    """Remove what a build that has ended by itself has left; of an engine that went away the sweep does."""
+    if isinstance(progress, ClassicProgress):
+        note_remains(engine, progress, began=began, is_built=bool(progress.image_id))
+        if engine.info is not None:
+            with contextlib.suppress(Fault):
+                await remove_remains(engine)
 
 
 async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, str] | None) -> Fault:

@@ -16,6 +16,7 @@ from imagejobd.engine.tail import Tail
 _STEP = re.compile(r"Step (\d{1,6})/(\d{1,6}) : (.*)", re.DOTALL)
 _CHATTER = re.compile(r" ---> .*\n|Removing intermediate container [0-9a-f]{12}\n|Successfully (?:built|tagged) \S+\n")
 _RUNNING = re.compile(r" ---> Running in ([0-9a-f]{12})\n")
+_IMAGE = re.compile(r" ---> ([0-9a-f]{12})\n")
 _CACHED = " ---> Using cache\n"
 # The engine wraps each piece of a RUN's stderr in red.
 _RED, _PLAIN = "\x1b[91m", "\x1b[0m"
@@ -23,13 +24,15 @@ _CHATTER_STARTS = (" ---> ", "Removing", "Successfully")
 
 
 class ClassicProgress:
-    """Reads the messages of one build. `container` is the short id of the one that the current step runs in.
+    """Reads the messages of one build. `container` is the short id of the one that the current step runs in, `stages`
+    are those of the newest image of each stage, the base at first.
 
     The engine gives no times: `clock` (seconds, monotonic) is read as a step's lines arrive.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.container = ""
+        self.stages: list[str] = []
         self._image_id = ""
         self._clock = clock
         self._number = 0
@@ -85,6 +88,8 @@ class ClassicProgress:
             # The builder names the container before it starts it: what looks the same later is a program's output.
             if not self.container and (running := _RUNNING.fullmatch(text)):
                 self.container = running[1]
+            elif self.stages and (image := _IMAGE.fullmatch(text)):
+                self.stages[-1] = image[1]
             yield from self._print(text)
 
     def _print(self, text: str) -> Iterator[BuildEvent]:
@@ -108,6 +113,8 @@ class ClassicProgress:
         self._number, self._total, self._name = int(match[1]), int(match[2]), match[3]
         self._began, self._image_id, self._tail = self._clock(), "", Tail()
         self.container = ""
+        if self._name.upper().startswith("FROM "):
+            self.stages.append("")
         self._is_open, self._is_cached, self._ends_header = True, False, True
         return Step(self._number, self._shown_name, "started")
 

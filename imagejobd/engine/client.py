@@ -9,6 +9,7 @@ import asyncio
 import http
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -19,6 +20,7 @@ from yarl import URL
 from imagejobd.engine import faults
 from imagejobd.engine.settings import Builder, EngineSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
+from imagejobd.model.reserved import NO_INSTALLATION
 
 Params = Sequence[tuple[str, str]]
 T = TypeVar("T")
@@ -114,12 +116,18 @@ class _Version(msgspec.Struct, frozen=True):
 class Engine:
     """One Docker Engine. Connects on first use, and again after the engine was restarted or upgraded."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        """Raises `Permanent(invalid)` for a host that is no address of an engine."""
+    def __init__(self, settings: EngineSettings, installation: str = NO_INSTALLATION) -> None:
+        """`installation` marks all that is made over this connection (`model/reserved.py`).
+
+        Raises `Permanent(invalid)` for a host that is no address of an engine.
+        """
         self.settings = settings
+        self.installation = installation
         self.host = settings.resolved_host()
         if not self.host.startswith(_SCHEMES):
             raise invalid(f"engine host {self.host!r} must start with one of {', '.join(_SCHEMES)}")
+        # What builds have left and nobody could remove yet (`classic_remains.py`), and when the build began.
+        self.remains: dict[tuple[str, str], datetime] = {}
         self._connector: aiohttp.BaseConnector | None = None
         self._docker: Docker | None = None
         self._info: EngineInfo | None = None

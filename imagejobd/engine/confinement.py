@@ -1,13 +1,12 @@
 """What an image that nobody trusts may do, as the engine's settings of one container."""
 
 import posixpath
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
-from imagejobd.engine.belongings import LABEL
 from imagejobd.engine.images import ImageConfig
 from imagejobd.model.errors import ErrorCode, Permanent
 
@@ -36,8 +35,12 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str | None = None
 
 
-def confined(image: str, config: ImageConfig, *, uuid: str, volume: str, limits: SandboxLimits) -> dict[str, Any]:
+def confined(
+    image: str, config: ImageConfig, *, labels: Mapping[str, str], volume: str, limits: SandboxLimits
+) -> dict[str, Any]:
     """The body of `POST /containers/create`. User, command, environment and working folder are the image's own.
+
+    The volumes of its VOLUMEs have the same `labels`.
 
     Raises `Permanent(run_failed)` for an image with too many VOLUMEs, or with one inside another.
     """
@@ -45,8 +48,8 @@ def confined(image: str, config: ImageConfig, *, uuid: str, volume: str, limits:
         "Image": image,
         "NetworkDisabled": True,
         "Healthcheck": {"Test": ["NONE"]},
-        "Labels": {LABEL: uuid},
-        "HostConfig": _host_config(config, uuid, volume, limits),
+        "Labels": labels,
+        "HostConfig": _host_config(config, labels, volume, limits),
     }
 
 
@@ -71,7 +74,7 @@ def runs_as_root(config: ImageConfig) -> bool:
     return config.user.partition(":")[0] in _ROOT_NAMES
 
 
-def _host_config(config: ImageConfig, uuid: str, volume: str, limits: SandboxLimits) -> dict[str, Any]:
+def _host_config(config: ImageConfig, labels: Mapping[str, str], volume: str, limits: SandboxLimits) -> dict[str, Any]:
     return {
         "NetworkMode": "none",
         "CapDrop": ["ALL"],
@@ -87,7 +90,7 @@ def _host_config(config: ImageConfig, uuid: str, volume: str, limits: SandboxLim
         "PidsLimit": limits.pids,
         "Ulimits": [_ulimit("nofile", limits.files), _ulimit("fsize", limits.file_max_bytes), _ulimit("core", 0)],
         "Tmpfs": {TMP_PATH: f"{_TMPFS},size={limits.tmp_max_bytes}"},
-        "Mounts": [_mount(volume, DATA_PATH, {"NoCopy": True}), *_declared(config, volume, uuid)],
+        "Mounts": [_mount(volume, DATA_PATH, {"NoCopy": True}), *_declared(config, volume, labels)],
         # With compression on, the local driver refuses a single file.
         "LogConfig": {
             "Type": "local",
@@ -107,7 +110,7 @@ def _mount(volume: str, path: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"Type": "volume", "Source": volume, "Target": path, "VolumeOptions": options}
 
 
-def _declared(config: ImageConfig, volume: str, uuid: str) -> list[dict[str, Any]]:
+def _declared(config: ImageConfig, volume: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """The image's VOLUMEs, which would become anonymous volumes that nobody finds again: as volumes of the job, with
     what the image has there. `/data` and `/tmp` are covered anyway."""
     paths = {posixpath.normpath(f"/{path.lstrip('/')}") for path in config.volumes or ()} - {DATA_PATH, TMP_PATH}
@@ -118,8 +121,8 @@ def _declared(config: ImageConfig, volume: str, uuid: str) -> list[dict[str, Any
             f" {DATA_PATH} and {TMP_PATH}",
         )
     _refuse_nested(paths)
-    labels = {"Labels": {LABEL: uuid}}
-    return [_mount(f"{volume}-volume{number}", path, labels) for number, path in enumerate(sorted(paths), 1)]
+    options = {"Labels": labels}
+    return [_mount(f"{volume}-volume{number}", path, options) for number, path in enumerate(sorted(paths), 1)]
 
 
 def _refuse_nested(paths: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from imagejobd.engine import faults
-from imagejobd.engine.belongings import LABEL, remove
+from imagejobd.engine.belongings import labels_of, remove
 from imagejobd.engine.client import Engine
 from imagejobd.engine.confinement import opened, with_private_ipc
 from imagejobd.model.errors import ErrorCode, Permanent
@@ -55,7 +55,7 @@ async def remove_container(engine: Engine, container: str, *, created_after: dat
 
 async def make_volume(engine: Engine, name: str, uuid: str) -> Path:
     """Returns where it is on the engine's machine."""
-    body = {"Name": name, "Labels": {LABEL: uuid}}
+    body = {"Name": name, "Labels": labels_of(engine, uuid)}
     return Path((await engine.request_json("POST", "volumes/create", _Volume, body=body)).mountpoint)
 
 

@@ -4,6 +4,8 @@ The engine reports most failures as prose, often inside an HTTP 200 stream, and 
 troubles the same status 500. So each kind of call has a `Judge` that reads status and text. Nothing here does I/O.
 """
 
+import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,7 +124,7 @@ def of_build(status: int, message: str) -> Fault:
     if _DELETED_MEANWHILE.search(message):
         return Temporary(ErrorCode.CONFLICT, f"the image was removed from the engine while it was built: {text}")
     is_of_network = _NETWORK.search(message) or (_BROKEN_OFF.search(message) and _ASKED.search(message))
-    if is_of_network and not _DENIED.search(message):
+    if is_of_network and not _DENIED.search(message) and not _BAD_BUILD.search(message):
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"the build could not reach a registry: {text}")
     return Permanent(ErrorCode.BUILD_FAILED, text)
 
@@ -163,9 +165,11 @@ def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
 
 def unavailable(host: str, why: object) -> Temporary:
     """The engine is not there, or left in the middle of an answer."""
+    is_forbidden = why == os.strerror(errno.EACCES)
+    advice = "add the user that runs this service to the group docker" if is_forbidden else "is it running?"
     return Temporary(
         ErrorCode.ENGINE_UNAVAILABLE,
-        f"the Docker Engine at {host} is not available ({why}); is it running?",
+        f"the Docker Engine at {host} is not available ({why}); {advice}",
         peer=ENGINE,
     )
 

@@ -14,12 +14,11 @@ import msgspec
 
 from imagejobd.engine.events import BuildEvent, Step
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.reserved import HELD_PREFIX
+from imagejobd.model.reserved import HELD_PATTERN
 
 _HUB = "docker.io/"
-# What some build holds a base under (`bases.py`). No text that was judged can name one.
-_HELD = rf"{re.escape(HELD_PREFIX)}[0-9a-f-]{{36}}:base-[0-9a-f]{{32}}-[0-9]+"
-_ANY_HELD = re.compile(rf"{_HELD}(?:@sha256:[0-9a-f]{{64}})?")
+# No text that was judged can name what some build holds a base under (`bases.py`).
+_ANY_HELD = re.compile(rf"{HELD_PATTERN}(?:@sha256:[0-9a-f]{{64}})?")
 _OF_ANOTHER_BUILD = "a base of this build"
 # `[internal] load metadata for x`, `[stage 1/2] FROM x@sha256:…`, `FROM x` and `resolve image config for x`, which
 # fetches a frontend. What a user writes stands behind the bracket and the name of an instruction.
@@ -46,7 +45,9 @@ class HeldNames:
         image = next(filter(None, match.groups()))
         name = image.removeprefix("docker-image://").removeprefix(_HUB).partition("@")[0]
         # What it shares it has resolved for this build, by the name here, in a step before.
-        is_shared = match["metadata"] is None and match["frontend"] is None and re.fullmatch(_HELD, name) is not None
+        is_shared = (
+            match["metadata"] is None and match["frontend"] is None and re.fullmatch(HELD_PATTERN, name) is not None
+        )
         if name not in self._names and not is_shared:
             raise Permanent(
                 ErrorCode.POLICY, f"the engine resolves image {image[:200]}, which was not checked for this build"

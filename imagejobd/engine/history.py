@@ -36,7 +36,8 @@ class _Build(msgspec.Struct, frozen=True):
 
 
 async def list_history(engine: Engine) -> set[str]:
-    """The repositories (`imagejobd/<uuid>`) that our ended builds in the history were to name images in.
+    """The repositories (`model/reserved.py`) that ended builds in the history, of all installations, were to name
+    images in.
 
     Raises as `delete_history` does, and is empty where that does nothing.
     """
@@ -49,8 +50,8 @@ async def list_history(engine: Engine) -> set[str]:
     return {repository for build in builds if not build.is_active for repository in build.repositories}
 
 
-async def delete_history(engine: Engine, repository: str) -> int:
-    """Delete the records, with their logs, of our builds that were to name an image in `repository`; returns how many.
+async def delete_history(engine: Engine, *repositories: str) -> int:
+    """Delete the records, with their logs, of builds that were to name an image in one of these; returns how many.
 
     A build that still goes on is waited for a moment. Docker 26 removes a log's file, which nobody can reach any more,
     with the next pruning of the build cache. Does nothing on an engine that has no history, or that keeps it from us.
@@ -60,7 +61,7 @@ async def delete_history(engine: Engine, repository: str) -> int:
     try:
         async with control(engine) as service:
             for _ in range(ENDING_LOOKS):
-                builds = [build for build in await _builds(service) if repository in build.repositories]
+                builds = [build for build in await _builds(service) if not build.repositories.isdisjoint(repositories)]
                 # One that somebody reads goes only when he has done, and is listed until then.
                 for ref in {build.ref for build in builds if not build.is_active} - deleted:
                     await _delete(service, ref)

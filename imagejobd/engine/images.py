@@ -45,6 +45,7 @@ class ImageInfo(msgspec.Struct, frozen=True):
     id: str = msgspec.field(name="Id")
     tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
     digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
+    size_bytes: int = msgspec.field(name="Size", default=0)
     os: str = msgspec.field(name="Os", default="")
     architecture: str = msgspec.field(name="Architecture", default="")
     variant: str = msgspec.field(name="Variant", default="")

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from imagejobd.engine import faults, images
-from imagejobd.engine.belongings import discard, leftovers, name_of
+from imagejobd.engine.belongings import discard, labels_of, leftovers
 from imagejobd.engine.client import Engine, Reply
 from imagejobd.engine.confinement import DATA_PATH, SandboxLimits, confined, runs_as_root
 from imagejobd.engine.container_file import LinkInTheWay, read_file, removed_meanwhile
@@ -23,14 +23,15 @@ from imagejobd.engine.container_output import Demultiplexer, Output, live
 from imagejobd.engine.containers import beside, make_container, make_volume, open_to_all
 from imagejobd.engine.disk import FreeSpace, Probe, free_space, shortage
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.reserved import resource_name
 
 __all__ = ["DATA_PATH", "Exit", "Output", "Sandbox", "SandboxLimits", "create", "discard", "leftovers"]
 
 log = structlog.get_logger("imagejobd.engine")
 T = TypeVar("T")
 
-# How long leaving early waits for the engine to kill the container; it takes about 50 ms.
-KILL_TIMEOUT_S = 5.0
+# How long leaving early waits for the engine to kill the container; it takes about 50 ms. The rest is for `discard`.
+KILL_TIMEOUT_S = 0.9
 # Between two looks at the disk, and before a kill that failed is tried again.
 WATCH_INTERVAL_S = 1.0
 # What is fetched of an output that was cut: enough to say why it failed. The engine splits lines at 16 KiB.
@@ -276,16 +277,15 @@ async def create(
     found = await images.inspect(engine, image)
     if found is None:
         raise Permanent(ErrorCode.NOT_FOUND, f"image {image} is not in the engine")
-    name = name_of(uuid, attempt)
-    body = confined(image, found.config, uuid=uuid, volume=name, limits=limits)
+    name = resource_name(engine.installation, uuid, attempt)
+    body = confined(image, found.config, labels=labels_of(engine, uuid), volume=name, limits=limits)
     volume = await _uncut(make_volume(engine, name, uuid))
     # Before the container: for it the engine copies what the image has in its VOLUMEs.
     _refuse_full_disk(probe(volume), limits)
     if not runs_as_root(found.config):
-        await _uncut(open_to_all(engine, body, name_of(uuid, attempt, "prepare")))
+        await _uncut(open_to_all(engine, body, f"{name}-prepare"))
     container = await _uncut(make_container(engine, name, body))
-    reader = name_of(uuid, attempt, "read")
-    return Sandbox(engine, container, volume, limits, probe, body=body, reader=reader)
+    return Sandbox(engine, container, volume, limits, probe, body=body, reader=f"{name}-read")
 
 
 def _refuse_full_disk(space: FreeSpace | None, limits: SandboxLimits) -> None:

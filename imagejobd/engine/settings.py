@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from imagejobd.model.bounds import GIB, Bytes, Seconds
+from imagejobd.model.bounds import GIB, Bytes, Days, Seconds
 
 Builder = Literal["buildkit", "classic"]
 Network = Literal["default", "host", "none"]
@@ -27,6 +27,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         because a RUN step may be silent for as long as its phase may take.
     `prune_timeout_s`: seconds for one pruning of the build cache.
     `build_cache_keep_bytes`: what pruning leaves of the build cache, in bytes; the least recently used goes first.
+    `bases_keep_days`: how many days a public base image that was pulled for a build stays without being used.
+    `bases_keep_bytes`: how much room all of them may take, in bytes; the least recently used goes first.
     """
 
     host: str | None = None
@@ -38,6 +40,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     idle_timeout_s: Seconds = 300.0
     prune_timeout_s: Seconds = 600.0
     build_cache_keep_bytes: Bytes = 20 * GIB
+    bases_keep_days: Days = 14.0
+    bases_keep_bytes: Bytes = 50 * GIB
 
     def resolved_host(self) -> str:
         """The address to connect to, with the environment's answer where `host` is silent."""

@@ -1,6 +1,7 @@
-"""Doing several things at once, as one step that succeeds or fails."""
+"""Doing several things at once, as one step that succeeds or fails; and one thing to its end."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -26,6 +27,17 @@ async def for_each(items: Collection[T], act: Callable[[T], Coroutine[Any, Any, 
             await act(item)
 
     await together(work() for _ in range(min(at_once, len(items))))
+
+
+async def to_its_end(step: Coroutine[Any, Any, None], *, patience_s: float | None) -> None:
+    """Do what is due on the way out, though the caller is cancelled again; after `patience_s` it is given up."""
+
+    async def within_patience() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await step
+
+    await asyncio.shield(within_patience())
 
 
 def _first(error: BaseException) -> BaseException:

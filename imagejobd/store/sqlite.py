@@ -20,6 +20,7 @@ from imagejobd.store import accept, reads, running, upkeep
 from imagejobd.store.bell import Bell, TopicWatch
 from imagejobd.store.claim import Started, claim
 from imagejobd.store.database import close_database, open_database
+from imagejobd.store.engine_records import EngineRecords
 from imagejobd.store.protocol import Ending, Filter, IsOver, LogBlock, Page, Pruned, Rescued, Room, Stats
 from imagejobd.store.readers import Readers
 from imagejobd.store.vault import Vault
@@ -45,6 +46,7 @@ class SqliteStore:
         self._writer = writer
         self._readers = readers
         self._bell = bell
+        self.engine = EngineRecords(writer, readers)
 
     @classmethod
     @asynccontextmanager

@@ -35,5 +35,5 @@ def traces(engine: PrivateEngine, job: str) -> str:
     return (
         engine.docker("ps", "--all", "--quiet", "--filter", label)
         + engine.docker("volume", "ls", "--quiet", "--filter", label)
-        + engine.docker("images", "--quiet", f"imagejobd/{job}")
+        + engine.docker("images", "--quiet", f"imagejobd/*/{job}")
     )

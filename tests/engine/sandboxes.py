@@ -55,7 +55,7 @@ async def sandboxed(
         )
     finally:
         await discard(client, uuid)
-        assert uuid not in await leftovers(client)
+        assert uuid not in {owner.uuid for owner in await leftovers(client)}
         assert uuid not in engine.docker("ps", "--all", "--format", "{{.Names}} {{.Labels}}")
         assert volumes(engine) == before
 

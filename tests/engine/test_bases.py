@@ -1,14 +1,17 @@
 """Bases from real registries, held for builds under names of their own."""
 
 import asyncio
-from collections.abc import Mapping
+import hashlib
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
 from builds import request, run
 
 from harness.base_image import BUSYBOX, publish_busybox
+from harness.building import RememberedBases, nobody_known
 from harness.engine import PrivateEngine
 from harness.holdings import holdings
 from harness.registry import PASSWORD, USERNAME, Registry
@@ -16,11 +19,13 @@ from imagejobd.engine import images
 from imagejobd.engine.bases import Bases, HeldBases, PullPolicy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.events import Built
+from imagejobd.engine.presence import Presence
+from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.tag_lease import TagLeases
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.ids import uuid7
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import held_repository
+from imagejobd.model.reserved import NO_INSTALLATION, held_repository
 from imagejobd.model.secret import Credentials, Secret
 
 
@@ -28,8 +33,9 @@ class Holder:
     """Holds bases for jobs of one process."""
 
     def __init__(self, engine: Engine) -> None:
-        self.leases = TagLeases(engine)
-        self.bases = Bases(engine, self.leases)
+        self.leases = TagLeases(engine, nobody_known)
+        self.records = RememberedBases()
+        self.bases = Bases(engine, self.leases, self.records)
 
     def hold(
         self,
@@ -40,7 +46,10 @@ class Holder:
         credentials: Mapping[str, Credentials] | None = None,
     ) -> AbstractAsyncContextManager[HeldBases]:
         return self.bases.hold(
-            [(reference, platform)], repository=held_repository(uuid7()), policy=policy, credentials=credentials
+            [(reference, platform)],
+            repository=held_repository(NO_INSTALLATION, uuid7()),
+            policy=policy,
+            credentials=credentials,
         )
 
 
@@ -259,7 +268,7 @@ async def test_a_crash_leaves_no_leased_tag(
     found = await images.inspect(client, BUSYBOX)
     assert found is not None
     volumes = {held for held in holdings(engine) if held.sort == "volume"}
-    crashed = TagLeases(client).lease(base, image_id=found.id)
+    crashed = TagLeases(client, nobody_known).lease(base, image_id=found.id)
     await crashed.__aenter__()
     await images.tag(client, found.id, base)
     assert {held for held in holdings(engine) if held.sort == "volume"} != volumes
@@ -272,6 +281,51 @@ async def test_a_crash_leaves_no_leased_tag(
     assert await images.inspect(client, BUSYBOX)
     await crashed.__aexit__(None, None, None)
     await images.remove(client, base)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_lease_of_an_earlier_version(
+    client: Engine, engine: PrivateEngine, registry: Registry, is_known: bool
+) -> None:
+    """Its note names no installation: the tag is put back where the image under it was built for a job of ours."""
+    base, uuid = ImageReference.parse(f"{registry.host}/earlier{uuid7()}:v1"), uuid7()
+    for name in (str(base), f"imagejobd/{uuid}:1"):
+        engine.docker("tag", BUSYBOX, name)
+    note = f"imagejobd-tag-{hashlib.sha256(str(base).encode()).hexdigest()[:40]}"
+    labels = {"imagejobd.tag": str(base), "imagejobd.tag-before": "", "imagejobd.tag-image": ""}
+    engine.docker("volume", "create", *(f"--label={name}={value}" for name, value in labels.items()), note)
+
+    async def known(uuids: Collection[str]) -> set[str]:
+        return {uuid}.intersection(uuids) if is_known else set()
+
+    await TagLeases(client, known).sweep()
+    assert (await images.find(client, base) is None) == is_known
+    assert (note in engine.docker("volume", "ls", "--quiet")) != is_known
+    for left in (base, ImageReference.parse(f"imagejobd/{uuid}:1")):
+        await images.remove(client, left)
+    engine.docker("volume", "rm", note, check=False)
+
+
+async def test_two_daemons_lease_a_tag_one_at_a_time(engine: PrivateEngine, registry: Registry) -> None:
+    """The other gives way while the first one works, and moves nothing; the note of one that died holds up nobody."""
+    base = ImageReference.parse(f"{registry.host}/both{uuid7()}:v1")
+    settings = EngineSettings(host=engine.host)
+    async with Engine(settings, "1" * 12) as one, Engine(settings, "2" * 12) as two:
+        presence = Presence(one)
+        await presence.renew()
+        second = TagLeases(two, nobody_known)
+        async with TagLeases(one, nobody_known).lease(base):
+            await images.tag(one, BUSYBOX, base)
+            for entering in (second.turn(base), second.lease(base)):
+                with pytest.raises(Temporary, match="another daemon") as caught:
+                    await entering.__aenter__()
+                assert caught.value.code is ErrorCode.CONFLICT
+            assert await images.find(one, base)
+            await presence.withdraw()
+            async with second.turn(base), second.lease(base):
+                pass
+            assert await images.find(one, base)
+        assert await images.find(one, base) is None
 
 
 async def test_a_tag_that_somebody_else_moved_is_left_alone(
@@ -305,3 +359,104 @@ async def test_the_beginning_of_an_image_id_is_no_base(holder: Holder, engine: P
     with pytest.raises(Permanent, match="not in the engine"):
         async with holder.hold(ImageReference.parse(short_id, default_tag=None), policy="never"):
             pass
+
+
+@pytest.fixture
+async def frugal(engine: PrivateEngine) -> AsyncIterator[Holder]:
+    """Holds bases, of which pruning keeps nothing."""
+    async with Engine(EngineSettings(host=engine.host, bases_keep_bytes=1)) as client:
+        yield Holder(client)
+
+
+async def pulled(holder: Holder, base: ImageReference) -> None:
+    async with holder.hold(base):
+        pass
+
+
+async def test_bases_that_nobody_uses_are_removed(
+    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry
+) -> None:
+    """After `bases_keep_days`, each by its name; one that was held since stays."""
+    old, used = publish(engine, registry), publish(engine, registry)
+    for base in (old, used):
+        await pulled(holder, base)
+    for record in await holder.records.bases():
+        holder.records.by_name[record.name] = msgspec.structs.replace(record, used_ms=1)
+    await pulled(holder, used)
+    await holder.bases.prune()
+    assert not await is_there(client, old)
+    assert await is_there(client, used, BUSYBOX)
+    assert [record.name for record in await holder.records.bases()] == [str(used)]
+    assert await images.remove(client, used)
+
+
+async def test_bases_in_use_are_not_removed(
+    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+) -> None:
+    """Neither what a build holds nor what a container was made of; both go once nobody needs them."""
+    base = publish(engine, registry)
+    async with frugal.hold(base):
+        await frugal.bases.prune()
+        assert await is_there(client, base)
+    container = engine.docker("create", "--network=none", str(base), "true")
+    engine.docker("rmi", BUSYBOX)
+    try:
+        await frugal.bases.prune()
+        assert await is_there(client, base)
+    finally:
+        engine.docker("tag", str(base), BUSYBOX)
+        engine.docker("rm", container)
+    await frugal.bases.prune()
+    assert not await is_there(client, base)
+    assert await frugal.records.bases() == []
+
+
+async def test_a_base_whose_tag_is_leased_is_not_forgotten(
+    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+) -> None:
+    """What the tag names meanwhile says nothing about the base: the next pruning removes it."""
+    base = publish(engine, registry)
+    await pulled(frugal, base)
+    async with frugal.leases.turn(base), frugal.leases.lease(base):
+        engine.docker("build", "--tag", str(base), "-", input=f"FROM {BUSYBOX}\nLABEL a={uuid7()}\n".encode())
+        await frugal.bases.prune()
+    assert await is_there(client, base)
+    await frugal.bases.prune()
+    assert not await is_there(client, base)
+
+
+async def test_what_the_operator_has_put_there_is_not_removed(
+    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry, tmp_path: Path
+) -> None:
+    """What was there before the first build, however often it is used, and a name that means another image now."""
+    before, moved = publish(engine, registry), publish(engine, registry)
+    engine.docker("pull", str(before))
+    async with frugal.hold(before, policy="always"):
+        pass
+    await pulled(frugal, moved)
+    await run(client, request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n", tags=(str(moved),)))
+    await frugal.bases.prune()
+    assert await is_there(client, before, moved)
+    assert await frugal.records.bases() == []
+    assert await images.remove(client, before)
+    assert await images.remove(client, moved)
+
+
+async def test_a_base_whose_tag_moved_on_is_removed_by_its_digest(
+    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+) -> None:
+    """A refreshed base leaves the old image without a tag, which is counted and removed too."""
+    base = publish(engine, registry)
+    await pulled(frugal, base)
+    old = ImageReference.parse(f"{base.repository}@{registry.digest(base.path, 'v1')}")
+    engine.docker("build", "--tag", str(base), "-", input=f"FROM {BUSYBOX}\nLABEL a={uuid7()}\n".encode())
+    engine.docker("push", str(base))
+    engine.docker("tag", BUSYBOX, str(base))
+    engine.docker("pull", f"{old}")
+    async with frugal.hold(base, policy="always") as held:
+        assert held.pulled == [base]
+    assert await images.find(client, old)
+    await frugal.bases.prune()
+    assert await frugal.records.bases() == []
+    assert not await images.find(client, old)
+    assert not await is_there(client, base)

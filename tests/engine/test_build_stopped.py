@@ -143,6 +143,7 @@ async def test_an_engine_that_says_that_it_goes_is_temporary(builder: str, tmp_p
         ("received unexpected HTTP status: 503 Service Unavailable", ErrorCode.REGISTRY_UNAVAILABLE),
         ("dial tcp 127.0.0.1:1: connect: connection refused", ErrorCode.REGISTRY_UNAVAILABLE),
         ("dockerfile parse error line 3: unexpected EOF", ErrorCode.BUILD_FAILED),
+        ("dockerfile parse error line 3: ADD https://h/x <<X: unexpected EOF", ErrorCode.BUILD_FAILED),
         ('failed to compute cache key: "/connection refused": not found', ErrorCode.BUILD_FAILED),
         ("ADD failed: i/o timeout.txt: file does not exist", ErrorCode.BUILD_FAILED),
     ],

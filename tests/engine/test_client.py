@@ -1,6 +1,7 @@
 """Finding an engine and agreeing on a version with it."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from imagejobd.engine.history import delete_history
 from imagejobd.engine.settings import DEFAULT_HOST, Builder, EngineSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
+
+# The user `nobody` of Debian, whom no engine's socket is for.
+NOBODY = 65534
 
 
 async def test_a_real_engine_says_who_it_is(client: Engine) -> None:
@@ -78,6 +82,18 @@ async def test_no_engine_is_temporary(tmp_path: Path) -> None:
             await engine.request("GET", "images/json")
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
     assert host in caught.value.message
+
+
+async def test_a_socket_that_is_not_for_us_says_what_to_do(engine: PrivateEngine) -> None:
+    """The group that may use it is named instead of asking whether the engine runs."""
+    async with Engine(EngineSettings(host=engine.host)) as client:
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(Temporary, match=r"Permission denied.*group docker") as caught:
+                await client.ping()
+        finally:
+            os.seteuid(0)
+    assert "is it running" not in caught.value.message
 
 
 async def test_a_silent_engine_is_temporary(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from builds import request, run
 
 from harness.base_image import BUSYBOX
+from harness.building import RememberedBases, nobody_known
 from harness.engine import PrivateEngine
 from imagejobd.engine import images
 from imagejobd.engine.bases import Bases
@@ -150,7 +151,7 @@ async def test_what_is_printed_builds_what_was_written(client: Engine, engine: P
     for base in BASES:
         mark = f"FROM {BUSYBOX}\nLABEL base={base}\nCOPY mark /\n"
         await run(client, request(tmp_path, "buildkit", mark, {"mark": base.encode()}, tags=(base,)))
-    bases = Bases(client, TagLeases(client))
+    bases = Bases(client, TagLeases(client, nobody_known), RememberedBases())
     knows_heredocs = (await client.ping()).knows_heredocs("buildkit")
     policy, compared = Policy(), 0
     for seed in range(FILES):

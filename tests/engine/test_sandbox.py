@@ -14,6 +14,7 @@ from imagejobd.engine.client import Engine
 from imagejobd.engine.sandbox import Exit, Sandbox, create, discard, leftovers
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reserved import NO_INSTALLATION, Owner, resource_name
 
 
 def shell(script: str) -> str:
@@ -65,12 +66,12 @@ async def test_the_engine_was_given_every_setting(client: Engine, engine: Privat
         await create(client, uuid=uuid, attempt=7, image=BUSYBOX, limits=LIMITS)
         told = engine.docker(
             "inspect",
-            f"imagejobd-{uuid}-7",
+            resource_name(NO_INSTALLATION, uuid, 7),
             "--format",
             "{{with .HostConfig}}{{.Memory}} {{.MemorySwap}} {{.NanoCpus}} {{.PidsLimit}} {{.Init}} {{.IpcMode}}"
             " {{.CgroupnsMode}} {{.RestartPolicy.Name}} {{.AutoRemove}} {{.LogConfig.Type}}{{end}}",
         )
-        assert await leftovers(client) == {uuid}
+        assert await leftovers(client) == {Owner(NO_INSTALLATION, uuid)}
     finally:
         await discard(client, uuid)
     assert told == f"{64 * MIB} {64 * MIB} 1000000000 64 true none private no false local"
@@ -111,7 +112,10 @@ async def test_what_has_the_jobs_name_in_the_image_is_no_hindrance(
 ) -> None:
     """A build knows its job's id, but no path that it can know of is used to open `/data`."""
     uuid = uuid7()
-    made = "".join(f"RUN {there}/{name}\n" for name in (f"imagejobd-{uuid}", f"imagejobd-{uuid}-1"))
+    made = "".join(
+        f"RUN {there}/{name}\n"
+        for name in (f"imagejobd-{NO_INSTALLATION}-{uuid}", resource_name(NO_INSTALLATION, uuid, 1))
+    )
     image = image_of(engine, f"{made}USER 1000\n" + shell("echo 1 >/data/x && cat /data/x"))
     try:
         sandbox = await create(client, uuid=uuid, attempt=1, image=image, limits=LIMITS)
@@ -214,7 +218,7 @@ async def test_no_such_image_is_permanent(client: Engine) -> None:
     with pytest.raises(Permanent, match="imagejobd-test/absent:1") as caught:
         await create(client, uuid=uuid, attempt=1, image="imagejobd-test/absent:1", limits=LIMITS)
     assert caught.value.code is ErrorCode.NOT_FOUND
-    assert uuid not in await leftovers(client)
+    assert uuid not in {owner.uuid for owner in await leftovers(client)}
 
 
 async def test_a_second_attempt_replaces_the_first(client: Engine, engine: PrivateEngine) -> None:
@@ -224,7 +228,7 @@ async def test_a_second_attempt_replaces_the_first(client: Engine, engine: Priva
         for attempt in (1, 1, 2):
             sandbox = await create(client, uuid=uuid, attempt=attempt, image=image, limits=LIMITS)
             assert (await run(sandbox)).out == ""
-        assert engine.docker("ps", "--all", "--format", "{{.Names}}") == f"imagejobd-{uuid}-2"
+        assert engine.docker("ps", "--all", "--format", "{{.Names}}") == resource_name(NO_INSTALLATION, uuid, 2)
     finally:
         await discard(client, uuid)
         await discard(client, uuid)
@@ -236,11 +240,11 @@ async def test_strangers_are_left_alone(client: Engine, engine: PrivateEngine) -
     label = f"imagejobd.job={uuid}"
     strangers = [
         engine.docker("create", "--network=none", "--label", label, BUSYBOX),
-        engine.docker("create", "--network=none", "--name", f"imagejobd-{uuid}-1", BUSYBOX),
+        engine.docker("create", "--network=none", "--name", resource_name(NO_INSTALLATION, uuid, 1), BUSYBOX),
     ]
     engine.docker("volume", "create", "--label", label, "stranger")
     try:
-        assert uuid not in await leftovers(client)
+        assert uuid not in {owner.uuid for owner in await leftovers(client)}
         await discard(client, uuid)
         assert set(engine.docker("ps", "--all", "--quiet", "--no-trunc").split()) == set(strangers)
         assert "stranger" in volumes(engine)

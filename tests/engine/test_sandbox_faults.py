@@ -32,6 +32,7 @@ from imagejobd.engine.sandbox import Exit, Sandbox, create, discard, leftovers
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reserved import NO_INSTALLATION, resource_name
 
 START_S = 20.0
 
@@ -275,7 +276,7 @@ async def test_an_engine_that_goes_away_in_mid_run_is_temporary(fragile_engine: 
         sandbox = await create(client, uuid=uuid, attempt=1, image=image, limits=LIMITS)
         task = asyncio.create_task(run(sandbox))
         # Not by its process: an engine that is killed before it has noted it never finds it again.
-        await until(lambda: runs(fragile_engine, f"imagejobd-{uuid}-1"), timeout_s=START_S)
+        await until(lambda: runs(fragile_engine, resource_name(NO_INSTALLATION, uuid, 1)), timeout_s=START_S)
         going = asyncio.to_thread(getattr(fragile_engine, how))
         _, fault = await asyncio.gather(going, task, return_exceptions=True)
         assert isinstance(fault, Fault)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
-from harness.holdings import holdings
+from harness.holdings import ALIVE, holdings
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.waiting import until
-from imagejobd.model.reserved import HELD_PREFIX
+from imagejobd.model.reserved import job_repository
 
 END_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
@@ -62,6 +62,10 @@ class Box:
         except urllib.error.HTTPError as error:
             with error:
                 return _answer(error.code, error.headers, error.read())
+
+    def built(self, uuid: str, attempt: int = 1) -> str:
+        """The name of the image that an attempt has built, as the engine shows it."""
+        return f"{job_repository(self.daemon.installation, uuid)}:{attempt}"
 
     def build(self, image: str, dockerfile: str, **fields: Any) -> str:
         """Submit through the builder API; the job's UUID."""
@@ -118,7 +122,7 @@ class Box:
     def check_clean(self) -> None:
         """Nothing of any job is left in engine, spool or a half-written database, and nothing of ended ones in the
         engine's history, which a sweep may have to look after."""
-        assert leftovers(self.engine) == []
+        assert leftovers(self) == []
         until(lambda: not self._recorded(), timeout_s=10, what="the records of builds to go")
         assert list((self.daemon.state_dir / "spool").iterdir()) == []
         self.check_database()
@@ -149,13 +153,14 @@ def box(private_engine: PrivateEngine, /, *, failpoints: str = "", **settings: A
         made.daemon.remove()
 
 
-def leftovers(engine: PrivateEngine) -> list[str]:
-    """Images, bases, containers and volumes of jobs that the engine has; what the tests themselves make is no job's."""
-    images = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    containers = engine.docker("ps", "--all", "--quiet").split()
-    volumes = [name for name in engine.docker("volume", "ls", "--quiet").split() if name.startswith("imagejobd")]
-    ours = [name for name in images if name.startswith(("imagejobd", HELD_PREFIX)) or f"/{BASES}:" in name]
-    return [name for name in ours if not name.startswith("imagejobd-test/")] + containers + volumes
+def leftovers(b: Box) -> list[str]:
+    """Images, bases and volumes of the box's jobs that the engine has, and all containers."""
+    own = b.daemon.installation
+    images = b.engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    containers = b.engine.docker("ps", "--all", "--quiet").split()
+    listed = b.engine.docker("volume", "ls", "--quiet").split()
+    volumes = [name for name in listed if name.startswith(f"imagejobd-{own}-") and ALIVE not in name]
+    return [name for name in images if f"/{own}/" in f"/{name}" or f"/{BASES}:" in name] + containers + volumes
 
 
 def publish_base(engine: PrivateEngine, registry: Registry, tag: str) -> str:
@@ -163,8 +168,8 @@ def publish_base(engine: PrivateEngine, registry: Registry, tag: str) -> str:
     return publish_busybox(engine, registry, BASES, tag)
 
 
-def is_clean(engine: PrivateEngine) -> bool:
-    return not leftovers(engine)
+def is_clean(b: Box) -> bool:
+    return not leftovers(b)
 
 
 def multipart(fields: Mapping[str, Any], tar: bytes) -> tuple[bytes, str]:

@@ -5,10 +5,11 @@ import uuid
 import pytest
 from box import box, dockerfile, is_clean
 
+from harness.base_image import publish_busybox
 from harness.client import stopped_after_s
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
-from harness.proxy import FaultProxy, StallRequest
+from harness.proxy import FaultProxy, StallRequest, StallResponse
 from harness.registry import Registry
 from harness.waiting import until
 
@@ -47,15 +48,34 @@ def test_cancel_during_push(engine: PrivateEngine, registry: Registry) -> None:
     assert registry.tags("cancel/push") == []
 
 
+def test_cancel_while_another_job_pulls_the_base(engine: PrivateEngine, registry: Registry) -> None:
+    """Of two jobs that want one slow base the one that waits for the other's pull ends within 2 s of its cancel."""
+    published = publish_busybox(engine, registry, f"cancel/{uuid.uuid4()}", "v1")
+    with FaultProxy(registry.host) as proxy, box(engine) as b:
+        proxy.add("GET|HEAD", ".*/manifests/.*", StallResponse(), times=1)
+        base = published.replace(registry.host, proxy.host)
+        jobs = [b.build(f"{registry.host}/cancel/base:{number}", f"FROM {base}\nRUN true\n") for number in range(2)]
+        proxy.wait_for("GET|HEAD", ".*/manifests/.*", timeout_s=20)
+        until(lambda: all(b.job(job)["phase"] == "building" for job in jobs), timeout_s=20, what="both to want it")
+        b.cancel(jobs[1])
+        ended = b.ended(jobs[1])
+        assert ended["state"] == "cancelled"
+        assert stopped_after_s(ended) < PROMISED_S
+        proxy.release()
+        b.succeeded(jobs[0])
+        b.check_clean()
+    engine.docker("rmi", base)
+
+
 def test_cancel_while_waiting_for_another_attempt(engine: PrivateEngine) -> None:
     """A job that is cancelled between two attempts leaves nothing of the first one in the engine."""
     with box(engine, limits={"retry_first_s": 600, "retry_max_s": 600}) as b:
         job = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN true"))
         until(lambda: b.job(job)["error"] is not None, timeout_s=20, what="the first attempt to fail")
         assert b.job(job)["state"] == "queued"
-        assert not is_clean(engine)
+        assert not is_clean(b)
         assert b.cancel(job) == 200
-        until(lambda: is_clean(engine), timeout_s=20, what="the sweep")
+        until(lambda: is_clean(b), timeout_s=20, what="the sweep")
         assert b.job(job)["state"] == "cancelled"
         b.check_clean()
 

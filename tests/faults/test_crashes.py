@@ -127,9 +127,9 @@ def test_private_base_after_a_crash(engine: PrivateEngine, private_registry: Reg
         owner = b.build(f"{image}:1", f"FROM {base}\nRUN sleep {seconds}\n", **LOGIN)
         until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
         b.daemon.kill()
-        held = [name for name in leftovers(engine) if name.startswith(HELD_PREFIX)]
+        held = [name for name in leftovers(b) if name.startswith(HELD_PREFIX)]
         assert held
-        assert base not in leftovers(engine)
+        assert base not in leftovers(b)
         b.daemon.start()
         other = b.ended(b.build(f"{image}:2", f"FROM {base}\nRUN true\n"))
         assert (other["state"], other["error"]["code"]) == ("failed", "denied")
@@ -146,12 +146,12 @@ def test_quarantine(engine: PrivateEngine, registry: Registry) -> None:
             assert b.daemon.wait() == EXIT_STATUS
             b.daemon.spawn(failpoints="while_pushing")
         assert b.daemon.wait() == EXIT_STATUS
-        assert leftovers(engine)
+        assert leftovers(b)
         b.restart()
         ended = b.ended(job)
         assert (ended["state"], ended["error"]["code"], ended["crashes"]) == ("failed", "quarantined", CRASHES_MAX)
         assert b.status(job).startswith("Failed: the daemon died 3 times")
-        until(lambda: is_clean(engine), timeout_s=10, what="the sweep at boot")
+        until(lambda: is_clean(b), timeout_s=10, what="the sweep at boot")
         assert f"{registry.host}/crash/loop" not in engine.docker("images")
         b.check_clean()
 

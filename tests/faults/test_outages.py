@@ -50,7 +50,7 @@ def test_digests_of_two_builds(engine: PrivateEngine, registry: Registry) -> Non
         until(lambda: b.job(job)["error"] is not None, timeout_s=30, what="the first attempt to fail")
         proxy.reset()
         first = registry.digest("outage/two", "1")
-        engine.docker("rmi", f"imagejobd/{job}:1")
+        engine.docker("rmi", b.built(job))
         [ended] = b.succeeded(job)
         assert {registry.digest("outage/two", tag) for tag in "12"} == set(ended["result"]["pushed"].values())
         assert registry.digest("outage/two", "1") == registry.digest("outage/two", "2") != first
@@ -100,9 +100,9 @@ def test_engine_restart_in_mid_build(engine: PrivateEngine, registry: Registry, 
 
 def test_engine_down_at_start(engine: PrivateEngine, registry: Registry, tmp_path: Path) -> None:
     """Without an engine the daemon starts, says so, and takes jobs; with it they run and leftovers are swept."""
-    engine.docker("tag", BUSYBOX, f"imagejobd/{uuid.uuid4()}:1")
     socket = tmp_path / "engine.sock"
     with box(engine, engine_host=f"unix://{socket}", limits={"retry_for_s": 600.0}) as b:
+        engine.docker("tag", BUSYBOX, b.built(str(uuid.uuid4())))
         ready = b.call("GET", "/readyz")
         assert ready.status == 200
         assert ready.body["engine"].startswith("waiting for the Docker Engine since 20")
@@ -114,7 +114,7 @@ def test_engine_down_at_start(engine: PrivateEngine, registry: Registry, tmp_pat
         socket.symlink_to(engine.socket)
         b.succeeded(job)
         assert b.call("GET", "/readyz").body["engine"] == "ok"
-        until(lambda: is_clean(engine), timeout_s=10, what="the sweep")
+        until(lambda: is_clean(b), timeout_s=10, what="the sweep")
         b.check_clean()
 
 
@@ -127,14 +127,11 @@ def test_an_engine_outage_costs_no_job(engine: PrivateEngine, registry: Registry
         jobs = [b.build(f"{registry.host}/outage/{outage}:1", text)]
         b.prints(jobs[0], "sleep 1.5")
         jobs += [b.build(f"{registry.host}/outage/{outage}:{number}", text) for number in range(2, 8)]
-        {"stopped": engine.stop, "killed": engine.kill, "frozen": engine.freeze}[outage]()
-        try:
+        with away(engine, outage):
             until(lambda: b.call("GET", "/readyz").body["engine"] != "ok", timeout_s=20, what="the outage to be seen")
             late = b.build(f"{registry.host}/outage/{outage}:9", text)
             until(lambda: b.job(late)["waiting_for"] is not None, timeout_s=10, what="the late job to wait")
             assert "waiting for the Docker Engine since 20" in b.job(late)["waiting_for"]
-        finally:
-            engine.thaw() if outage == "frozen" else engine.start()
         ended = b.succeeded(*jobs, late)
         assert {job["attempt"] for job in ended} == {1}
         assert len(registry.tags(f"outage/{outage}")) == 8
@@ -143,17 +140,28 @@ def test_an_engine_outage_costs_no_job(engine: PrivateEngine, registry: Registry
         assert log.count("the Docker Engine answers; jobs that need it go on") == 1
 
 
+@contextmanager
+def away(engine: PrivateEngine, outage: str) -> Iterator[None]:
+    """The engine stopped, killed or frozen while the block lasts."""
+    if outage == "frozen":
+        with engine.frozen():
+            yield
+        return
+    engine.stop() if outage == "stopped" else engine.kill()
+    try:
+        yield
+    finally:
+        engine.start()
+
+
 def test_cancel_while_the_engine_hangs(engine: PrivateEngine, registry: Registry) -> None:
     """A build whose engine is frozen is cancelled within two seconds; the engine is clean soon after it is back."""
     with box(engine, engine={"connect_timeout_s": 1.0}) as b:
         job = b.build(f"{registry.host}/outage/hang:1", dockerfile(f"RUN echo {uuid.uuid4()} && sleep 60"))
         b.prints(job, "sleep 60")
-        engine.freeze()
-        try:
+        with engine.frozen():
             assert b.cancel(job) == 202
             ended = b.ended(job, timeout_s=20)
-        finally:
-            engine.thaw()
         assert ended["state"] == "cancelled"
         assert stopped_after_s(ended) < 2.0
         until(lambda: is_clean(engine), timeout_s=30, what="the sweep")

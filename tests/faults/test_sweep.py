@@ -12,29 +12,44 @@ from harness.waiting import until
 
 
 def test_sweep_at_boot(engine: PrivateEngine) -> None:
-    """Tags of unknown jobs go; those of live jobs and of others stay, and so do containers and volumes of any label."""
-    nobody = str(uuid.uuid4())
+    """Tags of unknown jobs go; those of live jobs and of others stay, and so do containers and volumes of any label.
+
+    Of what an earlier version has named, only what is a known job's goes.
+    """
+    nobody, stranger = str(uuid.uuid4()), str(uuid.uuid4())
     with box(engine, limits={"retry_first_s": 600, "retry_max_s": 600}) as b:
+        ended = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN false"))
+        assert b.ended(ended)["state"] == "failed"
         live = b.build("127.0.0.1:9/nobody/there:1", dockerfile("RUN true"))
         until(lambda: b.job(live)["error"] is not None, timeout_s=20, what="the first attempt to fail")
         b.daemon.kill()
-        [own] = leftovers(engine)
-        assert own == f"imagejobd/{live}:1"
-        engine.docker("tag", BUSYBOX, f"imagejobd/{nobody}:1")
-        engine.docker("tag", BUSYBOX, "imagejobd-like/other:1")
+        [own] = leftovers(b)
+        assert own == b.built(live)
+        unmarked = {f"imagejobd/{job}:1" for job in (ended, live, stranger)}
+        others = {f"imagejobd/{'ab' * 6}/{stranger}:1", "imagejobd-like/other:1"}
+        for name in {b.built(nobody), *unmarked, *others}:
+            engine.docker("tag", BUSYBOX, name)
         label = ("--label", f"imagejobd.job={nobody}")
         engine.docker("volume", "create", *label, "somebody-elses")
         other = engine.docker("create", "--network=none", *label, BUSYBOX, "true")
         b.daemon.start()
-        kept = {own, "imagejobd-like/other:1", other[:12]}
-        until(lambda: set(leftovers(engine)) == kept, timeout_s=10, what="the sweep")
+        until(lambda: set(leftovers(b)) == {own, other[:12]}, timeout_s=10, what="the sweep")
+        unmarked.remove(f"imagejobd/{ended}:1")
+        until(lambda: names(engine) & {f"imagejobd/{ended}:1"} == set(), timeout_s=10, what="the sweep")
+        assert names(engine) >= unmarked | others
         assert "somebody-elses" in engine.docker("volume", "ls", "--quiet")
         engine.docker("rm", other)
-        engine.docker("rmi", "imagejobd-like/other:1")
         engine.docker("volume", "rm", "somebody-elses")
         b.cancel(live)
-        until(lambda: leftovers(engine) == [], timeout_s=10, what="the sweep after the cancel")
+        until(lambda: leftovers(b) == [], timeout_s=10, what="the sweep after the cancel")
+        until(lambda: f"imagejobd/{live}:1" not in names(engine), timeout_s=10, what="the sweep after the cancel")
+        engine.docker("rmi", f"imagejobd/{stranger}:1", *others)
         b.check_clean()
+
+
+def names(engine: PrivateEngine) -> set[str]:
+    """Of all images."""
+    return set(engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split())
 
 
 def test_a_purge_that_fails_is_left_to_the_sweep(engine: PrivateEngine, registry: Registry) -> None:
@@ -43,13 +58,13 @@ def test_a_purge_that_fails_is_left_to_the_sweep(engine: PrivateEngine, registry
         proxy.add("PUT", ".*/manifests/.*", StallRequest())
         job = b.build(f"{proxy.host}/sweep/purge:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
         proxy.wait_for("PUT", ".*/manifests/.*", timeout_s=20)
-        container = engine.docker("create", "--network=none", f"imagejobd/{job}:1", "true")
+        container = engine.docker("create", "--network=none", b.built(job), "true")
         proxy.release()
         [ended] = b.succeeded(job)
         assert ended["result"]["digest"] == registry.digest("sweep/purge", "1")
-        assert f"imagejobd/{job}:1" in leftovers(engine)
+        assert b.built(job) in leftovers(b)
         assert "could not purge" in b.daemon.log_text()
         engine.docker("rm", container)
         b.restart()
-        until(lambda: leftovers(engine) == [], timeout_s=10, what="the sweep at boot")
+        until(lambda: leftovers(b) == [], timeout_s=10, what="the sweep at boot")
         b.check_clean()

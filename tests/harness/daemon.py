@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from harness.process import Exit, Peer, Process, free_port
 
@@ -27,10 +27,7 @@ class Daemon(Peer):
 
     `config` holds tables as `config.toml` does; `server.listen`, `server.state_dir` and `engine.host` are added
     (without `engine_host` an engine that is down), and the network that a `PrivateEngine` can give to RUN steps: none.
-    An engine has one daemon at a time: each sweeps away what belongs to no job of its own.
     """
-
-    _at_engines: ClassVar[dict[str, "Daemon"]] = {}
 
     def __init__(
         self, config: Config | None = None, *, engine_host: str | None = None, env: Mapping[str, str] | None = None
@@ -40,7 +37,6 @@ class Daemon(Peer):
         self.state_dir.mkdir(mode=0o700)  # as systemd's StateDirectory= does
         self.config_file = self.folder / "config.toml"
         self.port = free_port()
-        self._engine_host = engine_host
         self._env = _clean_environment() | dict(env or {})
         self.configure(_merged(config or {}, self._own_tables(engine_host)))
         self._process = Process(
@@ -103,6 +99,11 @@ class Daemon(Peer):
     def database_file(self) -> Path:
         return self.state_dir / "imagejobd.db"
 
+    @property
+    def installation(self) -> str:
+        """What it calls itself in the engine."""
+        return str(self.sqlite("select id from installation")[0][0])
+
     def rss_bytes(self) -> int:
         """The memory it has resident now."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
@@ -116,16 +117,11 @@ class Daemon(Peer):
 
     def _own_tables(self, engine_host: str | None) -> Config:
         server = {"listen": [f"127.0.0.1:{self.port}"], "state_dir": str(self.state_dir)}
-        # Never the machine's own engine, whose labelled leftovers the daemon would sweep away.
+        # Never the machine's own engine.
         host = engine_host or f"unix://{self.folder}/no-engine.sock"
         return {"server": server, "engine": {"host": host, "network": "none"}}
 
     def _arm(self, failpoints: str) -> None:
-        if self._engine_host is not None:
-            other = self._at_engines.get(self._engine_host, self)
-            if other is not self and other.is_running:
-                raise RuntimeError(f"{self._engine_host} has a daemon: it would sweep away what this one's jobs need")
-            self._at_engines[self._engine_host] = self
         self._process.env = self._env | ({FAILPOINTS_VARIABLE: failpoints} if failpoints else {})
 
     def _is_ready(self) -> bool:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.process import Peer, Process
@@ -85,12 +86,14 @@ class PrivateEngine(Peer):
         """As `systemctl stop docker`: SIGTERM, and nobody answers until the next `start`."""
         self._process.terminate(timeout_s=STOP_TIMEOUT_S)
 
-    def freeze(self) -> None:
-        """SIGSTOP: it accepts connections and says nothing, until it is thawed."""
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """As an engine that hangs: it takes connections and answers nothing, until the block is left."""
         os.kill(self._process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self._process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def docker(self, *args: str, input: bytes | None = None, check: bool = True, buildkit: bool = True) -> str:  # noqa: A002
         """Run the Docker client against this engine; returns its output without the last newline.

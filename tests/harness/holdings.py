@@ -15,6 +15,8 @@ from imagejobd.engine.settings import EngineSettings
 
 ANSWER_TIMEOUT_S = 10.0
 LABEL = "imagejobd.job"
+# Between installation and time in the names of the notes of daemons that work, which are no job's.
+ALIVE = "-alive-"
 
 
 class Held(NamedTuple):
@@ -27,7 +29,7 @@ class Held(NamedTuple):
 
 
 def holdings(engine: PrivateEngine) -> set[Held]:
-    """All that there is."""
+    """All that there is, but for the notes of daemons that work."""
     return {*_containers(engine), *_volumes(engine), *_images(engine), *_builds(engine)}
 
 
@@ -43,7 +45,8 @@ def _containers(engine: PrivateEngine) -> Iterator[Held]:
 
 def _volumes(engine: PrivateEngine) -> Iterator[Held]:
     for found in _get(engine, "/volumes")["Volumes"] or ():
-        yield Held("volume", found["Name"], _owner(found))
+        if ALIVE not in found["Name"]:
+            yield Held("volume", found["Name"], _owner(found))
 
 
 def _images(engine: PrivateEngine) -> Iterator[Held]:

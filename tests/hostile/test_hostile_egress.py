@@ -83,9 +83,9 @@ def fenced(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def strict(another_engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def strict(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A daemon that keeps to public addresses."""
-    with client_of(another_engine, tmp_path_factory.mktemp("names"), allow_private=False) as client:
+    with client_of(engine, tmp_path_factory.mktemp("names"), allow_private=False) as client:
         yield client
 
 

@@ -219,13 +219,13 @@ def test_a_payload_has_its_tenants_rights(engine: PrivateEngine, place: Place) -
     [("one", ('"tenants" = ["1"]', '"tenants" = []')), ("admin", (f'["{ADMIN}"]', "[]"))],
 )
 def test_rights_that_were_taken_away(
-    another_engine: PrivateEngine, private_registry: Registry, who: str, change: tuple[str, str]
+    engine: PrivateEngine, private_registry: Registry, who: str, change: tuple[str, str]
 ) -> None:
     """What a restart takes from a tenant or an admin is gone for jobs that were submitted before, too."""
     password = private_registry.folder / "password"
     password.write_text(PASSWORD)
     table = {"username": USERNAME, "password_file": str(password), "tenants": ["1"]}
-    box = DispatchBox(another_engine, registry={private_registry.host: table})
+    box = DispatchBox(engine, registry={private_registry.host: table})
     with ExitStack() as stack:
         stack.callback(box.daemon.remove)
         box.daemon.start(failpoints="before_push")

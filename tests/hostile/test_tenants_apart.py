@@ -26,7 +26,7 @@ from harness.proxy import FaultProxy, StallRequest
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 from harness.waiting import until
-from imagejobd.model.reserved import held_repository
+from imagejobd.model.reserved import held_repository, job_repository
 
 LOGIN = {"username": USERNAME, "password": PASSWORD}
 STAND_S = 30.0
@@ -99,7 +99,7 @@ WAYS = (
 
 @pytest.fixture(scope="module", params=["buildkit", "classic"])
 def box(request: pytest.FixtureRequest, engine: PrivateEngine) -> Iterator[DispatchBox]:
-    """One daemon at a time: each takes all that it does not know in an engine for what a crash has left."""
+    """The daemon with one of the builders."""
     require("docker-registry")
     is_shared = request.param == "shared"
     settings = {"share_build_cache": True} if is_shared else {}
@@ -115,7 +115,7 @@ def boxes(*names: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="module")
-def matrix(engine: PrivateEngine, box: DispatchBox, registry: Registry, private_registry: Registry) -> Iterator[Matrix]:
+def matrix(box: DispatchBox, registry: Registry, private_registry: Registry) -> Iterator[Matrix]:
     """All attempts at once, since what they wait for is the same."""
     one, two = box.tenant(1), box.tenant(2)
     with ExitStack() as stack:
@@ -127,7 +127,7 @@ def matrix(engine: PrivateEngine, box: DispatchBox, registry: Registry, private_
         private.add("PUT", "/v2/one/app/manifests/.*", StallRequest(), times=None)
         public.add("POST", "/v2/everybodys/base/blobs/.*", StallRequest(), times=None)
         public.add("PUT", "/v2/everybodys/base/manifests/.*", Refusal(403, body=DENIED), times=None)
-        theirs = start(engine, one, private, private_registry, everybodys)
+        theirs = start(box, one, private, private_registry, everybodys)
         during = {row: attempts(two, registry, name(theirs.names)) for row, name in ROWS.items()}
         in_vain = attempts(two, registry, everybodys)
         # Whoever of them did not wait for tenant 1 has had his turn when this one has.
@@ -141,8 +141,9 @@ def matrix(engine: PrivateEngine, box: DispatchBox, registry: Registry, private_
         yield Matrix(two, theirs, during, after, in_vain)
 
 
-def start(engine: PrivateEngine, one: Tenant, private: FaultProxy, registry: Registry, everybodys: str) -> Theirs:
+def start(box: DispatchBox, one: Tenant, private: FaultProxy, registry: Registry, everybodys: str) -> Theirs:
     """Tenant 1's jobs, each at its place."""
+    engine, own = box.engine, box.daemon.installation
     base, pushed = f"{private.host}/team/base", f"{private.host}/one/app"
     secret = f"RUN echo {uuid.uuid4()} > /secret"
     building = build(one, f"{pushed}:2", f"FROM {base}:1", "RUN echo started; sleep 600", **LOGIN).json["id"]
@@ -152,12 +153,12 @@ def start(engine: PrivateEngine, one: Tenant, private: FaultProxy, registry: Reg
     for job in (pushing, in_vain):
         one.prints(job, "pushing ")
     private.wait_for("PUT", "/v2/one/app/manifests/.*", timeout_s=STAND_S)
-    image_id = engine.docker("inspect", "--format", "{{.Id}}", f"imagejobd/{pushing}:1")
+    image_id = engine.docker("inspect", "--format", "{{.Id}}", f"{job_repository(own, pushing)}:1")
     base_id, by_digest = names_in_engine(engine, registry, f"{registry.host}/team/base:1")
     digest = by_digest.partition("@")[2]
-    held = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", held_repository(building)).split()
+    held = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", held_repository(own, building)).split()
     names = {
-        "job": f"imagejobd/{pushing}",
+        "job": job_repository(own, pushing),
         "image_id": image_id,
         "image_hex": image_id.removeprefix("sha256:"),
         "image_short": image_id.removeprefix("sha256:")[:12],
@@ -169,7 +170,7 @@ def start(engine: PrivateEngine, one: Tenant, private: FaultProxy, registry: Reg
         "elsewhere": f"{everybodys.rpartition(':')[0]}@{digest}",
         "base_id": base_id,
         "base_short": base_id.removeprefix("sha256:")[:12],
-        "held": held[0] if held else f"{held_repository(building)}:base-0",
+        "held": held[0] if held else f"{held_repository(own, building)}:base-0",
     }
     return Theirs(building, pushing, in_vain, names)
 
@@ -244,7 +245,9 @@ OTHERS_TARGETS += ("registry-1.docker.io/imagejobd/{}:1", "DOCKER.IO/imagejobd/{
 @pytest.mark.parametrize("image", OTHERS_TARGETS)
 def test_no_push_over_a_jobs_image(matrix: Matrix, image: str) -> None:
     """Nobody gives his own image the name of another's."""
-    answer = build(matrix.tenant, image.format(matrix.theirs.pushing), f"FROM {BUSYBOX}")
+    answer = build(
+        matrix.tenant, image.format(matrix.theirs.names["job"].removeprefix("imagejobd/")), f"FROM {BUSYBOX}"
+    )
     assert (answer.status, answer.json["code"]) == (422, "policy"), answer.text
 
 

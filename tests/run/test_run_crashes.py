@@ -14,6 +14,7 @@ from harness.holdings import holdings_of
 from harness.processes import processes, unique_seconds
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
+from imagejobd.model.reserved import resource_name
 
 CRASHES_MAX = 3
 PLACES = (
@@ -164,7 +165,8 @@ def test_somebody_removes_the_container(engine: PrivateEngine) -> None:
     with run_box(engine) as box:
         job = box.launch(dockerfile(script("echo at work", "sleep 1", PERF)))
         box.prints(job, "at work")
-        remover = threading.Thread(target=engine.docker, args=("rm", "--force", f"imagejobd-{job}-1"))
+        container = resource_name(box.daemon.installation, job, 1)
+        remover = threading.Thread(target=engine.docker, args=("rm", "--force", container))
         remover.start()
         ended = box.ended(job)
         remover.join()

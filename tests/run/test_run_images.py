@@ -10,6 +10,7 @@ from run_box import MIB, PERF, RunBox, dockerfile, launched, run_box, script
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
+from imagejobd.model.reserved import job_repository, resource_name
 
 SUCCESS = r"Successful - Model performance : 0\.500000"
 ONBUILD = "imagejobd-test/onbuild:1"
@@ -121,10 +122,12 @@ def test_label_of_another_job(jobs: tuple[RunBox, dict[str, str]], engine: Priva
     box, _ = jobs
     victim = box.launch(dockerfile(script("echo at work", "sleep 12", PERF)))
     box.prints(victim, "at work")
-    assert box.post(f"FROM imagejobd/{victim}:1\n").status == 422
+    installation = box.daemon.installation
+    assert box.post(f"FROM {job_repository(installation, victim)}:1\n").status == 422
     thief = box.launch(dockerfile(f"LABEL imagejobd.job={victim}", script(PERF)))
     assert re.fullmatch(SUCCESS, box.outcome(thief))
     assert box.job(victim)["state"] == "running"
-    assert "container" in {held.sort for held in holdings_of(engine, victim) if f"imagejobd-{victim}-1" in held.name}
+    name = resource_name(installation, victim, 1)
+    assert "container" in {held.sort for held in holdings_of(engine, victim) if name in held.name}
     assert re.fullmatch(SUCCESS, box.outcome(victim))
     assert box.job(victim)["attempt"] == 1

@@ -8,6 +8,7 @@ from run_box import MIB, PERF, dockerfile, run_box, script
 from harness.client import Fields
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
+from imagejobd.model.reserved import resource_name
 
 TMP_MAX_BYTES = 8 * MIB
 # Each line of it tries what must not work, or what must, and adds to the facts that become the metrics.
@@ -89,18 +90,21 @@ def test_root_has_no_rights(facts: Fields) -> None:
 
 
 def test_settings_that_the_engine_was_given(engine: PrivateEngine) -> None:
-    """Container and volume have the job's name and label, and the engine was given every bound that is configured."""
+    """Container and volume have the job's name and labels, and the engine was given every bound that is configured."""
     bounds = {"memory_bytes": 96 * MIB, "pids": 50, "cpus": 0.5, "files": 99, "file_max_bytes": 5 * MIB}
     with run_box(engine, kinds={"run": bounds}) as box:
         job = box.launch(dockerfile(script("echo started", "sleep 60", PERF)))
         box.prints(job, "started")
-        [container] = json.loads(engine.docker("inspect", f"imagejobd-{job}-1"))
-        [volume] = json.loads(engine.docker("volume", "inspect", f"imagejobd-{job}-1"))
+        installation = box.daemon.installation
+        name = resource_name(installation, job, 1)
+        [container] = json.loads(engine.docker("inspect", name))
+        [volume] = json.loads(engine.docker("volume", "inspect", name))
         assert box.cancel(job) == 202
         assert box.ended(job)["state"] == "cancelled"
         assert holdings_of(engine, job) == []
     config, host = container["Config"], container["HostConfig"]
-    assert config["Labels"]["imagejobd.job"] == volume["Labels"]["imagejobd.job"] == job
+    assert volume["Labels"] == {"imagejobd.job": job, "imagejobd.installation": installation}
+    assert volume["Labels"].items() <= config["Labels"].items()
     assert config["NetworkDisabled"]
     assert config["Healthcheck"] == {"Test": ["NONE"]}
     assert host["NetworkMode"] == "none"

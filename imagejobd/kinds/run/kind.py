@@ -7,7 +7,7 @@ import msgspec
 
 from imagejobd.building.context import Context
 from imagejobd.building.image import Recipe, build_image
-from imagejobd.building.purging import leftovers, purge, purge_surely
+from imagejobd.building.purging import leftovers, ours, purge, purge_surely
 from imagejobd.engine import sandbox
 from imagejobd.kinds.run import spec as specs
 from imagejobd.kinds.run.collecting import collect
@@ -75,7 +75,8 @@ class RunKind:
         await collect(self._tools, work, container)
 
     async def leftovers(self) -> set[str]:
-        return await sandbox.leftovers(self._building.engine) | await leftovers(self._building)
+        sandboxes = await sandbox.leftovers(self._building.engine)
+        return await ours(self._building, sandboxes) | await leftovers(self._building)
 
     async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
         """The container first: as long as it is there, the engine does not let go of its image."""

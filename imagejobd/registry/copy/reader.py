@@ -50,7 +50,8 @@ class Reader:
             elif not self.left:
                 await self._wait()
         if self.fault is not None:
-            raise self.fault
+            # All readers of a blob raise the same one, which would keep the frames of each.
+            raise self.fault.with_traceback(None)
         raise StopAsyncIteration
 
     def close(self) -> None:

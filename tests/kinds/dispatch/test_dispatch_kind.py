@@ -23,6 +23,7 @@ from imagejobd.kinds.dispatch import exporting as exporting_module
 from imagejobd.kinds.dispatch.publishing import published_name
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
+from imagejobd.model.reserved import job_repository
 from imagejobd.model.state import State
 
 FROM = f"FROM {BUSYBOX}\n".encode()
@@ -256,7 +257,7 @@ async def test_a_lost_image_is_built_again(bench: DispatchBench, monkeypatch: py
     made = await bench.submit(kind, FROM + f"RUN echo {os.urandom(8).hex()} > /id\n".encode())
     async with bench.running(kind):  # type: ignore[arg-type]
         await bench.when(made.uuid, lambda job: "built" in job.checkpoint)
-        for tag in await images.list_tags(bench.engine, f"imagejobd/{made.uuid}"):
+        for tag in await images.list_tags(bench.engine, job_repository(bench.engine.installation, made.uuid)):
             await images.remove(bench.engine, ImageReference.parse(tag))
         job = await bench.ended(made.uuid)
     assert job.state is State.SUCCEEDED

@@ -13,6 +13,7 @@ from harness.services import require
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
 from imagejobd.model.ids import uuid7
+from imagejobd.model.reserved import job_repository, resource_name
 
 END_TIMEOUT_S = 40.0
 DOCKERFILE = f"""FROM {BUSYBOX}
@@ -57,8 +58,8 @@ def traces(engine: PrivateEngine) -> str:
     """Everything of jobs that the engine has."""
     return (
         engine.docker("ps", "--all", "--quiet")
-        + engine.docker("volume", "ls", "--quiet")
-        + engine.docker("images", "--quiet", "imagejobd/*")
+        + engine.docker("volume", "ls", "--quiet", "--filter", "label=imagejobd.job")
+        + engine.docker("images", "--quiet", "imagejobd/*/*")
     )
 
 
@@ -91,21 +92,21 @@ def test_leftovers_of_ended_jobs_are_swept(daemon: Daemon, engine: PrivateEngine
     assert ended(daemon)[0] == "succeeded"
     daemon.kill()
     for job in (known, uuid7()):
-        name, label = f"imagejobd-{job}-1", ("--label", f"imagejobd.job={job}")
-        engine.docker("tag", BUSYBOX, f"imagejobd/{job}:1")
+        own, image = daemon.installation, f"{job_repository(daemon.installation, job)}:1"
+        name = resource_name(own, job, 1)
+        label = ("--label", f"imagejobd.job={job}", "--label", f"imagejobd.installation={own}")
+        engine.docker("tag", BUSYBOX, image)
         engine.docker("volume", "create", *label, name)
         volume = ("--volume", f"{name}:/data")
-        engine.docker(
-            "run", "--detach", "--network=none", "--name", name, *label, *volume, f"imagejobd/{job}:1", "sleep", "600"
-        )
+        engine.docker("run", "--detach", "--network=none", "--name", name, *label, *volume, image, "sleep", "600")
     engine.docker("volume", "create", "--label", f"imagejobd.job={known}", "somebody-elses")
     stranger = engine.docker("create", "--network=none", "--label", f"imagejobd.job={known}", BUSYBOX)
     daemon.start()
     until(
         lambda: (
             "imagejobd" not in engine.docker("ps", "--all", "--format", "{{.Names}}")
-            and engine.docker("volume", "ls", "--quiet") == "somebody-elses"
-            and not engine.docker("images", "--quiet", "imagejobd/*")
+            and engine.docker("volume", "ls", "--quiet", "--filter", "label=imagejobd.job") == "somebody-elses"
+            and not engine.docker("images", "--quiet", "imagejobd/*/*")
         ),
         timeout_s=20,
         what="the sweep",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import traceback
 
 import pytest
 from flight_rig import CHUNK, FakeSource, SpoolFolder, blob_of, data_of, drain, flights_over, repository, settle, until
@@ -275,3 +276,22 @@ async def test_no_deadlock_through_places_elsewhere(spools: SpoolFolder) -> None
         begun.close()
         assert await drain(other) == second.data
         assert await drain(waiting) == first.data
+
+
+async def test_the_fault_of_many_readers_holds_no_frames_of_the_others(spools: SpoolFolder) -> None:
+    """They raise one and the same, whose traceback is as long for the last as for the first."""
+    source = FakeSource(data_of(1))
+    source.fault = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "cut")
+    lengths = []
+
+    async def read(reader: Reader) -> None:
+        try:
+            await drain(reader)
+        except Temporary as fault:
+            lengths.append(len(traceback.extract_tb(fault.__traceback__)))
+
+    async with flights_over(source, spools) as flights:
+        blob = Descriptor(digest=blob_of(data_of(2)).digest, size=2 * CHUNK)
+        await asyncio.gather(*map(read, flights.board(repository(), blob, 20)))
+    assert len(lengths) == 20
+    assert len(set(lengths)) == 1

@@ -1,0 +1,159 @@
+"""An engine that hangs holds up nobody who is cancelled; what could not be cleaned up then, a later look finds."""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builds import request, run, until
+from sandboxes import LIMITS, image_of
+
+from harness.base_image import BUSYBOX, publish_busybox
+from harness.building import RememberedBases, nobody_known
+from harness.engine import PrivateEngine
+from harness.processes import processes, unique_seconds
+from harness.proxy import FaultProxy, StallResponse
+from harness.registry import PASSWORD, USERNAME, Registry
+from imagejobd.engine import images, sandbox
+from imagejobd.engine.bases import Bases
+from imagejobd.engine.classic_remains import remove_remains
+from imagejobd.engine.client import Engine
+from imagejobd.engine.push import push
+from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.tag_lease import TagLeases
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.ids import uuid7
+from imagejobd.model.reference import ImageReference
+from imagejobd.model.reserved import NO_INSTALLATION, held_repository
+from imagejobd.model.secret import Credentials, Secret
+
+START_S = 20.0
+# Of the 2 s in which a cancelled job ends, what its clean-up in engine and building may take of it.
+CLEANED_UP_S = 1.5
+
+
+async def cancelled(task: asyncio.Task[Any]) -> float:
+    """Seconds from the cancellation to the end."""
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return time.monotonic() - began
+
+
+async def test_a_build_is_cancelled(client: Engine, engine: PrivateEngine, builder: str, tmp_path: Path) -> None:
+    """Its bases are given up later, too."""
+    sleep, bases = unique_seconds(), Bases(client, TagLeases(client, nobody_known), RememberedBases())
+    repository = held_repository(NO_INSTALLATION, uuid7())
+
+    async def build() -> None:
+        async with bases.hold([(ImageReference.parse(BUSYBOX), "")], repository=repository) as held:
+            text = f"FROM {held.names[0]}\nRUN sleep {sleep}\n"
+            await run(client, request(tmp_path, builder, text, bases={held.names[0]: BUSYBOX}))
+
+    task = asyncio.create_task(build())
+    await until(lambda: bool(processes(sleep)), timeout_s=START_S)
+    with engine.frozen():
+        assert await cancelled(task) < CLEANED_UP_S
+    await until(lambda: not processes(sleep), timeout_s=START_S)
+    for name in await images.list_tags(client, repository):
+        await images.remove(client, ImageReference.parse(name))
+    async with asyncio.timeout(START_S):
+        while client.remains:
+            await remove_remains(client)
+            await asyncio.sleep(0.1)
+
+
+async def test_a_pull_with_a_login_is_cancelled(
+    client: Engine, engine: PrivateEngine, private_registry: Registry
+) -> None:
+    """The tag is put back by the next sweep."""
+    leases = TagLeases(client, nobody_known)
+    bases = Bases(client, leases, RememberedBases())
+    login = {private_registry.host: Credentials(USERNAME, Secret(PASSWORD))}
+    base = ImageReference.parse(publish_busybox(engine, private_registry, f"hang{uuid7()}", "v1"))
+    is_held = asyncio.Event()
+
+    async def hold() -> None:
+        async with leases.turn(base), leases.lease(base):
+            await images.tag(client, BUSYBOX, base)
+            is_held.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hold())
+    await is_held.wait()
+    with engine.frozen():
+        assert await cancelled(task) < CLEANED_UP_S
+    assert await images.find(client, base)
+    await leases.sweep()
+    assert await images.find(client, base) is None
+    repository = held_repository(NO_INSTALLATION, uuid7())
+    async with bases.hold([(base, "")], repository=repository, credentials=login) as held:
+        assert held.pulled == [base]
+
+
+async def test_a_container_is_cancelled(client: Engine, engine: PrivateEngine) -> None:
+    """It is killed and removed once the engine answers."""
+    uuid, sleep = uuid7(), unique_seconds()
+    image = image_of(engine, f'CMD ["sleep", "{sleep}"]\n')
+
+    async def sandboxed() -> None:
+        container = await sandbox.create(client, uuid=uuid, attempt=1, image=image, limits=LIMITS)
+        async with contextlib.aclosing(container.run(output_max_bytes=1000, timeout_s=60)) as events:
+            async for _ in events:
+                pass
+
+    task = asyncio.create_task(sandboxed())
+    await until(lambda: bool(processes(sleep)), timeout_s=START_S)
+    with engine.frozen():
+        assert await cancelled(task) < CLEANED_UP_S
+    await sandbox.discard(client, uuid)
+    assert processes(sleep) == []
+
+
+async def test_who_waits_for_anothers_pull_is_cancelled(
+    client: Engine, engine: PrivateEngine, registry: Registry
+) -> None:
+    """The pull itself goes on for the one who makes it."""
+    bases = Bases(client, TagLeases(client, nobody_known), RememberedBases())
+    with FaultProxy(registry.host) as proxy:
+        proxy.add("GET|HEAD", ".*/manifests/.*", StallResponse(), times=1)
+        published = ImageReference.parse(publish_busybox(engine, registry, f"hang{uuid7()}", "v1"))
+        base = ImageReference.parse(f"{proxy.host}/{published.path}:v1")
+
+        async def hold() -> int:
+            async with bases.hold([(base, "")], repository=held_repository(NO_INSTALLATION, uuid7())) as held:
+                return len(held.pulled)
+
+        first, second = asyncio.create_task(hold()), asyncio.create_task(hold())
+        await asyncio.to_thread(proxy.wait_for, "GET|HEAD", ".*/manifests/.*", timeout_s=START_S)
+        assert await cancelled(second) < CLEANED_UP_S
+        proxy.release()
+        assert await first == 1
+    assert await images.remove(client, base)
+
+
+async def test_a_denied_push_stays_denied(engine: PrivateEngine, private_registry: Registry) -> None:
+    """Also where the tag cannot be put back: that comes later, and the refusal is what the user hears."""
+    target = ImageReference.parse(f"{private_registry.host}/hang{uuid7()}:v1")
+    async with Engine(EngineSettings(host=engine.host, request_timeout_s=2)) as client:
+        leases = TagLeases(client, nobody_known)
+        with contextlib.ExitStack() as stack:
+
+            async def pushed() -> None:
+                async with leases.turn(target), leases.lease(target):
+                    await images.tag(client, BUSYBOX, target)
+                    try:
+                        async with contextlib.aclosing(push(client, target, None)) as events:
+                            async for _ in events:
+                                pass
+                    finally:
+                        stack.enter_context(engine.frozen())
+
+            with pytest.raises(Permanent) as denied:
+                await pushed()
+            assert denied.value.code is ErrorCode.DENIED
+        await leases.sweep()
+        assert await images.find(client, target) is None
