@@ -13,7 +13,7 @@ from imagejobd.store.protocol import Pruned, Store
 
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
-# Small batches: between two of them waiting requests get their turn at the writer.
+# Rows in one transaction: between two of them waiting requests get their turn at the writer.
 BATCH_MAX = 500
 DAY_MS = 24 * 3600 * 1000
 # A blob is written before the row that names it is committed.
@@ -61,5 +61,5 @@ async def _prune(store: Store, keep: Retention, at_ms: int) -> None:
             blobs_before_ms=at_ms - int(keep.payload_days * DAY_MS),
             batch_max=BATCH_MAX,
         )
-        if max(pruned.jobs, pruned.logs, pruned.blobs) < BATCH_MAX:
+        if pruned.rows < BATCH_MAX:
             return
