@@ -57,7 +57,7 @@ from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import Vault
 from imagejobd.systemd import Notifier
-from imagejobd.vigil import Vigil
+from imagejobd.vigil import Vigil, lasting
 
 DATABASE_NAME = "imagejobd.db"
 
@@ -96,7 +96,10 @@ async def serve(config: Config) -> int:
         stack.callback(os.umask, umask)
         state_dir, blobs = _open_state_dir(stack, config)
         vault = Vault.from_environment(state_dir)
-        store = await stack.enter_async_context(SqliteStore.open(state_dir / DATABASE_NAME, vault=vault))
+        store = await stack.enter_async_context(
+            SqliteStore.open(state_dir / DATABASE_NAME, vault=vault, has_content=blobs.has_content())
+        )
+        await _take_up_key(store)
         engine = await stack.enter_async_context(Engine(config.engine))
         egress, names = Egress(config.egress), Names()
         registry = await stack.enter_async_context(
@@ -123,7 +126,8 @@ async def serve(config: Config) -> int:
         runner = Runner(store, kinds, config.limits, slots=slots, worker=worker)
         door = Door(store, kinds, config.server, queue_max=config.limits.queue_max)
         authentication = Authentication(config.auth)
-        app = create_app(door, {"engine": engine.ping}, authentication, registries=config.registry)
+        needs = {"store": store.probe, "blobs": blobs.probe}
+        app = create_app(door, {"engine": engine.ping}, authentication, needs=needs, registries=config.registry)
 
         await rescue(store, worker)
         addresses = await open_listeners(stack, config, app, umask=umask)
@@ -138,10 +142,20 @@ async def serve(config: Config) -> int:
         )
         return await vigil.keep(
             runner=runner.run(),
-            sweep=sweep_loop(store, kinds.values()),
-            expire=expire_loop(store, config.limits.queue_timeout_s),
-            prune=prune_loop(store, blobs, config.retention),
-            build_cache=build_cache_loop(engine),
+            sweep=lasting("sweep", lambda: sweep_loop(store, kinds.values())),
+            expire=lasting("expire", lambda: expire_loop(store, config.limits.queue_timeout_s)),
+            prune=lasting("prune", lambda: prune_loop(store, blobs, config.retention)),
+            build_cache=lasting("build_cache", lambda: build_cache_loop(engine)),
+        )
+
+
+async def _take_up_key(store: SqliteStore) -> None:
+    unopened = await store.take_up_key()
+    if unopened:
+        log.warning(
+            "the secrets key is not the one of the last start, and waiting jobs have registry credentials that it does "
+            "not open: they will fail with secrets_lost, unless the old key is put back and the daemon started again",
+            jobs=unopened,
         )
 
 

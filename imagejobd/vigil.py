@@ -21,6 +21,9 @@ from imagejobd.systemd import Notifier
 
 STATUS_EVERY_S = 10.0
 READY_RETRY_S = 1.0
+# How often the store is asked to commit where no supervisor says how often it wants to hear of it.
+PROBE_EVERY_S = 10.0
+LASTING_RETRY_S = 30.0
 
 log = structlog.get_logger("imagejobd.daemon")
 
@@ -129,21 +132,36 @@ class Vigil:
             await asyncio.sleep(STATUS_EVERY_S)
 
     async def _watchdog_loop(self) -> None:
-        """Feed the watchdog only while commits go on: a daemon that cannot write is better restarted.
+        """Feed the watchdog only while commits go on: a daemon whose writer hangs is better restarted.
 
-        Docker's health does not count here; a restart of ours does not mend it.
+        The probe finds a lost database, too, when nobody submits. Docker's health does not count here; a restart of
+        ours does not mend it.
         """
-        interval_s = self._notifier.watchdog_interval_s()
-        while interval_s is not None:
+        interval_s = self._notifier.watchdog_interval_s() or PROBE_EVERY_S
+        while True:
             # A full disk is an answer too, and no restart frees it.
             with contextlib.suppress(Temporary):
                 await self._store.probe()
             self._notifier.watchdog()
             await asyncio.sleep(interval_s)
-        await asyncio.Event().wait()
 
     async def _store_failure(self) -> None:
         raise RuntimeError(await self._store.failed)
+
+
+async def lasting(name: str, start: Callable[[], Loop]) -> None:
+    """Run a loop again a while after it has failed: housekeeping is no reason to stop the daemon. Never returns.
+
+    The same failure is told once.
+    """
+    told = ""
+    while True:
+        try:
+            await start()
+        except Exception as failure:
+            if told != (told := repr(failure)):
+                log.exception("a part of the housekeeping failed; it is tried again", part=name, error=told)
+        await asyncio.sleep(LASTING_RETRY_S)
 
 
 async def _guarded(name: str, loop: Loop) -> None:

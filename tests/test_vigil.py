@@ -43,6 +43,9 @@ class DeafManager:
         self.said.append("stopping")
         return True
 
+    def watchdog(self) -> bool:
+        return True
+
     def watchdog_interval_s(self) -> None:
         return None
 

@@ -34,16 +34,17 @@ def create_app(
     checks: Mapping[str, health.Check],
     authentication: Authentication,
     *,
+    needs: Mapping[str, health.Check] | None = None,
     registries: Collection[str] = (),
 ) -> web.Application:
     """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
-    aiohttp."""
+    aiohttp. `needs` and `checks` are those of api/health.py, the store alone where there are no `needs`."""
     middleware = _middleware(guard.Guard(door.server.hosts), authentication)
     app = web.Application(middlewares=[middleware], client_max_size=0)
     add_routes(
         app,
         [
-            *health.routes(door, checks),
+            *health.routes(door, needs or {"store": door.store.probe}, checks),
             *dispatch.routes(door),
             *builder.routes(door),
             *run.routes(door),

@@ -108,6 +108,11 @@ async def referenced_blobs(readers: Readers) -> set[str]:
     return {row["digest"] for row in await readers.all(_SQL["referenced_blobs"])}
 
 
+async def sealed(readers: Readers) -> list[tuple[str, bytes]]:
+    """UUID and sealed secrets of every job that has not ended and has some."""
+    return [(row["uuid"], row["sealed"]) for row in await readers.all(_SQL["sealed"])]
+
+
 async def cancel_requests(readers: Readers, worker: str) -> list[str]:
     return [row["uuid"] for row in await readers.all(_SQL["cancel_requests"], (worker,))]
 

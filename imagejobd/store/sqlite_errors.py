@@ -23,6 +23,7 @@ _OF_ONE_STATEMENT = frozenset(
         sqlite3.SQLITE_RANGE,
     }
 )
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 # On a full disk the write-ahead index cannot grow either, and SQLite gives that its own code.
 _FULL_EXTENDED = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
@@ -36,6 +37,11 @@ def _code(error: sqlite3.Error) -> int:
 def concerns_one_request(error: Exception) -> bool:
     """Whether the transaction around a failed statement, or a verb with a defect, can go on."""
     return not isinstance(error, sqlite3.Error) or _code(error) & 0xFF in _OF_ONE_STATEMENT
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether what is on disk could not be read, or not be understood."""
+    return _code(error) & 0xFF in _DAMAGE
 
 
 def passing(error: BaseException) -> Temporary | None:
