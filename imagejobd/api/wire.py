@@ -3,6 +3,7 @@
 How an error looks is each API's own; which status it gets is decided here once.
 """
 
+import asyncio
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -60,6 +61,16 @@ def json_response(
     if indent is not None:
         body = msgspec.json.format(body, indent=indent)
     return web.Response(body=body, status=status, content_type="application/json", charset="utf-8", headers=headers)
+
+
+async def send(response: web.StreamResponse, data: bytes, *, idle_s: float) -> None:
+    """Send a piece of an answer. Raises `Permanent(timeout)` when the client does not take it within `idle_s`: one that
+    has stopped reading would be kept for ever."""
+    try:
+        async with asyncio.timeout(idle_s):
+            await response.write(data)
+    except TimeoutError:
+        raise Permanent(ErrorCode.TIMEOUT, f"the client took less than {len(data)} bytes in {idle_s:g} s") from None
 
 
 def too_large(what: str, max_bytes: int, hint: str) -> Permanent:
