@@ -1,7 +1,8 @@
 """What is forgotten when: old jobs, logs and payloads, and jobs that waited too long."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -25,12 +26,13 @@ log = structlog.get_logger("imagejobd.retention")
 async def expire_loop(store: Store, queue_timeout_s: float, now_ms: Callable[[], int] = wall_clock_ms) -> None:
     """Fail the jobs that waited longer than they may without ever starting."""
     while True:
-        try:
-            for uuid in await store.expire(due_before_ms=now_ms() - int(queue_timeout_s * 1000)):
-                log.warning("job waited too long in the queue", job=uuid)
-        except Temporary as fault:
-            log.error("cannot expire jobs now", error=fault.message)
+        await _try("expire jobs", _expire(store, now_ms() - int(queue_timeout_s * 1000)))
         await asyncio.sleep(EXPIRE_EVERY_S)
+
+
+async def _expire(store: Store, due_before_ms: int) -> None:
+    for uuid in await store.expire(due_before_ms=due_before_ms):
+        log.warning("job waited too long in the queue", job=uuid)
 
 
 async def prune_loop(
@@ -38,19 +40,30 @@ async def prune_loop(
 ) -> None:
     """Forget what is older than the retention says, then the blobs that nothing refers to any more.
 
-    Once a day the store looks at its data anew, because what it knew of them has aged by then.
+    Once a day the store looks at its data anew, because what it knew of them has aged by then. Each is tried whatever
+    became of the others: on a full disk rows cannot be deleted, but blobs can.
     """
     optimized_ms = now_ms()  # the store was, when it was closed
     while True:
-        try:
-            await _prune(store, keep, now_ms())
-            await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
-            if now_ms() - optimized_ms >= DAY_MS:
-                await store.optimize()
-                optimized_ms = now_ms()
-        except Temporary as fault:
-            log.error("cannot prune now", error=fault.message)
+        await _try("prune", _prune(store, keep, now_ms()))
+        await _try("collect blobs", _collect(store, blobs))
+        if now_ms() - optimized_ms >= DAY_MS and await _try("optimize the store", store.optimize()):
+            optimized_ms = now_ms()
         await asyncio.sleep(PRUNE_EVERY_S)
+
+
+async def _try(what: str, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether it was done; a fault is told, and a later round tries again."""
+    try:
+        await work
+    except Temporary as fault:
+        log.error(f"cannot {what} now", error=fault.message)
+        return False
+    return True
+
+
+async def _collect(store: Store, blobs: BlobStore) -> None:
+    await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
 
 
 async def _prune(store: Store, keep: Retention, at_ms: int) -> None:

@@ -238,20 +238,28 @@ async def test_a_log_without_its_database_is_kept(database: Path, vault: Vault, 
 
 
 async def test_attempts_are_run_and_pauses_are_not(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
-    """`seconds_run` adds up a job's attempts; what lay between them is in neither of the two figures."""
+    """`seconds_run` adds up a job's attempts, and of one that a crash cut what is known; not what lay between them."""
     await enqueue(store)
     clock.advance(1000)
     claim = await claim_one(store)
     clock.advance(2000)
     await store.retry(claim, BROKEN, not_before_ms=clock.now_ms + 60_000)
     clock.advance(60_000)
+    claim = await claim_one(store, worker="dead")
+    clock.advance(300)
+    await store.enter_phase(claim, "building")
+    clock.advance(3_600_000)
+    await store.rescue("alive", crashes_max=9)
+    clock.advance(1000)
     claim = await claim_one(store)
     clock.advance(500)
     await store.finish(claim, Ending(State.SUCCEEDED))
+    cancelled = await enqueue(store)
     clock.advance(1000)
+    await store.request_cancel(cancelled.uuid, tenant=None)
     await enqueue(store)
     seconds = shell(database, "select seconds_waited, seconds_run from job_history order by id", "-readonly")
-    assert seconds.splitlines() == ["1.0|2.5", "|"]
+    assert seconds.splitlines() == ["1.0|2.8", "1.0|", "|"]
 
 
 async def test_a_changed_key_is_told_once(database: Path, clock: SimulatedClock) -> None:

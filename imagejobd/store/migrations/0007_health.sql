@@ -14,7 +14,8 @@ create table secrets_key (
     fingerprint text not null
 ) strict;
 
--- seconds_run counts the attempts, and not the pauses between them: each from its claim to the move that ended it.
+-- seconds_run counts the attempts, and not the pauses between them: in the history of a job what lies between a claim and
+-- the move that ended it. Of an attempt that a crash cut, up to the last that was heard of it.
 drop view job_history;
 
 create view job_history as
@@ -36,17 +37,18 @@ select
     strftime('%Y-%m-%dT%H:%M:%fZ', started_ms / 1000.0, 'unixepoch') as started,
     strftime('%Y-%m-%dT%H:%M:%fZ', finished_ms / 1000.0, 'unixepoch') as finished,
     round(max(0, coalesce(started_ms, finished_ms) - created_ms) / 1000.0, 3) as seconds_waited,
-    iif(finished_ms is null, null, (
-        select round(sum(max(0, coalesce((
-            select ended.at_ms
-            from event as ended
-            where ended.job_id = job.id and ended.id > claim.id
-                and ended.type in ('succeed', 'fail', 'cancel', 'retry', 'interrupt', 'rescue')
-            order by ended.id
-            limit 1
-        ), claim.at_ms) - claim.at_ms)) / 1000.0, 3)
-        from event as claim
-        where claim.job_id = job.id and claim.type = 'claim'
+    iif(started_ms is null or finished_ms is null, null, (
+        select round(sum(max(0, at_ms - since_ms)) / 1000.0, 3)
+        from (
+            select
+                type,
+                at_ms,
+                lag(type) over (order by id) as since,
+                lag(at_ms) over (order by id) as since_ms
+            from event
+            where event.job_id = job.id
+        )
+        where type not in ('claim', 'rescue') and since not in ('enqueue', 'retry', 'interrupt', 'rescue')
     )) as seconds_run,
     attempt,
     crashes,
