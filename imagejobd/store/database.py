@@ -118,9 +118,9 @@ class Inspection:
     def stop(self) -> None:
         """End it where it is; the next start knows only of the stop that follows."""
         self._stopped.set()
-        if self._thread.is_alive():
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it has just ended by itself
             self._db.interrupt()
-            self._thread.join(INSPECTION_STOP_TIMEOUT_S)
+        self._thread.join(INSPECTION_STOP_TIMEOUT_S)
 
     def _work(self) -> None:
         log.info("checking the job database, because its last stop was not clean", database=str(self._path))
