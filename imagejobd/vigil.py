@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from imagejobd.api.door import Door
-from imagejobd.model.errors import Fault, Temporary
+from imagejobd.model.errors import Fault, StoreFailed, Temporary
 from imagejobd.runner.runner import Runner
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.systemd import Notifier
@@ -68,9 +68,7 @@ class Vigil:
         done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
         failed = [task for task in done if task is not stop]
         for task in failed:
-            log.critical(
-                "stopping, because a part of the daemon failed", part=task.get_name(), exc_info=task.exception()
-            )
+            _tell(task.get_name(), task.exception())
         # What still runs is queued again where the store allows it: the jobs have not caused this.
         await self._drain(0.0 if failed else self._drain_timeout_s)
         for task in (*tasks, stop):
@@ -146,7 +144,14 @@ class Vigil:
             await asyncio.sleep(interval_s)
 
     async def _store_failure(self) -> None:
-        raise RuntimeError(await self._store.failed)
+        raise StoreFailed(await self._store.failed)
+
+
+def _tell(part: str, failure: BaseException | None) -> None:
+    if isinstance(failure, StoreFailed):  # which is no defect, so that its place says nothing
+        log.critical("stopping, because the job database failed", error=failure.reason)
+    else:
+        log.critical("stopping, because a part of the daemon failed", part=part, exc_info=failure)
 
 
 async def lasting(name: str, start: Callable[[], Loop]) -> None:

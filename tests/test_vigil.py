@@ -169,7 +169,8 @@ async def test_a_failed_store_ends_the_daemon(tmp_path: Path) -> None:
             assert await asyncio.wait_for(keeping, 20) == 1
         with pytest.raises(StoreFailed):
             await store.probe()
-    assert any("cannot be found any more" in str(line.get("exc_info")) for line in logs)
+    [told] = [line for line in logs if line["log_level"] == "critical" and "exc_info" not in line]
+    assert "cannot be found any more" in told["error"]
 
 
 async def test_housekeeping_outlives_its_failures(monkeypatch: pytest.MonkeyPatch) -> None:

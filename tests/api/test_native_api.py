@@ -271,3 +271,16 @@ async def test_ready_although_the_engine_hangs(tmp_path: Any, monkeypatch: pytes
     async with bare_app(tmp_path, check=asyncio.Event().wait) as app, app.client.get("/readyz") as response:
         assert response.status == 200
         assert "no answer" in (await response.json())["engine"]
+
+
+async def test_a_failed_store_is_unavailable(app: BareApp) -> None:
+    """Once the database can't be trusted, submissions are answered 503 with the reason, and so is readyz."""
+    (app.folder / "imagejobd.db").rename(app.folder / "moved.db")
+    for _ in range(2):
+        async with app.client.post("/api/v2/jobs", json=MINIMAL) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) > 0
+            assert "cannot be found any more" in (await response.json())["detail"]
+    async with app.client.get("/readyz") as response:
+        assert response.status == 503
+        assert "cannot be found any more" in (await response.json())["store"]
