@@ -14,8 +14,9 @@ from imagejobd.store.protocol import Pruned, Store
 
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
-# Rows in one transaction: between two of them waiting requests get their turn at the writer.
-BATCH_MAX = 500
+# Rows in one transaction: between two of them waiting requests get their turn at the writer. A block of log lies on 16
+# pages, so that this many take a tenth of a second.
+BATCH_MAX = 200
 DAY_MS = 24 * 3600 * 1000
 # A blob is written before the row that names it is committed.
 BLOB_MIN_AGE_S = 3600.0

@@ -181,7 +181,8 @@ class BlobStore:
 
     def _name(self, path: Path, target: Path) -> None:
         if not target.parent.exists():
-            self._make_folders()
+            if not self._blobs.exists():
+                self._make_folders()
             target.parent.mkdir(exist_ok=True)
             fsync_folder(target.parent.parent)
         os.utime(path)
