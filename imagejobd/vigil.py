@@ -137,11 +137,11 @@ class Vigil:
         """
         interval_s = self._notifier.watchdog_interval_s() or PROBE_EVERY_S
         while True:
+            await asyncio.sleep(interval_s)
             # A full disk is an answer too, and no restart frees it.
             with contextlib.suppress(Temporary):
                 await self._store.probe()
             self._notifier.watchdog()
-            await asyncio.sleep(interval_s)
 
     async def _store_failure(self) -> None:
         raise StoreFailed(await self._store.failed)

@@ -108,6 +108,12 @@ async def referenced_blobs(readers: Readers) -> set[str]:
     return {row["digest"] for row in await readers.all(_SQL["referenced_blobs"])}
 
 
+async def known_key(readers: Readers) -> str | None:
+    """The fingerprint of the key that secrets were last sealed with."""
+    row = await readers.first(_SQL["known_key"])
+    return None if row is None else str(row["fingerprint"])
+
+
 async def sealed(readers: Readers) -> list[tuple[str, bytes]]:
     """UUID and sealed secrets of every job that has not ended and has some."""
     return [(row["uuid"], row["sealed"]) for row in await readers.all(_SQL["sealed"])]

@@ -65,8 +65,6 @@ class SqliteStore:
             try:
                 async with Readers.open(path) as readers:
                     store = cls(path, vault=vault, writer=writer, readers=readers, bell=bell, file=file)
-                    with contextlib.suppress(Temporary):  # a full disk is no reason not to start
-                        await store.probe()
                     with contextlib.nullcontext() if was_clean else _inspected(path, writer):
                         yield store
             finally:
@@ -192,7 +190,11 @@ class SqliteStore:
     async def take_up_key(self) -> int:
         """Note which key secrets are sealed with now. Where it is another one than before: how many jobs that have not
         ended have secrets which it does not open."""
-        if not await self._writer.do(lambda tx: upkeep.note_key(tx, self._vault.key_fingerprint)):
+        known = await reads.known_key(self._readers)
+        if known == self._vault.key_fingerprint:
+            return 0
+        await self._writer.do(lambda tx: upkeep.note_key(tx, self._vault.key_fingerprint))
+        if known is None:
             return 0
         sealed = await reads.sealed(self._readers)
         return await asyncio.to_thread(lambda: sum(not self._vault.opens(uuid, secrets) for uuid, secrets in sealed))

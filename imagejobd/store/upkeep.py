@@ -101,8 +101,6 @@ def probe(tx: Transaction, check: Callable[[], None]) -> None:
     tx.db.execute(_SQL["probe"], {"now_ms": tx.now_ms})
 
 
-def note_key(tx: Transaction, fingerprint: str) -> bool:
-    """Remember which key secrets are sealed with from now on; whether it was another one until now."""
-    known = tx.db.execute(_SQL["known_key"]).fetchone()
+def note_key(tx: Transaction, fingerprint: str) -> None:
+    """Remember which key secrets are sealed with from now on."""
     tx.db.execute(_SQL["note_key"], {"fingerprint": fingerprint})
-    return known is not None and known["fingerprint"] != fingerprint

@@ -94,9 +94,6 @@ where ready + delayed + running = 0
 -- name: probe
 update probe set at_ms = :now_ms, commits = commits + 1;
 
--- name: known_key
-select fingerprint from secrets_key;
-
 -- name: note_key
 insert into secrets_key (id, fingerprint) values (1, :fingerprint)
     on conflict do update set fingerprint = excluded.fingerprint;
