@@ -61,7 +61,7 @@ from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import Vault
 from imagejobd.systemd import Notifier
-from imagejobd.vigil import Vigil
+from imagejobd.vigil import Vigil, lasting
 
 DATABASE_NAME = "imagejobd.db"
 
@@ -101,8 +101,11 @@ async def serve(config: Config) -> int:
         state_dir, blobs = _open_state_dir(stack, config)
         vault = Vault.from_environment(state_dir)
         store = await stack.enter_async_context(
-            SqliteStore.open(state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes)
+            SqliteStore.open(
+                state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes, has_content=blobs.has_content()
+            )
         )
+        await _take_up_key(store)
         installation = await store.engine.installation()
         engine = await stack.enter_async_context(Engine(config.engine, installation))
         presence = Presence(engine)
@@ -143,6 +146,7 @@ async def serve(config: Config) -> int:
             door,
             {"engine": lambda: gate.waiting or "ok"},
             authentication,
+            needs={"store": store.probe, "blobs": blobs.probe},
             registries=config.registry,
             other_daemons=lambda: presence.others,
         )
@@ -163,11 +167,21 @@ async def serve(config: Config) -> int:
         )
         return await vigil.keep(
             runner=runner.run(),
-            sweep=sweep_loop(store, kinds.values()),
-            expire=expire_loop(store, config.limits.queue_timeout_s, clock, downtime_ms),
-            prune=prune_loop(store, blobs, config.retention),
-            build_cache=build_cache_loop(engine, bases),
-            presence=presence_loop(presence),
+            sweep=lasting("sweep", lambda: sweep_loop(store, kinds.values())),
+            expire=lasting("expire", lambda: expire_loop(store, config.limits.queue_timeout_s, clock, downtime_ms)),
+            prune=lasting("prune", lambda: prune_loop(store, blobs, config.retention)),
+            build_cache=lasting("build_cache", lambda: build_cache_loop(engine, bases)),
+            presence=lasting("presence", lambda: presence_loop(presence)),
+        )
+
+
+async def _take_up_key(store: SqliteStore) -> None:
+    unopened = await store.take_up_key()
+    if unopened:
+        log.warning(
+            "the secrets key is not the one of the last start, and waiting jobs have registry credentials that it does "
+            "not open: they will fail with secrets_lost, unless the old key is put back and the daemon started again",
+            jobs=unopened,
         )
 
 

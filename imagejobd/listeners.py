@@ -17,6 +17,9 @@ BACKLOG = 1024
 CLOSE_TIMEOUT_S = 2.0
 # How long the rest of a refused body is swallowed, so that its sender may read the answer; then the connection ends.
 LINGERING_TIME_S = 2.0
+# How long a connection may be silent before its first request, within a head, and between two requests. More than
+# proxies keep theirs, who would else use one that is just being closed.
+IDLE_CONNECTION_S = 75.0
 # What is read ahead of a handler. A client may send HTTP chunks of a byte each, which take microseconds each; aiohttp
 # reads a sixteenth of this number of them at a time.
 READ_AHEAD_BYTES = 64 * KIB
@@ -33,6 +36,7 @@ async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Applica
         access_log=None,
         shutdown_timeout=CLOSE_TIMEOUT_S,
         lingering_time=LINGERING_TIME_S,
+        keepalive_timeout=IDLE_CONNECTION_S,
         read_bufsize=READ_AHEAD_BYTES,
         auto_decompress=False,
     )

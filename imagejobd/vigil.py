@@ -14,13 +14,16 @@ from typing import Any
 import structlog
 
 from imagejobd.api.door import Door
-from imagejobd.model.errors import Fault, Temporary
+from imagejobd.model.errors import Fault, StoreFailed, Temporary
 from imagejobd.runner.runner import Runner
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.systemd import Notifier
 
 STATUS_EVERY_S = 10.0
 READY_RETRY_S = 1.0
+# How often the store is asked to commit where no supervisor says how often it wants to hear of it.
+PROBE_EVERY_S = 10.0
+LASTING_RETRY_S = 30.0
 
 log = structlog.get_logger("imagejobd.daemon")
 
@@ -65,9 +68,7 @@ class Vigil:
         done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
         failed = [task for task in done if task is not stop]
         for task in failed:
-            log.critical(
-                "stopping, because a part of the daemon failed", part=task.get_name(), exc_info=task.exception()
-            )
+            _tell(task.get_name(), task.exception())
         # What still runs is queued again where the store allows it: the jobs have not caused this.
         await self._drain(0.0 if failed else self._drain_timeout_s)
         for task in (*tasks, stop):
@@ -129,21 +130,43 @@ class Vigil:
             await asyncio.sleep(STATUS_EVERY_S)
 
     async def _watchdog_loop(self) -> None:
-        """Feed the watchdog only while commits go on: a daemon that cannot write is better restarted.
+        """Feed the watchdog only while commits go on: a daemon whose writer hangs is better restarted.
 
-        Docker's health does not count here; a restart of ours does not mend it.
+        The probe finds a lost database, too, when nobody submits. Docker's health does not count here; a restart of
+        ours does not mend it.
         """
-        interval_s = self._notifier.watchdog_interval_s()
-        while interval_s is not None:
+        interval_s = self._notifier.watchdog_interval_s() or PROBE_EVERY_S
+        while True:
+            await asyncio.sleep(interval_s)
             # A full disk is an answer too, and no restart frees it.
             with contextlib.suppress(Temporary):
                 await self._store.probe()
             self._notifier.watchdog()
-            await asyncio.sleep(interval_s)
-        await asyncio.Event().wait()
 
     async def _store_failure(self) -> None:
-        raise RuntimeError(await self._store.failed)
+        raise StoreFailed(await self._store.failed)
+
+
+def _tell(part: str, failure: BaseException | None) -> None:
+    if isinstance(failure, StoreFailed):  # which is no defect, so that its place says nothing
+        log.critical("stopping, because the job database failed", error=failure.reason)
+    else:
+        log.critical("stopping, because a part of the daemon failed", part=part, exc_info=failure)
+
+
+async def lasting(name: str, start: Callable[[], Loop]) -> None:
+    """Run a loop again a while after it has failed: housekeeping is no reason to stop the daemon. Never returns.
+
+    The same failure is told once.
+    """
+    told = ""
+    while True:
+        try:
+            await start()
+        except Exception as failure:
+            if told != (told := repr(failure)):
+                log.exception("a part of the housekeeping failed; it is tried again", part=name, error=told)
+        await asyncio.sleep(LASTING_RETRY_S)
 
 
 async def _guarded(name: str, loop: Loop) -> None:

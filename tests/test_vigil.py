@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from imagejobd import vigil as vigil_module
 from imagejobd.api.door import Door, QueueBounds
 from imagejobd.api.settings import Server
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
+from imagejobd.model.errors import ErrorCode, StoreFailed, Temporary
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 from imagejobd.systemd import Notifier
-from imagejobd.vigil import Vigil
+from imagejobd.vigil import Vigil, lasting
 
 
 class DeafManager:
@@ -28,6 +30,7 @@ class DeafManager:
 
     def __init__(self, dropped: int) -> None:
         self.said: list[str] = []
+        self.fed = 0
         self._dropped = dropped
 
     def ready(self) -> bool:
@@ -46,8 +49,12 @@ class DeafManager:
         self.said.append("stopping")
         return True
 
-    def watchdog_interval_s(self) -> None:
-        return None
+    def watchdog(self) -> bool:
+        self.fed += 1
+        return True
+
+    def watchdog_interval_s(self) -> float:
+        return 0.001
 
 
 def idle_runner(store: SqliteStore) -> Runner:
@@ -116,3 +123,84 @@ async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert await keeping == 0
     said = [word for word in manager.said if "queued" not in word]
     assert said == ["ready", *(["reloading", "read", "ready"] * 2), "stopping"]
+
+
+async def kept(manager: DeafManager, store: SqliteStore) -> int:
+    """The exit code of a vigil with nothing to do."""
+    runner = idle_runner(store)
+    door = Door(store, {}, Server(), bounds=QueueBounds(1))
+    vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
+    return await vigil.keep(runner=runner.run())
+
+
+async def test_the_watchdog_hears_of_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fed while commits go on, and on a full disk, which no restart frees; not while the writer hangs."""
+    manager = DeafManager(dropped=0)
+    probe = SqliteStore.probe
+    is_full, hangs = False, False
+
+    async def probing(store: SqliteStore) -> None:
+        if is_full:
+            raise Temporary(ErrorCode.STORAGE_FULL, "full")
+        if hangs:
+            await asyncio.Event().wait()
+        await probe(store)
+
+    async def fed_again() -> None:
+        before = manager.fed
+        while manager.fed < before + 2:
+            await asyncio.sleep(0.001)
+
+    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
+        monkeypatch.setattr(SqliteStore, "probe", probing)
+        keeping = asyncio.create_task(kept(manager, store))
+        async with asyncio.timeout(20):
+            await fed_again()
+            is_full = True
+            await fed_again()
+            is_full, hangs = False, True
+            await asyncio.sleep(0.05)  # what was under way
+            before = manager.fed
+            await asyncio.sleep(0.2)
+            assert manager.fed == before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await keeping == 0
+
+
+async def test_a_failed_store_ends_the_daemon(tmp_path: Path) -> None:
+    """With a non-zero code, when nobody submits anything too, and with the reason in the log."""
+    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
+        keeping = asyncio.create_task(kept(DeafManager(dropped=0), store))
+        await asyncio.sleep(0.05)
+        with capture_logs() as logs:
+            (tmp_path / "imagejobd.db").rename(tmp_path / "moved.db")
+            assert await asyncio.wait_for(keeping, 20) == 1
+        with pytest.raises(StoreFailed):
+            await store.probe()
+    [told] = [line for line in logs if line["log_level"] == "critical" and "exc_info" not in line]
+    assert "cannot be found any more" in told["error"]
+
+
+async def test_housekeeping_outlives_its_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that fails is run again; the same failure is told once, and a cancellation ends it."""
+    monkeypatch.setattr(vigil_module, "LASTING_RETRY_S", 0.0)
+    failures = [OSError("no"), OSError("no"), OSError("no"), KeyError("x"), OSError("no")]
+    runs = 0
+
+    async def loop() -> None:
+        nonlocal runs
+        runs += 1
+        if failures:
+            raise failures.pop()
+        await asyncio.Event().wait()
+
+    with capture_logs() as logs:
+        keeping = asyncio.create_task(lasting("prune", loop))
+        async with asyncio.timeout(20):
+            while runs < 6:
+                await asyncio.sleep(0.001)
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+    assert [line["error"] for line in logs] == ["OSError('no')", "KeyError('x')", "OSError('no')"]
+    assert {line["part"] for line in logs} == {"prune"}

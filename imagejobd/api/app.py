@@ -34,17 +34,19 @@ def create_app(
     checks: Mapping[str, health.Check],
     authentication: Authentication,
     *,
+    needs: Mapping[str, health.Probe] | None = None,
     registries: Collection[str] = (),
     other_daemons: Callable[[], Sequence[str]] = tuple,
 ) -> web.Application:
-    """Wire all routes; `registries` are the hosts of the `[registry]` tables, `other_daemons` the installations beside
-    this one on its engine. Bodies are bounded by the door, not by aiohttp."""
+    """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
+    aiohttp. `needs`, `checks` and `other_daemons` are those of api/health.py, the store alone where there are no
+    `needs`."""
     middleware = _middleware(guard.Guard(door.server.hosts), authentication)
     app = web.Application(middlewares=[middleware], client_max_size=0)
     add_routes(
         app,
         [
-            *health.routes(door, checks, other_daemons),
+            *health.routes(door, needs or {"store": door.store.probe}, checks, other_daemons),
             *dispatch.routes(door),
             *builder.routes(door),
             *run.routes(door),

@@ -12,7 +12,7 @@ from aiohttp import web
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.door import Door, Uploads, new_job
 from imagejobd.api.multipart import Part
-from imagejobd.api.wire import json_response
+from imagejobd.api.wire import json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.ids import is_uuid
 from imagejobd.model.job import Job, Json
@@ -87,7 +87,7 @@ class BuilderApi:
         while blocks := await self._door.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
             text = "".join(block.text for block in blocks)
             offset += len(text.encode())
-            await response.write(msgspec.json.encode(text)[1:-1])
+            await send(response, msgspec.json.encode(text)[1:-1], idle_s=self._door.server.body_idle_s)
         await response.write_eof(b'"\n}')
         return response
 

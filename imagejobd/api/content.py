@@ -14,6 +14,7 @@ from typing import BinaryIO
 import msgspec
 from aiohttp import ETag, hdrs, web
 
+from imagejobd.api.wire import send
 from imagejobd.kinds.dispatch.receiving import Content
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import ErrorCode, Permanent
@@ -137,10 +138,4 @@ async def _copy(file: BinaryIO, response: web.StreamResponse, size_bytes: int, i
         if not chunk:
             raise Permanent(ErrorCode.INTERNAL, f"a file of the content store is {left} bytes too short")
         left -= len(chunk)
-        try:
-            async with asyncio.timeout(idle_s):
-                await response.write(chunk)
-        except TimeoutError:
-            raise Permanent(
-                ErrorCode.TIMEOUT, f"the client took less than {CHUNK_BYTES} bytes in {idle_s:g} s"
-            ) from None
+        await send(response, chunk, idle_s=idle_s)

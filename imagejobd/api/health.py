@@ -1,6 +1,7 @@
 """Liveness and readiness, for load balancers, monitors and people with curl."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
@@ -8,25 +9,63 @@ from aiohttp import web
 from imagejobd.api.door import Door
 from imagejobd.api.wire import json_response
 from imagejobd.model.errors import Fault
+from imagejobd.model.job import Json
 
 PROBE_TIMEOUT_S = 3.0
+# How long an answer serves later callers: each of what the daemon needs costs an fsync, and anybody may ask.
+ANSWER_MAX_AGE_S = 0.5
 
+_NO_ANSWER = f"no answer within {PROBE_TIMEOUT_S:g} s"
+
+# Raises a `Fault` that says what is wrong.
+Probe = Callable[[], Awaitable[object]]
 # What is known of an outside service: "ok", or what is wrong with it.
 Check = Callable[[], str]
 
 
-def routes(door: Door, checks: Mapping[str, Check], other_daemons: Callable[[], Sequence[str]]) -> list[web.RouteDef]:
-    """`checks` are outside services: reported, but jobs are accepted without them because they can wait. So are the
-    installations of `other_daemons` that work on the same engine."""
+class Needs:
+    """What the daemon needs to keep a job durably, each asked by a probe that really writes.
+
+    One that hangs is asked once: whoever comes later waits for the same answer.
+    """
+
+    def __init__(self, probes: Mapping[str, Probe]) -> None:
+        self._probes = probes
+        self._asked: dict[str, tuple[float, asyncio.Task[str]]] = {}
+
+    async def answers(self) -> dict[str, str]:
+        """`ok`, or the reason why not, of each."""
+        asked = {name: self._ask(name, probe) for name, probe in self._probes.items()}
+        await asyncio.wait(asked.values(), timeout=PROBE_TIMEOUT_S)
+        return {name: task.result() if task.done() else _NO_ANSWER for name, task in asked.items()}
+
+    def _ask(self, name: str, probe: Probe) -> asyncio.Task[str]:
+        now = time.monotonic()
+        asked_at, task = self._asked.get(name, (0.0, None))
+        if task is None or (task.done() and now - asked_at > ANSWER_MAX_AGE_S):
+            task = asyncio.create_task(_answer(probe), name=f"probe of {name}")
+            self._asked[name] = now, task
+        return task
+
+
+def routes(
+    door: Door,
+    needs: Mapping[str, Probe],
+    checks: Mapping[str, Check],
+    other_daemons: Callable[[], Sequence[str]],
+) -> list[web.RouteDef]:
+    """Without one of `needs` no job is accepted. `checks` are outside services: reported, but jobs wait for them; and
+    `other_daemons` the installations that work on the same engine."""
+    own = Needs(needs)
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(request: web.Request) -> web.Response:
         """200 when jobs are accepted durably, 503 otherwise."""
-        store = await _probe(door.store.probe)
-        ready = store == "ok" and not door.is_draining
-        report = {"ready": ready, "draining": door.is_draining, "store": store, "wal_bytes": await _wal_bytes(door)}
+        answers = await own.answers()
+        ready = not door.is_draining and all(answer == "ok" for answer in answers.values())
+        report: Json = {"ready": ready, "draining": door.is_draining, **answers, "wal_bytes": await _wal_bytes(door)}
         for name, check in checks.items():
             report[name] = check()
         report["other_daemons"] = list(other_daemons())
@@ -42,12 +81,9 @@ async def _wal_bytes(door: Door) -> int | None:
         return None
 
 
-async def _probe(check: Callable[[], Awaitable[object]]) -> str:
+async def _answer(probe: Probe) -> str:
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            await check()
+        await probe()
     except Fault as fault:
         return fault.message
-    except TimeoutError:
-        return f"no answer within {PROBE_TIMEOUT_S:g} s"
     return "ok"

@@ -8,7 +8,7 @@ from aiohttp import web
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.door import Door, Uploads, new_job
 from imagejobd.api.submission import JOB_MAX_BYTES, Submission, parse_submission, with_options
-from imagejobd.api.wire import iso, json_response
+from imagejobd.api.wire import iso, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.ids import JobId, is_uuid
 from imagejobd.model.job import Enqueued, Event, Job, Phase
@@ -160,7 +160,7 @@ class NativeApi:
     async def _write_log(self, response: web.StreamResponse, job_id: JobId, offset: int) -> int:
         while blocks := await self._store.read_log(job_id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
             data = "".join(block.text for block in blocks).encode()
-            await response.write(data)
+            await send(response, data, idle_s=self._door.server.body_idle_s)
             offset += len(data)
         return offset
 

@@ -3,6 +3,7 @@
 How an error looks is each API's own; which status it gets is decided here once.
 """
 
+import asyncio
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, Temporary
 
 STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
@@ -36,7 +37,8 @@ _json = msgspec.json.Encoder()
 
 def status_of(fault: Fault) -> HTTPStatus:
     """The HTTP status of a fault at the door; what no client can cause or cure is a 503 or a 500."""
-    fallback = HTTPStatus.SERVICE_UNAVAILABLE if isinstance(fault, Temporary) else HTTPStatus.INTERNAL_SERVER_ERROR
+    may_pass = isinstance(fault, Temporary | StoreFailed)
+    fallback = HTTPStatus.SERVICE_UNAVAILABLE if may_pass else HTTPStatus.INTERNAL_SERVER_ERROR
     return STATUS_OF.get(fault.code, fallback)
 
 
@@ -44,6 +46,8 @@ def headers_of(fault: Fault) -> dict[str, str]:
     """Retry-After for everything that may work later; where a token would help, that it is one (RFC 6750 §3)."""
     if fault.code is ErrorCode.UNAUTHENTICATED:
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(fault, StoreFailed):
+        return {"Retry-After": str(math.ceil(BUSY_RETRY_AFTER_S))}
     if not isinstance(fault, Temporary):
         return {}
     wait_s = RETRY_AFTER_DEFAULT_S if fault.retry_after_s is None else fault.retry_after_s
@@ -57,6 +61,16 @@ def json_response(
     if indent is not None:
         body = msgspec.json.format(body, indent=indent)
     return web.Response(body=body, status=status, content_type="application/json", charset="utf-8", headers=headers)
+
+
+async def send(response: web.StreamResponse, data: bytes, *, idle_s: float) -> None:
+    """Send a piece of an answer. Raises `Permanent(timeout)` when the client does not take it within `idle_s`: one that
+    has stopped reading would be kept for ever."""
+    try:
+        async with asyncio.timeout(idle_s):
+            await response.write(data)
+    except TimeoutError:
+        raise Permanent(ErrorCode.TIMEOUT, f"the client took less than {len(data)} bytes in {idle_s:g} s") from None
 
 
 def too_large(what: str, max_bytes: int, hint: str) -> Permanent:

@@ -44,9 +44,12 @@ async def keep_context(blobs: BlobStore, raw: Path, bounds: ContextBounds) -> Co
 async def _rewritten(raw: Path, checked: Path, bounds: ContextBounds) -> tuple[str, str]:
     """Rewrite in a thread; when the caller is cancelled the thread stops at its next block."""
     given_up = threading.Event()
+    with storage_faults():
+        # Not in the thread, which may come to it when its caller has gone, and would make a file that nobody removes.
+        opened = checked.open("w+b")
 
     def work() -> tuple[str, str]:
-        with storage_faults(), checked.open("w+b") as file:
+        with storage_faults(), opened as file:
             dockerfile = rewrite(raw, file, bounds, given_up.is_set)
             file.seek(0)
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", dockerfile

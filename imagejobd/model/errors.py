@@ -7,10 +7,12 @@ each API owns one table from codes to its wire. Whether work is tried again is a
     Fault
     ├── Temporary   may succeed later: network, 5xx, 429, engine restarting
     └── Permanent   will not: their Dockerfile fails, denied, not found, bad input
-        └── ClaimLost   the job is no longer ours to change
+        ├── ClaimLost     the job is no longer ours to change
+        └── StoreFailed   the database takes nothing more until a restart
 """
 
 from enum import StrEnum
+from typing import Self
 
 # The Docker Engine as a `Temporary.peer`: no host has this name, because it has a space.
 ENGINE = "the Docker Engine"
@@ -42,6 +44,7 @@ class ErrorCode(StrEnum):
     RESULT_INVALID = "result_invalid"
     TIMEOUT = "timeout"
     QUARANTINED = "quarantined"
+    SECRETS_LOST = "secrets_lost"
     INTERNAL = "internal"
 
 
@@ -55,6 +58,13 @@ class Fault(Exception):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.code.value!r}, {self.message!r})"
+
+    def __copy__(self) -> Self:
+        """The same failure for another task: an object that is raised in several grows a traceback of all of them."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        twin.__cause__ = self.__cause__
+        return twin
 
 
 class Temporary(Fault):
@@ -81,6 +91,16 @@ class ClaimLost(Permanent):
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.CONFLICT, "the claim on this job is no longer valid")
+
+
+class StoreFailed(Permanent):
+    """The database can't be trusted any more, or is gone: the daemon stops, and a restart recovers from the file."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            ErrorCode.INTERNAL, f"the job database has failed and takes no more work until a restart: {reason}"
+        )
+        self.reason = reason
 
 
 def invalid(message: str) -> Permanent:

@@ -1,5 +1,6 @@
 """After a crash: take back the jobs it left running, and remove what it left in the outside world."""
 
+import traceback
 from collections.abc import Iterable
 
 import structlog
@@ -26,28 +27,38 @@ async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:
     """Remove everything in the outside world that belongs to no live job; the messages of what did not go.
 
     The outside is listed before the store is asked who lives: a job that starts in between is then known to live.
-    One thing that cannot be removed does not protect the others.
+    One thing that cannot be removed, by a fault or by a defect of its kind, does not protect the others.
     """
     troubles: set[str] = set()
     for kind in kinds:
         try:
             found = await kind.leftovers()
             ownerless = found - await store.live()
-        except Fault as fault:
-            troubles.add(fault.message)
+        except Exception as failure:  # noqa: BLE001  told by the caller
+            troubles.add(_told(failure))
             continue
         for uuid in sorted(ownerless):
             try:
-                job = await store.get(uuid, tenant=None)
-                # One that was submitted between the two looks lives, too.
-                if job is not None and (job.kind != kind.name or not job.state.is_final):
-                    continue
-                await kind.discard(uuid, job.checkpoint if job else {})
-            except Fault as fault:
-                troubles.add(fault.message)
-            else:
-                log.info("removed what an ended job had left", job=uuid, kind=kind.name)
+                await _discard(store, kind, uuid)
+            except Exception as failure:  # noqa: BLE001  told by the caller
+                troubles.add(_told(failure))
     return troubles
+
+
+async def _discard(store: Store, kind: Kind, uuid: str) -> None:
+    job = await store.get(uuid, tenant=None)
+    # One that was submitted between the two looks lives, too.
+    if job is not None and (job.kind != kind.name or not job.state.is_final):
+        return
+    await kind.discard(uuid, job.checkpoint if job else {})
+    log.info("removed what an ended job had left", job=uuid, kind=kind.name)
+
+
+def _told(failure: Exception) -> str:
+    if isinstance(failure, Fault):
+        return failure.message
+    *_, place = traceback.extract_tb(failure.__traceback__)
+    return f"{failure!r} at {place.filename}:{place.lineno}; this is a defect of imagejobd"
 
 
 async def sweep_loop(store: Store, kinds: Iterable[Kind]) -> None:

@@ -1,7 +1,8 @@
 """What is forgotten when: old jobs, logs and payloads, and jobs that waited too long."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -10,12 +11,13 @@ from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import Temporary
 from imagejobd.runner.settings import Retention
 from imagejobd.store.blobs import BlobStore
-from imagejobd.store.protocol import Pruned, Store
+from imagejobd.store.protocol import IsOver, Pruned, Store
 
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
-# Small batches: between two of them waiting requests get their turn at the writer.
-BATCH_MAX = 500
+# Rows in one transaction: between two of them waiting requests get their turn at the writer. A block of log lies on 16
+# pages, so that this many take a tenth of a second.
+BATCH_MAX = 200
 DAY_MS = 24 * 3600 * 1000
 # A blob is written before the row that names it is committed.
 BLOB_MIN_AGE_S = 3600.0
@@ -35,12 +37,13 @@ async def expire_loop(store: Store, queue_timeout_s: float, clock: Clock, downti
         return clock.elapsed_ms(due_ms) - downtime_ms(kind, due_ms) >= most_ms
 
     while True:
-        try:
-            for uuid in await store.expire(due_before_ms=clock.now_ms() - most_ms, is_over=is_over):
-                log.warning("job waited too long in the queue", job=uuid)
-        except Temporary as fault:
-            log.error("cannot expire jobs now", error=fault.message)
+        await _try("expire jobs", _expire(store, clock.now_ms() - most_ms, is_over))
         await asyncio.sleep(EXPIRE_EVERY_S)
+
+
+async def _expire(store: Store, due_before_ms: int, is_over: IsOver) -> None:
+    for uuid in await store.expire(due_before_ms=due_before_ms, is_over=is_over):
+        log.warning("job waited too long in the queue", job=uuid)
 
 
 async def prune_loop(
@@ -48,19 +51,30 @@ async def prune_loop(
 ) -> None:
     """Forget what is older than the retention says, then the blobs that nothing refers to any more.
 
-    Once a day the store looks at its data anew, because what it knew of them has aged by then.
+    Once a day the store looks at its data anew, because what it knew of them has aged by then. Each is tried whatever
+    became of the others: on a full disk rows cannot be deleted, but blobs can.
     """
     optimized_ms = now_ms()  # the store was, when it was closed
     while True:
-        try:
-            await _prune(store, keep, now_ms())
-            await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
-            if now_ms() - optimized_ms >= DAY_MS:
-                await store.optimize()
-                optimized_ms = now_ms()
-        except Temporary as fault:
-            log.error("cannot prune now", error=fault.message)
+        await _try("prune", _prune(store, keep, now_ms()))
+        await _try("collect blobs", _collect(store, blobs))
+        if now_ms() - optimized_ms >= DAY_MS and await _try("optimize the store", store.optimize()):
+            optimized_ms = now_ms()
         await asyncio.sleep(PRUNE_EVERY_S)
+
+
+async def _try(what: str, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether it was done; a fault is told, and a later round tries again."""
+    try:
+        await work
+    except Temporary as fault:
+        log.error(f"cannot {what} now", error=fault.message)
+        return False
+    return True
+
+
+async def _collect(store: Store, blobs: BlobStore) -> None:
+    await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
 
 
 async def _prune(store: Store, keep: Retention, at_ms: int) -> None:
@@ -71,5 +85,5 @@ async def _prune(store: Store, keep: Retention, at_ms: int) -> None:
             blobs_before_ms=at_ms - int(keep.payload_days * DAY_MS),
             batch_max=BATCH_MAX,
         )
-        if max(pruned.jobs, pruned.logs, pruned.blobs) < BATCH_MAX:
+        if pruned.rows < BATCH_MAX:
             return

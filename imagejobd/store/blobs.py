@@ -4,6 +4,8 @@ A blob appears under its name only when it is whole and durable: written in `spo
 fsynced. So a crash leaves at most spool files, which `clear_spool` removes at boot. Which blobs are needed is known
 by the database; `collect` removes the rest, but never one that was made moments ago and whose row is not committed
 yet, nor one that is pinned. Pins are counted, and do not outlive the process.
+
+What others have put there is left alone and told once; folders that others have removed are made anew.
 """
 
 import asyncio
@@ -21,17 +23,25 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import msgspec
+import structlog
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store.files import FILE_MODE, FOLDER_MODE, disk_full, fsync_folder, set_mode
 
 # Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
 FLUSH_BYTES = 256 * 1024
+# What a probe writes: more than a file system keeps within an inode.
+PROBE_BYTES = 64 * 1024
+# Beyond it, what cannot be collected is passed over in silence.
+TOLD_MAX = 200
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_BLOB_PLACE = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 T = TypeVar("T")
+
+log = structlog.get_logger("imagejobd.blobs")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -45,22 +55,61 @@ class BlobStore:
     """The content store below `root` (`root/blobs/sha256/ab/<hex>`, `root/spool/`)."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._blobs = root / "blobs" / "sha256"
         self._spool = root / "spool"
+        self._told: set[Path] = set()
         # Changed on the loop's thread only.
         self._pins: Counter[str] = Counter()
         # `collect` in one thread must not remove what `adopt` in another has just found to exist.
         self._naming = threading.Lock()
-        for folder in (self._blobs, self._spool):
-            folder.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
+
+    def _make_folders(self) -> None:
+        """Not the root: with it the database is gone, and nothing may look as if it were not."""
+        for folder in (self._blobs.parent, self._blobs, self._spool):
+            folder.mkdir(exist_ok=True)
         # A crash may have come between the making of a folder and its fsync.
-        for folder in (self._blobs, self._blobs.parent, root):
+        for folder in (self._blobs, self._blobs.parent, self._root):
             fsync_folder(folder)
+
+    def has_content(self) -> bool:
+        """Whether there is any blob."""
+        return next(self._found(), None) is not None
+
+    async def probe(self) -> None:
+        """Write a file and remove it: proof that uploads can be kept. A cancelled caller does not wait for the disk.
+
+        Raises `Temporary`: for a full disk, what cannot be written, and, once, for blobs that somebody has removed.
+        """
+        await asyncio.to_thread(self._probe)
+
+    def _probe(self) -> None:
+        try:
+            if not self._blobs.is_dir():
+                self._make_folders()
+                raise Temporary(
+                    ErrorCode.INTERNAL,
+                    f"{self._blobs} was removed while the daemon ran, and has been made anew: restore what was in it, "
+                    "or the jobs whose payloads were there will fail",
+                )
+            with storage_faults(), self.spool_file() as path, path.open("wb", buffering=0) as file:
+                _write_all(file, bytes(PROBE_BYTES))
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Temporary(
+                ErrorCode.INTERNAL,
+                f"cannot write to {error.filename or self._spool}: {error.strerror}; mend the state folder",
+            ) from error
 
     @contextmanager
     def spool_file(self) -> Iterator[Path]:
         """A path in the spool that nothing else uses; what is there on leaving is removed."""
         path = self._spool / secrets.token_hex(16)
+        if not self._spool.is_dir():
+            log.warning("the spool folder was removed while the daemon ran, and is made anew", path=str(self._spool))
+            self._make_folders()
         try:
             yield path
         finally:
@@ -132,6 +181,8 @@ class BlobStore:
 
     def _name(self, path: Path, target: Path) -> None:
         if not target.parent.exists():
+            if not self._blobs.exists():
+                self._make_folders()
             target.parent.mkdir(exist_ok=True)
             fsync_folder(target.parent.parent)
         os.utime(path)
@@ -171,16 +222,46 @@ class BlobStore:
     def _collect(self, referenced: frozenset[str], made_before: float) -> int:
         return sum(
             self._remove_unpinned(path, made_before)
-            for path in self._blobs.glob("??/*")
+            for path in self._found()
             if f"sha256:{path.name}" not in referenced
         )
 
+    def _found(self) -> Iterator[Path]:
+        """Every blob. What is none, and what cannot be listed, is told."""
+        for folder in self._listed(self._blobs):
+            for entry in self._listed(Path(folder)) if folder.is_dir(follow_symlinks=False) else (folder,):
+                path = Path(entry)
+                place = path.relative_to(self._blobs).as_posix()
+                if _BLOB_PLACE.fullmatch(place) and entry.is_file(follow_symlinks=False):
+                    yield path
+                else:
+                    self._tell(path, "it is no blob, and nothing of the daemon's")
+
+    def _listed(self, folder: Path) -> "list[os.DirEntry[str]]":
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except OSError as error:
+            self._tell(folder, error.strerror)
+            return []
+
     def _remove_unpinned(self, path: Path, made_before: float) -> bool:
         with self._naming:
-            if f"sha256:{path.name}" in self._pins or path.stat().st_mtime > made_before:
+            try:
+                if f"sha256:{path.name}" in self._pins or path.stat().st_mtime > made_before:
+                    return False
+                path.unlink()
+            except FileNotFoundError:  # somebody else was quicker
                 return False
-            path.unlink()
+            except OSError as error:
+                self._tell(path, error.strerror)
+                return False
             return True
+
+    def _tell(self, path: Path, why: str | None) -> None:
+        if path not in self._told and len(self._told) < TOLD_MAX:
+            self._told.add(path)
+            log.warning("left something alone in the state folder", path=str(path), reason=why)
 
     def set_modes(self) -> None:
         """Give what was made under another umask the modes of what is made now. Only at boot, before anything writes.
@@ -191,15 +272,27 @@ class BlobStore:
             if top.stat().st_mode & 0o777 != FOLDER_MODE:
                 for folder, _, names in os.walk(top, topdown=False):
                     for name in names:
-                        set_mode(Path(folder, name), FILE_MODE)
-                    set_mode(Path(folder), FOLDER_MODE)
+                        self._set_mode(Path(folder, name), FILE_MODE)
+                    self._set_mode(Path(folder), FOLDER_MODE)
+
+    def _set_mode(self, path: Path, mode: int) -> None:
+        if path.is_symlink():  # what it points to is none of ours
+            return
+        try:
+            set_mode(path, mode)
+        except OSError as error:
+            self._tell(path, error.strerror)
 
     def clear_spool(self) -> int:
         """Remove what a crash left in the spool; returns how many files. Only at boot, before anything writes."""
-        left = list(self._spool.iterdir())
-        for path in left:
-            path.unlink()
-        return len(left)
+        removed = 0
+        for entry in self._listed(self._spool):
+            try:
+                Path(entry).unlink()
+                removed += 1
+            except OSError as error:
+                self._tell(Path(entry), error.strerror)
+        return removed
 
 
 @asynccontextmanager

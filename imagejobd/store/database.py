@@ -1,16 +1,22 @@
 """Opening and closing the database file: is it ours, is it sound, is its schema the one we know.
 
 The schema moves only forward, by the numbered files in `migrations/`, each in its own transaction. A file that is not
-ours, or that a newer version has written, is refused and left as it is.
+ours, or that a newer version has written, is refused and left as it is; so is one that is gone or empty while payloads
+of its jobs are there. Whether it is damaged is looked at after the start, and only where the last stop was not clean.
 """
 
 import contextlib
 import re
 import sqlite3
+import threading
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from imagejobd.model.errors import ErrorCode, Permanent
+import structlog
+
+from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed
+from imagejobd.store import sqlite_errors
 
 APPLICATION_ID = 0x494D4A44  # "IMJD"
 BUSY_TIMEOUT_S = 5.0
@@ -20,20 +26,26 @@ CLOSE_BUSY_TIMEOUT_MS = 300
 CHECKPOINT_PAGES = 4000
 # After a reader has held it back, the write-ahead log is cut to this; room is kept, because growing costs each commit.
 WAL_KEPT_BYTES = 64 * 1024 * 1024
+# How long a stop waits for an inspection that it has interrupted.
+INSPECTION_STOP_TIMEOUT_S = 2.0
+# sqlite.org/fileformat.html, 1.3: the write version of a database in WAL mode.
+WRITE_VERSION_OFFSET, WRITE_VERSION_WAL = 18, 2
+
+log = structlog.get_logger("imagejobd.store")
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path, *, has_content: bool = False) -> sqlite3.Connection:
     """The writing connection, with the newest schema, in WAL mode with synchronous=FULL.
 
-    Raises `Permanent(invalid)` for a file that this version can't use and `Permanent(internal)` for a damaged one.
+    `has_content` says that there are payloads beside the file, so that it can't be a new one. Raises
+    `Permanent(invalid)` for a file that this version can't use.
     """
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
     except sqlite3.Error as error:
         raise Permanent(ErrorCode.INVALID, f"can't open the job database {path}: {error}") from error
     try:
-        _check_identity(db, path)
-        _check_soundness(db, path)
+        _check_identity(db, path, has_content)
         _set_up(db, path)
         migrate(db, path)
     except sqlite3.Error as error:
@@ -48,8 +60,9 @@ def open_database(path: Path) -> sqlite3.Connection:
 def close_database(db: sqlite3.Connection) -> None:
     """Leave the file so that a user who may only read it can open it.
 
-    A WAL database can't be opened read-only in a folder that its reader can't write, so a clean stop ends WAL mode.
-    While a shell still has the file open that is not possible, and only the checkpoint is made.
+    A WAL database can't be opened read-only in a folder that its reader can't write, so a clean stop ends WAL mode;
+    `stopped_cleanly` knows it by that. While a shell still has the file open that is not possible, and only the
+    checkpoint is made.
     """
     try:
         with contextlib.suppress(sqlite3.OperationalError):  # a full disk: statistics can wait
@@ -61,6 +74,88 @@ def close_database(db: sqlite3.Connection) -> None:
             db.execute("pragma journal_mode = delete")
     finally:
         db.close()
+
+
+def check_kept(path: Path, *, has_content: bool) -> None:
+    """Raises `Permanent(invalid)` where the file is gone or empty, although there were jobs.
+
+    Before SQLite opens it: beside an empty file it would remove the write-ahead log, which may be all that is left.
+    """
+    log_file = path.with_name(path.name + "-wal")
+    if path.exists() and path.stat().st_size > 0:
+        return
+    if has_content or (log_file.exists() and log_file.stat().st_size > 0):
+        raise _gone(path)
+
+
+def stopped_cleanly(path: Path) -> bool:
+    """Whether `close_database` was the last to write the file, or there is none. To be asked before it is opened."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        header = file.read(WRITE_VERSION_OFFSET + 1)
+    return header[WRITE_VERSION_OFFSET:] != bytes([WRITE_VERSION_WAL])
+
+
+class Inspection:
+    """Looks for damage after a stop that was not clean, in a thread and on a connection of its own.
+
+    `quick_check` reads the whole file, which takes minutes where it holds years of logs: longer than a unit may take to
+    start, and needless after a clean stop, when every page was written back in order. So the daemon is ready meanwhile,
+    and the check goes table by table: the write-ahead log grows only as long as one of them takes.
+    """
+
+    def __init__(self, path: Path, found: Callable[[StoreFailed], None]) -> None:
+        """`found` is called in the thread, when there is damage."""
+        self._path = path
+        self._found = found
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+        self._stopped = threading.Event()
+        # The process does not wait for it.
+        self._thread = threading.Thread(target=self._work, name="store-inspection", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it where it is; the next start knows only of the stop that follows."""
+        self._stopped.set()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it has just ended by itself
+            self._db.interrupt()
+        self._thread.join(INSPECTION_STOP_TIMEOUT_S)
+
+    def _work(self) -> None:
+        log.info("checking the job database, because its last stop was not clean", database=str(self._path))
+        try:
+            damage = self._damage()
+        except sqlite3.Error as error:
+            if not self._stopped.is_set():
+                log.warning("the job database could not be checked", database=str(self._path), error=str(error))
+            return
+        finally:
+            self._db.close()
+        if damage is not None:
+            self._found(_damaged(self._path, damage))
+        elif not self._stopped.is_set():
+            log.info("the job database is sound", database=str(self._path))
+
+    def _damage(self) -> str | None:
+        self._db.execute("pragma query_only = on")
+        tables = self._db.execute("select name from sqlite_schema where type = 'table' order by name").fetchall()
+        for (table,) in tables:
+            if self._stopped.is_set():
+                break
+            verdict = self._verdict(table)
+            if verdict != "ok":
+                return f"{table}: {verdict}"
+        return None
+
+    def _verdict(self, table: str) -> str:
+        try:
+            (verdict,) = self._db.execute(f'pragma quick_check("{table}")').fetchone()
+        except sqlite3.DatabaseError as error:
+            if not sqlite_errors.is_damage(error):
+                raise
+            return str(error)
+        return str(verdict)
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -94,7 +189,7 @@ def _apply(db: sqlite3.Connection, number: int, script: str) -> None:
         raise
 
 
-def _check_identity(db: sqlite3.Connection, path: Path) -> None:
+def _check_identity(db: sqlite3.Connection, path: Path, has_content: bool) -> None:
     (application_id,) = db.execute("pragma application_id").fetchone()
     (tables,) = db.execute("select count(*) from sqlite_schema").fetchone()
     if application_id != APPLICATION_ID and (application_id or tables):
@@ -102,14 +197,23 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> None:
             ErrorCode.INVALID,
             f"{path} is an SQLite database but not one of imagejobd's: set server.state_dir to a folder of its own",
         )
+    if not tables and has_content:
+        raise _gone(path)
 
 
-def _check_soundness(db: sqlite3.Connection, path: Path) -> None:
-    (verdict,) = db.execute("pragma quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise Permanent(
-            ErrorCode.INTERNAL, f"{path} is damaged ({verdict}): restore a backup or recover it with sqlite3"
-        )
+def _gone(path: Path) -> Permanent:
+    return Permanent(
+        ErrorCode.INVALID,
+        f"the job database {path} is missing or empty, although its jobs' payloads or its write-ahead log are there: "
+        "restore it from a backup; or, to start anew, move what is in its folder away",
+    )
+
+
+def _damaged(path: Path, verdict: str) -> StoreFailed:
+    return StoreFailed(
+        f"{path} is damaged ({verdict}): keep the daemon stopped and restore a backup, or recover what can be read "
+        "with sqlite3 and its .recover; check the disk and the kernel log"
+    )
 
 
 def _set_up(db: sqlite3.Connection, path: Path) -> None:

@@ -86,11 +86,12 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class Pruned(msgspec.Struct, frozen=True):
-    """How many rows one `prune` removed; a full batch means there may be more."""
+    """How many rows one `prune` removed, of each sort and in all; a full batch of `rows` means there may be more."""
 
     jobs: int
     logs: int
     blobs: int
+    rows: int
 
 
 class LogBlock(msgspec.Struct, frozen=True):
@@ -239,7 +240,7 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:
-        """Forget finished jobs, logs and payloads that are older than their limit, `batch_max` rows each.
+        """Forget finished jobs, logs and payloads that are older than their limit, `batch_max` rows at most in all.
 
         A payload is a blob's reference, or `content` of the spec.
         """
@@ -280,7 +281,10 @@ class Store(Protocol):
     async def stats(self) -> Stats: ...
 
     async def probe(self) -> None:
-        """Pass a no-op through the writer: proof that commits go on."""
+        """Commit a change of a row: proof that jobs can be kept.
+
+        Raises `Temporary` where the fault passes by itself (a full disk), and `StoreFailed` where only a restart helps.
+        """
         ...
 
     async def optimize(self) -> None:

@@ -120,6 +120,17 @@ async def referenced_blobs(readers: Readers) -> set[str]:
     return {row["digest"] for row in await readers.all(_SQL["referenced_blobs"])}
 
 
+async def known_key(readers: Readers) -> str | None:
+    """The fingerprint of the key that secrets were last sealed with."""
+    row = await readers.first(_SQL["known_key"])
+    return None if row is None else str(row["fingerprint"])
+
+
+async def sealed(readers: Readers) -> list[tuple[str, bytes]]:
+    """UUID and sealed secrets of every job that has not ended and has some."""
+    return [(row["uuid"], row["sealed"]) for row in await readers.all(_SQL["sealed"])]
+
+
 async def cancel_requests(readers: Readers, worker: str) -> list[str]:
     return [row["uuid"] for row in await readers.all(_SQL["cancel_requests"], (worker,))]
 

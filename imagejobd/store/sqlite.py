@@ -6,21 +6,22 @@ committed.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from imagejobd.model.clock import now_ms
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
 from imagejobd.model.ids import JobId
 from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, Json, NewJob, Phase
 from imagejobd.model.state import State
 from imagejobd.store import accept, reads, running, upkeep
 from imagejobd.store.bell import Bell, TopicWatch
 from imagejobd.store.claim import Started, claim
-from imagejobd.store.database import close_database, open_database
+from imagejobd.store.database import Inspection, check_kept, close_database, open_database, stopped_cleanly
 from imagejobd.store.engine_records import EngineRecords
+from imagejobd.store.lock import DatabaseFile, hold_database
 from imagejobd.store.protocol import Ending, Filter, IsOver, LogBlock, Page, Pruned, Rescued, Room, Stats
 from imagejobd.store.readers import Readers
 from imagejobd.store.vault import Vault
@@ -38,6 +39,7 @@ class SqliteStore:
         writer: Writer,
         readers: Readers,
         bell: Bell,
+        file: DatabaseFile,
         blob_size: Callable[[str], int],
     ) -> None:
         self._path = path
@@ -46,6 +48,7 @@ class SqliteStore:
         self._writer = writer
         self._readers = readers
         self._bell = bell
+        self._file = file
         self.engine = EngineRecords(writer, readers)
 
     @classmethod
@@ -56,21 +59,35 @@ class SqliteStore:
         *,
         vault: Vault,
         clock: Callable[[], int] = now_ms,
+        has_content: bool = False,
         blob_size: Callable[[str], int] = lambda digest: 0,
     ) -> AsyncIterator["SqliteStore"]:
-        """Open, check and migrate the database at `path`; on leaving, carry out what is queued and close it cleanly.
+        """Open and migrate the database at `path`; on leaving, carry out what is queued and close it cleanly.
 
-        `blob_size` tells the bytes of a blob by its digest. The caller holds the folder (store/lock.py). Raises
-        `Permanent` for a file that can't be used.
+        The caller holds the folder (store/lock.py), and says whether it has payloads of jobs; `blob_size` tells the
+        bytes of one by its digest. Raises `Permanent` for a file that can't be used.
         """
-        bell = Bell()
-        writer = Writer(lambda: open_database(path), close_database, clock=clock, ring=bell.ring)
-        await writer.open()
-        try:
-            async with Readers.open(path) as readers:
-                yield cls(path, vault=vault, writer=writer, readers=readers, bell=bell, blob_size=blob_size)
-        finally:
-            await writer.close()
+        check_kept(path, has_content=has_content)
+        was_clean = stopped_cleanly(path)
+        with hold_database(path) as file:
+            bell = Bell()
+            writer = Writer(
+                lambda: open_database(path, has_content=has_content),
+                close_database,
+                clock=clock,
+                ring=bell.ring,
+                check=file.check,
+            )
+            await writer.open()
+            try:
+                async with Readers.open(path) as readers:
+                    store = cls(
+                        path, vault=vault, writer=writer, readers=readers, bell=bell, file=file, blob_size=blob_size
+                    )
+                    with contextlib.nullcontext() if was_clean else _inspected(path, writer):
+                        yield store
+            finally:
+                await writer.close()
 
     @property
     def failed(self) -> asyncio.Future[str]:
@@ -249,10 +266,38 @@ class SqliteStore:
             return 0
 
     async def probe(self) -> None:
-        await self._writer.do(lambda tx: None)
+        await self._writer.do(lambda tx: upkeep.probe(tx, self._file.check_companions))
+
+    async def take_up_key(self) -> int:
+        """Note which key secrets are sealed with now. Where it is another one than before: how many jobs that have not
+        ended have secrets which it does not open."""
+        known = await reads.known_key(self._readers)
+        if known == self._vault.key_fingerprint:
+            return 0
+        await self._writer.do(lambda tx: upkeep.note_key(tx, self._vault.key_fingerprint))
+        if known is None:
+            return 0
+        sealed = await reads.sealed(self._readers)
+        return await asyncio.to_thread(lambda: sum(not self._vault.opens(uuid, secrets) for uuid, secrets in sealed))
 
     async def optimize(self) -> None:
         await self._writer.do(lambda tx: tx.db.execute("pragma optimize").fetchall())
 
     def watch(self, topic: str) -> AbstractContextManager[TopicWatch]:
         return self._bell.watch(topic)
+
+
+@contextlib.contextmanager
+def _inspected(path: Path, writer: Writer) -> Iterator[None]:
+    """Look for damage meanwhile; what is found stops the store."""
+    loop = asyncio.get_running_loop()
+
+    def found(damage: StoreFailed) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the next start finds it again
+            loop.call_soon_threadsafe(writer.fail, damage)
+
+    inspection = Inspection(path, found)
+    try:
+        yield
+    finally:
+        inspection.stop()

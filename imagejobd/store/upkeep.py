@@ -1,6 +1,6 @@
 """What is done to jobs from outside a run: cancelling, giving up on those that wait too long, forgetting old ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -53,19 +53,55 @@ def _end_queued(tx: Transaction, ids: Sequence[JobId], move: Move, error: JobErr
 
 
 def prune(tx: Transaction, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:
-    """One batch of each. A job's log and blobs go before the job itself, so that no batch grows by what hangs on it."""
-    logs = _prune(tx, "logs", max(logs_before_ms, jobs_before_ms), batch_max)
-    blobs = _prune(tx, "blobs", max(blobs_before_ms, jobs_before_ms), batch_max)
-    contents = tx.db.execute(_SQL["prune_contents"], {"before_ms": blobs_before_ms, "limit": batch_max}).rowcount
+    """`batch_max` rows of what is too old.
+
+    What hangs on a job goes before the job itself, each part only where room is left in the batch, so that none grows
+    by what a deletion would take along.
+    """
+    logs = _prune_of_jobs(tx, "logs", max(logs_before_ms, jobs_before_ms), batch_max)
+    blobs = _prune_of_jobs(tx, "blobs", max(blobs_before_ms, jobs_before_ms), batch_max - logs)
+    blobs += _prune(tx, "contents", batch_max - logs - blobs, before_ms=blobs_before_ms)
     tx.db.execute(_SQL["prune_secrets"], {"before_ms": blobs_before_ms})
-    jobs = tx.db.execute(_SQL["prune_jobs"], {"before_ms": jobs_before_ms, "limit": batch_max}).rowcount
-    if jobs:
+    jobs, others = _prune_jobs(tx, jobs_before_ms, batch_max - logs - blobs)
+    rows = logs + blobs + jobs + others
+    if rows < batch_max:
         tx.db.execute(_SQL["prune_lanes"])
-    return Pruned(jobs=jobs, logs=logs, blobs=blobs + contents)
+    return Pruned(jobs=jobs, logs=logs, blobs=blobs, rows=rows)
 
 
-def _prune(tx: Transaction, what: str, before_ms: int, batch_max: int) -> int:
-    gone = tx.db.execute(_SQL[f"prune_{what}"], {"before_ms": before_ms, "limit": batch_max}).rowcount
+def _prune_jobs(tx: Transaction, before_ms: int, limit: int) -> tuple[int, int]:
+    """The oldest jobs with all that is left of them: how many of them, and how many other rows."""
+    oldest = tx.db.execute(_SQL["oldest"], {"before_ms": before_ms, "limit": limit}).fetchall()
+    ids = _encode([row["id"] for row in oldest]).decode()
+    others = 0
+    for what in ("events", "phases", "labels"):
+        others += _prune(tx, what, limit - others, ids=ids)
+    return _prune(tx, "jobs", limit - others, ids=ids), others
+
+
+def _prune_of_jobs(tx: Transaction, what: str, before_ms: int, limit: int) -> int:
+    """Logs or blob references of old jobs; the jobs that have none left are told so."""
+    if limit <= 0:
+        return 0
+    gone = tx.db.execute(_SQL[f"prune_{what}"], {"before_ms": before_ms, "limit": limit}).fetchall()
     if gone:
-        tx.db.execute(_SQL[f"note_pruned_{what}"], {"before_ms": before_ms})
-    return gone
+        ids = sorted({row["job_id"] for row in gone})
+        tx.db.execute(_SQL[f"note_pruned_{what}"], {"ids": _encode(ids).decode()})
+    return len(gone)
+
+
+def _prune(tx: Transaction, what: str, limit: int, **values: int | str) -> int:
+    if limit <= 0:
+        return 0
+    return tx.db.execute(_SQL[f"prune_{what}"], {**values, "limit": limit}).rowcount
+
+
+def probe(tx: Transaction, check: Callable[[], None]) -> None:
+    """Change a page, and look at all files of the database."""
+    check()
+    tx.db.execute(_SQL["probe"], {"now_ms": tx.now_ms})
+
+
+def note_key(tx: Transaction, fingerprint: str) -> None:
+    """Remember which key secrets are sealed with from now on."""
+    tx.db.execute(_SQL["note_key"], {"fingerprint": fingerprint})

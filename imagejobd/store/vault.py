@@ -38,6 +38,8 @@ class Vault:
             raise Permanent(ErrorCode.INVALID, f"the secrets key has {len(key)} bytes; it must have {KEY_BYTES}")
         self._cipher = AESGCM(key)
         self._fingerprint_key = hmac.digest(key, b"imagejobd fingerprint", hashlib.sha256)
+        # Tells this key from another, and nothing else: there is no guessing 32 random bytes.
+        self.key_fingerprint = hmac.digest(key, b"imagejobd key", hashlib.sha256).hex()[:FINGERPRINT_HEX_DIGITS]
 
     def __repr__(self) -> str:
         return "Vault()"
@@ -62,17 +64,25 @@ class Vault:
     def open(self, uuid: str, sealed: bytes) -> dict[str, Secret]:
         """The secrets that `seal` was given.
 
-        Raises `Permanent(internal)` when they were sealed with another key, or for another job.
+        Raises `Permanent(secrets_lost)` when they were sealed with another key, or for another job.
         """
         try:
             plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], uuid.encode())
         except InvalidTag as error:
             raise Permanent(
-                ErrorCode.INTERNAL,
+                ErrorCode.SECRETS_LOST,
                 "the job's registry credentials can't be decrypted: the secrets key has changed since; "
                 "submit the job again",
             ) from error
         return {name: Secret(value) for name, value in _decode(plain).items()}
+
+    def opens(self, uuid: str, sealed: bytes) -> bool:
+        """Whether `open` would."""
+        try:
+            self.open(uuid, sealed)
+        except Permanent:
+            return False
+        return True
 
     def fingerprint(self, text: str) -> str:
         """A name for `text` that only this key can make: `FINGERPRINT_HEX_DIGITS` of them."""

@@ -4,17 +4,20 @@ SQLite has one writer at a time and every commit costs an fsync, so requests que
 all that wait: `BEGIN IMMEDIATE`, a savepoint for each run of like requests, one `COMMIT`, and only then all their
 answers. Requests that are outstanding at the same time have no order among each other.
 
-It never retries a commit, and it never lets one request's failure touch another's.
+It never retries a commit, and it never lets one request's failure touch another's. What fails outside of one request
+fails all of them, now and later, and is told by `failed`: nobody waits for a thread that has ended.
 """
 
 import asyncio
+import contextlib
+import copy
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from imagejobd.model.errors import Fault
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed
 from imagejobd.model.failpoint import failpoint
 from imagejobd.store import sqlite_errors
 
@@ -59,7 +62,11 @@ class _Request:
 
 
 class Writer:
-    """Owns the writing connection. `failed` resolves with the reason when the database can't be trusted any more."""
+    """Owns the writing connection. `failed` resolves with the reason when the database can't be trusted any more.
+
+    `check` comes before every commit; what it raises stops the store. After that the connection is closed as it is, so
+    that the next start knows of no clean stop.
+    """
 
     def __init__(
         self,
@@ -68,13 +75,16 @@ class Writer:
         *,
         clock: Callable[[], int],
         ring: Callable[[Iterable[str]], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_database = open_database
         self._close_database = close_database
         self._clock = clock
         self._ring = ring
+        self._check = check
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[_Request] = deque()
+        self._batch: list[_Request] = []
         self._wake = threading.Event()
         self._is_waking = False
         self._room = asyncio.Semaphore(PENDING_MAX)
@@ -82,7 +92,7 @@ class Writer:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
-        self._failure: str | None = None
+        self._failure: StoreFailed | None = None
         self.failed: asyncio.Future[str] = self._loop.create_future()
 
     async def open(self) -> None:
@@ -104,9 +114,9 @@ class Writer:
         A cancelled caller's request may still be carried out.
         """
         await self._room.acquire()
-        if self._closing:
+        if self._closing or self._failure is not None:
             self._room.release()
-            raise sqlite_errors.failed("it is closed")
+            raise copy.copy(self._failure) if self._failure else Permanent(ErrorCode.INTERNAL, "the store is closed")
         future: asyncio.Future[R] = self._loop.create_future()
         self._inbox.append(_Request(verb, argument, future))
         if not self._is_waking:
@@ -118,6 +128,12 @@ class Writer:
         """Carry out one request that is like no other."""
         return await self.run(lambda tx, _: [act(tx)], None)
 
+    def fail(self, failure: StoreFailed) -> None:
+        """Take nothing more: what was found outside of a transaction. The first failure counts."""
+        self._failure = self._failure or failure
+        if not self.failed.done():
+            self.failed.set_result(self._failure.reason)
+
     def _wake_up(self) -> None:
         """Wake the thread, once for all that a turn of the loop has brought.
 
@@ -127,7 +143,7 @@ class Writer:
         self._is_waking = False
         self._wake.set()
 
-    # Below here all runs in the writer's thread, but for `_resolve`.
+    # Below here all runs in the writer's thread, but for `_resolve` and `_bury`.
 
     def _work(self) -> None:
         try:
@@ -135,11 +151,16 @@ class Writer:
         except BaseException as error:  # noqa: BLE001  carried over to the caller of `open`
             self._tell(_settle, self._opened, error)
             return
-        self._tell(_settle, self._opened, None)
-        while self._wait_for_requests():
-            batch = [self._inbox.popleft()]
-            rung = self._commit_together(batch)
-            self._tell(self._resolve, batch, rung)
+        try:
+            self._tell(_settle, self._opened, None)
+            while self._wait_for_requests():
+                self._batch = [self._inbox.popleft()]
+                rung = self._commit_together(self._batch)
+                self._tell(self._resolve, self._batch, rung)
+        except BaseException as error:  # noqa: BLE001  whatever it is, somebody may be waiting
+            self._failure = sqlite_errors.failed(error, "the writer's own work")
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self._tell(self._bury, self._failure)
         self._shut()
 
     def _wait_for_requests(self) -> bool:
@@ -154,7 +175,7 @@ class Writer:
     def _commit_together(self, batch: list[_Request]) -> set[str]:
         """Carry out `batch` and, joining it, all that waits by then; returns the topics that were changed."""
         if self._failure is not None:
-            return _refuse(batch, sqlite_errors.failed(self._failure))
+            return _refuse(batch, self._failure)
         doing = "BEGIN"
         try:
             self._db.execute("begin immediate")
@@ -165,10 +186,11 @@ class Writer:
             for run in _runs(batch):
                 _carry_out(tx, run)
             doing = "COMMIT"
+            self._check()
             failpoint("before_commit")
             self._db.execute("commit")
             failpoint("after_commit")
-        except sqlite3.Error as error:
+        except BaseException as error:  # noqa: BLE001  no request outlives the transaction it was in
             return _refuse(batch, self._after(error, doing))
         return tx.rung
 
@@ -176,27 +198,33 @@ class Writer:
         while len(batch) < BATCH_MAX and self._inbox:
             batch.append(self._inbox.popleft())
 
-    def _after(self, error: sqlite3.Error, doing: str) -> Fault:
+    def _after(self, error: BaseException, doing: str) -> Fault:
         """Roll back; the fault for all requests of the batch."""
         fault = sqlite_errors.passing(error)
         try:
             if self._db.in_transaction:  # SQLite has rolled back by itself after most of these
                 self._db.execute("rollback")
         except sqlite3.Error as second:
-            fault, error, doing = None, second, "ROLLBACK"
+            if fault is not None:
+                fault, error, doing = None, second, "ROLLBACK"
         if fault is not None:
             return fault
-        self._failure = sqlite_errors.reason_of(error, doing)
-        self._tell(_answer, self.failed, self._failure)
-        return sqlite_errors.failed(self._failure)
+        failure = sqlite_errors.failed(error, doing)
+        self._failure = failure
+        self._tell(self.fail, failure)
+        return failure
 
     def _shut(self) -> None:
+        trouble: BaseException | None = None
         try:
-            self._close_database(self._db)
-        except sqlite3.Error as error:
-            self._tell(_settle, self._closed, None if self._failure else error)
-        else:
-            self._tell(_settle, self._closed, None)
+            if self._failure is None:
+                self._close_database(self._db)
+            else:
+                self._db.close()
+        except BaseException as error:  # noqa: BLE001  carried over to the caller of `close`
+            trouble = None if self._failure else error
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            self._tell(_settle, self._closed, trouble)
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(callback, *arguments)
@@ -213,6 +241,14 @@ class Writer:
                 request.future.set_result(request.answer)
         self._ring(rung)
 
+    def _bury(self, failure: StoreFailed) -> None:
+        """On the loop: the thread has ended. Whoever asked before is answered here, whoever asks later by `run`."""
+        self.fail(failure)
+        requests = [*self._batch, *self._inbox]
+        self._inbox.clear()
+        _refuse(requests, failure)
+        self._resolve(requests, set())
+
 
 def _runs(batch: list[_Request]) -> Iterable[list[_Request]]:
     """The requests of each verb together, verbs in the order of their first request."""
@@ -225,18 +261,18 @@ def _runs(batch: list[_Request]) -> Iterable[list[_Request]]:
 def _carry_out(tx: Transaction, run: list[_Request]) -> None:
     """Carry out a run at once; when that fails, each of its requests alone, so that only the guilty one fails.
 
-    Raises `sqlite3.Error` where the whole transaction is lost.
+    Raises `sqlite3.Error` where the whole transaction is lost, and `StoreFailed` where the database is.
     """
     tx.db.execute("savepoint run")
     try:
         answers = run[0].verb(tx, [request.argument for request in run])
     except Exception as error:
-        if isinstance(error, sqlite3.Error) and not sqlite_errors.concerns_one_request(error):
+        if isinstance(error, StoreFailed) or not sqlite_errors.concerns_one_request(error):
             raise
         tx.db.execute("rollback to run")
         tx.db.execute("release run")
         if len(run) == 1:
-            run[0].error = sqlite_errors.refused(error, "a change") if isinstance(error, sqlite3.Error) else error
+            run[0].error = sqlite_errors.of_request(error, "a change")
             return
         for request in run:
             _carry_out(tx, [request])
@@ -251,7 +287,7 @@ def _carry_out(tx: Transaction, run: list[_Request]) -> None:
 
 def _refuse(batch: list[_Request], fault: Fault) -> set[str]:
     for request in batch:
-        request.error = fault
+        request.error = copy.copy(fault)
     return set()
 
 
@@ -260,8 +296,3 @@ def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
         future.set_exception(error)
     else:
         future.set_result(None)
-
-
-def _answer(future: asyncio.Future[str], reason: str) -> None:
-    if not future.done():
-        future.set_result(reason)

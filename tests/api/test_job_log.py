@@ -1,6 +1,7 @@
 """A job's log over HTTP: so far, as it grows, and what becomes of broken connections."""
 
 import asyncio
+import socket
 from typing import Any
 
 import aiohttp
@@ -81,3 +82,22 @@ async def test_head_gets_no_stream(app: BareApp) -> None:
     ):
         async with app.client.head(path) as response:
             assert (response.status, await response.read()) == (status, b"")
+
+
+@pytest.mark.parametrize("path", ["/api/v2/jobs/{}/log?follow=1", "/api/v1/{}/logs"], ids=["native", "builder"])
+async def test_a_client_that_stops_reading_is_cut_off(app: BareApp, path: str) -> None:
+    """It costs the daemon what it has not taken only for as long as an upload may be silent."""
+    await app.submit()
+    claim = await app.claimed()
+    for _ in range(64):
+        await app.store.log(claim, "x" * 250_000)
+    before = asyncio.all_tasks()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", app.port))
+        client.sendall(f"GET {path.format(claim.job.uuid)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        async with asyncio.timeout(20):
+            while not asyncio.all_tasks() - before:
+                await asyncio.sleep(0.01)
+            while asyncio.all_tasks() - before:
+                await asyncio.sleep(0.05)

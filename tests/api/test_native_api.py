@@ -281,3 +281,16 @@ async def test_a_failed_job_is_tried_again_as_a_new_one(app: BareApp) -> None:
     status, problem = await ask(app, "POST", f"/api/v2/jobs/{secret['id']}/retry")
     assert (status, problem["code"]) == (409, "conflict")
     assert "passwords were deleted" in problem["detail"]
+
+
+async def test_a_failed_store_is_unavailable(app: BareApp) -> None:
+    """Once the database can't be trusted, submissions are answered 503 with the reason, and so is readyz."""
+    (app.folder / "imagejobd.db").rename(app.folder / "moved.db")
+    for _ in range(2):
+        async with app.client.post("/api/v2/jobs", json=MINIMAL) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) > 0
+            assert "cannot be found any more" in (await response.json())["detail"]
+    async with app.client.get("/readyz") as response:
+        assert response.status == 503
+        assert "cannot be found any more" in (await response.json())["store"]

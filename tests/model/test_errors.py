@@ -1,9 +1,11 @@
 """Promises of the error vocabulary."""
 
+import copy
+
 import pytest
 
 from imagejobd.model import errors
-from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, Permanent, Temporary, invalid
+from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, Permanent, StoreFailed, Temporary, invalid
 from imagejobd.model.job import JobError
 
 
@@ -12,7 +14,7 @@ def test_codes_are_what_is_stored():
     stored = (
         "invalid unauthenticated denied not_found conflict too_large policy egress queue_full draining storage_full "
         "fetch_failed build_failed push_failed copy_failed engine_unavailable registry_unavailable timeout "
-        "quarantined internal"
+        "quarantined secrets_lost internal"
     )
     assert set(stored.split()) <= {code.value for code in ErrorCode}
     assert all(code.name.lower() == code.value for code in ErrorCode)
@@ -42,3 +44,17 @@ def test_faults_show_code_and_message():
 def test_the_tree_in_the_docstring_is_whole(kind: type[Fault]):
     """Every class of the vocabulary stands in the module's drawing."""
     assert kind.__name__ in (errors.__doc__ or "")
+
+
+def test_a_copy_is_the_same_failure_without_its_traceback() -> None:
+    """What is raised in several tasks is an object of each, with all that callers look at."""
+    fault = Temporary(ErrorCode.STORAGE_FULL, "full", retry_after_s=3, peer="registry.example")
+    fault.__cause__ = cause = OSError("no space")
+    try:
+        raise fault
+    except Temporary:
+        twin = copy.copy(fault)
+    assert (type(twin), str(twin), twin.__dict__) == (Temporary, "full", fault.__dict__)
+    assert (twin.__cause__, twin.__traceback__) == (cause, None)
+    assert twin is not fault
+    assert copy.copy(StoreFailed("gone")).reason == "gone"

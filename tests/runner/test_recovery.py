@@ -101,6 +101,20 @@ async def test_one_stubborn_leftover_does_not_protect_the_others(bench: Bench) -
     assert (stubborn.outside, plain.outside) == ({"a"}, set())
 
 
+async def test_a_defect_of_one_kind_does_not_protect_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind that breaks while it lists or removes ends no sweep, and the place of the defect is told."""
+    breaking, plain = ScriptedKind(forever), ScriptedKind(forever, name="other")
+    plain.outside = {"b"}
+
+    async def broken() -> set[str]:
+        raise KeyError("Labels")
+
+    monkeypatch.setattr(breaking, "leftovers", broken)
+    [told] = await sweep(bench.store, [breaking, plain])
+    assert "KeyError('Labels') at " in told
+    assert plain.outside == set()
+
+
 async def test_the_lost_claim_changes_nothing(bench: Bench) -> None:
     """An attempt whose claim was taken away writes no ending over the new holder's."""
     started = asyncio.Event()

@@ -579,7 +579,8 @@ class StoreConformance:
         assert await store.live() == {retried.uuid, running.uuid, newer.uuid, delayed.uuid}
 
     async def test_history_is_pruned_by_age_in_batches(self, store: Store, clock: SimulatedClock) -> None:
-        """Old ended jobs go with all that hangs on them; newer and living ones stay, and a full batch says so."""
+        """Old ended jobs go with all that hangs on them; newer and living ones stay. A batch counts every row, those of
+        the history too, and a full one says so."""
         for number in range(5):
             await enqueue(store, labels={"n": str(number)}, blobs=(f"sha256:{number}",))
             claim = await claim_one(store)
@@ -587,11 +588,14 @@ class StoreConformance:
             await store.finish(claim, Ending(State.SUCCEEDED))
         limit_ms = clock.advance(1000)
         living = await enqueue(store, blobs=("sha256:living",))
-        batches: list[tuple[int, int, int]] = []
-        while not batches or max(batches[-1]) == 2:
+        events = len(await store.changes_since(0, job_id=None, limit=99)) - 1
+        batches: list[tuple[int, int, int, int]] = []
+        while not batches or batches[-1][3] == 2:
             pruned = await store.prune(jobs_before_ms=limit_ms, logs_before_ms=0, blobs_before_ms=0, batch_max=2)
-            batches.append((pruned.jobs, pruned.logs, pruned.blobs))
-        assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5]
+            batches.append((pruned.jobs, pruned.logs, pruned.blobs, pruned.rows))
+        labels = 5
+        assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5, 5 + 5 + 5 + events + labels]
+        assert max(rows for *_, rows in batches) == 2
         assert {job.uuid for job in (await store.list_jobs(Filter(), cursor=None, limit=9)).jobs} == {living.uuid}
         assert await store.referenced_blobs() == {"sha256:living"}
         assert {event.job_id for event in await store.changes_since(0, job_id=None, limit=99)} == {living.id}

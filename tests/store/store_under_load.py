@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from imagejobd import logs
 from imagejobd.model.ids import uuid7
 from imagejobd.model.job import NewJob
 from imagejobd.model.state import State
@@ -36,6 +37,7 @@ async def work(store: Store, worker: str) -> None:
 
 
 async def main() -> None:
+    logs.configure()
     opening = SqliteStore.open(Path(sys.argv[1]), vault=Vault(bytes(KEY_BYTES)))
     async with opening as store, asyncio.TaskGroup() as group:
         for _ in range(CALLERS):

@@ -4,12 +4,14 @@ import asyncio
 import errno
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store import blobs as blobs_module
@@ -259,6 +261,103 @@ async def test_a_name_that_is_there_is_synced_too(blobs: BlobStore, monkeypatch:
     assert folder in synced
     BlobStore(folder.parents[2])
     assert folder.parent in synced
+
+
+async def test_what_is_no_blob_is_left_alone_and_told_once(blobs: BlobStore, tmp_path: Path) -> None:
+    """Folders, files and links of others neither end a collection nor are removed by it, and what is old still goes."""
+    digest = await put(blobs, b"old")
+    blobs.release(digest)
+    age(blobs, digest, 3600)
+    root = tmp_path / "blobs" / "sha256"
+    (tmp_path / "theirs").write_text("theirs")
+    (root / "notes.txt").write_text("a file")
+    (root / "lost+found").mkdir()
+    (root / "aa" / ("a" * 64)).mkdir(parents=True)
+    (root / "ab").symlink_to(tmp_path)
+    (root / "aa" / "README").write_text("a file")
+    (root / "aa" / f"aa{'b' * 62}").symlink_to(tmp_path / "theirs")
+    (root / "aa" / ("b" * 64)).write_text("in another's folder")
+    strays = {path for path in root.rglob("*") if path.is_symlink() or "lost" in path.name or path.is_file()}
+    strays = (strays | {root / "aa" / ("a" * 64)}) - {blobs.path(digest)}
+    with capture_logs() as logs:
+        assert await blobs.collect([], min_age_s=60) == 1
+        assert await blobs.collect([], min_age_s=-60) == 0
+    assert {Path(line["path"]) for line in logs} == {path for path in strays if path.name != "lost+found"}
+    assert len(logs) == len({line["path"] for line in logs})
+    assert all(path.is_symlink() or path.exists() for path in strays)
+
+
+async def test_a_folder_that_cannot_be_read_does_not_protect_the_others(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a disk fails, its error is told with the path, and all else is collected."""
+    digests = [await put(blobs, data) for data in (b"1", b"2", b"3")]
+    for digest in digests:
+        blobs.release(digest)
+    failing, vanishing, plain = (blobs.path(digest) for digest in digests)
+    unlink, scandir = Path.unlink, os.scandir
+
+    def failing_scandir(path: Path) -> Any:
+        if path == failing.parent:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    def vanishing_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path == vanishing:
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "scandir", failing_scandir)
+    monkeypatch.setattr(Path, "unlink", vanishing_unlink)
+    with capture_logs() as logs:
+        assert await blobs.collect([], min_age_s=-60) == 1
+    assert [(line["path"], line["reason"]) for line in logs] == [(str(failing.parent), "Input/output error")]
+    assert failing.exists()
+    assert not plain.exists()
+
+
+async def test_folders_that_were_removed_are_made_anew(blobs: BlobStore, tmp_path: Path) -> None:
+    """An upload works without `blobs/` and `spool/`; a whole state folder that is gone is not made to look alive."""
+    for name in ("spool", "blobs"):
+        shutil.rmtree(tmp_path / name)
+        assert blobs.exists(await put(blobs, name.encode()))
+    shutil.rmtree(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        await put(blobs, b"lost")
+    with pytest.raises(Temporary, match="No such file"):
+        await blobs.probe()
+    assert not tmp_path.exists()
+    tmp_path.mkdir()
+
+
+async def test_a_probe_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
+    """It has written to the disk, and takes it back."""
+    await blobs.probe()
+    assert spooled(tmp_path) == []
+    (tmp_path / "spool").rmdir()
+    (tmp_path / "spool").write_text("no folder")
+    with pytest.raises(Temporary, match="cannot write to"):
+        await blobs.probe()
+
+
+def test_a_start_survives_what_others_put_there(blobs: BlobStore, tmp_path: Path) -> None:
+    """A folder in the spool stays and is told, a dangling link goes, and links are not followed to files of others."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    theirs.chmod(0o644)
+    (tmp_path / "spool" / "left").write_text("half")
+    (tmp_path / "spool" / "link").symlink_to("/nonexistent")
+    (tmp_path / "spool" / "folder").mkdir()
+    (tmp_path / "blobs" / "link").symlink_to(theirs)
+    (tmp_path / "blobs" / "dangling").symlink_to("/nonexistent")
+    for top in ("spool", "blobs"):
+        (tmp_path / top).chmod(0o777)
+    with capture_logs() as logs:
+        assert blobs.clear_spool() == 2
+        blobs.set_modes()
+    assert [Path(line["path"]).name for line in logs] == ["folder"]
+    assert theirs.stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "blobs").stat().st_mode & 0o777 == 0o750
 
 
 async def test_a_blob_written_again_is_young_again(blobs: BlobStore) -> None:

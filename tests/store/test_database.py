@@ -1,26 +1,31 @@
 """The database file: whose it is, which schema it has, and that people can open it."""
 
+import asyncio
 import os
 import sqlite3
 import subprocess
 import tempfile
+import threading
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from conformance import BROKEN, claim_one, enqueue
 from simulated_clock import SimulatedClock
+from structlog.testing import capture_logs
 
 from harness.services import program, require, require_root
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed
 from imagejobd.model.secret import Secret
 from imagejobd.model.state import State
 from imagejobd.store import database as database_module
-from imagejobd.store.database import APPLICATION_ID, close_database, migrations, open_database
+from imagejobd.store.database import APPLICATION_ID, close_database, migrations, open_database, stopped_cleanly
 from imagejobd.store.protocol import Ending, Filter, Room
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import Vault
 
+PAGE_BYTES = 4096
 SYSTEM_TMP = Path(tempfile.gettempdir())
 
 
@@ -65,7 +70,7 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 def test_an_interrupted_migration_leaves_the_one_before(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration that fails half-way leaves neither a table nor its number, and the next start tries it again."""
     known = migrations()
-    broken = [*known, (len(known) + 1, "create table half_done (id integer) strict; select no_such_column;")]
+    broken = [*known, (known[-1][0] + 1, "create table half_done (id integer) strict; select no_such_column;")]
     monkeypatch.setattr(database_module, "migrations", lambda: broken)
     with pytest.raises(Permanent):
         open_database(database)
@@ -80,7 +85,7 @@ def test_a_later_migration_runs_once(database: Path, monkeypatch: pytest.MonkeyP
     """An older file is brought to the newest schema with its rows, and only once."""
     open_database(database).close()
     known = migrations()
-    later = [*known, (len(known) + 1, "create table extra (id integer) strict; insert into extra values (1);")]
+    later = [*known, (known[-1][0] + 1, "create table extra (id integer) strict; insert into extra values (1);")]
     monkeypatch.setattr(database_module, "migrations", lambda: later)
     for _ in range(2):
         db = open_database(database)
@@ -130,18 +135,148 @@ def test_what_is_no_database_is_refused(database: Path) -> None:
         open_database(database)
 
 
-def test_a_damaged_file_is_refused(database: Path) -> None:
-    """quick_check finds damage at the start, before any job is taken in."""
+@pytest.fixture
+def damaged(database: Path) -> Path:
+    """A database that was stopped cleanly, in which the page of an index is noise that no start has to read."""
     db = open_database(database)
-    db.execute("insert into lane (tenant, kind) values ('t', 'k')")
+    (page,) = db.execute("select rootpage from sqlite_schema where name = 'log_block'").fetchone()
     close_database(db)
-    data = bytearray(database.read_bytes())
-    for page in range(4096, len(data), 4096):
-        data[page : page + 16] = os.urandom(16)
-    database.write_bytes(data)
-    with pytest.raises(Permanent) as refused:
-        open_database(database)
-    assert refused.value.code in (ErrorCode.INTERNAL, ErrorCode.INVALID)
+    with database.open("r+b") as file:
+        file.seek((page - 1) * PAGE_BYTES)
+        file.write(os.urandom(PAGE_BYTES))
+    return database
+
+
+def leave_without_closing(database: Path) -> None:
+    """As a crash does: the file stays in WAL mode."""
+    with closing(sqlite3.connect(database)) as db:
+        db.execute("pragma journal_mode = wal")
+
+
+async def test_damage_is_found_after_an_unclean_stop(damaged: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """The store opens at once, looks meanwhile, and stops with what to do; the start after that looks again."""
+    leave_without_closing(damaged)
+    for _ in range(2):
+        async with SqliteStore.open(damaged, vault=vault, clock=clock) as store:
+            reason = await asyncio.wait_for(store.failed, 20)
+            assert "damaged (log_block" in reason
+            assert "restore a backup" in reason
+            with pytest.raises(StoreFailed, match="damaged"):
+                await enqueue(store)
+        assert not stopped_cleanly(damaged)
+
+
+async def test_a_sound_file_is_left_in_peace(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A check that finds nothing ends by itself, and the stop after it is a clean one."""
+    open_database(database).close()
+    leave_without_closing(database)
+    with capture_logs() as logs:
+        async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+            async with asyncio.timeout(20):
+                while not any("is sound" in line["event"] for line in logs):
+                    await asyncio.sleep(0.01)
+            await enqueue(store)
+            assert not store.failed.done()
+    assert stopped_cleanly(database)
+
+
+async def test_nothing_is_read_through_after_a_clean_stop(damaged: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A start takes no longer because the file is large: whatever it does not need stays unread."""
+    with capture_logs() as logs:
+        async with SqliteStore.open(damaged, vault=vault, clock=clock) as store:
+            await enqueue(store)
+            assert not [thread for thread in threading.enumerate() if thread.name == "store-inspection"]
+    assert not [line for line in logs if "checking" in line["event"]]
+
+
+async def test_a_stop_does_not_wait_for_the_check(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A check that is under way is interrupted, and does not keep the file from being closed cleanly."""
+    db = open_database(database)
+    db.execute(
+        "insert into job (uuid, kind, tenant, client, spec, moved_ms, priority, created_ms) "
+        "values ('u', 'build', 'local', '', '{}', 1, 0, 1)"
+    )
+    db.execute(
+        "with recursive n (n) as (select 0 union all select n + 1 from n where n < 200000) "
+        "insert into log_block (job_id, offset, size, at_ms, text) select 1, n, 1, 1, hex(zeroblob(100)) from n"
+    )
+    db.close()
+    leave_without_closing(database)
+    async with SqliteStore.open(database, vault=vault, clock=clock):
+        assert [thread for thread in threading.enumerate() if thread.name == "store-inspection"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "store-inspection"]
+    assert stopped_cleanly(database)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "a file without tables"])
+async def test_a_database_that_was_lost_is_not_made_anew(
+    database: Path, vault: Vault, clock: SimulatedClock, left: str
+) -> None:
+    """Where payloads are, there were jobs: the start is refused with what to do. Without payloads it is a first one."""
+    if left == "an empty file":
+        database.touch()
+    elif left == "a file without tables":
+        with closing(sqlite3.connect(database)) as db:
+            db.execute("pragma user_version = 0")
+            db.execute("create table t (x)")
+            db.execute("drop table t")
+    with pytest.raises(Permanent, match=r"missing or empty.*restore it from a backup.*start anew"):
+        async with SqliteStore.open(database, vault=vault, clock=clock, has_content=True):
+            pass
+    async with SqliteStore.open(database, vault=vault, clock=clock, has_content=False) as store:
+        await enqueue(store)
+
+
+async def test_a_log_without_its_database_is_kept(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """SQLite would remove the write-ahead log beside an empty file, with all jobs that are only there."""
+    log_file = database.with_name(database.name + "-wal")
+    log_file.write_bytes(b"jobs")
+    with pytest.raises(Permanent, match="missing or empty"):
+        async with SqliteStore.open(database, vault=vault, clock=clock):
+            pass
+    assert log_file.read_bytes() == b"jobs"
+
+
+async def test_attempts_are_run_and_pauses_are_not(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
+    """`seconds_run` adds up a job's attempts, and of one that a crash cut what is known; not what lay between them."""
+    await enqueue(store)
+    clock.advance(1000)
+    claim = await claim_one(store)
+    clock.advance(2000)
+    await store.retry(claim, BROKEN, not_before_ms=clock.now_ms + 60_000)
+    clock.advance(60_000)
+    claim = await claim_one(store, worker="dead")
+    clock.advance(300)
+    await store.enter_phase(claim, "building")
+    clock.advance(3_600_000)
+    await store.rescue("alive", crashes_max=9)
+    clock.advance(1000)
+    claim = await claim_one(store)
+    clock.advance(500)
+    await store.finish(claim, Ending(State.SUCCEEDED))
+    cancelled = await enqueue(store)
+    clock.advance(1000)
+    await store.request_cancel(cancelled.uuid, tenant=None)
+    await enqueue(store)
+    seconds = shell(database, "select seconds_waited, seconds_run from job_history order by id", "-readonly")
+    assert seconds.splitlines() == ["1.0|2.8", "1.0|", "|"]
+
+
+async def test_a_changed_key_is_told_once(database: Path, clock: SimulatedClock) -> None:
+    """How many jobs a new key loses is known at the start; none when the old one is back, or nothing has changed."""
+    old, new = Vault(b"1" * 32), Vault(b"2" * 32)
+    async with SqliteStore.open(database, vault=old, clock=clock) as store:
+        assert await store.take_up_key() == 0
+        for _ in range(3):
+            await enqueue(store, secrets={"password": Secret("x")})
+        await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
+        await enqueue(store)
+    for vault, lost in ((old, 0), (new, 2), (new, 0), (old, 0)):
+        async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+            assert await store.take_up_key() == lost
+    text = database.read_bytes()
+    assert b"1" * 32 not in text
+    assert b"2" * 32 not in text
 
 
 async def test_after_a_clean_stop_the_file_opens_readonly(database: Path, vault: Vault, clock: SimulatedClock) -> None:
@@ -237,4 +372,4 @@ async def test_a_job_with_another_keys_secrets_fails_alone(database: Path, clock
         job = await store.get(sealed.uuid, tenant=None)
         assert job is not None
         assert job.error is not None
-        assert (job.state, job.error.code) == (State.FAILED, ErrorCode.INTERNAL)
+        assert (job.state, job.error.code) == (State.FAILED, ErrorCode.SECRETS_LOST)

@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from conformance import claim_one, claim_up_to, enqueue
 from simulated_clock import SimulatedClock
 
 from harness.services import require_root
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import Enqueued
 from imagejobd.model.state import State
 from imagejobd.store import database as database_module
@@ -38,6 +39,12 @@ async def fill(store: SqliteStore) -> tuple[list[Enqueued], Temporary]:
         except Temporary as fault:
             return accepted, fault
     raise AssertionError("the disk was never full")
+
+
+async def probe_until_the_log_is_full(store: SqliteStore) -> None:
+    """What is left of the write-ahead log, where a larger change did not fit, takes a few small ones."""
+    for _ in range(500):
+        await store.probe()
 
 
 async def assert_kept(store: SqliteStore, accepted: list[Enqueued]) -> None:
@@ -109,7 +116,10 @@ async def test_a_full_disk_refuses_and_recovers(store_on_small_disk: tuple[Sqlit
     assert fault.code is ErrorCode.STORAGE_FULL
     await asyncio.gather(*(enqueue(store, spec={"padding": "y" * 50_000}) for _ in range(5)), return_exceptions=True)
     await assert_kept(store, accepted)
+    with pytest.raises(Temporary, match="full"):
+        await probe_until_the_log_is_full(store)
     ballast.unlink()
+    await store.probe()
     accepted.append(await enqueue(store))
     await assert_kept(store, accepted)
     assert not store.failed.done()
@@ -174,6 +184,43 @@ async def test_corruption_stops_the_store(database: Path, vault: Vault, clock: S
         with pytest.raises(Permanent, match="failed"):
             await enqueue(store)
         assert "CORRUPT" in await asyncio.wait_for(store.failed, 5)
+
+
+@pytest.mark.parametrize("lost", ["removed", "replaced", "moved away", "folder gone", "log removed"])
+async def test_a_lost_file_takes_no_commits(tmp_path: Path, vault: Vault, clock: SimulatedClock, lost: str) -> None:
+    """What is committed to a file that nobody can find is lost: not one request is acknowledged after that."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    database = folder / "imagejobd.db"
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        await enqueue(store)
+        await store.probe()
+        if lost == "removed":
+            database.unlink()
+        elif lost == "replaced":
+            shutil.copy(database, folder / "copy")
+            (folder / "copy").rename(database)
+        elif lost == "moved away":
+            database.rename(folder / "moved")
+        elif lost == "folder gone":
+            shutil.rmtree(folder)
+        else:
+            (folder / "imagejobd.db-wal").unlink()
+        with pytest.raises(StoreFailed, match="while the daemon ran"):
+            await (store.probe() if lost == "log removed" else enqueue(store))
+        assert "while the daemon ran" in await asyncio.wait_for(store.failed, 5)
+        with pytest.raises(StoreFailed, match="takes no more work"):
+            await enqueue(store)
+
+
+async def test_a_probe_changes_the_file(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
+    """It is a commit like any other, at an unchanged time too: the write-ahead log grows by it."""
+    before = (await store.stats()).wal_bytes
+    for number in range(1, 4):
+        await store.probe()
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as reader:
+            assert reader.execute("select at_ms, commits from probe").fetchone() == (clock.now_ms, number)
+        assert before < (before := (await store.stats()).wal_bytes)
 
 
 def _checkpoint_and_forget(tx: Any, requests: Any) -> list[None]:

@@ -307,7 +307,7 @@ class StoreMachine(RuleBasedStateMachine):
     def prune(self, age_ms: int) -> None:
         limit_ms = self.clock.now_ms - age_ms
         limits = {"jobs_before_ms": limit_ms, "logs_before_ms": limit_ms, "blobs_before_ms": limit_ms}
-        while max(msgspec.structs.astuple(self.run(self.store.prune(**limits, batch_max=3)))) == 3:
+        while self.run(self.store.prune(**limits, batch_max=3)).rows == 3:
             pass
         self.model = {
             uuid: job for uuid, job in self.model.items() if job.finished_ms is None or job.finished_ms >= limit_ms

@@ -37,7 +37,7 @@ def test_what_does_not_belong_is_refused(key: bytes, uuid: str, flip: bool) -> N
     sealed[-1] ^= flip
     with pytest.raises(Permanent) as refused:
         Vault(key).open(uuid, bytes(sealed))
-    assert refused.value.code is ErrorCode.INTERNAL
+    assert refused.value.code is ErrorCode.SECRETS_LOST
     assert "hunter2" not in refused.value.message
 
 

@@ -6,10 +6,11 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, invalid
 from imagejobd.store import writer as writer_module
 from imagejobd.store.database import close_database, open_database
 from imagejobd.store.writer import Transaction, Writer
@@ -18,14 +19,18 @@ from imagejobd.store.writer import Transaction, Writer
 class Bench:
     """A writer on a table of numbers, that counts its statements by their first word."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connection) -> None:
         self.path = path
         self.rung: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.writer = Writer(self._open, close_database, clock=lambda: 1, ring=self.rung.extend)
+        self.check: Callable[[], None] = lambda: None
+        self._factory = factory
+        self.writer = Writer(
+            self._open, close_database, clock=lambda: 1, ring=self.rung.extend, check=lambda: self.check()
+        )
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None)
+        db = sqlite3.connect(self.path, isolation_level=None, factory=self._factory)
         db.execute("pragma journal_mode = wal")
         db.execute("create table number (n integer primary key) strict")
         db.set_trace_callback(lambda sql: self.counts.update([sql.split()[0]]))
@@ -45,6 +50,17 @@ class Bench:
         self.waiting = asyncio.create_task(self.writer.do(wait))
         await asyncio.to_thread(entered.wait, 10)
         return go.set
+
+
+class FailingConnection(sqlite3.Connection):
+    """Raises `errors[statement]` instead of carrying the statement out."""
+
+    errors: ClassVar[dict[str, BaseException]] = {}
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        if sql in self.errors:
+            raise self.errors[sql]
+        return super().execute(sql, parameters)
 
 
 def insert(tx: Transaction, numbers: Sequence[int]) -> list[int | Fault]:
@@ -182,3 +198,117 @@ async def test_opening_tells_why_it_cannot(tmp_path: Path) -> None:
     writer = Writer(lambda: open_database(path), close_database, clock=lambda: 1, ring=lambda _: None)
     with pytest.raises(Permanent, match="no such folder"):
         await writer.open()
+
+
+async def assert_stopped(bench: Bench, reason: str) -> None:
+    """Nothing more is taken, `failed` says why, and the writer can be closed."""
+    async with asyncio.timeout(20):
+        assert reason in await bench.writer.failed
+        for _ in range(2):
+            with pytest.raises(StoreFailed, match=reason):
+                await bench.writer.run(insert, 100)
+        await bench.writer.close()
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"begin immediate": MemoryError("none left")},
+        {"savepoint run": MemoryError("none left")},
+        {"commit": MemoryError("none left")},
+        {"commit": SystemExit("none left")},
+        {"commit": MemoryError("none left"), "rollback": MemoryError("none left")},
+    ],
+    ids=["begin", "savepoint", "commit", "exit", "rollback too"],
+)
+async def test_a_writer_that_breaks_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: dict[str, BaseException]
+) -> None:
+    """Whatever goes wrong around the requests, all that wait are told, nothing is half-written, and the store stops."""
+    bench = Bench(tmp_path / "numbers.db", factory=FailingConnection)
+    await bench.writer.open()
+    await bench.writer.run(insert, 1)
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(2, 9)]
+    await asyncio.sleep(0)
+    monkeypatch.setattr(FailingConnection, "errors", errors)
+    go_on()
+    async with asyncio.timeout(20):
+        await asyncio.wait([bench.waiting])
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert bench.waiting.exception() is None or isinstance(bench.waiting.exception(), StoreFailed)
+    assert all(isinstance(answer, StoreFailed) for answer in answers), answers
+    assert len({id(answer) for answer in answers}) == len(answers)
+    await assert_stopped(bench, "none left")
+    assert bench.numbers() == [1]
+
+
+async def test_a_verb_that_answers_for_too_few_stops_the_store(tmp_path: Path) -> None:
+    """Whose answer is missing can't be known: nobody is told of a success, and nothing is kept."""
+    bench = Bench(tmp_path / "numbers.db")
+    await bench.writer.open()
+
+    def answer_one(tx: Transaction, numbers: Sequence[int]) -> list[int | Fault]:
+        return insert(tx, numbers)[:1]
+
+    go_on = await bench.pause()
+    waiting = [asyncio.create_task(bench.writer.run(answer_one, n)) for n in range(3)]
+    await asyncio.sleep(0)
+    go_on()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(answer, StoreFailed) for answer in answers), answers
+    await assert_stopped(bench, "ValueError")
+    assert bench.numbers() == []
+
+
+@pytest.mark.parametrize("defect", [KeyError("a defect"), StopIteration("a defect")], ids=["KeyError", "StopIteration"])
+async def test_a_defect_of_one_verb_fails_its_caller_alone(bench: Bench, defect: Exception) -> None:
+    """Its changes are undone, its caller hears of it, and the others of the transaction are committed."""
+
+    def fail(tx: Transaction) -> None:
+        tx.db.execute("insert into number values (1)")
+        raise defect
+
+    go_on = await bench.pause()
+    failing = asyncio.create_task(bench.writer.do(fail))
+    fine = asyncio.create_task(bench.writer.run(insert, 2))
+    await asyncio.sleep(0)
+    go_on()
+    async with asyncio.timeout(20):
+        with pytest.raises((KeyError, RuntimeError), match="a defect"):
+            await failing
+        assert await fine == 2
+    assert bench.numbers() == [2]
+    assert not bench.writer.failed.done()
+
+
+async def test_what_the_check_finds_stops_the_store(tmp_path: Path) -> None:
+    """The check comes before each commit; what it refuses is not committed."""
+    bench = Bench(tmp_path / "numbers.db")
+    await bench.writer.open()
+    await bench.writer.run(insert, 1)
+
+    def lost() -> None:
+        raise StoreFailed("the file is gone")
+
+    bench.check = lost
+    with pytest.raises(StoreFailed, match="the file is gone"):
+        await bench.writer.run(insert, 2)
+    await assert_stopped(bench, "the file is gone")
+    assert bench.numbers() == [1]
+
+
+def test_a_loop_that_is_closed_ends_the_thread(tmp_path: Path) -> None:
+    """A writer whose loop has gone closes its database, and does not wait for requests that nobody can make."""
+
+    async def leave() -> tuple[Bench, Callable[[], None]]:
+        bench = Bench(tmp_path / "numbers.db")
+        await bench.writer.open()
+        go_on = await bench.pause()
+        bench.waiting.cancel()
+        return bench, go_on
+
+    bench, go_on = asyncio.run(leave())
+    go_on()
+    bench.writer._thread.join(20)
+    assert not bench.writer._thread.is_alive()

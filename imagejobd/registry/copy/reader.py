@@ -1,9 +1,10 @@
 """One target's view of a blob in flight."""
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING
 
-from imagejobd.model.errors import ErrorCode, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.registry.copy.spill import Spill
 from imagejobd.registry.copy.spool import disk_fault
 
@@ -50,8 +51,8 @@ class Reader:
             elif not self.left:
                 await self._wait()
         if self.fault is not None:
-            # All readers of a blob raise the same one, which would keep the frames of each.
-            raise self.fault.with_traceback(None)
+            # Of all readers of a flight that failed; a traceback would grow by each of them.
+            raise copy.copy(self.fault) if isinstance(self.fault, Fault) else self.fault
         raise StopAsyncIteration
 
     def close(self) -> None:

@@ -111,6 +111,13 @@ select distinct digest from job_blob;
 -- name: cancel_requests
 select uuid from job where state = 'running' and worker = ? and cancel_requested_ms is not null;
 
+-- name: known_key
+select fingerprint from secrets_key;
+
+-- name: sealed
+-- The secrets of all jobs that have not ended.
+select job.uuid, job_secret.sealed from job_secret join job on job.id = job_secret.job_id;
+
 -- name: counts
 select kind, sum(ready + delayed) as queued, sum(running) as running
 from lane indexed by lane_busy where ready + delayed + running > 0 group by kind;

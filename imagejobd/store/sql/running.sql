@@ -34,10 +34,13 @@ select cancel_requested_ms, checkpoint, phase, attempt, faults, fault_phase, err
 from job where id = :id and claim_token = :token;
 
 -- name: forget_repeat
--- The history of an attempt that failed as the one before it, and the older of the two faults: the newer one counts them.
+-- The history of an attempt that failed as the one before it, which the newest fault counts. The first of such faults
+-- stays, because the time from it to the newest is a pause and no work.
+with before as (select id from event where job_id = :id and type = 'retry' order by id desc limit 1 offset 1)
 delete from event
 where job_id = :id
-    and id >= (select id from event where job_id = :id and type = 'retry' order by id desc limit 1 offset 1)
+    and id > (select before.id - ((select type from event where job_id = :id and id < before.id order by id desc limit 1)
+                                  = 'retry') from before)
     and id < (select max(id) from event where job_id = :id and type = 'retry')
     and type in ('retry', 'claim', 'enter_phase', 'leave_phase');
 

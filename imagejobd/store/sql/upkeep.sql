@@ -25,11 +25,13 @@ delete from log_block where id in (
     where job.log_bytes > 0 and job.finished_ms < :before_ms
     order by job.finished_ms
     limit :limit
-);
+)
+returning job_id;
 
 -- name: note_pruned_logs
-update job indexed by job_with_log set log_bytes = 0
-where log_bytes > 0 and finished_ms < :before_ms and not exists (select 1 from log_block where job_id = job.id);
+-- Of the jobs whose blocks have just gone: to look at all old ones again would cost each batch as much as the history.
+update job set log_bytes = 0
+where id in (select value from json_each(:ids)) and not exists (select 1 from log_block where job_id = job.id);
 
 -- name: prune_blobs
 delete from job_blob where (job_id, digest) in (
@@ -39,11 +41,12 @@ delete from job_blob where (job_id, digest) in (
     where job.has_blob = 1 and job.finished_ms < :before_ms
     order by job.finished_ms
     limit :limit
-);
+)
+returning job_id;
 
 -- name: note_pruned_blobs
-update job indexed by job_with_blob set has_blob = 0
-where has_blob = 1 and finished_ms < :before_ms and not exists (select 1 from job_blob where job_id = job.id);
+update job set has_blob = 0
+where id in (select value from json_each(:ids)) and not exists (select 1 from job_blob where job_id = job.id);
 
 -- name: prune_contents
 -- Payloads that are kept in their job's row.
@@ -60,14 +63,30 @@ delete from job_secret where job_id in (
     select job_secret.job_id from job_secret join job on job.id = job_secret.job_id where job.finished_ms < :before_ms
 );
 
--- name: prune_jobs
--- Only jobs whose log is gone, so that one batch stays a bounded number of rows.
-delete from job where id in (
-    select id from job indexed by job_finished
-    where finished_ms < :before_ms and log_bytes = 0 and has_blob = 0
-    order by finished_ms
+-- name: oldest
+-- The ended jobs that are to go next.
+select id from job indexed by job_finished where finished_ms < :before_ms order by finished_ms limit :limit;
+
+-- name: prune_events
+delete from event where id in (
+    select event.id from json_each(:ids) as old cross join event on event.job_id = old.value limit :limit
+);
+
+-- name: prune_phases
+delete from job_phase where id in (
+    select job_phase.id from json_each(:ids) as old cross join job_phase on job_phase.job_id = old.value limit :limit
+);
+
+-- name: prune_labels
+delete from job_label where (key, value, job_id) in (
+    select job_label.key, job_label.value, job_label.job_id
+    from json_each(:ids) as old cross join job_label on job_label.job_id = old.value
     limit :limit
 );
+
+-- name: prune_jobs
+-- Only jobs that nothing hangs on any more, so that one batch stays a bounded number of rows.
+delete from job where id in (select value from json_each(:ids) limit :limit);
 
 -- name: prune_lanes
 -- A lane is kept as long as it has jobs, finished ones too: listings find a tenant's kinds here.
@@ -77,3 +96,10 @@ where ready + delayed + running = 0
         select 1 from job indexed by job_ended_by_tenant
         where job.tenant = lane.tenant and job.kind = lane.kind and job.finished_ms is not null
     );
+
+-- name: probe
+update probe set at_ms = :now_ms, commits = commits + 1;
+
+-- name: note_key
+insert into secrets_key (id, fingerprint) values (1, :fingerprint)
+    on conflict do update set fingerprint = excluded.fingerprint;

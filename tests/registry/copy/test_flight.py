@@ -156,7 +156,8 @@ async def test_source_fault_reaches_all(spools: SpoolFolder) -> None:
         readers = flights.board(repository(), blob_of(data), 3)
         ends = await asyncio.gather(*map(drain, readers[:2]), return_exceptions=True)
         ends += await asyncio.gather(drain(readers[2]), return_exceptions=True)
-        assert ends == [source.fault] * 3
+        assert [repr(end) for end in ends] == [repr(source.fault)] * 3
+        assert len({id(end) for end in ends}) == 3  # each with a traceback of its own
         source.data, source.fault = data, None
         assert await drain(flights.board(repository(), blob_of(data), 1)[0]) == data
     assert source.opened == source.closed == 2
