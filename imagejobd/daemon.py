@@ -151,9 +151,6 @@ async def serve(config: Config) -> int:
             other_daemons=lambda: presence.others,
         )
 
-        def downtime_ms(kind: str, since_ms: int) -> int:
-            return gate.downtime_ms(since_ms) if kind in kinds and kinds[kind].uses_engine else 0
-
         await rescue(store, worker, crashes_max=config.limits.crashes_max)
         addresses = await open_listeners(stack, config, app, umask=umask)
         log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host, installation=installation)
@@ -168,7 +165,9 @@ async def serve(config: Config) -> int:
         return await vigil.keep(
             runner=runner.run(),
             sweep=lasting("sweep", lambda: sweep_loop(store, kinds.values())),
-            expire=lasting("expire", lambda: expire_loop(store, config.limits.queue_timeout_s, clock, downtime_ms)),
+            expire=lasting(
+                "expire", lambda: expire_loop(store, config.limits.queue_timeout_s, clock, runner.downtime_ms)
+            ),
             prune=lasting("prune", lambda: prune_loop(store, blobs, config.retention)),
             build_cache=lasting("build_cache", lambda: build_cache_loop(engine, bases)),
             presence=lasting("presence", lambda: presence_loop(presence)),

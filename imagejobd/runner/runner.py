@@ -83,6 +83,11 @@ class Runner:
             return f"waiting to run alone, because the daemon died {job.crashes_in_phase} times while it was running"
         return None
 
+    def downtime_ms(self, kind: str, since_ms: int) -> int:
+        """Milliseconds after `since_ms` (epoch) in which no job of the kind could start."""
+        known = self._kinds.get(kind)
+        return self._gate.downtime_ms(since_ms) if known is not None and known.uses_engine else 0
+
     async def run(self) -> None:
         """Claim and watch until cancelled. Returns only by raising: a loop that ends is a defect."""
         await self._gate.check()

@@ -16,7 +16,8 @@ from simulated_clock import SimulatedClock
 from structlog.testing import capture_logs
 
 from harness.services import program, require, require_root
-from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed
+from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
+from imagejobd.model.job import NewJob
 from imagejobd.model.secret import Secret
 from imagejobd.model.state import State
 from imagejobd.store import database as database_module
@@ -373,3 +374,38 @@ async def test_a_job_with_another_keys_secrets_fails_alone(database: Path, clock
         assert job is not None
         assert job.error is not None
         assert (job.state, job.error.code) == (State.FAILED, ErrorCode.SECRETS_LOST)
+
+
+async def test_no_duration_is_negative(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """A clock that is set back while a job waits and runs makes its times odd, and its durations nothing."""
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        await enqueue(store)
+        clock.advance(-3_600_000)
+        claim = await claim_one(store)
+        await store.enter_phase(claim, "building")
+        clock.advance(-3_600_000)
+        await store.finish(claim, Ending(State.SUCCEEDED))
+    waited = shell(database, "select seconds_waited, seconds_run from job_history", "-readonly").strip()
+    assert waited == "0.0|0.0"
+    assert shell(database, "select seconds from phase_history", "-readonly").strip() == "0.0"
+
+
+async def test_a_tenants_payloads_have_a_bound(database: Path, vault: Vault, clock: SimulatedClock) -> None:
+    """What is kept for a tenant's jobs counts until it is pruned; past the bound its next payload is refused, and nobody
+    else's."""
+
+    async def submit(store: SqliteStore, tenant: str, blob: str) -> None:
+        job = NewJob(kind="build", spec={}, tenant=tenant, blobs=(blob,))
+        await store.enqueue(job, queue_max=99, tenant_stored_max_bytes=250)
+
+    async with SqliteStore.open(database, vault=vault, clock=clock, blob_size=lambda digest: 100) as store:
+        await submit(store, "a", "sha256:1")
+        await submit(store, "a", "sha256:2")
+        with pytest.raises(Temporary, match=r"limits\.per_tenant\.stored_max_bytes") as refused:
+            await submit(store, "a", "sha256:3")
+        assert refused.value.code is ErrorCode.STORAGE_FULL
+        await submit(store, "b", "sha256:1")
+        await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
+        later = clock.now_ms + 1
+        await store.prune(jobs_before_ms=0, logs_before_ms=0, blobs_before_ms=later, batch_max=100)
+        await submit(store, "a", "sha256:3")

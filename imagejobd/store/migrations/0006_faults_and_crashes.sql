@@ -52,3 +52,16 @@ create trigger job_ended after update of state on job when new.finished_ms is no
     -- A job that is held to have crashed the daemon may be tried again with all that it needs.
     delete from job_secret where job_id = new.id and coalesce(new.error_code, '') <> 'quarantined';
 end;
+
+-- A clock that was set back makes no duration negative.
+drop view phase_history;
+create view phase_history as
+select
+    job.id as job_id,
+    job.uuid,
+    job_phase.name as phase,
+    job_phase.attempt,
+    strftime('%Y-%m-%dT%H:%M:%fZ', job_phase.started_ms / 1000.0, 'unixepoch') as started,
+    round(max(0, job_phase.finished_ms - job_phase.started_ms) / 1000.0, 3) as seconds
+from job_phase
+join job on job.id = job_phase.job_id;
