@@ -162,3 +162,24 @@ def test_same_idempotency_key_of_two_tenants(guarded: DispatchBox) -> None:
     assert len({job["id"] for job in (first, second, nobodys)}) == 3
     assert again["id"] == first["id"]
     assert [job["tenant"] for job in (first, second, nobodys)] == ["1", "2", "local"]
+
+
+def test_a_tenant_wins_a_slot_with_the_next_job_that_ends(engine: PrivateEngine) -> None:
+    """A tenant that holds every slot, and has more to do, gives one up to who comes later with its first job that ends;
+    then each has its share."""
+    with dispatch_box(engine, limits={"dispatch": 2}) as box:
+        first, late = box.tenant(1), box.tenant(2)
+        text = dockerfile("RUN cat /proc/sys/kernel/random/uuid && sleep 2")
+        held = [first.dispatch(text + f"# {number}\n".encode()) for number in range(6)]
+        for job in held[:2]:
+            first.prints(job, "sleep 2")
+        own = [late.dispatch(text + f"# late {number}\n".encode()) for number in range(2)]
+        for tenant, jobs in ((first, held), (late, own)):
+            for job in jobs:
+                tenant.done(job)
+        order = [tenant for (tenant,) in box.daemon.sqlite("select tenant from job order by started_ms, id")]
+        names = [tenant for (tenant,) in box.daemon.sqlite("select distinct tenant from job order by id")]
+        assert len(names) == 2
+        assert order[:4].count(names[1]) >= 1
+        assert order[:6].count(names[1]) == 2
+        box.check_healthy()

@@ -1,5 +1,6 @@
 """`kill -9` at every interesting place: what was acknowledged is done exactly once, and nothing is left behind."""
 
+import itertools
 import random
 import threading
 import time
@@ -39,12 +40,12 @@ AFTER_BUILD = frozenset(
 )
 
 
-def submit_surely(b: Box, image: str, text: str) -> str:
+def submit_surely(b: Box, image: str, text: str, **spec: str) -> str:
     """Submit as a client does that repeats itself until it has an answer, across a crash of the daemon."""
     key = str(uuid.uuid4())
     while True:
         try:
-            return b.submit(image, text, key=key)
+            return b.submit(image, text, key=key, **spec)
         except OSError:
             if not b.daemon.is_running:
                 b.restart()
@@ -154,6 +155,47 @@ def test_quarantine(engine: PrivateEngine, registry: Registry) -> None:
         until(lambda: is_clean(b), timeout_s=10, what="the sweep at boot")
         assert f"{registry.host}/crash/loop" not in engine.docker("images")
         b.check_clean()
+
+
+def test_suspects_run_alone(engine: PrivateEngine, registry: Registry) -> None:
+    """Builds that were all running through three crashes are not quarantined: each runs alone, and what comes later
+    waits for them; all succeed at their first attempt."""
+    with box(engine, limits={"build": 3}) as b:
+        lines = (f"RUN echo {uuid.uuid4()} && sleep 2",)
+        jobs = [b.build(f"{registry.host}/crash/suspect:{number}", dockerfile(*lines)) for number in range(3)]
+        running = "select count(*) from job where state = 'running' and phase = 'building'"
+        for _ in range(CRASHES_MAX):
+            until(lambda: b.daemon.sqlite(running) == [(3,)], timeout_s=20, what="all to be built")
+            b.restart()
+        innocent = b.build(f"{registry.host}/crash/suspect:9", dockerfile("RUN true"))
+        until(lambda: b.job(jobs[2])["waiting_for"] is not None, timeout_s=20, what="a suspect to wait")
+        assert b.job(jobs[2])["waiting_for"].startswith("waiting to run alone, because the daemon died 3 times")
+        ended = b.succeeded(*jobs, innocent)
+        assert [job["attempt"] for job in ended] == [1, 1, 1, 1]
+        assert [job["crashes"] for job in ended] == [3, 3, 3, 0]
+        phases = [job["phases"] for job in ended[:3]]
+        built = sorted(
+            (phase["started_at"], phase["finished_at"])
+            for phase in (next(p for p in own if p["name"] == "building" and p["finished_at"]) for own in phases)
+        )
+        assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(built))
+        b.check_clean()
+
+
+def test_a_quarantined_job_is_tried_again(engine: PrivateEngine, private_registry: Registry) -> None:
+    """With the password that it came with, by one request; the new job names the old one, and succeeds."""
+    with box(engine, failpoints="while_pushing") as b:
+        image = f"{private_registry.host}/crash/again:1"
+        job = submit_surely(b, image, dockerfile("RUN true"), **LOGIN)
+        for _ in range(CRASHES_MAX - 1):
+            assert b.daemon.wait() == EXIT_STATUS
+            b.daemon.spawn(failpoints="while_pushing")
+        assert b.daemon.wait() == EXIT_STATUS
+        b.restart()
+        assert b.ended(job)["error"]["code"] == "quarantined"
+        again = b.call("POST", f"/api/v2/jobs/{job}/retry")
+        assert (again.status, again.body["retry_of"]) == (201, job)
+        b.succeeded(again.body["id"])
 
 
 def test_acknowledged_is_kept(engine: PrivateEngine) -> None:

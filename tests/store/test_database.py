@@ -391,7 +391,7 @@ async def test_no_duration_is_negative(database: Path, vault: Vault, clock: Simu
 
 
 async def test_a_tenants_payloads_have_a_bound(database: Path, vault: Vault, clock: SimulatedClock) -> None:
-    """What is kept for a tenant's jobs counts until it is pruned; past the bound its next payload is refused, and nobody
+    """What is kept for a tenant's jobs counts until it is pruned; past the bound its next payload is refused, nobody
     else's."""
 
     async def submit(store: SqliteStore, tenant: str, blob: str) -> None:
