@@ -116,7 +116,7 @@ async def serve(config: Config) -> int:
                 config.registry, egress, names=names, circuits=circuits, admin_subjects=config.auth.admin_subjects
             )
         )
-        clock, gate = Clock(), EngineGate(engine.ping)
+        clock, gate = Clock(), EngineGate(engine.probe)
         leases = TagLeases(engine, store.engine.known)
         bases = Bases(engine, leases, store.engine)
         building = BuildTools(

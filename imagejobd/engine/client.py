@@ -19,7 +19,7 @@ from yarl import URL
 
 from imagejobd.engine import faults
 from imagejobd.engine.settings import Builder, EngineSettings
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
 from imagejobd.model.reserved import NO_INSTALLATION
 
 Params = Sequence[tuple[str, str]]
@@ -155,8 +155,8 @@ class Engine:
     async def ping(self) -> EngineInfo:
         """Ask the engine who it is, over a connection of its own.
 
-        Raises `Temporary(engine_unavailable)` when it does not answer within `connect_timeout_s`, and
-        `Permanent(engine_unavailable)` when no API version is common to both.
+        Raises `Temporary(engine_unavailable)` when it does not answer within `connect_timeout_s`, and when no API
+        version is common to both.
         """
         try:
             self._info = await self._asked()
@@ -165,6 +165,10 @@ class Engine:
             raise
         self._aiodocker().api_version = f"v{self._info.api_version}"
         return self._info
+
+    async def probe(self) -> None:
+        """As `ping`, for who asks every few seconds: to tell their version older engines start programs."""
+        await self.request("GET", "_ping", timeout_s=self.settings.connect_timeout_s)
 
     async def _asked(self) -> EngineInfo:
         timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
@@ -343,10 +347,12 @@ def _negotiated(engine: _Version) -> EngineInfo:
     newest, oldest = _api_number(engine.api), _api_number(engine.api_min)
     if newest < API_VERSION_MIN or oldest > API_VERSION_MAX:
         spoken = f"{_api_text(API_VERSION_MIN)} to {_api_text(API_VERSION_MAX)}"
-        raise Permanent(
+        # It passes with an upgrade of either, until which all jobs wait.
+        raise Temporary(
             ErrorCode.ENGINE_UNAVAILABLE,
             f"Docker Engine {engine.version} speaks API {engine.api_min} to {engine.api}, this service {spoken}:"
             f" {'upgrade the engine to 20.10 or newer' if newest < API_VERSION_MIN else 'upgrade this service'}",
+            peer=ENGINE,
         )
     return EngineInfo(engine.version, _api_text(min(newest, API_VERSION_MAX)), engine.os, engine.architecture)
 

@@ -21,7 +21,8 @@ log = structlog.get_logger("imagejobd.engine")
 
 
 class EngineGate:
-    """Open while `probe` answers. `probe` raises a `Fault` when it does not, within a bound of its own."""
+    """Open while `probe` answers, closed until it first has. `probe` raises a `Fault` when it does not, within a bound
+    of its own. `on_open` hears each time that the gate opens."""
 
     def __init__(self, probe: Callable[[], Awaitable[object]], *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._probe = probe
@@ -32,10 +33,12 @@ class EngineGate:
         self._downtime_s = 0.0
         self._outages: list[tuple[int, int]] = []
         self._probing = asyncio.Lock()
+        self._probes = 0
+        self.on_open: Callable[[], None] = lambda: None
 
     @property
     def is_open(self) -> bool:
-        return self._closed_ms is None
+        return self._closed_ms is None and self._probes > 0
 
     @property
     def waiting(self) -> str | None:
@@ -46,7 +49,7 @@ class EngineGate:
 
     def downtime_s(self) -> float:
         """Seconds in which the engine did not answer, so far."""
-        return self._downtime_s + (0.0 if self.is_open else time.monotonic() - self._closed_at)
+        return self._downtime_s + (0.0 if self._closed_ms is None else time.monotonic() - self._closed_at)
 
     def downtime_ms(self, since_ms: int) -> int:
         """Milliseconds after `since_ms` (epoch) in which the engine did not answer."""
@@ -54,15 +57,24 @@ class EngineGate:
         return sum(max(0, end_ms - max(start_ms, since_ms)) for start_ms, end_ms in outages)
 
     async def check(self) -> bool:
-        """Ask now; whether the engine answers."""
+        """Whether the engine answers; asked now, together with all who ask at the same time."""
+        probes = self._probes
         async with self._probing:
-            try:
-                await self._probe()
-            except Fault as fault:
-                self._close(fault.message)
-            else:
-                self._open()
+            if self._probes == probes:
+                await self._ask()
             return self.is_open
+
+    async def _ask(self) -> None:
+        was_open = self.is_open
+        try:
+            await self._probe()
+        except Fault as fault:
+            self._close(fault.message)
+        else:
+            self._open()
+        self._probes += 1
+        if self.is_open and not was_open:
+            self.on_open()
 
     async def run(self) -> None:
         """Ask every few seconds, until cancelled."""

@@ -63,6 +63,7 @@ class Runner:
         # Peers that answer again and whose jobs are not ready yet.
         self._answered: asyncio.Queue[str] = asyncio.Queue()
         circuits.on_close = self._answered.put_nowait
+        gate.on_open = self._wake.set
 
     @property
     def running(self) -> int:
@@ -90,7 +91,6 @@ class Runner:
 
     async def run(self) -> None:
         """Claim and watch until cancelled. Returns only by raising: a loop that ends is a defect."""
-        await self._gate.check()
         async with asyncio.TaskGroup() as loops:
             for loop in (
                 self._gate.run,

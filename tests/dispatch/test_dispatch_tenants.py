@@ -169,11 +169,11 @@ def test_a_tenant_wins_a_slot_with_the_next_job_that_ends(engine: PrivateEngine)
     then each has its share."""
     with dispatch_box(engine, limits={"dispatch": 2}) as box:
         first, late = box.tenant(1), box.tenant(2)
-        text = dockerfile("RUN cat /proc/sys/kernel/random/uuid && sleep 2")
-        held = [first.dispatch(text + f"# {number}\n".encode()) for number in range(6)]
+        slow = "RUN echo {}-{} && sleep 2"
+        held = [first.dispatch(dockerfile(slow.format("first", number))) for number in range(6)]
         for job in held[:2]:
             first.prints(job, "sleep 2")
-        own = [late.dispatch(text + f"# late {number}\n".encode()) for number in range(2)]
+        own = [late.dispatch(dockerfile(slow.format("late", number))) for number in range(2)]
         for tenant, jobs in ((first, held), (late, own)):
             for job in jobs:
                 tenant.done(job)

@@ -15,7 +15,7 @@ from imagejobd.engine.cache import prune_build_cache
 from imagejobd.engine.client import API_VERSION_MAX, Engine
 from imagejobd.engine.history import delete_history
 from imagejobd.engine.settings import DEFAULT_HOST, Builder, EngineSettings
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
 
 # The user `nobody` of Debian, whom no engine's socket is for.
@@ -66,12 +66,12 @@ async def test_an_engine_that_has_given_up_old_versions(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("version", [{"ApiVersion": "1.40"}, {"ApiVersion": "1.60", "MinAPIVersion": "1.53"}])
-async def test_no_common_version_is_permanent(tmp_path: Path, version: dict[str, str]) -> None:
-    """The fault says what has to be upgraded."""
+async def test_jobs_wait_for_an_upgrade(tmp_path: Path, version: dict[str, str]) -> None:
+    """Where no version is common to both the fault says what has to be upgraded, and is the engine's, not the job's."""
     async with fake_engine(tmp_path, lines(), **version) as engine:
-        with pytest.raises(Permanent, match="upgrade") as caught:
+        with pytest.raises(Temporary, match="upgrade") as caught:
             await engine.ping()
-        assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+        assert (caught.value.code, caught.value.peer) == (ErrorCode.ENGINE_UNAVAILABLE, ENGINE)
 
 
 async def test_no_engine_is_temporary(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 import msgspec
 from runner_bench import QUICK, Bench, ScriptedKind
+from structlog.testing import capture_logs
 
 from imagejobd.model.clock import Clock
 from imagejobd.model.errors import ENGINE, ErrorCode, Temporary
@@ -74,14 +75,14 @@ async def test_the_gate_opens_and_closes_once() -> None:
             raise fault
 
     gate = gate_module.EngineGate(probe)
-    lines: list[str] = []
-    for _ in range(5):
-        before = gate.is_open
-        await gate.check()
-        if gate.is_open is not before:
-            lines.append("open" if gate.is_open else "closed")
-        await asyncio.sleep(0.01)
-    assert lines == ["closed", "open"]
+    opened: list[bool] = []
+    gate.on_open = lambda: opened.append(gate.is_open)
+    with capture_logs() as lines:
+        for _ in range(5):
+            await gate.check()
+            await asyncio.sleep(0.01)
+    assert [line["log_level"] for line in lines] == ["warning", "info"]
+    assert opened == [True]
     assert gate.downtime_s() >= 0.02
     assert gate.downtime_ms(0) >= 20
     assert gate.waiting is None
