@@ -49,11 +49,11 @@ class Cause(StrEnum):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """The verdict after a temporary fault. Without `wait_s` it is not counted, because the engine went away;
-    `waits_for` is a peer that has to answer first. With `is_repeat` it failed as the attempt before it."""
+    """The verdict after a temporary fault. `waits_for` is a peer that has to answer first; what the engine cut by going
+    away is no attempt. With `is_repeat` it failed as the attempt before it."""
 
     error: JobError
-    wait_s: float | None
+    wait_s: float
     waits_for: str | None = None
     is_attempt: bool = True
     is_repeat: bool = False
@@ -127,7 +127,7 @@ class Attempt:
             self._task.cancel()
         await self._until_ended(self._task)
         try:
-            verdict = await self._judge_surely(self._task)
+            verdict = self._judge_surely(self._task)
             await self._tidy(verdict)
             failpoint("before_finish")
             verdict = await self._write_surely(verdict)
@@ -166,15 +166,15 @@ class Attempt:
     def _downtime_s(self) -> float:
         return self._gate.downtime_s() if self._kind.uses_engine else 0.0
 
-    async def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
+    def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
         try:
-            return await self._judge(task)
+            return self._judge(task)
         except ClaimLost:
             raise
         except Exception as defect:  # noqa: BLE001 - without a verdict the job would stay running for ever
             return self._failed_by(defect)
 
-    async def _judge(self, task: asyncio.Task[Json]) -> Verdict:
+    def _judge(self, task: asyncio.Task[Json]) -> Verdict:
         if not task.done():
             return Ending(State.CANCELLED)
         if not task.cancelled() and task.exception() is None:
@@ -188,25 +188,25 @@ class Attempt:
         if isinstance(fault, ClaimLost):
             raise fault
         if isinstance(fault, Temporary):
-            return await self._judge_temporary(fault)
+            return self._judge_temporary(fault)
         return Ending(State.FAILED, error=self._error(fault))
 
-    async def _judge_temporary(self, fault: Temporary) -> Verdict:
+    def _judge_temporary(self, fault: Temporary) -> Verdict:
         """Whether, when and on what condition there is another attempt."""
-        job, error = self._claim.job, self._error(fault)
-        is_cut = fault.peer == ENGINE
-        if is_cut and not await self._gate.check():
-            return Retry(error, None, is_attempt=False)
-        faults = self._work.faults
+        job, error, faults = self._claim.job, self._error(fault), self._work.faults
         spent_s = self._clock.elapsed_ms(job.faults_since_ms) / 1000 if faults and job.faults_since_ms else 0.0
         wait_s = retry.delay_s(fault, faults + 1, spent_s, self._limits)
+        is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._work.phase_name, error)
+        if fault.peer == ENGINE:
+            self._gate.doubt()
+            # However often: but it pauses, for it may be this very job that takes the engine down.
+            return Retry(error, wait_s or self._limits.retry_max_s, is_attempt=False, is_repeat=is_repeat)
         if wait_s is None:
             times = f"gave up after {faults + 1} attempts in {spent_s:.0f} s, see limits.retry_for_s"
             return Ending(State.FAILED, error=JobError(error.code, f"{error.message} ({times})"))
-        is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._work.phase_name, error)
         if fault.peer is not None and self._circuits.is_open(fault.peer):
             return Retry(error, self._limits.retry_for_s - spent_s, waits_for=fault.peer, is_repeat=is_repeat)
-        return Retry(error, wait_s, is_attempt=not is_cut, is_repeat=is_repeat)
+        return Retry(error, wait_s, is_repeat=is_repeat)
 
     def _failed_by(self, defect: Exception) -> Ending:
         return Ending(State.FAILED, error=self._error(self._as_fault(defect)))
@@ -248,7 +248,7 @@ class Attempt:
                 return "\ncancelled\n"
             case Retry(is_repeat=True):
                 return None
-            case Retry(error, None):
+            case Retry(error, is_attempt=False):
                 return f"\n{error.message}\nthe job goes on when {ENGINE} answers\n"
             case Retry(error, _, waits_for=str(peer)):
                 return f"\n{error.message}\nthe job goes on when {peer} answers\n"
@@ -298,7 +298,7 @@ class Attempt:
             case Ending():
                 await self._store.finish(self._claim, verdict)
             case Retry(error, wait_s, waits_for, is_attempt):
-                not_before_ms = None if wait_s is None else self._clock.now_ms() + int(wait_s * 1000)
+                not_before_ms = self._clock.now_ms() + int(wait_s * 1000)
                 await self._store.retry(
                     self._claim, error, not_before_ms=not_before_ms, waits_for=waits_for, is_attempt=is_attempt
                 )
@@ -326,9 +326,8 @@ def _describe(verdict: Verdict) -> dict[str, str]:
             return {"outcome": state}
         case Ending(state=state, error=JobError(code, message)):
             return {"outcome": state, "code": code, "error": message}
-        case Retry(error, wait_s, waits_for):
-            until = {"wait_s": f"{wait_s:.1f}"} if wait_s is not None and waits_for is None else {}
-            condition = {} if until else {"waits_for": waits_for or ENGINE}
-            return {"outcome": "retry", "code": error.code, "error": error.message} | until | condition
+        case Retry(error, wait_s, waits_for, is_attempt):
+            peer = {} if is_attempt and waits_for is None else {"waits_for": waits_for or ENGINE}
+            return {"outcome": "retry", "code": error.code, "error": error.message, "wait_s": f"{wait_s:.1f}"} | peer
         case _:
             return {"outcome": "interrupted"}

@@ -4,6 +4,7 @@ An engine that is restarted, upgraded or out of order says nothing about any job
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -32,7 +33,7 @@ class EngineGate:
         self._closed_at = 0.0
         self._downtime_s = 0.0
         self._outages: list[tuple[int, int]] = []
-        self._probing = asyncio.Lock()
+        self._doubts = asyncio.Event()
         self._probes = 0
         self.on_open: Callable[[], None] = lambda: None
 
@@ -57,14 +58,7 @@ class EngineGate:
         return sum(max(0, end_ms - max(start_ms, since_ms)) for start_ms, end_ms in outages)
 
     async def check(self) -> bool:
-        """Whether the engine answers; asked now, together with all who ask at the same time."""
-        probes = self._probes
-        async with self._probing:
-            if self._probes == probes:
-                await self._ask()
-            return self.is_open
-
-    async def _ask(self) -> None:
+        """Ask now; whether the engine answers."""
         was_open = self.is_open
         try:
             await self._probe()
@@ -75,12 +69,20 @@ class EngineGate:
         self._probes += 1
         if self.is_open and not was_open:
             self.on_open()
+        return self.is_open
+
+    def doubt(self) -> None:
+        """Somebody found that the engine went away: ask now."""
+        self._doubts.set()
 
     async def run(self) -> None:
-        """Ask every few seconds, until cancelled."""
+        """Ask every few seconds, and when there is doubt, until cancelled."""
         while True:
+            self._doubts.clear()
             await self.check()
-            await asyncio.sleep(PROBE_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_EVERY_S):
+                    await self._doubts.wait()
 
     def _close(self, reason: str) -> None:
         self._reason = reason

@@ -186,15 +186,14 @@ class Store(Protocol):
         claim: Claim,
         error: JobError,
         *,
-        not_before_ms: int | None,
+        not_before_ms: int,
         waits_for: str | None = None,
         is_attempt: bool = True,
     ) -> None:
         """Queue the job again after a temporary fault; `error` stays visible until the next ending.
 
-        With `waits_for` it is ready when that peer has `answered`, and at `not_before_ms` at the latest. A fault that
-        has no `not_before_ms` is not counted. An attempt that fails as the one before did, in the same phase, takes its
-        place in the job's history.
+        With `waits_for` it is ready when that peer has `answered`, and at `not_before_ms` at the latest. Of attempts
+        that fail as the one before did, in the same phase, the job's history keeps the first and the last.
         """
         ...
 

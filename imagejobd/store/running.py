@@ -80,16 +80,15 @@ def retry(
     claim: Claim,
     error: JobError,
     *,
-    not_before_ms: int | None,
+    not_before_ms: int,
     waits_for: str | None = None,
     is_attempt: bool = True,
 ) -> None:
     """Back to the queue after a temporary fault, or to `cancelled` when that was asked for meanwhile."""
     job = _claimed(tx, claim)
-    is_counted = not_before_ms is not None
-    counts: dict[str, Any] = {"faults": int(is_counted), "attempts_restored": int(not is_attempt)}
+    counts: dict[str, Any] = {"faults": 1, "attempts_restored": int(not is_attempt)}
     _back_to_queue(tx, claim, Move.RETRY, error=error, not_before_ms=not_before_ms, waits_for=waits_for, **counts)
-    if is_counted and job["faults"] and _is_same(job, error):
+    if job["faults"] and _is_same(job, error):
         tx.db.execute(_SQL["forget_repeat"], {"id": claim.job.id})
         tx.db.execute(_SQL["forget_phases"], {"id": claim.job.id, "attempt": job["attempt"]})
 

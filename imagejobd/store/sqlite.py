@@ -182,7 +182,7 @@ class SqliteStore:
         claim: Claim,
         error: JobError,
         *,
-        not_before_ms: int | None,
+        not_before_ms: int,
         waits_for: str | None = None,
         is_attempt: bool = True,
     ) -> None:

@@ -233,9 +233,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(claims=claims)
     def cut_by_the_engine(self, claims: list[Claim]) -> None:
         for claim in claims:
-            if job := self._if_held(claim, self.store.retry(claim, BROKEN, not_before_ms=None, is_attempt=False)):
+            if job := self._if_held(claim, self.store.retry(claim, BROKEN, not_before_ms=0, is_attempt=False)):
                 job.attempt -= not job.cancel_requested
+                job.fail()
                 job.back_to_queue(self.clock.now_ms)
+                job.not_before_ms = 0
 
     @rule()
     def peer_answers(self) -> None:
