@@ -5,10 +5,12 @@ store's collection.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from imagejobd.api.settings import Server
@@ -20,7 +22,6 @@ from imagejobd.model.job import LOCAL_TENANT, Enqueued, Json, NewJob
 from imagejobd.model.work import Accepted, Kind, Upload
 from imagejobd.store.protocol import Store
 
-DRAINING_RETRY_AFTER_S = 10.0
 # What is no larger takes no turn: it needs less memory than its connection, and is written in a moment.
 UPLOAD_WITHOUT_TURN_MAX_BYTES = 32 * KIB
 # Preflights of one kind under way at once, so that callers who name silent registries cannot gather without end: each
@@ -33,6 +34,10 @@ PARSED_AT_ONCE_MAX_CHARS = 16 * 1024
 LONG_PARSES_MAX = 2
 # JSON bodies of all requests together, while they are in memory.
 JSON_TOTAL_MAX_BYTES = 256 * MIB
+
+
+# What names the person behind a token best comes first.
+PERSON_CLAIMS = ("email", "name", "sub", "azp")
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -55,6 +60,8 @@ ANONYMOUS = Caller()
 CALLER = web.RequestKey("caller", Caller)
 NO_TOKEN = "the request carries no token: send Authorization: Bearer <JWT>"  # noqa: S105
 
+log = structlog.get_logger("imagejobd.api")
+
 
 class Door:
     """What the API modules need of the rest of the daemon."""
@@ -64,6 +71,8 @@ class Door:
         self.kinds = kinds
         self.server = server
         self.is_draining = False
+        self._receive_until_s = 0.0
+        self._receiving = 0
         self._queue_max = queue_max
         self.upload_turns = UploadTurns(server.uploads_max)
         self._preflights = dict.fromkeys(kinds, 0)
@@ -81,14 +90,25 @@ class Door:
             raise Permanent(ErrorCode.UNAUTHENTICATED, NO_TOKEN)
         return caller
 
-    def admit(self) -> None:
-        """Refuse new work while the daemon stops; called before a body is read."""
-        if self.is_draining:
-            raise Temporary(
-                ErrorCode.DRAINING,
-                "the daemon is stopping and takes no new jobs; try again in a moment",
-                retry_after_s=DRAINING_RETRY_AFTER_S,
-            )
+    def drain(self, timeout_s: float) -> None:
+        """Say from now on that the daemon stops. Jobs are taken all the same, for its next life; who is sending one has
+        `timeout_s` to finish."""
+        self.is_draining = True
+        self._receive_until_s = time.monotonic() + timeout_s
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While a request that may bring a job in is answered."""
+        self._receiving += 1
+        try:
+            yield
+        finally:
+            self._receiving -= 1
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether there are such requests, and the drain has time for them."""
+        return self._receiving > 0 and time.monotonic() < self._receive_until_s
 
     @asynccontextmanager
     async def uploads(self, caller: Caller) -> AsyncIterator["Uploads"]:
@@ -131,8 +151,10 @@ class Door:
         """
         if job.idempotency_key is None:
             await self._preflight(job)
-        self.admit()
-        return await self.store.enqueue(job, queue_max=self._queue_max)
+        enqueued = await self.store.enqueue(job, queue_max=self._queue_max)
+        event = "job accepted" if enqueued.is_new else "job asked for again under its idempotency key"
+        log.info(event, job=enqueued.uuid, kind=job.kind, **described(job), **_image(job))
+        return enqueued
 
     async def _preflight(self, job: NewJob) -> None:
         """Ask, where it is not too many who ask already; a kind bounds how long it does. What it could not be told, or
@@ -196,6 +218,20 @@ class Uploads:
         for kind, upload in self._received:
             kind.release(upload)
         self._received.clear()
+
+
+def described(who: Caller | NewJob) -> dict[str, str]:
+    """Who asks, for the daemon's log."""
+    person = next((who.submitter[claim] for claim in PERSON_CLAIMS if claim in who.submitter), "")
+    told = {"tenant": who.tenant, "client": who.client, "submitter": person}
+    return {name: value for name, value in told.items() if value}
+
+
+def _image(job: NewJob) -> dict[str, str]:
+    """The image that a job is about, where its spec names one."""
+    source = job.spec.get("source")
+    image = job.spec.get("image") or (source.get("image") if isinstance(source, dict) else None)
+    return {"image": image} if image else {}
 
 
 def new_job(kind: str, accepted: Accepted, caller: Caller) -> NewJob:
