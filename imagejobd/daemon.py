@@ -133,7 +133,7 @@ async def serve(config: Config) -> int:
 
         await rescue(store, worker)
         addresses = await open_listeners(stack, config, app, door, umask=umask)
-        log.info("ready", listen=addresses)
+        log.info("ready", listen=", ".join(addresses))
         vigil = Vigil(
             signals,
             Notifier(),

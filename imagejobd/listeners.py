@@ -18,7 +18,7 @@ from imagejobd.systemd import listen_sockets
 # Clients wait here while the event loop is busy; the kernel caps it at net.core.somaxconn.
 BACKLOG = 1024
 # How long a connection that was accepted has for its request after the last one was accepted.
-LAST_REQUEST_S = 1.0
+LAST_REQUEST_S = 2.0
 CLOSING_POLL_S = 0.02
 # Followers of logs are cut off after this; whatever else was asked has been answered by then.
 CLOSE_TIMEOUT_S = 2.0
@@ -63,13 +63,12 @@ async def _close(runner: web.AppRunner, door: Door) -> None:
         await site.stop()
     last_request_s = time.monotonic() + LAST_REQUEST_S
     # aiohttp tells nobody when a connection ends.
-    while _is_asked(runner) and (time.monotonic() < last_request_s or door.is_receiving):  # noqa: ASYNC110
+    while _has_connections(runner) and (time.monotonic() < last_request_s or door.is_receiving):  # noqa: ASYNC110
         await asyncio.sleep(CLOSING_POLL_S)
     await runner.cleanup()
 
 
-def _is_asked(runner: web.AppRunner) -> bool:
-    """Whether anybody is connected."""
+def _has_connections(runner: web.AppRunner) -> bool:
     return runner.server is not None and bool(runner.server.connections)
 
 
@@ -83,7 +82,7 @@ async def _serve_passed(runner: web.AppRunner, config: Config, passed: Sequence[
             listener = Listener(host=host, port=port)
         check_listener(config, listener)
         await web.SockSite(runner, sock, backlog=BACKLOG).start()
-        names.append(f"{_name(listener)} (of systemd)")
+        names.append(f"{_name(listener)} (from systemd)")
     return names
 
 

@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from imagejobd.api import builder, dispatch, distribute, guard, health, native, run
 from imagejobd.api.auth import Authentication
-from imagejobd.api.door import CALLER, Door, described
+from imagejobd.api.door import CALLER, Door, log_fields
 from imagejobd.api.routing import add_routes
 from imagejobd.api.texts import one_line, shown
 from imagejobd.api.wire import headers_of, status_of
@@ -66,16 +66,16 @@ def _middleware(door: Door, check: guard.Guard, authentication: Authentication) 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method != hdrs.METH_POST:
-            response = await told(request, handler)
+            response = await handled(request, handler)
         else:
             with door.receiving():
-                response = await told(request, handler)
+                response = await handled(request, handler)
         if door.is_draining:
             # Its client's next request is to find the daemon's next life, not a connection that ends.
             response.force_close()
         return response
 
-    async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def handled(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             check(request)
             request[CALLER] = authentication.caller(request)
@@ -120,7 +120,7 @@ class Refusals:
             code=fault.code.value,
             error=one_line(fault.message, REASON_MAX_CHARS),
             peer=request.remote or "unix",
-            **(described(caller) if caller else {}),
+            **(log_fields(caller) if caller else {}),
         )
 
     def _end_second(self) -> None:

@@ -153,7 +153,7 @@ class Door:
             await self._preflight(job)
         enqueued = await self.store.enqueue(job, queue_max=self._queue_max)
         event = "job accepted" if enqueued.is_new else "job asked for again under its idempotency key"
-        log.info(event, job=enqueued.uuid, kind=job.kind, **described(job), **_image(job))
+        log.info(event, job=enqueued.uuid, kind=job.kind, **log_fields(job), **_image(job))
         return enqueued
 
     async def _preflight(self, job: NewJob) -> None:
@@ -220,7 +220,7 @@ class Uploads:
         self._received.clear()
 
 
-def described(who: Caller | NewJob) -> dict[str, str]:
+def log_fields(who: Caller | NewJob) -> dict[str, str]:
     """Who asks, for the daemon's log."""
     person = next((who.submitter[claim] for claim in PERSON_CLAIMS if claim in who.submitter), "")
     told = {"tenant": who.tenant, "client": who.client, "submitter": person}
