@@ -14,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup services lane demo test fuzz check bench clean
+.PHONY: help setup services lane machine demo test fuzz check bench clean
 
 help:
 	@echo 'make demo      show the daemon at work on an engine and a registry of its own (root)'
@@ -46,7 +46,10 @@ lane: services
 demo: setup services
 	@PYTHONPATH=tests $(BIN)/python -m demo $(ARGS)
 
-test: setup services lane
+machine: services
+	@.ci/machine
+
+test: setup services lane machine
 	$(ON_ENGINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 fuzz: setup services lane

@@ -1,5 +1,6 @@
 """The command line: `imagejobd serve`, `imagejobd check-config` and `imagejobd token`."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,8 +14,10 @@ from imagejobd.api.minting import mint
 from imagejobd.api.tokens import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import Fault
 
-# As for a command line that cannot be understood.
-BAD_CONFIGURATION = 2
+# By it systemd knows that another start is of no use (`RestartPreventExitStatus=`).
+BAD_CONFIGURATION = os.EX_CONFIG
+# As click has it.
+BAD_USAGE = 2
 YEAR_S = 366 * 24 * 3600
 
 _INTEGER = click.IntRange(INTEGER_MIN, INTEGER_MAX)
@@ -36,7 +39,7 @@ def main() -> None:
 _config_option = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help=f"Configuration file; {config.DEFAULT_PATH} where it exists, else the defaults.",
 )
 
@@ -85,7 +88,7 @@ def token(
     try:
         click.echo(mint(auth, claims, private_key_file=private_key, key_id=key_id))
     except Fault as fault:
-        _refuse(fault)
+        _refuse(fault, BAD_USAGE)
 
 
 def _load(path: Path | None) -> config.Config:
@@ -93,10 +96,10 @@ def _load(path: Path | None) -> config.Config:
         loaded = config.load(path)
         daemon.check(loaded)
     except (config.ConfigError, Fault) as error:
-        _refuse(error)
+        _refuse(error, BAD_CONFIGURATION)
     return loaded
 
 
-def _refuse(error: Exception) -> NoReturn:
+def _refuse(error: Exception, exit_code: int) -> NoReturn:
     click.echo(f"imagejobd: {error}", err=True)
-    sys.exit(BAD_CONFIGURATION)
+    sys.exit(exit_code)

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from imagejobd import logs
+from imagejobd import __version__, logs
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
 from imagejobd.api.door import Door, QueueBounds
@@ -44,7 +44,7 @@ from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
-from imagejobd.model.errors import Fault
+from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.ids import uuid7
 from imagejobd.model.work import Kind
 from imagejobd.registry.client import RegistryClient
@@ -61,7 +61,7 @@ from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import Vault
 from imagejobd.systemd import Notifier
-from imagejobd.vigil import Vigil, lasting
+from imagejobd.vigil import Signals, Vigil, lasting
 
 DATABASE_NAME = "imagejobd.db"
 
@@ -81,19 +81,25 @@ def check(config: Config) -> None:
 def run(config: Config) -> int:
     """Serve until told to stop; returns the process's exit code."""
     logs.configure()
+    version, state_dir, host = __version__, config.server.state_dir, config.engine.resolved_host()
+    log.info("starting", version=version, state_dir=state_dir, engine=host)
     # What is imported stays for good; the collector's walks over all of it held up every request for 10 to 20 ms.
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         try:
             return loop.run(serve(config))
-        except (Fault, ConfigError) as error:
+        except ConfigError as error:
             log.critical("cannot start", error=str(error))
+            return os.EX_CONFIG
+        except Fault as fault:
+            log.critical("cannot start", error=fault.message)
             return 1
 
 
 async def serve(config: Config) -> int:
     """Open everything from the ground up, take back what a crash left, listen, and stay until told to stop."""
+    signals = Signals()
     worker = uuid7()
     async with AsyncExitStack() as stack:
         umask = os.umask(UMASK)
@@ -152,9 +158,10 @@ async def serve(config: Config) -> int:
         )
 
         await rescue(store, worker, crashes_max=config.limits.crashes_max)
-        addresses = await open_listeners(stack, config, app, umask=umask)
-        log.info("ready", listen=addresses, state_dir=str(state_dir), engine=engine.host, installation=installation)
+        addresses = await open_listeners(stack, config, app, door, umask=umask)
+        log.info("ready", listen=", ".join(addresses), installation=installation)
         vigil = Vigil(
+            signals,
             Notifier(),
             store,
             door,
@@ -204,7 +211,8 @@ def _open_state_dir(stack: AsyncExitStack, config: Config) -> tuple[Path, BlobSt
         blobs.set_modes()
         _set_modes(folder)
     except OSError as error:
-        raise ConfigError(f"server.state_dir: cannot use {folder}: {error.strerror}: {error.filename}") from None
+        message = f"server.state_dir: cannot use {folder}: {error.strerror}: {error.filename}"
+        raise Temporary(ErrorCode.INTERNAL, message) from None
     return folder, blobs
 
 

@@ -1,18 +1,25 @@
 """Where requests come in: sockets that systemd passed, else the configured addresses."""
 
+import asyncio
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from aiohttp import web
 
-from imagejobd.config import Config, ConfigError, Listener, check_listener, listeners
+from imagejobd.api.door import Door
+from imagejobd.config import Config, Listener, check_listener, listeners
 from imagejobd.model.bounds import KIB
+from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.systemd import listen_sockets
 
 # Clients wait here while the event loop is busy; the kernel caps it at net.core.somaxconn.
 BACKLOG = 1024
+# How long a connection that was accepted has for its request after the last one was accepted.
+LAST_REQUEST_S = 2.0
+CLOSING_POLL_S = 0.02
 # Followers of logs are cut off after this; whatever else was asked has been answered by then.
 CLOSE_TIMEOUT_S = 2.0
 # How long the rest of a refused body is swallowed, so that its sender may read the answer; then the connection ends.
@@ -25,11 +32,14 @@ IDLE_CONNECTION_S = 75.0
 READ_AHEAD_BYTES = 64 * KIB
 
 
-async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Application, *, umask: int) -> list[str]:
-    """Start serving `app`; returns the addresses. Raises `ConfigError` when one cannot be used.
+async def open_listeners(
+    stack: AsyncExitStack, config: Config, app: web.Application, door: Door, *, umask: int
+) -> list[str]:
+    """Start serving `app`, until `stack` closes; returns the addresses.
 
-    Systemd's sockets replace the configured ones: the unit file has said where. Who may connect to a unix socket says
-    the `umask` that the daemon was started with.
+    Raises `ConfigError` for one that may not be used, and `Temporary` for one that cannot be used now. The sockets of
+    systemd replace the configured ones: the unit file has said where. Who may connect to a unix socket says the `umask`
+    that the daemon was started with.
     """
     runner = web.AppRunner(
         app,
@@ -41,35 +51,76 @@ async def open_listeners(stack: AsyncExitStack, config: Config, app: web.Applica
         auto_decompress=False,
     )
     await runner.setup()
-    stack.push_async_callback(runner.cleanup)
+    stack.push_async_callback(_close, runner, door)
     passed = listen_sockets()
     if passed:
         return await _serve_passed(runner, config, passed)
     return [await _serve(runner, listener, umask) for listener in listeners(config)]
 
 
+async def _close(runner: web.AppRunner, door: Door) -> None:
+    """Accept no more connections, answer what comes over those that there are, then close them.
+
+    A socket of systemd's stays open: who connects from here on waits in its backlog for the next start.
+    """
+    for site in list(runner.sites):
+        await site.stop()
+    last_request_s = time.monotonic() + LAST_REQUEST_S
+    # aiohttp tells nobody when a connection ends.
+    while _has_connections(runner) and (time.monotonic() < last_request_s or door.is_receiving):  # noqa: ASYNC110
+        await asyncio.sleep(CLOSING_POLL_S)
+    await runner.cleanup()
+
+
+def _has_connections(runner: web.AppRunner) -> bool:
+    return runner.server is not None and bool(runner.server.connections)
+
+
 async def _serve_passed(runner: web.AppRunner, config: Config, passed: Sequence[socket.socket]) -> list[str]:
     names = []
     for sock in passed:
-        if sock.family != socket.AF_UNIX:
+        if sock.family == socket.AF_UNIX:
+            listener = Listener(path=str(sock.getsockname()))
+        else:
             host, port = sock.getsockname()[:2]
-            check_listener(config, Listener(host=host, port=port))
+            listener = Listener(host=host, port=port)
+        check_listener(config, listener)
         await web.SockSite(runner, sock, backlog=BACKLOG).start()
-        names.append(str(sock.getsockname()))
+        names.append(f"{_name(listener)} (from systemd)")
     return names
 
 
 async def _serve(runner: web.AppRunner, listener: Listener, umask: int) -> str:
-    name = f"unix:{listener.path}" if listener.path else f"{listener.host}:{listener.port}"
+    name = _name(listener)
     site: web.BaseSite = (
         web.UnixSite(runner, listener.path, backlog=BACKLOG)
         if listener.path
         else web.TCPSite(runner, listener.host, listener.port, backlog=BACKLOG)
     )
     try:
+        if listener.path:
+            _refuse_live_socket(listener.path)
         await site.start()
         if listener.path:
             Path(listener.path).chmod(0o777 & ~umask)
     except OSError as error:
-        raise ConfigError(f"server.listen: cannot listen on {name}: {error.strerror or error}") from None
+        message = f"server.listen: cannot listen on {name}: {error.strerror or error}"
+        raise Temporary(ErrorCode.CONFLICT, message) from None
     return name
+
+
+def _name(listener: Listener) -> str:
+    return f"unix:{listener.path}" if listener.path else f"{listener.host}:{listener.port}"
+
+
+def _refuse_live_socket(path: str) -> None:
+    """asyncio replaces any socket file, also one at which another program answers. Raises `OSError`."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:  # one whose backlog is full
+            pass
+    raise OSError(f"another program answers at {path}; stop it, or listen elsewhere")

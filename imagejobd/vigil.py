@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -30,12 +30,39 @@ log = structlog.get_logger("imagejobd.daemon")
 Loop = Coroutine[Any, Any, None]
 
 
+class Signals:
+    """What the process is told to do, from its first moment on: what comes while it starts is kept for the vigil.
+
+    A second SIGTERM or SIGINT calls `hurry`. Until somebody sets that, it ends the process at once: a start may be cut
+    anywhere, as a crash would cut it.
+    """
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hangup = asyncio.Event()
+        self.hurry: Callable[[], None] | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self.hangup.set)
+
+    def _on_stop(self, number: signal.Signals) -> None:
+        if not self.stop.is_set():
+            self.stop.set()
+        elif self.hurry is not None:
+            self.hurry()
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
 class Vigil:
     """Keeps the daemon's loops until a signal. SIGTERM and SIGINT drain; the second one interrupts what runs. SIGHUP
     calls `reload`, which raises nothing."""
 
     def __init__(
         self,
+        signals: Signals,
         notifier: Notifier,
         store: SqliteStore,
         door: Door,
@@ -50,12 +77,12 @@ class Vigil:
         self._runner = runner
         self._reload = reload
         self._drain_timeout_s = drain_timeout_s
-        self._stop = asyncio.Event()
-        self._hangup = asyncio.Event()
+        self._stop = signals.stop
+        self._hangup = signals.hangup
+        signals.hurry = self._hurry
 
     async def keep(self, **loops: Loop) -> int:
         """Run the named loops until told to stop, then drain; returns the exit code."""
-        self._listen_to_signals()
         own = {
             "ready": self._start_loop(),
             "reload": self._reload_loop(),
@@ -67,8 +94,7 @@ class Vigil:
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
         failed = [task for task in done if task is not stop]
-        for task in failed:
-            _tell(task.get_name(), task.exception())
+        _tell({task.get_name(): task.exception() for task in failed})
         # What still runs is queued again where the store allows it: the jobs have not caused this.
         await self._drain(0.0 if failed else self._drain_timeout_s)
         for task in (*tasks, stop):
@@ -77,25 +103,18 @@ class Vigil:
         return 1 if failed else 0
 
     async def _drain(self, timeout_s: float) -> None:
-        """Take no new jobs, let the running ones end, interrupt what is left: none of them loses an attempt."""
+        """Begin no job, let the running ones end, interrupt what is left: none of them loses an attempt."""
         self._notifier.stopping()
-        self._door.is_draining = True
+        self._door.drain(timeout_s)
         started = time.monotonic()
         log.info("draining", running=self._runner.running, timeout_s=timeout_s)
         await self._runner.drain(timeout_s)
         log.info("drained", seconds=round(time.monotonic() - started, 3))
 
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
-
-    def _on_stop_signal(self) -> None:
-        if self._stop.is_set():
-            log.warning("second signal: interrupting what runs")
-            self._runner.interrupt_all()
-        self._stop.set()
+    def _hurry(self) -> None:
+        log.warning("second signal: interrupting what runs")
+        self._runner.interrupt_all()
+        self._door.drain(0.0)
 
     async def _start_loop(self) -> None:
         await self._say_ready()
@@ -147,11 +166,13 @@ class Vigil:
         raise StoreFailed(await self._store.failed)
 
 
-def _tell(part: str, failure: BaseException | None) -> None:
-    if isinstance(failure, StoreFailed):  # which is no defect, so that its place says nothing
-        log.critical("stopping, because the job database failed", error=failure.reason)
-    else:
-        log.critical("stopping, because a part of the daemon failed", part=part, exc_info=failure)
+def _tell(failures: Mapping[str, BaseException | None]) -> None:
+    """Why the daemon stops. That its database failed is no defect, so the places that found it say nothing."""
+    for part, failure in failures.items():
+        if not isinstance(failure, StoreFailed):
+            log.critical("stopping, because a part of the daemon failed", part=part, exc_info=failure)
+    for reason in {failure.reason for failure in failures.values() if isinstance(failure, StoreFailed)}:
+        log.critical("stopping, because the job database failed", error=reason)
 
 
 async def lasting(name: str, start: Callable[[], Loop]) -> None:

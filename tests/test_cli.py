@@ -32,7 +32,7 @@ from imagejobd.config import parse
 
 COMMAND_TIMEOUT_S = 30
 SECRET = b"a shared secret of more than thirty-two bytes"
-CANNOT_START, BAD_CONFIGURATION = 1, 2
+CANNOT_START, BAD_USAGE, BAD_CONFIGURATION = 1, 2, 78
 
 
 def in_process(*args: str, **env: str) -> Result:
@@ -117,7 +117,7 @@ def test_check_config_touches_nothing(tmp_path: Path) -> None:
     ids=str,
 )
 def test_bad_configuration(tmp_path: Path, command: str, config: Config, words: list[str]) -> None:
-    """Exit 2 from both commands, with one line that names the key and what is wrong."""
+    """Exit 78 from both commands, with one line that names the key and what is wrong."""
     done = in_process(command, "--config", written(tmp_path, config))
     assert done.exit_code == BAD_CONFIGURATION
     [line] = done.stderr.splitlines()
@@ -126,7 +126,7 @@ def test_bad_configuration(tmp_path: Path, command: str, config: Config, words: 
 
 
 def test_bad_configuration_files(tmp_path: Path) -> None:
-    """A file that is absent, a folder, or no TOML is named, with exit 2."""
+    """A file that is absent, a folder, or no TOML is named, with exit 78."""
     no_toml = tmp_path / "bad.toml"
     no_toml.write_text("x = ")
     for path in (tmp_path / "absent.toml", tmp_path, no_toml):
@@ -146,10 +146,11 @@ def test_bad_port_variable(tmp_path: Path) -> None:
 
 
 def refused_start(config: str) -> str:
-    """The one line in which `serve` says why it cannot start."""
+    """The one line, after that which says what is started, in which `serve` says why it cannot start."""
     done = imagejobd("serve", "--config", config)
     assert done.returncode == CANNOT_START
-    [line] = done.stderr.splitlines()
+    starting, line = done.stderr.splitlines()
+    assert " event=starting version=" in starting
     assert "cannot start" in line
     return line
 
@@ -209,7 +210,7 @@ def test_foreign_database(tmp_path: Path) -> None:
 
 
 def test_bad_configuration_of_a_process(tmp_path: Path) -> None:
-    """As a process too: one line on stderr, exit 2, and no state folder."""
+    """As a process too: one line on stderr, exit 78, and no state folder."""
     done = imagejobd("serve", "--config", written(tmp_path, {"limits": {"build": 0}}))
     assert done.returncode == BAD_CONFIGURATION
     assert len(done.stderr.splitlines()) == 1
@@ -322,7 +323,7 @@ def test_tokens_that_cannot_be_minted(tmp_path: Path, args: list[str], words: li
     config = written(tmp_path, {})
     given = [arg.replace("{folder}", str(tmp_path)) for arg in args]
     done = in_process("token", "--config", config, "--tenant", "1", "--client", "2", *given)
-    assert (done.exit_code, done.stdout) == (BAD_CONFIGURATION, "")
+    assert (done.exit_code, done.stdout) == (BAD_USAGE, "")
     for word in words:
         assert word in done.stderr
 
@@ -333,4 +334,4 @@ def test_help_and_version() -> None:
     for command in ("serve", "check-config", "token"):
         assert command in shown
     assert in_process("--version").exit_code == 0
-    assert in_process("sevre").exit_code == BAD_CONFIGURATION
+    assert in_process("sevre").exit_code == BAD_USAGE

@@ -97,7 +97,7 @@ def test_a_start_with_a_bad_key_file(tmp_path: Path, name: str) -> None:
     daemon = Daemon({"auth": {name: str(tmp_path / "absent")}})
     try:
         daemon.spawn()
-        assert daemon.wait() == 2
+        assert daemon.wait() == 78
         assert f"auth.{name}: {tmp_path / 'absent'}" in daemon.log_text()
     finally:
         daemon.remove()

@@ -22,7 +22,7 @@ from imagejobd.runner.settings import Limits
 from imagejobd.store.sqlite import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 from imagejobd.systemd import Notifier
-from imagejobd.vigil import Vigil, lasting
+from imagejobd.vigil import Signals, Vigil, lasting
 
 
 class DeafManager:
@@ -73,7 +73,9 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
         runner = idle_runner(store)
         door = Door(store, {}, Server(), bounds=QueueBounds(1))
-        vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
+        vigil = Vigil(
+            Signals(), cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1
+        )
         keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
         async with asyncio.timeout(20):
             while manager.said.count("ready") < 4 or not any("queued" in said for said in manager.said):
@@ -109,7 +111,7 @@ async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
         runner = idle_runner(store)
         door = Door(store, {}, Server(), bounds=QueueBounds(1))
-        vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=reload, drain_timeout_s=1)
+        vigil = Vigil(Signals(), cast(Notifier, manager), store, door, runner, reload=reload, drain_timeout_s=1)
         keeping: asyncio.Task[Any] = asyncio.create_task(vigil.keep(runner=runner.run()))
         await until(lambda: "ready" in manager.said)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -129,7 +131,9 @@ async def kept(manager: DeafManager, store: SqliteStore) -> int:
     """The exit code of a vigil with nothing to do."""
     runner = idle_runner(store)
     door = Door(store, {}, Server(), bounds=QueueBounds(1))
-    vigil = Vigil(cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
+    vigil = Vigil(
+        Signals(), cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1
+    )
     return await vigil.keep(runner=runner.run())
 
 

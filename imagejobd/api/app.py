@@ -1,19 +1,22 @@
 """The web application: one middleware that finds out who calls, and turns every failure into the words of the API that
 was spoken to."""
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from imagejobd.api import builder, dispatch, distribute, guard, health, native, run
 from imagejobd.api.auth import Authentication
 from imagejobd.api.door import CALLER, Door
 from imagejobd.api.routing import add_routes
+from imagejobd.api.texts import one_line, shown
 from imagejobd.api.wire import headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.job import log_fields
 
 # Which API's words a path, or one below it, is answered in; the first that fits. All others, also the `*` of OPTIONS,
 # are the native API's.
@@ -25,6 +28,10 @@ ERROR_RESPONSES: tuple[tuple[str, Callable[[web.Request, Fault, HTTPStatus], web
     ("/run", run.error_response),
     ("/status", run.error_response),
 )
+
+# Lines in the daemon's log about refused requests; what comes beyond them is counted. Strangers must not fill it.
+REFUSALS_PER_S_MAX = 20
+REASON_MAX_CHARS = 300
 
 log = structlog.get_logger("imagejobd.api")
 
@@ -41,7 +48,7 @@ def create_app(
     """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
     aiohttp. `needs`, `checks` and `other_daemons` are those of api/health.py, the store alone where there are no
     `needs`."""
-    middleware = _middleware(guard.Guard(door.server.hosts), authentication)
+    middleware = _middleware(door, guard.Guard(door.server.hosts), authentication)
     app = web.Application(middlewares=[middleware], client_max_size=0)
     add_routes(
         app,
@@ -57,25 +64,73 @@ def create_app(
     return app
 
 
-def _middleware(check: guard.Guard, authentication: Authentication) -> Middleware:
+def _middleware(door: Door, check: guard.Guard, authentication: Authentication) -> Middleware:
+    refusals = Refusals()
+
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method != hdrs.METH_POST:
+            response = await handled(request, handler)
+        else:
+            with door.receiving():
+                response = await handled(request, handler)
+        if door.is_draining:
+            # Its client's next request is to find the daemon's next life, not a connection that ends.
+            response.force_close()
+        return response
+
+    async def handled(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             check(request)
             request[CALLER] = authentication.caller(request)
             return await handler(request)
         except Fault as fault:
-            return _refusal(request, fault, status_of(fault), headers_of(fault))
+            return refused(request, fault, status_of(fault), headers_of(fault))
         except web.HTTPException as error:
-            return _refusal(request, _as_fault(error), HTTPStatus(error.status), _allow(error))
+            return refused(request, _as_fault(error), HTTPStatus(error.status), _allow(error))
         except ConnectionError:
             raise
         except Exception:
             log.exception("a request failed by a defect of imagejobd", method=request.method, path=request.path)
             defect = Permanent(ErrorCode.INTERNAL, "internal error; the daemon's log has the details")
-            return _refusal(request, defect, status_of(defect), {})
+            return refused(request, defect, status_of(defect), {})
+
+    def refused(request: web.Request, fault: Fault, status: HTTPStatus, headers: Mapping[str, str]) -> web.Response:
+        refusals.note(request, fault, status)
+        return _refusal(request, fault, status, headers)
 
     return answer
+
+
+class Refusals:
+    """The requests that were refused, in the daemon's log: `REFUSALS_PER_S_MAX` a second, then how many more."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def note(self, request: web.Request, fault: Fault, status: HTTPStatus) -> None:
+        """Without the query, which may hold what is nobody's business."""
+        if self._count == 0:
+            asyncio.get_running_loop().call_later(1.0, self._end_second)
+        self._count += 1
+        if self._count > REFUSALS_PER_S_MAX:
+            return
+        caller = request.get(CALLER)
+        log.warning(
+            "request refused",
+            method=shown(request.method),
+            path=shown(request.path),
+            status=status.value,
+            code=fault.code.value,
+            error=one_line(fault.message, REASON_MAX_CHARS),
+            peer=request.remote or "unix",
+            **(log_fields(caller) if caller else {}),
+        )
+
+    def _end_second(self) -> None:
+        if self._count > REFUSALS_PER_S_MAX:
+            log.warning("more requests were refused within this second", count=self._count - REFUSALS_PER_S_MAX)
+        self._count = 0
 
 
 def _refusal(request: web.Request, fault: Fault, status: HTTPStatus, headers: Mapping[str, str]) -> web.Response:

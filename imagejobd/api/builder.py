@@ -57,7 +57,6 @@ class BuilderApi:
     async def build(self, request: web.Request) -> web.Response:
         """Accept a build. The answer is sent after the job is on disk."""
         caller = self._door.caller(request)
-        self._door.admit()
         async with self._door.uploads(caller) as uploads:
             if is_multipart(request):
                 fields, upload = await self._multipart(request, uploads)

@@ -62,7 +62,6 @@ class DispatchApi:
     async def dispatch(self, request: web.Request) -> web.Response:
         """Accept a payload. The answer is sent after payload and job are on disk."""
         caller = self._door.identified(request)
-        self._door.admit()
         if _is_small(request):
             enqueued = await self._keep(self._small_upload(request), caller)
         else:

@@ -57,7 +57,6 @@ class DistributeApi:
     async def distribute(self, request: web.Request) -> web.Response:
         """Accept a distribution. The answer is sent after the job is on disk."""
         caller = self._door.caller(request)
-        self._door.admit()
         job = new_job(KIND, await self._accepted(request, caller), caller)
         try:
             enqueued = await self._door.submit(job)

@@ -5,10 +5,12 @@ store's collection.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from imagejobd.api.settings import Server
@@ -16,11 +18,10 @@ from imagejobd.api.upload_turns import UploadTurns
 from imagejobd.api.wire import busy
 from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, Json, NewJob
+from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, Json, NewJob, log_fields, log_image
 from imagejobd.model.work import Accepted, Kind, Upload
 from imagejobd.store.protocol import Store
 
-DRAINING_RETRY_AFTER_S = 10.0
 # What is no larger takes no turn: it needs less memory than its connection, and is written in a moment.
 UPLOAD_WITHOUT_TURN_MAX_BYTES = 32 * KIB
 # Preflights of one kind under way at once, so that callers who name silent registries cannot gather without end: each
@@ -55,6 +56,8 @@ ANONYMOUS = Caller()
 CALLER = web.RequestKey("caller", Caller)
 NO_TOKEN = "the request carries no token: send Authorization: Bearer <JWT>"  # noqa: S105
 
+log = structlog.get_logger("imagejobd.api")
+
 
 class QueueBounds(msgspec.Struct, frozen=True):
     """How many jobs may wait, in all and of one tenant, and how many bytes may be kept for a tenant."""
@@ -83,6 +86,8 @@ class Door:
         self.is_draining = False
         self.waiting_for = waiting_for
         self._bounds = bounds
+        self._receive_until_s = 0.0
+        self._receiving = 0
         self.upload_turns = UploadTurns(server.uploads_max)
         self._preflights = dict.fromkeys(kinds, 0)
         self._long_parses = asyncio.Semaphore(LONG_PARSES_MAX)
@@ -99,14 +104,25 @@ class Door:
             raise Permanent(ErrorCode.UNAUTHENTICATED, NO_TOKEN)
         return caller
 
-    def admit(self) -> None:
-        """Refuse new work while the daemon stops; called before a body is read."""
-        if self.is_draining:
-            raise Temporary(
-                ErrorCode.DRAINING,
-                "the daemon is stopping and takes no new jobs; try again in a moment",
-                retry_after_s=DRAINING_RETRY_AFTER_S,
-            )
+    def drain(self, timeout_s: float) -> None:
+        """Say from now on that the daemon stops. Jobs are taken all the same, for its next life; who is sending one has
+        `timeout_s` to finish."""
+        self.is_draining = True
+        self._receive_until_s = time.monotonic() + timeout_s
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While a request that may bring a job in is answered."""
+        self._receiving += 1
+        try:
+            yield
+        finally:
+            self._receiving -= 1
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether there are such requests, and the drain has time for them."""
+        return self._receiving > 0 and time.monotonic() < self._receive_until_s
 
     @asynccontextmanager
     async def uploads(self, caller: Caller) -> AsyncIterator["Uploads"]:
@@ -149,14 +165,16 @@ class Door:
         """
         if job.idempotency_key is None:
             await self._preflight(job)
-        self.admit()
         bounds = self._bounds
-        return await self.store.enqueue(
+        enqueued = await self.store.enqueue(
             job,
             queue_max=bounds.queue_max,
             tenant_queue_max=bounds.tenant_queue_max,
             tenant_stored_max_bytes=bounds.tenant_stored_max_bytes,
         )
+        event = "job accepted" if enqueued.is_new else "job asked for again under its idempotency key"
+        log.info(event, job=enqueued.uuid, kind=job.kind, **log_fields(job), **log_image(job))
+        return enqueued
 
     async def _preflight(self, job: NewJob) -> None:
         """Ask, where it is not too many who ask already; a kind bounds how long it does. What it could not be told, or

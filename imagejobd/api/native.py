@@ -45,7 +45,6 @@ class NativeApi:
     async def submit(self, request: web.Request) -> web.Response:
         """Accept a job: 201 with the job once it is on disk, 200 when its idempotency key had already made it."""
         caller = self._door.caller(request)
-        self._door.admit()
         async with self._door.uploads(caller) as uploads:
             if is_multipart(request):
                 submission, upload = await self._multipart(request, uploads)

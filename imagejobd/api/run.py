@@ -45,7 +45,6 @@ class RunApi:
     async def run(self, request: web.Request) -> web.Response:
         """Accept a Dockerfile. The answer is sent after the job is on disk."""
         caller = self._door.caller(request)
-        self._door.admit()
         async with self._door.uploads(caller) as uploads:
             accepted = await self._judged(await self._dockerfile(request, uploads))
             enqueued = await self._door.submit(new_job(KIND, accepted, caller))

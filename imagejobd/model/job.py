@@ -1,7 +1,7 @@
 """A job and what is said about it. All times are epoch milliseconds, UTC."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -17,6 +17,8 @@ PRIORITY_MIN, PRIORITY_MAX = -100, 100
 LABELS_MAX = 32
 LABEL_MAX_CHARS = 256
 IDEMPOTENCY_KEY_MAX_CHARS = 255
+# What names the person behind a token best comes first.
+PERSON_CLAIMS = ("email", "name", "sub", "azp")
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -130,12 +132,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         taken away are not kept by jobs that wait."""
         return Principal(self.tenant, self.submitter.get("sub"))
 
-    @property
-    def image(self) -> str | None:
-        """What the job is about, for people: the image that it builds, or the one that it copies."""
-        source = self.spec.get("source") or {}
-        return self.spec.get("image") or source.get("image") or next(iter(source.get("images") or ()), None)
-
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """The right to work on a job: every change to it carries `token`."""
@@ -162,3 +158,30 @@ class Event(msgspec.Struct, frozen=True):
     at_ms: int
     type: str
     data: Json
+
+
+class Owner(Protocol):
+    """Who is behind a request or a job."""
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def client(self) -> str: ...
+
+    @property
+    def submitter(self) -> Json: ...
+
+
+def log_fields(owner: Owner) -> dict[str, str]:
+    """Who asks or asked, for the daemon's log."""
+    person = next((owner.submitter[claim] for claim in PERSON_CLAIMS if claim in owner.submitter), "")
+    fields = {"tenant": owner.tenant, "client": owner.client, "submitter": person}
+    return {name: value for name, value in fields.items() if value}
+
+
+def log_image(job: NewJob | Job) -> dict[str, str]:
+    """The image that a job is about, where its spec names one, for the daemon's log."""
+    source = job.spec.get("source")
+    image = job.spec.get("image") or (source.get("image") if isinstance(source, dict) else None)
+    return {"image": image} if image else {}

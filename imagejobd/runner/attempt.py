@@ -18,7 +18,7 @@ from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.errors import ENGINE, ClaimLost, ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Claim, JobError, Json
+from imagejobd.model.job import Claim, JobError, Json, log_fields, log_image
 from imagejobd.model.state import State
 from imagejobd.model.work import Kind
 from imagejobd.runner import retry
@@ -120,7 +120,7 @@ class Attempt:
         started = time.monotonic()
         job = self._claim.job
         if not job.faults:
-            self._log.info("job started", tenant=job.tenant, submitter=job.submitter.get("sub"), image=job.image)
+            self._log.info("job started", **log_fields(job), **log_image(job))
         failpoint("after_claim")
         self._task = asyncio.create_task(self._within_job_timeout())
         if self._cause is not None:
@@ -137,7 +137,7 @@ class Attempt:
             return
         if not (isinstance(verdict, Retry) and verdict.is_repeat):
             seconds = round(time.monotonic() - started, 3)
-            self._log.info("job ended", **_describe(verdict), image=job.image, seconds=seconds)
+            self._log.info("job ended", **_describe(verdict), **log_fields(job), **log_image(job), seconds=seconds)
 
     async def _until_ended(self, task: asyncio.Task[Json]) -> None:
         """Wait for the work; when its user has cancelled it, not longer than that may take."""

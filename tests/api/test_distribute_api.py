@@ -10,7 +10,6 @@ import pytest
 from asking_kind import AskingKind
 from bare_app import BareApp, bare_app
 
-from imagejobd.api import door
 from imagejobd.api.distribute_request import REQUEST_MAX_BYTES
 from imagejobd.api.settings import Server
 from imagejobd.kinds.distribute.outcomes import OUTCOMES, record_key
@@ -130,15 +129,6 @@ async def test_full_queue(tmp_path: Path, kind: AskingKind) -> None:
         response, body = await ask(app, "POST", PATH, json=REQUEST)
         assert (response.status, body["status"]) == (503, "error")
         assert int(response.headers["Retry-After"]) > 0
-
-
-async def test_draining(app: BareApp, kind: AskingKind) -> None:
-    """503 with Retry-After while the daemon stops, and the source is not asked."""
-    app.door.is_draining = True
-    response, body = await ask(app, "POST", PATH, json=REQUEST)
-    assert (response.status, body["status"]) == (503, "error")
-    assert float(response.headers["Retry-After"]) == door.DRAINING_RETRY_AFTER_S
-    assert not kind.asked
 
 
 async def test_job_through_its_states(app: BareApp) -> None:

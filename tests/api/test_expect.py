@@ -86,13 +86,6 @@ async def test_nowhere_a_body_is_asked_for(app: BareApp, method: str, path: str,
     assert (await first_line(app, stranger)).startswith(b"HTTP/1.1 401 ")
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_draining_daemon_asks_for_nothing(app: BareApp, path: str) -> None:
-    """503 before a body that would be of no use."""
-    app.door.is_draining = True
-    assert (await first_line(app, raw_request(path, EXPECT | OWNER, length=1000))).startswith(b"HTTP/1.1 503 ")
-
-
 @pytest.mark.parametrize("path", [path for path in PATHS if path != "/run"])
 async def test_what_is_too_large_is_not_asked_for(app: BareApp, path: str) -> None:
     """413 for a Content-Length beyond the bound."""

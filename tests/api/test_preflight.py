@@ -98,11 +98,13 @@ async def test_idempotency_key_is_stronger(app: BareApp, kind: AskingKind) -> No
 
 
 async def test_draining_begins_while_the_registry_is_asked(app: BareApp, kind: AskingKind) -> None:
-    """A job that would be taken in after the daemon began to stop is refused with 503."""
+    """A job whose registry is being asked when the daemon begins to stop is kept all the same, and waited for."""
     kind.hush = True
     asking = asyncio.create_task(post(app, ASKING))
     await until_asked(kind, 1)
-    app.door.is_draining = True
+    app.door.drain(timeout_s=60)
+    assert app.door.is_receiving
     kind.speak()
-    status, problem = await asking
-    assert (status, problem["code"]) == (503, "draining")
+    status, job = await asking
+    assert (status, job["state"]) == (201, "queued")
+    assert not app.door.is_receiving

@@ -6,10 +6,11 @@ No job runs here; a worker's part is played by the test.
 import json
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from bare_app import BareApp
+from bare_app import BareApp, bare_app
 
 from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode
@@ -176,16 +177,17 @@ async def test_a_dockerfile_that_is_refused(app: BareApp, dockerfile: str, line:
         assert (await response.json())["jobs"] == []
 
 
-async def test_draining_and_full(app: BareApp) -> None:
+async def test_full(tmp_path: Path) -> None:
     """503 with Retry-After, in text and in JSON."""
-    app.door.is_draining = True
     body, content_type = form(("file", DOCKERFILE, None))
-    for accept in ("*/*", "application/json"):
-        headers = {"Content-Type": content_type, "Accept": accept}
-        async with app.client.post("/run", data=body, headers=headers) as response:
-            assert response.status == 503
-            assert int(response.headers["Retry-After"]) > 0
-            assert "the daemon is stopping" in await response.text()
+    async with bare_app(tmp_path, queue_max=1) as app:
+        await app.submit()
+        for accept in ("*/*", "application/json"):
+            headers = {"Content-Type": content_type, "Accept": accept}
+            async with app.client.post("/run", data=body, headers=headers) as response:
+                assert response.status == 503
+                assert int(response.headers["Retry-After"]) > 0
+                assert "queue_max" in await response.text()
 
 
 async def test_wrong_methods(app: BareApp) -> None:

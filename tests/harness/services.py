@@ -8,7 +8,7 @@ from pathlib import Path
 REQUIRE_VARIABLE = "IMAGEJOBD_REQUIRE_SERVICES"
 # Debian keeps daemons in folders that a plain user's PATH lacks.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-NEEDS_ROOT = frozenset({"dockerd"})
+NEEDS_ROOT = frozenset({"dockerd", "systemd-nspawn"})
 
 
 def find_program(name: str) -> Path | None:
@@ -49,6 +49,11 @@ def require(*names: str) -> None:
 def require_root(what: str) -> None:
     """As `require`, for what only root can do."""
     _refuse_unless_none([] if os.geteuid() == 0 else [f"{what} needs root"])
+
+
+def require_made(folder: Path, command: str) -> None:
+    """As `require`, for what `command` makes."""
+    _refuse_unless_none([] if folder.exists() else [f"{folder} is missing: run {command}"])
 
 
 def _refuse_unless_none(reasons: list[str]) -> None:
