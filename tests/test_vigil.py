@@ -131,9 +131,7 @@ async def kept(manager: DeafManager, store: SqliteStore) -> int:
     """The exit code of a vigil with nothing to do."""
     runner = idle_runner(store)
     door = Door(store, {}, Server(), bounds=QueueBounds(1))
-    vigil = Vigil(
-        Signals(), cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1
-    )
+    vigil = Vigil(Signals(), cast(Notifier, manager), store, door, runner, reload=nothing_to_reload, drain_timeout_s=1)
     return await vigil.keep(runner=runner.run())
 
 

@@ -51,7 +51,7 @@ _NETWORK = re.compile(
     r"|network is unreachable|no route to host|TLS handshake timeout|Client\.Timeout|context deadline exceeded"
     r"|request canceled|use of closed network connection|toomanyrequests|too many requests|status: 429"
     r"|(?:status|status code|response):? 5\d\d|50[0234] (?:Internal|Bad Gateway|Service|Gateway)"
-    r"|blob upload (?:unknown|invalid)",
+    r"|blob upload (?:unknown|invalid)|error parsing HTTP (?:429|5\d\d) response body",
     re.IGNORECASE,
 )
 # Of a network too, where one was asked for something: files may end early as well, and be called so.

@@ -82,7 +82,8 @@ class Kind(Protocol):
 
     @property
     def uses_engine(self) -> bool:
-        """Whether its jobs need the Docker Engine: they are not started while it does not answer."""
+        """Whether all its jobs need the Docker Engine: then none is started while it does not answer. Of another kind a
+        job waits once it has found that it needs it."""
         ...
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:

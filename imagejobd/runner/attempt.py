@@ -87,7 +87,7 @@ class Attempt:
         self._gate = gate
         self._circuits = circuits
         self._clock = clock
-        self._work = LiveWork(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=self._downtime_s)
+        self._work = LiveWork(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=gate.downtime_s)
         self._task: asyncio.Task[Json] | None = None
         self._cause: Cause | None = None
         self._stopped = asyncio.Event()
@@ -152,7 +152,7 @@ class Attempt:
 
     async def _within_job_timeout(self) -> Json:
         """The kind's own work, once nothing is known to be down without which it can do nothing."""
-        limit_s, downtime_s = self._limits.job_timeout_s, self._downtime_s
+        limit_s, downtime_s = self._limits.job_timeout_s, self._gate.downtime_s
         started_at = time.monotonic() - downtime_s()
         why = f"the job took longer than limits.job_timeout_s = {limit_s:g} s and was stopped"
         async with limited(
@@ -162,9 +162,6 @@ class Attempt:
                 if (refusal := self._circuits.refusal(host)) is not None:
                     raise refusal
             return await self._kind.run(self._work)
-
-    def _downtime_s(self) -> float:
-        return self._gate.downtime_s() if self._kind.uses_engine else 0.0
 
     def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
         try:
@@ -200,7 +197,11 @@ class Attempt:
         if fault.peer == ENGINE:
             self._gate.doubt()
             # However often: but it pauses, for it may be this very job that takes the engine down.
-            return Retry(error, wait_s or self._limits.retry_max_s, is_attempt=False, is_repeat=is_repeat)
+            pause_s = wait_s or self._limits.retry_max_s
+            if self._gate.is_open or self._kind.uses_engine:
+                return Retry(error, pause_s, is_attempt=False, is_repeat=is_repeat)
+            pause_s = max(pause_s, self._limits.retry_for_s)
+            return Retry(error, pause_s, waits_for=ENGINE, is_attempt=False, is_repeat=is_repeat)
         if wait_s is None:
             times = f"gave up after {faults + 1} attempts in {spent_s:.0f} s, see limits.retry_for_s"
             return Ending(State.FAILED, error=JobError(error.code, f"{error.message} ({times})"))
@@ -303,7 +304,8 @@ class Attempt:
                     self._claim, error, not_before_ms=not_before_ms, waits_for=waits_for, is_attempt=is_attempt
                 )
                 # It may have answered before anybody could see that this job waits for it.
-                if waits_for is not None and not self._circuits.is_open(waits_for):
+                is_back = self._gate.is_open if waits_for == ENGINE else not self._circuits.is_open(waits_for or "")
+                if waits_for is not None and is_back:
                     await self._store.answered(waits_for)
             case Interruption():
                 await self._store.interrupt(self._claim)

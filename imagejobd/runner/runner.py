@@ -13,7 +13,7 @@ import structlog
 
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock, utc
-from imagejobd.model.errors import Fault, Temporary
+from imagejobd.model.errors import ENGINE, Fault, Temporary
 from imagejobd.model.job import Claim, Job
 from imagejobd.model.state import State
 from imagejobd.model.work import Kind
@@ -63,7 +63,7 @@ class Runner:
         # Peers that answer again and whose jobs are not ready yet.
         self._answered: asyncio.Queue[str] = asyncio.Queue()
         circuits.on_close = self._answered.put_nowait
-        gate.on_open = self._wake.set
+        gate.on_open = self._on_engine
 
     @property
     def running(self) -> int:
@@ -73,6 +73,8 @@ class Runner:
         """What a queued job waits for that is not its turn, for people; None for any other job."""
         if job.state is not State.QUEUED:
             return None
+        if job.waits_for == ENGINE:
+            return self._gate.waiting
         if job.waits_for is not None:
             outage = self._circuits.outages.get(job.waits_for)
             since = f" since {utc(outage.since_ms)}" if outage else ""
@@ -88,6 +90,10 @@ class Runner:
         """Milliseconds after `since_ms` (epoch) in which no job of the kind could start."""
         known = self._kinds.get(kind)
         return self._gate.downtime_ms(since_ms) if known is not None and known.uses_engine else 0
+
+    def _on_engine(self) -> None:
+        self._answered.put_nowait(ENGINE)
+        self._wake.set()
 
     async def run(self) -> None:
         """Claim and watch until cancelled. Returns only by raising: a loop that ends is a defect."""
@@ -231,7 +237,7 @@ class Runner:
                 await asyncio.sleep(POLL_S)
                 self._answered.put_nowait(peer)
             else:
-                log.info("a peer answers again", peer=peer, jobs=count)
+                log.info("jobs that waited for a peer go on", peer=peer, jobs=count)
 
     async def _trial_loop(self) -> None:
         """Let one of the jobs that wait for a silent peer find out whether it is back."""

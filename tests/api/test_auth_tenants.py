@@ -48,7 +48,10 @@ class Endpoint(NamedTuple):
     takes_anonymous: bool = True
 
 
-NATIVE = (("GET", ""), ("GET", "/log"), ("GET", "/log?follow=0"), ("GET", "/events"), ("POST", "/cancel"))
+NATIVE = (
+    *(("GET", path) for path in ("", "/log", "/log?follow=0", "/events")),
+    *(("POST", path) for path in ("/cancel", "/retry")),
+)
 # Every endpoint that names a job. A new one is a line here.
 ENDPOINTS = [
     *(

@@ -394,17 +394,19 @@ async def test_bases_in_use_are_not_removed(
     client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
 ) -> None:
     """Neither what a build holds nor what a container was made of; both go once nobody needs them."""
-    base = publish(engine, registry)
+    base = ImageReference.parse(f"{registry.host}/base{uuid7()}:v1")
+    # An image of its own: of another's, which has further names, the engine would take this one away.
+    engine.docker("build", "--tag", str(base), "-", input=f"FROM {BUSYBOX}\nLABEL a={uuid7()}\n".encode())
+    engine.docker("push", str(base))
+    engine.docker("rmi", str(base))
     async with frugal.hold(base):
         await frugal.bases.prune()
         assert await is_there(client, base)
     container = engine.docker("create", "--network=none", str(base), "true")
-    engine.docker("rmi", BUSYBOX)
     try:
         await frugal.bases.prune()
         assert await is_there(client, base)
     finally:
-        engine.docker("tag", str(base), BUSYBOX)
         engine.docker("rm", container)
     await frugal.bases.prune()
     assert not await is_there(client, base)

@@ -164,7 +164,7 @@ def test_cancel_while_the_engine_hangs(engine: PrivateEngine, registry: Registry
             ended = b.ended(job, timeout_s=20)
         assert ended["state"] == "cancelled"
         assert stopped_after_s(ended) < 2.0
-        until(lambda: is_clean(engine), timeout_s=30, what="the sweep")
+        until(lambda: is_clean(b), timeout_s=30, what="the sweep")
         b.check_clean()
 
 

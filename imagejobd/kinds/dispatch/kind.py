@@ -32,7 +32,7 @@ class DispatchKind:
     """Implements `model.work.Kind`."""
 
     name = "dispatch"
-    uses_engine = True
+    uses_engine = False  # for most payloads; those that are built wait once they have been checked
 
     def __init__(self, tools: Tools) -> None:
         """Raises `Permanent(invalid)` for a repository that nothing can be pushed to."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from imagejobd.kinds.distribute.outcomes import Record, Wait, record_key
+from imagejobd.kinds.distribute.outcomes import NO_WAIT, Record, Wait, record_key
 from imagejobd.kinds.distribute.spec import DistributeSpec, Image, Place
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
@@ -66,7 +66,7 @@ class Ledger:
     def wait(self, image: int, target: int) -> Wait:
         """What a copy that is left waits for since it failed."""
         record = self._ended[target].get(image)
-        return record.wait if record is not None else Wait()
+        return record.wait if record is not None else NO_WAIT
 
     def order(self) -> list[int]:
         """The images, first those that were tried least: of those that failed before some may fail again, and look like

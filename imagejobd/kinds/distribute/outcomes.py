@@ -32,8 +32,8 @@ class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, fault: Fault | None, now_ms: int) -> "Wait":
-        if not isinstance(fault, Temporary):
-            return cls()
+        if not isinstance(fault, Temporary) or (fault.peer is None and not fault.retry_after_s):
+            return NO_WAIT
         wish_ms = int((fault.retry_after_s or 0.0) * 1000)
         return cls(fault.peer, now_ms + wish_ms if wish_ms else 0, wish_ms)
 
@@ -42,6 +42,10 @@ class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
         set back."""
         rest_ms = self.not_before_ms - now_ms
         return rest_ms / 1000 if 0 < rest_ms <= self.wish_ms else 0.0
+
+
+# One object, by which a record is known that has nothing to say of it.
+NO_WAIT = Wait()
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,7 +66,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     is_final: bool = False
     tries: int = 1
-    wait: Wait = Wait()
+    wait: Wait = NO_WAIT
 
     @classmethod
     def of(cls, outcome: Outcome, error: str | None, *, tries: int = 1, now_ms: int = 0) -> "Record":

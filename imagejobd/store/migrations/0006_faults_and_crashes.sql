@@ -47,6 +47,23 @@ create trigger job_moved after update of move on job begin
                           json_object('code', new.error_code, 'message', new.error_message), null)))));
 end;
 
+-- Made anew after it, because of two triggers SQLite fires the later one first: a phase is left before its job moves on.
+drop trigger job_phased;
+create trigger job_phased after update of phase on job when old.phase is not null or new.phase is not null begin
+    -- A crash (crashes has grown) did not end the phase it cut: nobody knows when that was.
+    update job_phase set finished_ms = new.phase_ms
+        where old.phase is not null and new.crashes = old.crashes
+            and id = (select max(id) from job_phase where job_id = new.id);
+    insert into event (job_id, at_ms, type, data)
+        select new.id, new.phase_ms, 'leave_phase', json_object('phase', old.phase, 'attempt', old.attempt)
+        where old.phase is not null and new.crashes = old.crashes;
+    insert into job_phase (job_id, attempt, name, started_ms)
+        select new.id, new.attempt, new.phase, new.phase_ms where new.phase is not null;
+    insert into event (job_id, at_ms, type, data)
+        select new.id, new.phase_ms, 'enter_phase', json_object('phase', new.phase, 'attempt', new.attempt)
+        where new.phase is not null;
+end;
+
 drop trigger job_ended;
 create trigger job_ended after update of state on job when new.finished_ms is not null begin
     -- A job that is held to have crashed the daemon may be tried again with all that it needs.
