@@ -9,18 +9,20 @@ WORKERS ?= 3
 # Which Docker Engine the tests and benchmarks run on: none for the packaged one, or 26, 28, 28c (see .ci/lane).
 ENGINE ?=
 ON_ENGINE := $(if $(ENGINE),PATH="$(CURDIR)/.lanes/$(ENGINE)/bin:$$PATH")
-# Extra arguments for pytest, the demo or the benchmarks: make test ARGS="tests/store -x"
+# Extra arguments for pytest, the demo, the soak or the benchmarks: make test ARGS="tests/store -x"
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup services lane machine demo test fuzz check bench clean
+.PHONY: help setup services lane machine demo test fuzz soak check bench clean
 
 help:
 	@echo 'make demo      show the daemon at work on an engine and a registry of its own (root)'
 	@echo 'make test      run all tests against real engines and registries (root)'
 	@echo '               ENGINE=26, 28 or 28c: on that Docker Engine, not the packaged one'
 	@echo 'make fuzz      try 10,000 new Dockerfiles: read as the engine reads them, built as they were judged (root, hours)'
+	@echo 'make soak      break everything under load for 15 minutes, and count what was lost (root)'
+	@echo '               ARGS="--minutes 5 --kills 100 --seed 7" for other than 15, 300 and a random one'
 	@echo 'make check     lint, types, layers, and the systemd units'
 	@echo 'make bench     measure, against the plain tools (root)'
 	@echo 'make setup     only the virtual environment, $(VENV)/'
@@ -55,6 +57,9 @@ test: setup services lane machine
 fuzz: setup services lane
 	$(ON_ENGINE) HYPOTHESIS_PROFILE=fuzz IMAGEJOBD_FUZZ_FILES=10000 $(BIN)/python -m pytest \
 		tests/model/test_dockerfile_oracle.py tests/engine/test_printed_builds.py $(ARGS)
+
+soak: setup services lane
+	@$(ON_ENGINE) PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

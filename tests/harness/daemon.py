@@ -66,12 +66,20 @@ class Daemon(Peer):
         process's, where it is not to be the caller's."""
         self._arm(failpoints)
         self._process.umask = umask
-        self._process.start(self._is_ready, timeout_s=START_TIMEOUT_S)
+        self._process.start(self.is_ready, timeout_s=START_TIMEOUT_S)
 
     def spawn(self, *, failpoints: str = "") -> None:
         """Start without waiting: for a failpoint that fires, or a configuration that is refused, before ready."""
         self._arm(failpoints)
         self._process.spawn()
+
+    def is_ready(self) -> bool:
+        """Whether /readyz says so now."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=PROBE_TIMEOUT_S) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
 
     def wait(self, *, timeout_s: float = START_TIMEOUT_S) -> int:
         """Wait until it ends by itself; returns the exit code (a failpoint's is 137)."""
@@ -123,13 +131,6 @@ class Daemon(Peer):
 
     def _arm(self, failpoints: str) -> None:
         self._process.env = self._env | ({FAILPOINTS_VARIABLE: failpoints} if failpoints else {})
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=PROBE_TIMEOUT_S) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:

@@ -67,6 +67,10 @@ class PrivateEngine(Peer):
         self._unmount_leftovers()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def stop(self) -> None:
+        """SIGTERM and wait; images stay for the next `start`."""
+        self._process.terminate(timeout_s=STOP_TIMEOUT_S)
+
     def kill(self) -> None:
         """SIGKILL for dockerd and its containerd. Containers keep running, as they do when an engine crashes."""
         containerd = self._containerd_pid()
@@ -79,12 +83,8 @@ class PrivateEngine(Peer):
 
     def restart(self) -> None:
         """As an operator's `systemctl restart docker`: SIGTERM, then up again with the same images."""
-        self._process.terminate(timeout_s=STOP_TIMEOUT_S)
+        self.stop()
         self.start()
-
-    def stop(self) -> None:
-        """As `systemctl stop docker`: SIGTERM, and nobody answers until the next `start`."""
-        self._process.terminate(timeout_s=STOP_TIMEOUT_S)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

@@ -1,15 +1,18 @@
 """docker-registry on a free port, in all the ways that operators run it."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -113,6 +116,15 @@ class Registry(Peer):
         """Go down; the content stays for the next `start`."""
         if self._process.is_running:
             self._process.terminate()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """As one that hangs: it takes connections and answers nothing, until the block is left."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def remove(self) -> None:
         """Go down for good and remove the content."""
