@@ -12,6 +12,6 @@ registries, the engine and the state folder are held against what the clients we
 `load` is the clients, `outages` what breaks, `verdict` the judgement and its table. The seed decides what is asked for
 and what breaks; which of them meet is left to time.
 
-One job alone at work in three crashes in a row is to blame by the daemon's rule. Chance would bring that about sooner
-or later, so no fourth thing happens to a job that is one crash away from it: it is let finish.
+A job that was the only one at work in three crashes in a row is guilty by the daemon's own rule, and random kills would
+bring that about sooner or later. So a job that is one crash away from it is let finish before the next kill.
 """

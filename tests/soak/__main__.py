@@ -24,10 +24,9 @@ from harness.proxy import FaultProxy
 from harness.registry import Registry
 from harness.tokens import JWT_SECRET
 from soak import verdict
-from soak.load import Customer, Records, Site, tenants_of
+from soak.load import TENANTS, Customer, Records, Site
 from soak.outages import CRASHES_MAX, DRAIN_TIMEOUT_S, DaemonOutages, EngineOutages, RegistryOutages, failpoints
 
-CUSTOMERS = 5
 PROGRESS_EVERY_S = 10.0
 # In peace: until the queue is empty, and then until the sweeps that the daemon makes every minute have been.
 EMPTY_TIMEOUT_S = 300.0
@@ -122,10 +121,9 @@ class Soak:
 
     def _break_under_load(self, began: float) -> None:
         over = threading.Event()
-        tenants = tenants_of(CUSTOMERS)
         customers = [
             Customer(f"c{n}", self.site, self.daemon, self.records, seed=self.options.seed, tenant=tenant)
-            for n, tenant in enumerate(tenants)
+            for n, tenant in enumerate(TENANTS)
         ]
         work: list[Callable[[threading.Event], None]] = [customer.serve for customer in customers]
         work += [self.crashes.run, self.engine_outages.run, self.registry_outages.run]

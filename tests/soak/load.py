@@ -25,6 +25,8 @@ from harness.proxy import FaultProxy
 from harness.registry import Registry
 from harness.tokens import mint
 
+# One client each; None comes without a token. One tenant has more clients than the others.
+TENANTS: Sequence[int | None] = (None, 1, 2, 1, 3)
 OPEN_JOBS_MAX = 4
 PAUSE_S = 0.5
 LOOKS_PER_PAUSE = 2
@@ -350,8 +352,3 @@ def _multipart(parts: Mapping[str, bytes]) -> bytes:
     head = 'Content-Disposition: form-data; name="{0}"; filename="{0}"\r\n\r\n'
     body = [f"--{BOUNDARY}\r\n{head.format(name)}".encode() + content + b"\r\n" for name, content in parts.items()]
     return b"".join([*body, f"--{BOUNDARY}--\r\n".encode()])
-
-
-def tenants_of(count: int) -> Sequence[int | None]:
-    """Some without a token, the others of three tenants, one of which has several clients."""
-    return [(None, 1, 2, 1, 3)[number % 5] for number in range(count)]

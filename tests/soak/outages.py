@@ -31,7 +31,7 @@ ARMED_LIVES = 2.0
 COMMITS_MAX = 40
 ENGINE_GAP_MEAN_S = 25.0
 ENGINE_AWAY_MAX_S = 8.0
-REGISTRY_GAP_MEAN_S = 10.0
+REGISTRY_GAP_MEAN_S = 4.0
 REGISTRY_AWAY_MAX_S = 6.0
 START_TRIES = 3
 
@@ -167,15 +167,14 @@ class DaemonOutages:
 class EngineOutages:
     """Stops, kills, freezes and restarts the engine."""
 
-    def __init__(self, engine: PrivateEngine, *, seed: str, gap_mean_s: float = ENGINE_GAP_MEAN_S) -> None:
+    def __init__(self, engine: PrivateEngine, *, seed: str) -> None:
         self.count = 0
         self._engine = engine
-        self._gap_mean_s = gap_mean_s
         self._random = random.Random(f"{seed}-engine")
 
     def run(self, over: threading.Event) -> None:
         ways: list[Callable[[threading.Event], None]] = [self._stop, self._kill, self._freeze, self._restart]
-        while not over.wait(self._random.uniform(0.3, 1.7) * self._gap_mean_s):
+        while not over.wait(self._random.uniform(0.3, 1.7) * ENGINE_GAP_MEAN_S):
             self._random.choice(ways)(over)
             self.count += 1
 
@@ -214,23 +213,15 @@ class EngineOutages:
 class RegistryOutages:
     """Stops and freezes registries, and has the proxy before one of them answer badly."""
 
-    def __init__(
-        self,
-        registries: Sequence[Registry],
-        proxy: FaultProxy,
-        *,
-        seed: str,
-        gap_mean_s: float = REGISTRY_GAP_MEAN_S,
-    ) -> None:
+    def __init__(self, registries: Sequence[Registry], proxy: FaultProxy, *, seed: str) -> None:
         self.count = 0
         self._registries = registries
         self._proxy = proxy
-        self._gap_mean_s = gap_mean_s
         self._random = random.Random(f"{seed}-registries")
 
     def run(self, over: threading.Event) -> None:
         ways: list[Callable[[threading.Event], None]] = [self._stop, self._freeze, self._misbehave]
-        while not over.wait(self._random.uniform(0.3, 1.7) * self._gap_mean_s):
+        while not over.wait(self._random.uniform(0.3, 1.7) * REGISTRY_GAP_MEAN_S):
             self._random.choice(ways)(over)
             self.count += 1
 

@@ -31,7 +31,7 @@ COUNTED = {
     LOST: "acknowledged, and unknown or without an end",
     MADE_TWICE: "repeated with the same key",
     ENDED_TWICE: "more ends than one, or another one than its client saw",
-    WRONG_DIGEST: "registry, result, payload and perf agree with what was asked for",
+    WRONG_DIGEST: "or payload, or perf: not what was asked for, or not what the result says",
     ORPHANS: "in the engine, in spool/, old blobs that nobody refers to",
     QUARANTINED: "",
     FAILED: "ended otherwise than it had to",
