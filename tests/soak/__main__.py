@@ -116,6 +116,8 @@ class Soak:
             "minutes under load": f"{loaded_s / 60:.1f}",
         }
         print(f"\n{verdict.table(findings, len(self.records.jobs), measured)}\n")
+        if silent := sorted(set(failpoints()) - self.crashes.fired):
+            print(f"failpoints that did not fire: {', '.join(silent)}")
         print("\n".join(findings.lines(self.daemon.log_text())))
         return findings.is_clean
 
