@@ -66,7 +66,7 @@ def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str)
     with dispatch_box(engine, failpoints=place, kinds=kinds) as box:
         tenant = box.tenant()
         job = dispatch_surely(box, tenant, context(f"crash at {place}"))
-        if box.daemon.log_text().count(" event=ready ") == 1:
+        if box.daemon.log_text().count(" event=starting ") == 1:
             assert box.daemon.wait() == EXIT_STATUS
             box.restart()
         ended = check_done_once(box, tenant, job)

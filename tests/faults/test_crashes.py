@@ -30,8 +30,8 @@ PLACES = (
     "after_purge",
     "before_finish",
     "after_finish",
-    *(f"before_commit:{number}" for number in (3, 6, 9)),
-    *(f"after_commit:{number}" for number in (4, 7, 10)),
+    *(f"before_commit:{number}" for number in (3, 6, 9, 12)),
+    *(f"after_commit:{number}" for number in (4, 7, 10, 13)),
 )
 
 # Where the built image is in the checkpoint already: it is not built again, though the purge has taken it away.
@@ -64,7 +64,7 @@ def check_done_once(b: Box, registry: Registry, job: str, repository: str) -> No
 
 
 def has_restarted(b: Box) -> bool:
-    return b.daemon.log_text().count(" event=ready ") > 1
+    return b.daemon.log_text().count(" event=starting ") > 1
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -44,7 +44,7 @@ def check(b: Box, jobs: list[str]) -> None:
 def test_secrets_stay_secret(engine: PrivateEngine, private_registry: Registry) -> None:
     """No job that runs, succeeded, failed, or was cut by a crash shows what it was trusted with."""
     host = private_registry.host
-    with WebServer().running() as web, box(engine) as b:
+    with WebServer().running() as web, box(engine, limits={"retry_for_s": 5.0}) as b:
         web.redirects["/moved"] = f"/gone?token={TOKEN}"
         user = f"user:{URL_PASSWORD}@"
         slow = dockerfile(f"RUN echo {PASSWORD[:4]} && sleep 2")

@@ -64,7 +64,7 @@ def test_a_crash_anywhere(engine: PrivateEngine, place: str) -> None:
     """After a crash at this place the job still ends exactly once, with its result and without leftovers."""
     with run_box(engine, failpoints=place) as box:
         job = submit_surely(box, TEXT)
-        if box.daemon.log_text().count(" event=ready ") == 1:
+        if box.daemon.log_text().count(" event=starting ") == 1:
             assert box.daemon.wait() == EXIT_STATUS
             box.restart()
         ended = check_done_once(box, job)
