@@ -15,7 +15,7 @@ from imagejobd.store.protocol import Store
 
 PROGRESS_EVERY_S = 0.25
 # What an attempt says, and for how long, that may be kept back.
-UNSAID_MAX = 100
+UNSAID_MAX_CHARS = 16 * 1024
 UNSAID_MAX_S = 10.0
 # Time that does not count prolongs a limit bit by bit: this is the least bit.
 LIMIT_LOOK_MIN_S = 1.0
@@ -48,7 +48,7 @@ class LiveWork:
         self._redactor: Redactor | None = None
         self._joblog = JobLog(self._write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
         # What an attempt says that may turn out to repeat the one before it; None once it is in the log.
-        self._unsaid: list[str] | None = [] if claim.job.faults else None
+        self._unsaid: str | None = "" if claim.job.faults else None
         self._unsaid_timer: asyncio.Task[None] | None = None
         self.phase_name: str | None = None
         self.faults = claim.job.faults
@@ -101,10 +101,10 @@ class LiveWork:
         if self._unsaid is None:
             await self._joblog.append(text)
             return
-        self._unsaid.append(text)
+        self._unsaid += text
         if self._unsaid_timer is None:
             self._unsaid_timer = asyncio.create_task(self._say_later())
-        if len(self._unsaid) > UNSAID_MAX:
+        if len(self._unsaid) > UNSAID_MAX_CHARS:
             await self._say()
 
     async def _say_later(self) -> None:
@@ -115,8 +115,8 @@ class LiveWork:
     async def _say(self) -> None:
         """Bring to the log what was kept back, and nothing is kept back any more."""
         unsaid, self._unsaid = self._unsaid, None
-        for text in unsaid or ():
-            await self._joblog.append(text)
+        if unsaid:
+            await self._joblog.append(unsaid)
 
     async def note(self, event: str, **data: Any) -> None:
         await self._store.note(self._claim, event, data)
