@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from imagejobd.building.egress import EngineEgress
 from imagejobd.model.circuit import peer_name
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ClaimLost, ErrorCode, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secret import Credentials
@@ -69,7 +69,7 @@ class RegistryAccess:
             if fault.code is not ErrorCode.REGISTRY_UNAVAILABLE or fault.peer is not None:
                 raise
             raise await self._registry.blamed(fault, peer) from fault
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClaimLost, StoreFailed):
             circuits.abandoned(peer)
             raise
         except Permanent:

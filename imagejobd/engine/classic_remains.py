@@ -10,11 +10,12 @@ from datetime import datetime
 from urllib.parse import quote
 
 import msgspec
+import structlog
 
 from imagejobd.engine.classic import ClassicProgress
 from imagejobd.engine.client import Engine
 from imagejobd.engine.containers import remove_container
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 
 # What waits to be removed, of all builds; beyond it is left.
 REMAINS_MAX_COUNT = 1000
@@ -27,6 +28,8 @@ class _Image(msgspec.Struct, frozen=True):
     created: datetime = msgspec.field(name="Created")
     tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
 
+
+log = structlog.get_logger("imagejobd.engine")
 
 # A sort, and a short id.
 Remain = tuple[str, str]
@@ -42,7 +45,7 @@ def note_remains(engine: Engine, progress: ClassicProgress, *, began: datetime, 
 
 
 async def remove_remains(engine: Engine) -> None:
-    """Remove what is remembered; what is in use stays so. Raises as `Engine.request` does."""
+    """Remove what is remembered; what is in use stays so. Raises `Temporary` when the engine is away."""
     for remain, began in list(engine.remains.items()):
         sort, short_id = remain
         try:
@@ -51,8 +54,12 @@ async def remove_remains(engine: Engine) -> None:
             else:
                 await _remove_image(engine, short_id, created_after=began)
         except Temporary as fault:
-            if fault.code is not ErrorCode.CONFLICT:
+            if fault.peer == ENGINE:
                 raise
+            # In use, or in trouble: the others are not kept by it.
+        except Permanent as fault:
+            log.warning("cannot remove what a build has left", remain=short_id, error=fault.message)
+            engine.remains.pop(remain, None)
         else:
             engine.remains.pop(remain, None)
 

@@ -8,7 +8,7 @@ with query strings of our own, and the response is closed on every way out: for 
 import asyncio
 import http
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -293,11 +293,14 @@ class Engine:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         docker = self._aiodocker()
         with self._renegotiating(), faults.translated(self.host, judge):
-            async with docker._query(target, method, **options) as reply:
+            async with AsyncExitStack() as stack:
                 try:
-                    yield reply
-                finally:
-                    reply.close()
+                    reply = await stack.enter_async_context(docker._query(target, method, **options))
+                except (ValueError, KeyError, TypeError) as error:
+                    # aiodocker takes a refusal for the engine's, whoever may stand in front of it.
+                    raise faults.unavailable(self.host, "what answers there is not an engine") from error
+                stack.callback(reply.close)
+                yield reply
 
     @contextmanager
     def _renegotiating(self) -> Iterator[None]:

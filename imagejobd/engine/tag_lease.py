@@ -22,7 +22,7 @@ import structlog
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import MarkedVolume, list_volumes, make_note, remove_note, working
-from imagejobd.model.errors import ErrorCode, Fault, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.reserved import INSTALLATION_LABEL, owner_of_repository
 from imagejobd.model.together import to_its_end
@@ -157,7 +157,10 @@ class TagLeases:
         for name, note in list(self._overdue.items()):
             async with self._turns.take(name):
                 if self._overdue.get(name) is note:
-                    await self._restore(note)
+                    try:
+                        await self._restore(note)
+                    except Permanent as fault:
+                        log.warning("cannot put a tag back", tag=name, error=fault.message)
 
     async def _check_unleased(self, reference: ImageReference) -> None:
         """The notes of daemons that no longer work count for nothing: theirs to put back are the tags."""

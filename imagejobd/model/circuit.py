@@ -100,11 +100,12 @@ class Circuits:
         """Nobody answered there; `message` says what was found, without a secret and without whose request it was."""
         circuit = self._open.get(host)
         if circuit is not None:
+            now = self._clock()
             # Many that were under way together are no more than one finding.
-            if circuit.is_tried:
+            if circuit.is_tried or now >= circuit.trial_at:
                 circuit.is_tried = False
                 circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)
-                circuit.trial_at = self._clock() + circuit.pause_s
+                circuit.trial_at = now + circuit.pause_s
             return
         self._open[host] = _Circuit(Outage(message, self._now_ms()), self._clock())
         if len(self._open) > OPEN_MAX:

@@ -36,10 +36,10 @@ class Clock:
         self._steps: list[tuple[int, int]] = []
 
     @property
-    def steps(self) -> int:
-        """How often the clock was set so far."""
+    def set_back_ms(self) -> int:
+        """By how much the clock was set back so far, in all."""
         self.now_ms()
-        return len(self._steps)
+        return -sum(step_ms for _, step_ms in self._steps if step_ms < 0)
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch."""

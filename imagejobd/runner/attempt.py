@@ -34,6 +34,7 @@ DISCARD_TIMEOUT_S = 8.0
 CANCEL_TIMEOUT_S = 1.5
 CANCEL_WORK_TIMEOUT_S = 1.0
 STORAGE_RETRY_S = 1.0
+ENGINE_ANSWER_TIMEOUT_S = 1.0
 
 # Work that did not end when it was cancelled, kept from the garbage collector until it does.
 _abandoned: set[asyncio.Task[Json]] = set()
@@ -127,7 +128,7 @@ class Attempt:
             self._task.cancel()
         await self._until_ended(self._task)
         try:
-            verdict = self._judge_surely(self._task)
+            verdict = await self._judge_surely(self._task)
             await self._tidy(verdict)
             failpoint("before_finish")
             verdict = await self._write_surely(verdict)
@@ -163,15 +164,15 @@ class Attempt:
                     raise refusal
             return await self._kind.run(self._work)
 
-    def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
+    async def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
         try:
-            return self._judge(task)
+            return await self._judge(task)
         except ClaimLost:
             raise
         except Exception as defect:  # noqa: BLE001 - without a verdict the job would stay running for ever
             return self._failed_by(defect)
 
-    def _judge(self, task: asyncio.Task[Json]) -> Verdict:
+    async def _judge(self, task: asyncio.Task[Json]) -> Verdict:
         if not task.done():
             return Ending(State.CANCELLED)
         if not task.cancelled() and task.exception() is None:
@@ -185,20 +186,19 @@ class Attempt:
         if isinstance(fault, ClaimLost):
             raise fault
         if isinstance(fault, Temporary):
-            return self._judge_temporary(fault)
+            return await self._judge_temporary(fault)
         return Ending(State.FAILED, error=self._error(fault))
 
-    def _judge_temporary(self, fault: Temporary) -> Verdict:
+    async def _judge_temporary(self, fault: Temporary) -> Verdict:
         """Whether, when and on what condition there is another attempt."""
         job, error, faults = self._claim.job, self._error(fault), self._work.faults
-        spent_s = self._clock.elapsed_ms(job.faults_since_ms) / 1000 if faults and job.faults_since_ms else 0.0
-        wait_s = retry.delay_s(fault, faults + 1, spent_s, self._limits)
         is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._work.phase_name, error)
-        if fault.peer == ENGINE:
-            self._gate.doubt()
+        spent_s = self._spent_s() if faults else 0.0
+        wait_s = retry.delay_s(fault, faults + 1, spent_s, self._limits)
+        if fault.peer == ENGINE and await self._engine_is_away():
             # However often: but it pauses, for it may be this very job that takes the engine down.
             pause_s = wait_s or self._limits.retry_max_s
-            if self._gate.is_open or self._kind.uses_engine:
+            if self._kind.uses_engine:
                 return Retry(error, pause_s, is_attempt=False, is_repeat=is_repeat)
             pause_s = max(pause_s, self._limits.retry_for_s)
             return Retry(error, pause_s, waits_for=ENGINE, is_attempt=False, is_repeat=is_repeat)
@@ -208,6 +208,22 @@ class Attempt:
         if fault.peer is not None and self._circuits.is_open(fault.peer):
             return Retry(error, self._limits.retry_for_s - spent_s, waits_for=fault.peer, is_repeat=is_repeat)
         return Retry(error, wait_s, is_repeat=is_repeat)
+
+    def _spent_s(self) -> float:
+        """Seconds since the first of the faults that count, without those in which the engine was away."""
+        since_ms = self._claim.job.faults_since_ms
+        if since_ms is None:
+            return 0.0
+        return max(0, self._clock.elapsed_ms(since_ms) - self._gate.downtime_ms(since_ms)) / 1000
+
+    async def _engine_is_away(self) -> bool:
+        """Whether it does not answer now, or not soon."""
+        try:
+            async with asyncio.timeout(ENGINE_ANSWER_TIMEOUT_S):
+                return not await self._gate.check()
+        except TimeoutError:
+            self._gate.doubt()
+            return True
 
     def _failed_by(self, defect: Exception) -> Ending:
         return Ending(State.FAILED, error=self._error(self._as_fault(defect)))

@@ -64,6 +64,9 @@ class EngineGate:
             await self._probe()
         except Fault as fault:
             self._close(fault.message)
+        except Exception as defect:  # a probe that breaks must not end who asks
+            log.exception("asking the Docker Engine failed by a defect of imagejobd")
+            self._close(f"{type(defect).__name__}; the daemon's log has the details")
         else:
             self._open()
         self._probes += 1

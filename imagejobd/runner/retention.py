@@ -30,11 +30,14 @@ log = structlog.get_logger("imagejobd.retention")
 
 async def expire_loop(store: Store, queue_timeout_s: float, clock: Clock, downtime_ms: DowntimeMs) -> None:
     """Fail the jobs that waited longer than they may without ever starting. Time in which none of their kind could
-    start, and time that the clock only jumped over, is no waiting."""
+    start, and time that the clock only jumped over, is no waiting; nor is the time before this start, of which nobody
+    knows what it was."""
     most_ms = int(queue_timeout_s * 1000)
+    started_ms = clock.now_ms()
 
     def is_over(kind: str, due_ms: int) -> bool:
-        return clock.elapsed_ms(due_ms) - downtime_ms(kind, due_ms) >= most_ms
+        since_ms = max(due_ms, started_ms)
+        return clock.elapsed_ms(since_ms) - downtime_ms(kind, since_ms) >= most_ms
 
     while True:
         await _try("expire jobs", _expire(store, clock.now_ms() - most_ms, is_over))

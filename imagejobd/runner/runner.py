@@ -13,7 +13,7 @@ import structlog
 
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock, utc
-from imagejobd.model.errors import ENGINE, Fault, Temporary
+from imagejobd.model.errors import ENGINE, ClaimLost, Fault, Temporary
 from imagejobd.model.job import Claim, Job
 from imagejobd.model.state import State
 from imagejobd.model.work import Kind
@@ -56,6 +56,7 @@ class Runner:
         self._circuits = circuits
         self._clock = clock
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
+        self._unwritten: list[Attempt] = []
         self._wake = asyncio.Event()
         # Held while jobs are claimed, so that a drain finds every job that was: started, never in between.
         self._claiming = asyncio.Lock()
@@ -123,7 +124,7 @@ class Runner:
         self.interrupt_all()
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=INTERRUPT_TIMEOUT_S)
-        for attempt in self._attempts.values():
+        for attempt in list(self._attempts.values()):
             log.error("leaving a job that does not stop; it goes on after the next start", job=attempt.uuid)
             with contextlib.suppress(Fault):
                 await attempt.give_back()
@@ -191,7 +192,8 @@ class Runner:
         attempt = self._attempts.pop(task)
         self._wake.set()
         if not task.cancelled() and (failure := task.exception()) is not None:
-            log.error("a job's ending could not be written", job=attempt.uuid, exc_info=failure)
+            log.error("a job's ending could not be written; it runs again", job=attempt.uuid, exc_info=failure)
+            self._unwritten.append(attempt)
 
     async def _hear_queue(self) -> None:
         with self._store.watch(QUEUE_TOPIC) as queue:
@@ -218,10 +220,22 @@ class Runner:
     async def _lease_loop(self) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
+            await self._give_back_unwritten()
             try:
                 await self._store.renew(self._worker, lease_until_ms=self._lease_until_ms())
             except Temporary as fault:
                 log.error("cannot renew leases now", error=fault.message)
+
+    async def _give_back_unwritten(self) -> None:
+        """Jobs that nobody works on any more may not stay running: a suspect would wait for them for ever."""
+        for attempt in list(self._unwritten):
+            try:
+                await attempt.give_back()
+            except Temporary:
+                continue
+            except ClaimLost:
+                pass
+            self._unwritten.remove(attempt)
 
     def _lease_until_ms(self) -> int:
         return self._clock.now_ms() + int(LEASE_S * 1000)
@@ -245,22 +259,24 @@ class Runner:
             await asyncio.sleep(POLL_S)
             for peer in self._circuits.due():
                 try:
-                    await self._store.try_one(peer)
+                    await self._store.try_one(peer, self._free())
                 except Temporary as fault:
                     log.error("cannot try a peer now", peer=peer, error=fault.message)
 
     async def _clock_loop(self) -> None:
         """See to it that a clock that was set back delays nothing: at once where that is noticed, and every hour."""
-        steps = -1
-        looked_at = 0.0
+        seen_ms = 0
+        looked_at = -CLAMP_EVERY_S
         while True:
-            if self._clock.steps != steps or time.monotonic() - looked_at > CLAMP_EVERY_S:
-                steps, looked_at = self._clock.steps, time.monotonic()
+            set_back_ms = self._clock.set_back_ms - seen_ms
+            if set_back_ms or time.monotonic() - looked_at > CLAMP_EVERY_S:
                 try:
-                    await self._store.clamp_delays()
+                    await self._store.clamp_delays(set_back_ms)
                 except Temporary as fault:
                     log.error("cannot look after delayed jobs now", error=fault.message)
-                    steps = -1
+                else:
+                    seen_ms += set_back_ms
+                    looked_at = time.monotonic()
             await asyncio.sleep(POLL_S)
 
 

@@ -201,8 +201,9 @@ class Store(Protocol):
         """Make all jobs ready that wait for `peer`, or for any peer; how many they were."""
         ...
 
-    async def try_one(self, peer: str) -> None:
-        """Make one of the jobs ready that wait for `peer`, the one that was tried longest ago; none while one is."""
+    async def try_one(self, peer: str, kinds: Collection[str]) -> None:
+        """Make one of the jobs of `kinds` ready that wait for `peer`, the one that was tried longest ago; none while
+        one of them is."""
         ...
 
     async def interrupt(self, claim: Claim) -> None:
@@ -213,8 +214,9 @@ class Store(Protocol):
         """Note that this worker was told to stop: however it ends, the jobs that it runs have not caused it."""
         ...
 
-    async def clamp_delays(self) -> int:
-        """After the clock was set back: let no job wait longer for its next attempt than its pause; how many did."""
+    async def clamp_delays(self, set_back_ms: int) -> int:
+        """Let no job wait longer for its next attempt than its pause, although the clock was set back: by `set_back_ms`
+        just now, and by as much as shows in the rows before. How many jobs that concerned."""
         ...
 
     async def request_cancel(self, uuid: str, *, tenant: str | None) -> State | None:

@@ -3,7 +3,7 @@
 Everything here names the claim token; a verb that finds another one there changes nothing and raises `ClaimLost`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from sqlite3 import Row
 from typing import Any
 
@@ -106,13 +106,13 @@ def answered(tx: Transaction, peer: str | None) -> int:
     return count
 
 
-def try_one(tx: Transaction, peer: str) -> None:
-    if tx.db.execute(_SQL["try_one"], {"peer": peer}).rowcount:
+def try_one(tx: Transaction, peer: str, kinds: Collection[str]) -> None:
+    if tx.db.execute(_SQL["try_one"], {"peer": peer, "kinds": _encode(list(kinds)).decode()}).rowcount:
         tx.ring(QUEUE_TOPIC)
 
 
-def clamp_delays(tx: Transaction) -> int:
-    return tx.db.execute(_SQL["clamp_delays"], {"now_ms": tx.now_ms}).rowcount
+def clamp_delays(tx: Transaction, set_back_ms: int) -> int:
+    return tx.db.execute(_SQL["clamp_delays"], {"now_ms": tx.now_ms, "set_back_ms": set_back_ms}).rowcount
 
 
 def drain(tx: Transaction, worker: str) -> None:

@@ -121,6 +121,10 @@ class SqliteStore:
         if job.has_secret and sealed is None:
             why = "its passwords were deleted when it ended; submit it again with them"
             raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
+        payload = job.spec.get("context") or ("content" not in job.spec and job.spec.get("payload"))
+        if payload and payload not in blobs:
+            why = "its payload is no longer kept (retention.payload_days); submit it again"
+            raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
         return NewJob(
             kind=job.kind,
             spec=job.spec,
@@ -195,14 +199,14 @@ class SqliteStore:
     async def answered(self, peer: str | None) -> int:
         return await self._writer.do(lambda tx: running.answered(tx, peer))
 
-    async def try_one(self, peer: str) -> None:
-        await self._writer.do(lambda tx: running.try_one(tx, peer))
+    async def try_one(self, peer: str, kinds: Collection[str]) -> None:
+        await self._writer.do(lambda tx: running.try_one(tx, peer, kinds))
 
     async def drain(self, worker: str) -> None:
         await self._writer.do(lambda tx: running.drain(tx, worker))
 
-    async def clamp_delays(self) -> int:
-        return await self._writer.do(running.clamp_delays)
+    async def clamp_delays(self, set_back_ms: int) -> int:
+        return await self._writer.do(lambda tx: running.clamp_delays(tx, set_back_ms))
 
     async def interrupt(self, claim: Claim) -> None:
         await self._writer.do(lambda tx: running.interrupt(tx, claim))

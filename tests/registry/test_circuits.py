@@ -54,6 +54,20 @@ async def ask(client: RegistryClient, site: Site, target: str = "/v2/x") -> Faul
     return None
 
 
+async def test_the_pause_grows_while_nobody_is_there() -> None:
+    """Of many requests that come while a host stays down, only one after each pause tries it, and the pauses grow."""
+    async with dead_host() as host, connected() as (client, time):
+        tried = []
+        for second in range(120):
+            waits = len(time.slept)
+            assert isinstance(await ask(client, Site(host=host)), Temporary)
+            if len(time.slept) > waits:
+                tried.append(second)
+            time.advance(1.0)
+        assert 3 <= len(tried) <= 8
+        assert client.circuits.is_open(host)
+
+
 async def test_nobody_there_is_learned_once() -> None:
     """After the tries of one request the next one costs no connection; after a pause one tries, and any answer ends
     it."""

@@ -103,3 +103,49 @@ async def test_waiting_for_the_engine_is_no_waiting_too_long(bench: Bench) -> No
     there.cancel()
     assert job.error is not None
     assert job.error.code is ErrorCode.TIMEOUT
+
+
+async def test_who_finds_the_engine_there_pays_for_its_faults(bench: Bench) -> None:
+    """A job whose work the engine breaks off every time, though it answers all the time, is given up in the end."""
+
+    async def behaviour(work: Work) -> Json:
+        raise AWAY
+
+    limits = msgspec.structs.replace(QUICK, retry_for_s=1.0)
+    async with bench.running(ScriptedKind(behaviour, uses_engine=True), limits=limits):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (State.FAILED, ErrorCode.ENGINE_UNAVAILABLE)
+    assert "gave up after" in job.error.message
+
+
+async def test_an_outage_is_no_time_for_retries(bench: Bench) -> None:
+    """Seconds in which the engine was away do not count as ones in which a job was tried in vain."""
+    faults = iter([Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "503"), AWAY])
+
+    async def behaviour(work: Work) -> Json:
+        fault = next(faults, None)
+        if fault is AWAY:
+            bench.engine_fault = AWAY
+            asyncio.get_running_loop().call_later(3.0, setattr, bench, "engine_fault", None)
+        if fault is not None:
+            raise fault
+        return {}
+
+    limits = msgspec.structs.replace(QUICK, retry_for_s=3.0)
+    async with bench.running(ScriptedKind(behaviour, uses_engine=True), limits=limits):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 2)
+
+
+async def test_a_probe_that_breaks_closes_the_gate(bench: Bench) -> None:
+    """Not even a defect of the probe ends the loop that asks."""
+
+    async def broken() -> None:
+        raise KeyError("message")
+
+    gate = gate_module.EngineGate(broken)
+    with capture_logs() as lines:
+        assert not await gate.check()
+    assert "KeyError" in (gate.waiting or "")
+    assert [line["log_level"] for line in lines] == ["error", "warning"]

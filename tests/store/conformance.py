@@ -459,6 +459,20 @@ class StoreConformance:
         job = await job_of(store, made.uuid)
         assert (job.state, job.crashes) == (State.QUEUED, 5)
 
+    async def test_a_suspect_that_only_fails_is_none_any_more(self, store: Store, clock: SimulatedClock) -> None:
+        """An attempt that ends with a fault did not take the daemon down: the job no longer holds up the others."""
+        made = await enqueue(store)
+        await enqueue(store)
+        for boot in range(CRASHES_MAX):
+            assert len(await claim_up_to(store, 2, worker=f"boot{boot}")) == 2
+            await store.rescue("next", crashes_max=CRASHES_MAX)
+        (alone,) = await claim_up_to(store, 2)
+        await store.retry(alone, BROKEN, not_before_ms=clock.now_ms)
+        (alone,) = await claim_up_to(store, 2)
+        assert alone.job.uuid != made.uuid
+        await store.retry(alone, BROKEN, not_before_ms=clock.now_ms)
+        assert len(await claim_up_to(store, 2)) == 2
+
     async def test_what_a_drain_left_is_no_crash(self, store: Store) -> None:
         """A worker that was told to stop, and then died, was not brought down by its jobs."""
         made = await enqueue(store)
@@ -484,6 +498,13 @@ class StoreConformance:
         await store.finish(await claim_one(store), Ending(State.FAILED, error=BROKEN))
         with pytest.raises(Permanent, match="its passwords were deleted"):
             await store.repeat(await job_of(store, failed.uuid))
+        old = await enqueue(store, spec={"context": "sha256:2"}, blobs=("sha256:2",))
+        await store.request_cancel(old.uuid, tenant=None)
+        assert (await store.repeat(await job_of(store, old.uuid))).blobs == ("sha256:2",)
+        later = (await job_of(store, old.uuid)).created_ms + HOUR_MS
+        await store.prune(jobs_before_ms=0, logs_before_ms=0, blobs_before_ms=later, batch_max=100)
+        with pytest.raises(Permanent, match="its payload is no longer kept"):
+            await store.repeat(await job_of(store, old.uuid))
 
     async def test_waiting_tenants_share_the_slots(self, store: Store) -> None:
         """While two wait for four slots none gets more than two; who waits alone gets all that are free."""
@@ -532,12 +553,14 @@ class StoreConformance:
             await store.retry(claim, BROKEN, not_before_ms=clock.now_ms + HOUR_MS, waits_for="registry")
             clock.advance(1)
         assert await claim_up_to(store, 3) == []
-        await store.try_one("registry")
-        await store.try_one("registry")
+        await store.try_one("registry", ["run"])
+        assert await claim_up_to(store, 3) == []
+        await store.try_one("registry", ["build"])
+        await store.try_one("registry", ["build"])
         (trial,) = await claim_up_to(store, 3)
         assert trial.job.faults == 1
         await store.retry(trial, BROKEN, not_before_ms=clock.now_ms + HOUR_MS, waits_for="registry")
-        await store.try_one("registry")
+        await store.try_one("registry", ["build"])
         (other,) = await claim_up_to(store, 3)
         assert other.job.id != trial.job.id
         assert await store.answered("another") == 0
@@ -550,8 +573,11 @@ class StoreConformance:
         await store.retry(await claim_one(store), BROKEN, not_before_ms=clock.now_ms + 5_000)
         wanted = await enqueue(store, not_before_ms=clock.now_ms + 5_000)
         clock.advance(-24 * HOUR_MS)
-        assert await store.clamp_delays() == 1
-        clock.advance(5_000)
+        assert await store.clamp_delays(0) == 1
+        clock.advance(2_000)
+        clock.advance(-1_500)
+        assert await store.clamp_delays(1_500) == 1
+        clock.advance(3_000)
         (claim,) = await claim_up_to(store, 2)
         assert claim.job.uuid != wanted.uuid
 

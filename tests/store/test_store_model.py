@@ -73,6 +73,7 @@ class Expected(msgspec.Struct):
     def fail(self) -> None:
         if not self.cancel_requested:
             self.faults, self.fault_phase = self.faults + 1, self.phase
+            self.crashes_in_phase, self.crashes_alone = max(0, self.crashes_in_phase - 1), 0
 
     def crash(self, *, alone: bool) -> None:
         self.crashes += 1
@@ -248,7 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def try_the_peer(self) -> None:
-        self.run(self.store.try_one(PEER))
+        self.run(self.store.try_one(PEER, ["build", "run"]))
         waiting = [job for job in self.in_state(State.QUEUED) if job.waits]
         ready = {uuid for (uuid,) in self._query("select uuid from job where waits_for is not null and delayed = 0")}
         tried = [job for job in waiting if job.uuid in ready]

@@ -133,8 +133,7 @@ class Ledger:
 
     def fault(self, is_down: Callable[[str], bool]) -> Fault | None:
         """What the attempt ends with: nothing where all is done; worth another attempt where any copy is, as soon as
-        the first of them may be tried. Where every copy waits for somebody who does not answer, one of these is its
-        peer."""
+        the first of them may be tried. Where every copy waits for the same host to answer, that is its peer."""
         failed = [record for ended in self._ended for record in ended.values() if not record.is_done]
         if not failed:
             return None
@@ -144,7 +143,8 @@ class Ledger:
         waits = [record.wait for record in failed if not record.is_final]
         rests_s = [wait.rest_s(self.now_ms()) for wait in waits if wait.peer is None or not is_down(wait.peer)]
         if not rests_s:
-            return Temporary(ErrorCode.COPY_FAILED, message, peer=waits[0].peer)
+            peers = {wait.peer for wait in waits}
+            return Temporary(ErrorCode.COPY_FAILED, message, peer=peers.pop() if len(peers) == 1 else None)
         return Temporary(ErrorCode.COPY_FAILED, message, retry_after_s=min(rests_s))
 
     def _standing(self, target: int) -> Json:

@@ -16,7 +16,9 @@ alter table job_blob add column size_bytes integer not null default 0;
 create index job_waiting on job (waits_for, moved_ms) where waits_for is not null;
 create index job_crashed on job (id) where state = 'queued' and crashes_in_phase > 0;
 
--- What is kept for each tenant: payloads and contexts that its jobs refer to.
+update job set has_secret = 1 where id in (select job_id from job_secret);
+
+-- What is kept for each tenant: payloads and contexts that its jobs refer to, each once however many jobs they are.
 create table tenant_storage (
     tenant       text    primary key,
     stored_bytes integer not null
@@ -24,13 +26,18 @@ create table tenant_storage (
 
 create trigger blob_stored after insert on job_blob when new.size_bytes > 0 begin
     insert into tenant_storage (tenant, stored_bytes)
-        select tenant, new.size_bytes from job where id = new.job_id
+        select tenant, new.size_bytes from job as own
+        where own.id = new.job_id and not exists (
+            select 1 from job_blob as other join job on job.id = other.job_id
+            where other.digest = new.digest and other.size_bytes > 0 and job.tenant = own.tenant and job.id <> own.id)
         on conflict do update set stored_bytes = stored_bytes + excluded.stored_bytes;
 end;
 
 create trigger blob_forgotten after delete on job_blob when old.size_bytes > 0 begin
     update tenant_storage set stored_bytes = stored_bytes - old.size_bytes
-        where tenant = (select tenant from job where id = old.job_id);
+        where tenant = (select tenant from job where id = old.job_id) and not exists (
+            select 1 from job_blob as other join job on job.id = other.job_id
+            where other.digest = old.digest and other.size_bytes > 0 and job.tenant = tenant_storage.tenant);
 end;
 
 drop trigger job_moved;

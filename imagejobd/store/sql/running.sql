@@ -12,11 +12,15 @@ update job set
     phase_ms = :now_ms,
     attempt = attempt - (way.value ->> 'attempts_restored'),
     crashes = crashes + (way.value ->> 'crashes'),
-    crashes_in_phase = crashes_in_phase + (way.value ->> 'crashes'),
-    crashes_alone = iif(way.value ->> 'crashes' = 0, crashes_alone, way.value ->> 'crashes_alone'),
+    -- An attempt that ended with a fault, and not in a crash, speaks for its job.
+    crashes_in_phase = max(0, crashes_in_phase - (way.value ->> 'faults')) + (way.value ->> 'crashes'),
+    crashes_alone = iif(way.value ->> 'crashes' = 0, crashes_alone * (way.value ->> 'faults' = 0),
+                        way.value ->> 'crashes_alone'),
     crash_phase = iif(way.value ->> 'crashes' = 0, crash_phase, phase),
     faults = faults + (way.value ->> 'faults'),
-    faults_since_ms = iif(way.value ->> 'faults' = 0, faults_since_ms, coalesce(faults_since_ms, :now_ms)),
+    -- The time for retries does not begin with what was no attempt.
+    faults_since_ms = iif(way.value ->> 'faults' = 0 or way.value ->> 'attempts_restored' > 0, faults_since_ms,
+                          coalesce(faults_since_ms, :now_ms)),
     fault_phase = iif(way.value ->> 'faults' = 0, fault_phase, phase),
     waits_for = way.value ->> 'waits_for',
     delayed = way.value ->> 'state' = 'queued' and coalesce(way.value ->> 'not_before_ms', 0) > :now_ms,
@@ -90,13 +94,18 @@ update job set delayed = 0, waits_for = null
 where waits_for is not null and (:peer is null or waits_for = :peer) and state = 'queued';
 
 -- name: try_one
--- The job that waits for a peer and was tried longest ago, unless one is on its way already.
+-- The job that waits for a peer and was tried longest ago, of those kinds that have room, unless one is on its way.
 update job set delayed = 0
 where id = (select id from job indexed by job_waiting
-            where waits_for = :peer and state = 'queued' and delayed = 1 order by moved_ms limit 1)
-    and not exists (select 1 from job where waits_for = :peer and state = 'queued' and delayed = 0);
+            where waits_for = :peer and state = 'queued' and delayed = 1
+                and kind in (select value from json_each(:kinds))
+            order by moved_ms limit 1)
+    and not exists (select 1 from job where waits_for = :peer and state = 'queued' and delayed = 0
+                        and kind in (select value from json_each(:kinds)));
 
 -- name: clamp_delays
 -- After the clock was set back no pause between two attempts is longer than it was meant to be.
-update job set not_before_ms = :now_ms + (not_before_ms - moved_ms), moved_ms = :now_ms
-where delayed = 1 and move = 'retry' and moved_ms > :now_ms;
+update job set
+    not_before_ms = min(not_before_ms - :set_back_ms, :now_ms + (not_before_ms - moved_ms)),
+    moved_ms = min(moved_ms - :set_back_ms, :now_ms)
+where delayed = 1 and move = 'retry' and (:set_back_ms > 0 or moved_ms > :now_ms);

@@ -115,7 +115,7 @@ def ledger_of(count: int, faults: dict[int, Any], targets: int = 8, **clock: Any
         ([busy(500), busy(3600), busy(700)], 500.0, None),
         ([busy(500), down("d.example"), busy(700)], 500.0, None),
         ([busy(500), down(None)], 0.0, None),
-        ([down("d.example"), down("e.example")], None, "d.example"),
+        ([down("d.example"), down("e.example")], None, None),
         ([down("d.example"), down("up.example")], 0.0, None),
         ([down("d.example"), Permanent(ErrorCode.DENIED, "no")], None, "d.example"),
     ],
