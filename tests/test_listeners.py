@@ -2,24 +2,30 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from harness.process import free_port
 from imagejobd import listeners
+from imagejobd.api.door import Door, QueueBounds
 from imagejobd.api.settings import Server
 from imagejobd.config import Config
+from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.vault import KEY_BYTES, Vault
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"], ids=["nothing", "half a head"])
-async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sent: bytes) -> None:
     """Who connects and sends no request does not hold a descriptor for long."""
     monkeypatch.setattr(listeners, "IDLE_CONNECTION_S", 1.0)
     port = free_port()
     async with AsyncExitStack() as stack:
         config = Config(server=Server(listen=(f"127.0.0.1:{port}",)))
-        await listeners.open_listeners(stack, config, web.Application(), umask=0o022)
+        opening = SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES))
+        door = Door(await stack.enter_async_context(opening), {}, config.server, bounds=QueueBounds(1))
+        await listeners.open_listeners(stack, config, web.Application(), door, umask=0o022)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
         async with asyncio.timeout(20):
