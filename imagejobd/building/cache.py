@@ -8,7 +8,7 @@ import structlog
 from imagejobd.engine.bases import Bases
 from imagejobd.engine.cache import prune_build_cache
 from imagejobd.engine.client import Engine
-from imagejobd.model.errors import Fault
+from imagejobd.model.errors import ENGINE, Fault, Temporary
 
 PRUNE_EVERY_S = 1800.0
 
@@ -24,5 +24,7 @@ async def build_cache_loop(engine: Engine, bases: Bases) -> None:
                 log.info("pruned the build cache", freed_bytes=freed_bytes)
             await bases.prune()
         except Fault as fault:
-            log.warning("cannot prune the build cache and the bases now", error=fault.message)
+            # Of an engine that is away the daemon's log tells already.
+            if not (isinstance(fault, Temporary) and fault.peer == ENGINE):
+                log.warning("cannot prune the build cache and the bases now", error=fault.message)
         await asyncio.sleep(PRUNE_EVERY_S)

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 
 import structlog
 
-from imagejobd.model.errors import Fault
+from imagejobd.model.errors import ENGINE, Fault, Temporary
 from imagejobd.model.work import Kind
 from imagejobd.store.protocol import CANCEL_TOPIC, Store
 
 SWEEP_EVERY_S = 60.0
 SWEEP_RETRY_S = 5.0
+
+# The one trouble of which the daemon's log tells already.
+ENGINE_AWAY = "the Docker Engine does not answer"
 
 log = structlog.get_logger("imagejobd.recovery")
 
@@ -55,6 +58,8 @@ async def _discard(store: Store, kind: Kind, uuid: str) -> None:
 
 
 def _told(failure: Exception) -> str:
+    if isinstance(failure, Temporary) and failure.peer == ENGINE:
+        return ENGINE_AWAY
     if isinstance(failure, Fault):
         return failure.message
     *_, place = traceback.extract_tb(failure.__traceback__)
@@ -73,7 +78,7 @@ async def sweep_loop(store: Store, kinds: Iterable[Kind]) -> None:
     with store.watch(CANCEL_TOPIC) as cancels:
         while True:
             troubles = await sweep(store, kinds)
-            for message in sorted(troubles - told):
-                log.warning("cannot sweep yet", error=message)
+            for message in sorted(troubles - told - {ENGINE_AWAY}):
+                log.warning("cannot remove all leftovers yet", error=message)
             told = troubles
             was_cancelled = await cancels.changed(SWEEP_RETRY_S if troubles or was_cancelled else SWEEP_EVERY_S)
