@@ -210,11 +210,12 @@ class Attempt:
         return Retry(error, wait_s, is_repeat=is_repeat)
 
     def _spent_s(self) -> float:
-        """Seconds since the first of the faults that count, without those in which the engine was away."""
+        """Seconds since the first of the faults that count, without those in which a needed engine was away."""
         since_ms = self._claim.job.faults_since_ms
         if since_ms is None:
             return 0.0
-        return max(0, self._clock.elapsed_ms(since_ms) - self._gate.downtime_ms(since_ms)) / 1000
+        away_ms = self._gate.downtime_ms(since_ms) if self._kind.uses_engine else 0
+        return max(0, self._clock.elapsed_ms(since_ms) - away_ms) / 1000
 
     async def _engine_is_away(self) -> bool:
         """Whether it does not answer now, or not soon."""

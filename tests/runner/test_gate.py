@@ -149,3 +149,15 @@ async def test_a_probe_that_breaks_closes_the_gate(bench: Bench) -> None:
         assert not await gate.check()
     assert "KeyError" in (gate.waiting or "")
     assert [line["log_level"] for line in lines] == ["error", "warning"]
+
+
+async def test_who_needs_no_engine_gets_no_time_for_its_absence(bench: Bench) -> None:
+    """A job of another kind has its time for retries, and no more, also where there is no engine at all."""
+    bench.engine_fault = AWAY
+
+    async def behaviour(work: Work) -> Json:
+        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "503")
+
+    limits = msgspec.structs.replace(QUICK, retry_for_s=0.5)
+    async with bench.running(ScriptedKind(behaviour, uses_engine=False), limits=limits):
+        assert (await bench.ended((await bench.enqueue()).uuid)).state is State.FAILED
