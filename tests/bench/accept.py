@@ -1,14 +1,13 @@
 """Durable accept: `POST /api/v1/build` under wrk, beside a bare aiohttp endpoint that keeps nothing.
 
-The daemon's one build slot is held by a job whose tar never comes, so that jobs are accepted and nothing is built.
+The daemon has no engine, so that jobs are accepted and nothing is built.
 """
 
 import os
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +25,6 @@ ROUNDS = 5
 ROUND_S = 5
 SCRIPT = Path(__file__).with_name("accept.lua")
 BUILD = "/api/v1/build"
-FOREVER_S = 86_400.0
 
 REQUESTS_BOUND = Bound("≥", 0.5)
 P99_BOUND = Bound("≤", 15.0, "ms")
@@ -44,7 +42,7 @@ def measure(*, quick: bool) -> list[Figure]:
     rounds, seconds = (2, 1) if quick else (ROUNDS, ROUND_S)
     ours: list[Load] = []
     bare: list[Load] = []
-    with disk_folder() as folder, _busy_daemon(folder) as daemon, bare_server(folder) as bare_url:
+    with disk_folder() as folder, _idle_daemon(folder) as daemon, bare_server(folder) as bare_url:
         for url in (daemon.url, bare_url):  # both warm
             load(url + BUILD, 1)
         for number in range(rounds):
@@ -85,26 +83,10 @@ def bare_server(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-@contextmanager
-def _busy_daemon(folder: Path) -> Iterator[Daemon]:
-    """A daemon that accepts without end and can start nothing."""
-    config: Config = {
-        "server": {"state_dir": str(folder / "state")},
-        "limits": {"queue_max": 1_000_000_000, "build": 1, "job_timeout_s": FOREVER_S},
-        "kinds": {"build": {"fetch_idle_s": FOREVER_S, "fetch_timeout_s": FOREVER_S}},
-    }
-    with closing(socket.create_server(("127.0.0.1", 0))) as silent, Daemon(config) as daemon:
-        _submit(
-            daemon, {"image_name": "registry.example/busy", "tarUrl": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        )
-        connection, _ = silent.accept()
-        with closing(connection):
-            yield daemon
-
-
-def _submit(daemon: Daemon, fields: dict[str, str]) -> None:
-    request = urllib.request.Request(daemon.url + BUILD, data=msgspec.json.encode(fields), method="POST")
-    urllib.request.urlopen(request).close()
+def _idle_daemon(folder: Path) -> Daemon:
+    """A daemon that accepts without end and starts nothing: it has no engine, for which builds wait."""
+    config: Config = {"server": {"state_dir": str(folder / "state")}, "limits": {"queue_max": 1_000_000_000}}
+    return Daemon(config)
 
 
 def _listens(port: int) -> bool:

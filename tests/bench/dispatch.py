@@ -18,11 +18,12 @@ from statistics import median
 
 import jwt
 
-from bench.accept import FOREVER_S, Load, bare_server, load
+from bench.accept import Load, bare_server, load
 from bench.disk import disk_folder
 from bench.figures import Bound, Figure, say
 from harness.daemon import Config, Daemon
 
+FOREVER_S = 86_400.0
 JOB = "/api/v1/job"
 SCRIPT = Path(__file__).with_name("dispatch.lua")
 ROUNDS = 5
