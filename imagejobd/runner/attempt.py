@@ -321,11 +321,13 @@ class Attempt:
                     self._claim, error, not_before_ms=not_before_ms, waits_for=waits_for, is_attempt=is_attempt
                 )
                 # It may have answered before anybody could see that this job waits for it.
-                is_back = self._gate.is_open if waits_for == ENGINE else not self._circuits.is_open(waits_for or "")
-                if waits_for is not None and is_back:
+                if waits_for is not None and self._is_back(waits_for):
                     await self._store.answered(waits_for)
             case Interruption():
                 await self._store.interrupt(self._claim)
+
+    def _is_back(self, peer: str) -> bool:
+        return self._gate.is_open if peer == ENGINE else not self._circuits.is_open(peer)
 
 
 def _printable(text: str) -> str:

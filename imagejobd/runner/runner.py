@@ -13,7 +13,7 @@ import structlog
 
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock, utc
-from imagejobd.model.errors import ENGINE, ClaimLost, Fault, Temporary
+from imagejobd.model.errors import ENGINE, ClaimLost, Fault, StoreFailed, Temporary
 from imagejobd.model.job import Claim, Job
 from imagejobd.model.state import State
 from imagejobd.model.work import Kind
@@ -231,10 +231,13 @@ class Runner:
         for attempt in list(self._unwritten):
             try:
                 await attempt.give_back()
-            except Temporary:
-                continue
             except ClaimLost:
                 pass
+            except StoreFailed:
+                raise
+            except Fault as fault:
+                log.error("a job cannot be queued again yet", job=attempt.uuid, error=fault.message)
+                continue
             self._unwritten.remove(attempt)
 
     def _lease_until_ms(self) -> int:

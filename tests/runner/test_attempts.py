@@ -478,3 +478,25 @@ async def test_a_cancel_does_not_wait_for_work_that_hangs(bench: Bench, monkeypa
         let_go.set()
         await asyncio.sleep(0.1)
         assert await bench.job(uuid) == job
+
+
+async def test_an_ending_that_cannot_be_written_leaves_no_job_running(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that nobody works on any more is queued again, and goes on."""
+    monkeypatch.setattr(runner_module, "LEASE_S", 0.3)
+    finish, refusals = SqliteStore.finish, iter(range(2))
+
+    async def refused_at_first(store: SqliteStore, *args: Any) -> None:
+        if next(refusals, None) is not None:
+            raise Permanent(ErrorCode.INTERNAL, "the job database refused a change")
+        await finish(store, *args)
+
+    monkeypatch.setattr(SqliteStore, "finish", refused_at_first)
+
+    async def behaviour(work: Work) -> Json:
+        return {}
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.crashes) == (State.SUCCEEDED, 0)
