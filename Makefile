@@ -56,7 +56,7 @@ test: setup services lane machine
 
 fuzz: setup services lane
 	$(ON_ENGINE) HYPOTHESIS_PROFILE=fuzz IMAGEJOBD_FUZZ_FILES=10000 $(BIN)/python -m pytest \
-		tests/model/test_dockerfile_oracle.py tests/engine/test_printed_builds.py $(ARGS)
+		tests/dockerfile/test_dockerfile_oracle.py tests/engine/test_printed_builds.py $(ARGS)
 
 soak: setup services lane
 	@$(ON_ENGINE) PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)

@@ -10,8 +10,7 @@ import click
 import msgspec
 
 from imagejobd import __version__, config, daemon
-from imagejobd.api.minting import mint
-from imagejobd.api.tokens import INTEGER_MAX, INTEGER_MIN
+from imagejobd.api.auth import INTEGER_MAX, INTEGER_MIN, mint
 from imagejobd.model.errors import Fault
 
 # By it systemd knows that another start is of no use (`RestartPreventExitStatus=`).

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from imagejobd.api.settings import Auth, Server
+from imagejobd.dockerfile.policy import PolicySettings
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.kinds.build.settings import BuildSettings
-from imagejobd.kinds.dispatch.settings import DispatchSettings
-from imagejobd.kinds.distribute.settings import DistributeSettings
-from imagejobd.kinds.run.settings import RunSettings
-from imagejobd.model.dockerfile.policy import PolicySettings
+from imagejobd.jobs.build import BuildSettings
+from imagejobd.jobs.dispatch.payload import DispatchSettings
+from imagejobd.jobs.distribute.spec import DistributeSettings
+from imagejobd.jobs.run import RunSettings
 from imagejobd.model.egress import EgressSettings, is_loopback
 from imagejobd.registry.settings import RegistryHost
 from imagejobd.runner.settings import Limits, Retention

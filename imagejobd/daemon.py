@@ -20,36 +20,35 @@ import uvloop
 from imagejobd import __version__, logs
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
-from imagejobd.api.door import Door, QueueBounds
+from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.keys import load_keys
-from imagejobd.building.cache import build_cache_loop
-from imagejobd.building.egress import EngineEgress
-from imagejobd.building.tools import BuildTools
 from imagejobd.config import Config, ConfigError
-from imagejobd.engine.bases import Bases
+from imagejobd.dockerfile.policy import Policy
+from imagejobd.engine.base_images import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence, presence_loop
 from imagejobd.engine.tag_lease import TagLeases
-from imagejobd.kinds.build.kind import BuildKind
-from imagejobd.kinds.build.tools import Tools as BuildKindTools
-from imagejobd.kinds.dispatch.kind import DispatchKind
-from imagejobd.kinds.dispatch.publishing import check_repository
-from imagejobd.kinds.dispatch.tools import Tools as DispatchTools
-from imagejobd.kinds.distribute.kind import DistributeKind
-from imagejobd.kinds.distribute.tools import Tools as DistributeTools
-from imagejobd.kinds.run.kind import RunKind
-from imagejobd.kinds.run.tools import Tools as RunTools
+from imagejobd.jobs.build import BuildKind
+from imagejobd.jobs.build import Tools as BuildKindTools
+from imagejobd.jobs.dispatch.kind import DispatchKind, check_repository
+from imagejobd.jobs.dispatch.payload import Tools as DispatchTools
+from imagejobd.jobs.distribute.kind import DistributeKind
+from imagejobd.jobs.distribute.registries import Tools as DistributeTools
+from imagejobd.jobs.run import RunKind
+from imagejobd.jobs.run import Tools as RunTools
+from imagejobd.jobs.shared.access import EngineEgress
+from imagejobd.jobs.shared.build import BuildTools
+from imagejobd.jobs.shared.purge import build_cache_loop
 from imagejobd.listeners import open_listeners
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
-from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
-from imagejobd.model.ids import uuid7
-from imagejobd.model.work import Kind
+from imagejobd.model.job import uuid7
+from imagejobd.model.kind import JobKind
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
-from imagejobd.registry.http.names import Names
+from imagejobd.registry.http.resolver import Resolver
 from imagejobd.registry.settings import RegistryHosts
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.recovery import rescue, sweep_loop
@@ -58,10 +57,10 @@ from imagejobd.runner.runner import Runner
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.files import FILE_MODE, FOLDER_MODE, UMASK, set_mode
 from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
+from imagejobd.supervisor import Signals, Supervisor, lasting
 from imagejobd.systemd import Notifier
-from imagejobd.vigil import Signals, Vigil, lasting
 
 DATABASE_NAME = "imagejobd.db"
 
@@ -116,7 +115,7 @@ async def serve(config: Config) -> int:
         engine = await stack.enter_async_context(Engine(config.engine, installation))
         presence = Presence(engine)
         stack.push_async_callback(presence.withdraw)
-        egress, names, circuits = Egress(config.egress), Names(), Circuits()
+        egress, names, circuits = Egress(config.egress), Resolver(), Circuits()
         registry = await stack.enter_async_context(
             RegistryClient(
                 config.registry, egress, names=names, circuits=circuits, admin_subjects=config.auth.admin_subjects
@@ -136,7 +135,7 @@ async def serve(config: Config) -> int:
             policy=Policy(config.policy),
             cache_scope=_everybody if config.engine.share_build_cache else vault.fingerprint,
         )
-        kinds: dict[str, Kind] = {
+        kinds: dict[str, JobKind] = {
             "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
             "run": RunKind(RunTools(building=building, settings=config.kinds.run)),
             "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
@@ -146,10 +145,10 @@ async def serve(config: Config) -> int:
         runner = Runner(
             store, kinds, config.limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock
         )
-        door = Door(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
+        intake = Intake(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
         app = create_app(
-            door,
+            intake,
             {"engine": lambda: gate.waiting or "ok"},
             authentication,
             needs={"store": store.probe, "blobs": blobs.probe},
@@ -158,18 +157,18 @@ async def serve(config: Config) -> int:
         )
 
         await rescue(store, worker, crashes_max=config.limits.crashes_max)
-        addresses = await open_listeners(stack, config, app, door, umask=umask)
+        addresses = await open_listeners(stack, config, app, intake, umask=umask)
         log.info("ready", listen=", ".join(addresses), installation=installation)
-        vigil = Vigil(
+        supervisor = Supervisor(
             signals,
             Notifier(),
             store,
-            door,
+            intake,
             runner,
             reload=authentication.reload,
             drain_timeout_s=config.server.drain_timeout_s,
         )
-        return await vigil.keep(
+        return await supervisor.run(
             runner=runner.run(),
             sweep=lasting("sweep", lambda: sweep_loop(store, kinds.values())),
             expire=lasting(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from imagejobd.api.door import Door
+from imagejobd.api.intake import Intake
 from imagejobd.config import Config, Listener, check_listener, listeners
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import ErrorCode, Temporary
@@ -33,7 +33,7 @@ READ_AHEAD_BYTES = 64 * KIB
 
 
 async def open_listeners(
-    stack: AsyncExitStack, config: Config, app: web.Application, door: Door, *, umask: int
+    stack: AsyncExitStack, config: Config, app: web.Application, intake: Intake, *, umask: int
 ) -> list[str]:
     """Start serving `app`, until `stack` closes; returns the addresses.
 
@@ -51,14 +51,14 @@ async def open_listeners(
         auto_decompress=False,
     )
     await runner.setup()
-    stack.push_async_callback(_close, runner, door)
+    stack.push_async_callback(_close, runner, intake)
     passed = listen_sockets()
     if passed:
         return await _serve_passed(runner, config, passed)
     return [await _serve(runner, listener, umask) for listener in listeners(config)]
 
 
-async def _close(runner: web.AppRunner, door: Door) -> None:
+async def _close(runner: web.AppRunner, intake: Intake) -> None:
     """Accept no more connections, answer what comes over those that there are, then close them.
 
     A socket of systemd's stays open: who connects from here on waits in its backlog for the next start.
@@ -67,7 +67,7 @@ async def _close(runner: web.AppRunner, door: Door) -> None:
         await site.stop()
     last_request_s = time.monotonic() + LAST_REQUEST_S
     # aiohttp tells nobody when a connection ends.
-    while _has_connections(runner) and (time.monotonic() < last_request_s or door.is_receiving):  # noqa: ASYNC110
+    while _has_connections(runner) and (time.monotonic() < last_request_s or intake.is_receiving):  # noqa: ASYNC110
         await asyncio.sleep(CLOSING_POLL_S)
     await runner.cleanup()
 

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from harness.daemon import SOURCE_ROOT, Config, to_toml
 from harness.process import free_port
-from imagejobd.api.door import Caller
+from imagejobd.api.auth import Tokens
+from imagejobd.api.intake import Caller
 from imagejobd.api.keys import load_keys
-from imagejobd.api.tokens import Tokens
 from imagejobd.cli import main
 from imagejobd.config import Config as Settings
 from imagejobd.config import parse

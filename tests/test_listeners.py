@@ -9,10 +9,10 @@ from aiohttp import web
 
 from harness.process import free_port
 from imagejobd import listeners
-from imagejobd.api.door import Door, QueueBounds
+from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.settings import Server
 from imagejobd.config import Config
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
 
@@ -24,8 +24,8 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch, tm
     async with AsyncExitStack() as stack:
         config = Config(server=Server(listen=(f"127.0.0.1:{port}",)))
         opening = SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES))
-        door = Door(await stack.enter_async_context(opening), {}, config.server, bounds=QueueBounds(1))
-        await listeners.open_listeners(stack, config, web.Application(), door, umask=0o022)
+        intake = Intake(await stack.enter_async_context(opening), {}, config.server, bounds=QueueBounds(1))
+        await listeners.open_listeners(stack, config, web.Application(), intake, umask=0o022)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
         async with asyncio.timeout(20):

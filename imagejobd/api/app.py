@@ -1,22 +1,64 @@
-"""The web application: one middleware that finds out who calls, and turns every failure into the words of the API that
-was spoken to."""
+"""The way of a request to its handler: aiohttp's router, without what it does about `Expect` on that way.
+
+aiohttp asks for a body (`100 Continue`), or refuses an expectation in words of its own, before anybody has looked at
+who sends the request and how large it is. Here whoever reads the body asks for it (`bodies`), so a request that is
+refused before that is refused without its body.
+
+The web application: one middleware that finds out who calls, and turns every failure into the words of the API that
+was spoken to.
+"""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from http import HTTPStatus
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, dispatch, distribute, guard, health, native, run
+from imagejobd.api import builder, dispatch, distribute, health, host_check, native, run
 from imagejobd.api.auth import Authentication
-from imagejobd.api.door import CALLER, Door
-from imagejobd.api.routing import add_routes
-from imagejobd.api.texts import one_line, shown
+from imagejobd.api.intake import CALLER, Intake
 from imagejobd.api.wire import headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 from imagejobd.model.job import log_fields
+from imagejobd.model.text import one_line, shown
+
+
+def add_routes(app: web.Application, routes: Iterable[web.RouteDef]) -> None:
+    """Add all routes that `app` is to have."""
+    app.add_routes([_without_expect(route) for route in routes])
+    app.router.register_resource(_Nowhere())
+
+
+def _without_expect(route: web.RouteDef) -> web.RouteDef:
+    return web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": _expect})
+
+
+async def _expect(request: web.Request) -> None:
+    """Nothing yet."""
+
+
+class _Nowhere(web.PlainResource):
+    """What every request comes to that no route takes: the router asks the resources of `/` last, in their order.
+
+    Otherwise it would make a route up, and that one would have aiohttp's way with `Expect`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("/")
+        self._route = self.add_route(hdrs.METH_ANY, self._refuse, expect_handler=_expect)
+
+    async def resolve(self, request: web.Request) -> tuple[web.UrlMappingMatchInfo, set[str]]:
+        return web.UrlMappingMatchInfo({}, self._route), set()
+
+    async def _refuse(self, request: web.Request) -> web.StreamResponse:
+        allowed: set[str] = set()
+        for resource in request.app.router.resources():
+            if resource is not self:
+                allowed |= (await resource.resolve(request))[1]
+        raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
+
 
 # Which API's words a path, or one below it, is answered in; the first that fits. All others, also the `*` of OPTIONS,
 # are the native API's.
@@ -37,7 +79,7 @@ log = structlog.get_logger("imagejobd.api")
 
 
 def create_app(
-    door: Door,
+    intake: Intake,
     checks: Mapping[str, health.Check],
     authentication: Authentication,
     *,
@@ -48,23 +90,23 @@ def create_app(
     """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
     aiohttp. `needs`, `checks` and `other_daemons` are those of api/health.py, the store alone where there are no
     `needs`."""
-    middleware = _middleware(door, guard.Guard(door.server.hosts), authentication)
+    middleware = _middleware(intake, host_check.HostCheck(intake.server.hosts), authentication)
     app = web.Application(middlewares=[middleware], client_max_size=0)
     add_routes(
         app,
         [
-            *health.routes(door, needs or {"store": door.store.probe}, checks, other_daemons),
-            *dispatch.routes(door),
-            *builder.routes(door),
-            *run.routes(door),
-            *distribute.routes(door, registries),
-            *native.routes(door),
+            *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
+            *dispatch.routes(intake),
+            *builder.routes(intake),
+            *run.routes(intake),
+            *distribute.routes(intake, registries),
+            *native.routes(intake),
         ],
     )
     return app
 
 
-def _middleware(door: Door, check: guard.Guard, authentication: Authentication) -> Middleware:
+def _middleware(intake: Intake, check: host_check.HostCheck, authentication: Authentication) -> Middleware:
     refusals = Refusals()
 
     @web.middleware
@@ -72,9 +114,9 @@ def _middleware(door: Door, check: guard.Guard, authentication: Authentication) 
         if request.method != hdrs.METH_POST:
             response = await handled(request, handler)
         else:
-            with door.receiving():
+            with intake.receiving():
                 response = await handled(request, handler)
-        if door.is_draining:
+        if intake.is_draining:
             # Its client's next request is to find the daemon's next life, not a connection that ends.
             response.force_close()
         return response

@@ -10,14 +10,12 @@ import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
-from imagejobd.api.door import Door, Uploads, new_job
+from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.multipart import Part
 from imagejobd.api.wire import json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
-from imagejobd.model.ids import is_uuid
-from imagejobd.model.job import Job, Json
-from imagejobd.model.state import State
-from imagejobd.model.work import Upload
+from imagejobd.model.job import Job, Json, State, is_uuid
+from imagejobd.model.kind import Upload
 
 KIND = "build"
 JSON_PART_MAX_BYTES = 1024 * 1024
@@ -31,8 +29,8 @@ INSUFFICIENT = "Insufficient Information.  Must provide at least an Image Name a
 UNKNOWN_JOB = "Jobid doesn't exist in the cache.  Bad request."
 
 
-def routes(door: Door) -> list[web.RouteDef]:
-    api = BuilderApi(door)
+def routes(intake: Intake) -> list[web.RouteDef]:
+    api = BuilderApi(intake)
     return [
         web.post("/api/v1/build", api.build),
         web.get("/api/v1/{jobid}/status", api.status),
@@ -50,21 +48,21 @@ _decode_flag = msgspec.json.Decoder(bool | None, strict=False).decode
 
 
 class BuilderApi:
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._kind = door.kinds[KIND]
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._kind = intake.kinds[KIND]
 
     async def build(self, request: web.Request) -> web.Response:
         """Accept a build. The answer is sent after the job is on disk."""
-        caller = self._door.caller(request)
-        async with self._door.uploads(caller) as uploads:
+        caller = self._intake.caller(request)
+        async with self._intake.uploads(caller) as uploads:
             if is_multipart(request):
                 fields, upload = await self._multipart(request, uploads)
             else:
-                body = await read_body(request, self._door.server, uploads.hold_json)
+                body = await read_body(request, self._intake.server, uploads.hold_json)
                 fields, upload = _fields(body, "the request body"), None
-            accepted = await self._door.parse(self._kind, *await self._spec(fields, upload, uploads))
-            enqueued = await self._door.submit(new_job(KIND, accepted, caller))
+            accepted = await self._intake.parse(self._kind, *await self._spec(fields, upload, uploads))
+            enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
         return _answer({"JobIdentifier": enqueued.uuid})
 
     async def status(self, request: web.Request) -> web.Response:
@@ -72,7 +70,7 @@ class BuilderApi:
         phase = job.phase
         if phase is None and not job.state.is_final:
             # Between two attempts a job is in no phase; for this API it stays where it has come to.
-            phases = await self._door.store.phases(job.id)
+            phases = await self._intake.store.phases(job.id)
             phase = phases[-1].name if phases else None
         return _answer({"Status": stage(job, phase)})
 
@@ -83,17 +81,17 @@ class BuilderApi:
         await response.prepare(request)
         await response.write(b'{\n  "Logs": "')
         offset = 0
-        while blocks := await self._door.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
+        while blocks := await self._intake.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
             text = "".join(block.text for block in blocks)
             offset += len(text.encode())
-            await send(response, msgspec.json.encode(text)[1:-1], idle_s=self._door.server.body_idle_s)
+            await send(response, msgspec.json.encode(text)[1:-1], idle_s=self._intake.server.body_idle_s)
         await response.write_eof(b'"\n}')
         return response
 
     async def _job(self, request: web.Request) -> Job:
         uuid = request.match_info["jobid"]
-        tenant = self._door.caller(request).sees
-        job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
+        tenant = self._intake.caller(request).sees
+        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
             raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
         return job
@@ -105,7 +103,7 @@ class BuilderApi:
         """
         fields: Fields | None = None
         upload: Upload | None = None
-        async for part in parts(request, self._door.server):
+        async for part in parts(request, self._intake.server):
             is_json = _is_json(part, has_tar=upload is not None)
             if is_json and fields is None:
                 fields = _fields(await read_part(part, JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")

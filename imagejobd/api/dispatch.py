@@ -11,18 +11,16 @@ from typing import Any, cast
 from aiohttp import web
 
 from imagejobd.api.bodies import arrived_body, body_chunks, has_arrived
-from imagejobd.api.content import serve
 from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_body_size, payload_in
-from imagejobd.api.door import Caller, Door, Uploads, new_job
-from imagejobd.api.texts import shown
+from imagejobd.api.downloads import serve
+from imagejobd.api.intake import Caller, Intake, Uploads, new_job
 from imagejobd.api.wire import json_response
-from imagejobd.kinds.dispatch.kind import DispatchKind
-from imagejobd.kinds.dispatch.receiving import INLINE_MAX_BYTES, Content, inlined
+from imagejobd.jobs.dispatch.kind import DispatchKind
+from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES, Content, inlined
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
-from imagejobd.model.ids import JobId
-from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job
-from imagejobd.model.state import State
-from imagejobd.model.work import Upload
+from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, JobId, State
+from imagejobd.model.kind import Upload
+from imagejobd.model.text import shown
 
 KIND = "dispatch"
 
@@ -43,8 +41,8 @@ DETAILS = {
 }
 
 
-def routes(door: Door) -> list[web.RouteDef]:
-    api = DispatchApi(door)
+def routes(intake: Intake) -> list[web.RouteDef]:
+    api = DispatchApi(intake)
     return [
         web.post("/api/v1/job", api.dispatch),
         web.get("/api/v1/job/{id}", api.show),
@@ -55,22 +53,22 @@ def routes(door: Door) -> list[web.RouteDef]:
 
 
 class DispatchApi:
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._kind = cast(DispatchKind, door.kinds[KIND])
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._kind = cast(DispatchKind, intake.kinds[KIND])
 
     async def dispatch(self, request: web.Request) -> web.Response:
         """Accept a payload. The answer is sent after payload and job are on disk."""
-        caller = self._door.identified(request)
+        caller = self._intake.identified(request)
         if _is_small(request):
             enqueued = await self._keep(self._small_upload(request), caller)
         else:
-            async with self._door.uploads(caller) as uploads:
+            async with self._intake.uploads(caller) as uploads:
                 enqueued = await self._keep(await self._upload(request, uploads), caller)
         return json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED)
 
     async def _keep(self, upload: Upload, caller: Caller) -> Enqueued:
-        return await self._door.submit(new_job(KIND, self._kind.parse({}, upload), caller))
+        return await self._intake.submit(new_job(KIND, self._kind.parse({}, upload), caller))
 
     def _small_upload(self, request: web.Request) -> Upload:
         """A payload that is here already: there is nothing to wait for, so nothing to take turns at."""
@@ -83,7 +81,7 @@ class DispatchApi:
         max_bytes = self._kind.payload_max_bytes
         check_body_size(request.content_length or 0, max_bytes)
         body = DispatchBody(max_bytes)
-        arriving = uploads.in_turn(body_chunks(request, self._door.server))
+        arriving = uploads.in_turn(body_chunks(request, self._intake.server))
         async with aclosing(payload_in(arriving, body)) as payload:
             return _with_checksum(await uploads.receive(self._kind, payload), body)
 
@@ -100,18 +98,18 @@ class DispatchApi:
         output = self._output(job)
         if output is None:
             raise Permanent(ErrorCode.NOT_FOUND, f"no image of job with id: {job.id}: {_absence(job)}")
-        return await serve(request, output, name=f"job-{job.id}", idle_s=self._door.server.body_idle_s)
+        return await serve(request, output, name=f"job-{job.id}", idle_s=self._intake.server.body_idle_s)
 
     def _output(self, job: Job) -> Content | None:
         return self._kind.output(job) if job.state is State.SUCCEEDED else None
 
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path; another tenant's, or one of another kind, is not found."""
-        tenant = self._door.identified(request).sees
+        tenant = self._intake.identified(request).sees
         name = request.match_info["id"]
         job = None
         if name.isascii() and name.isdecimal() and len(name) <= ID_MAX_CHARS:
-            job = await self._door.store.get_by_id(JobId(int(name)), tenant=tenant)
+            job = await self._intake.store.get_by_id(JobId(int(name)), tenant=tenant)
         if job is None or job.kind != KIND:
             raise Permanent(ErrorCode.NOT_FOUND, f"no job with id: {shown(name)}")
         return job

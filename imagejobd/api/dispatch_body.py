@@ -12,9 +12,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
 
-from imagejobd.api.texts import Base64Text, JsonText, after_blanks, shown
+from imagejobd.api.bodies import Base64Text, JsonText, after_blanks
 from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.text import shown
 
 # All of the body but the text of the content.
 FIELDS_MAX_BYTES = 64 * KIB

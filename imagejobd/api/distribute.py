@@ -1,32 +1,122 @@
-"""The distribute API (`/api/distribute/image`), wire-compatible with the service it replaces.
+"""What `POST /api/distribute/image` is given: the document's fields and no others, and its words for what is wrong.
+
+The original's errors were what its schema library (marshmallow) printed: Python dictionaries that lead to the field.
+Clients have learnt them, so they are written the same way here. What the fields may hold is for the kind to check.
+
+The distribute API (`/api/distribute/image`), wire-compatible with the service it replaces.
 
 A client knows the registries of a job by the endpoints it sent, four states, and `{"msg", "status"}` for everything
 that went wrong. The document has two statuses for a request that is refused: 404 when the source says that the image
 is not there, 400 for all else that the request itself is to blame for.
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import read_body
-from imagejobd.api.distribute_request import (
-    REQUEST_HINT,
-    REQUEST_MAX_BYTES,
-    configured_hosts,
-    parse_request,
-    refusal_words,
-)
-from imagejobd.api.door import Caller, Door, new_job
+from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import iso, json_response
-from imagejobd.kinds.distribute.outcomes import endpoints
+from imagejobd.jobs.distribute.fields import FieldFault, Problem, convert, given, items, parse_endpoint, wrong
+from imagejobd.jobs.distribute.spec import TARGETS_MAX
+from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
-from imagejobd.model.ids import is_uuid
-from imagejobd.model.job import Job
-from imagejobd.model.state import State
-from imagejobd.model.work import Accepted
+from imagejobd.model.job import Job, Json, State, is_uuid
+from imagejobd.model.kind import Accepted
+
+REQUEST_MAX_BYTES = 1024 * 1024
+REQUEST_HINT = "it holds only endpoints and logins"
+WORDS_MAX_CHARS = 1000
+
+_decode = msgspec.json.Decoder().decode
+# `targets[2]` and `auth` of `source.auth.url`.
+_STEP = re.compile(r"([^.\[\]]+)(?:\[([0-9]{1,6})\])?", re.DOTALL)
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Any
+    targets: Any
+
+
+class _Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    endpoint: str
+    image: str
+    ref: str
+    verify_tls: bool | None = None
+    auth: Any = None
+
+
+class _Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    endpoint: str
+    image: str | None = None
+    ref: str | None = None
+    overwrite: bool = False
+    verify_tls: bool | None = None
+    auth: Any = None
+
+
+def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
+    """The body as the distribute kind's spec. `configured` see `configured_hosts`.
+
+    Raises `FieldFault` for the first field in the document's order that is missing, unknown or of another type, else
+    `Permanent(invalid)`.
+    """
+    request = convert(given(_decoded(body), ""), _Request, "")
+    source = convert(given(request.source, "source"), _Source, "source")
+    targets = items(request.targets, "targets", most=TARGETS_MAX)
+    if not targets:
+        raise wrong("targets", "Shorter than minimum length 1.")
+    places = [(target, f"targets[{place}]") for place, target in enumerate(targets)]
+    return {
+        "source": _spec(source, "source", configured),
+        "targets": [_spec(convert(given(target, at), _Target, at), at, configured) for target, at in places],
+    }
+
+
+def configured_hosts(names: Iterable[str]) -> frozenset[str]:
+    """The hosts that configuration names, in all ways that an endpoint can mean them: a scheme's port may be said.
+
+    Raises `FieldFault` for what is no host."""
+    hosts: set[str] = set()
+    for name in names:
+        endpoint = parse_endpoint(name, "registry")
+        has_port = endpoint.key == endpoint.host
+        hosts |= {endpoint.host} if has_port else {endpoint.host, f"{endpoint.host}:443", f"{endpoint.host}:80"}
+    return frozenset(hosts)
+
+
+def refusal_words(fault: Permanent) -> str:
+    """What the original printed for such a fault; it never quotes a value."""
+    if not isinstance(fault, FieldFault):
+        return fault.message
+    if fault.problem is Problem.MISSING:
+        return f"Missing field: {fault.name!r}"
+    why: Any = ["Unknown field." if fault.problem is Problem.UNKNOWN else fault.why]
+    for name, place in reversed(_STEP.findall(fault.field) or [("_schema", "")]):
+        why = {name: {int(place): why} if place else why}
+    return str(why)[:WORDS_MAX_CHARS]
+
+
+def _decoded(body: bytes | bytearray) -> Any:
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"the request body is not valid JSON: {error}") from None
+
+
+def _spec(registry: _Source | _Target, path: str, configured: frozenset[str]) -> Json:
+    """The fields as the kind has them. A request's silence is the original's `verify_tls=false`, but never weakens
+    what the operator has configured: a login or authority that is set up for a host goes with verified TLS."""
+    spec: Json = msgspec.structs.asdict(registry)
+    endpoint = parse_endpoint(registry.endpoint, f"{path}.endpoint")
+    if registry.verify_tls is None and not configured & {endpoint.host, endpoint.key}:
+        spec["verify_tls"] = False
+    return {name: value for name, value in spec.items() if value is not None}
+
 
 KIND = "distribute"
 
@@ -39,9 +129,9 @@ NOT_READ = frozenset({ErrorCode.TOO_LARGE, ErrorCode.TIMEOUT})
 VALUES = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "FAILED", State.RUNNING: "RUNNING"}
 
 
-def routes(door: Door, registries: Collection[str]) -> list[web.RouteDef]:
+def routes(intake: Intake, registries: Collection[str]) -> list[web.RouteDef]:
     """`registries` are the hosts that the operator has configured, as the configuration names them."""
-    api = DistributeApi(door, registries)
+    api = DistributeApi(intake, registries)
     return [
         web.post("/api/distribute/image", api.distribute),
         web.get("/api/distribute/image/{id}", api.status),
@@ -49,17 +139,17 @@ def routes(door: Door, registries: Collection[str]) -> list[web.RouteDef]:
 
 
 class DistributeApi:
-    def __init__(self, door: Door, registries: Collection[str]) -> None:
-        self._door = door
-        self._kind = door.kinds[KIND]
+    def __init__(self, intake: Intake, registries: Collection[str]) -> None:
+        self._intake = intake
+        self._kind = intake.kinds[KIND]
         self._configured = configured_hosts(registries)
 
     async def distribute(self, request: web.Request) -> web.Response:
         """Accept a distribution. The answer is sent after the job is on disk."""
-        caller = self._door.caller(request)
+        caller = self._intake.caller(request)
         job = new_job(KIND, await self._accepted(request, caller), caller)
         try:
-            enqueued = await self._door.submit(job)
+            enqueued = await self._intake.submit(job)
         except Permanent as fault:
             raise _refused(fault) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
@@ -67,8 +157,8 @@ class DistributeApi:
 
     async def status(self, request: web.Request) -> web.Response:
         uuid = request.match_info["id"]
-        tenant = self._door.caller(request).sees
-        job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
+        tenant = self._intake.caller(request).sees
+        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
             raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
         return json_response(render(job))
@@ -76,10 +166,10 @@ class DistributeApi:
     async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
         """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, else too large or
         too slow."""
-        async with self._door.uploads(caller) as uploads:
+        async with self._intake.uploads(caller) as uploads:
             try:
                 body = await read_body(
-                    request, self._door.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
+                    request, self._intake.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
                 )
                 return self._kind.parse(parse_request(body, self._configured))
             except Permanent as fault:

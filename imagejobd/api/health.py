@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 
-from imagejobd.api.door import Door
+from imagejobd.api.intake import Intake
 from imagejobd.api.wire import json_response
 from imagejobd.model.errors import Fault
 from imagejobd.model.job import Json
@@ -49,7 +49,7 @@ class Needs:
 
 
 def routes(
-    door: Door,
+    intake: Intake,
     needs: Mapping[str, Probe],
     checks: Mapping[str, Check],
     other_daemons: Callable[[], Sequence[str]],
@@ -64,8 +64,13 @@ def routes(
     async def readyz(request: web.Request) -> web.Response:
         """200 when jobs are accepted durably, 503 otherwise."""
         answers = await own.answers()
-        ready = not door.is_draining and all(answer == "ok" for answer in answers.values())
-        report: Json = {"ready": ready, "draining": door.is_draining, **answers, "wal_bytes": await _wal_bytes(door)}
+        ready = not intake.is_draining and all(answer == "ok" for answer in answers.values())
+        report: Json = {
+            "ready": ready,
+            "draining": intake.is_draining,
+            **answers,
+            "wal_bytes": await _wal_bytes(intake),
+        }
         for name, check in checks.items():
             report[name] = check()
         report["other_daemons"] = list(other_daemons())
@@ -74,9 +79,9 @@ def routes(
     return [web.get("/healthz", healthz), web.get("/readyz", readyz)]
 
 
-async def _wal_bytes(door: Door) -> int | None:
+async def _wal_bytes(intake: Intake) -> int | None:
     try:
-        return (await door.store.stats()).wal_bytes
+        return (await intake.store.stats()).wal_bytes
     except Fault:
         return None
 

@@ -9,9 +9,9 @@ bound that is counted before unpacking bounds nothing.
 import re
 from collections.abc import AsyncIterator
 
-from imagejobd.api.texts import shown
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import Permanent, invalid
+from imagejobd.model.text import shown
 
 # What comes before the first boundary, and what after the last one. Nobody reads either.
 PREAMBLE_MAX_BYTES = EPILOGUE_MAX_BYTES = 64 * KIB

@@ -6,14 +6,11 @@ from typing import Any
 from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
-from imagejobd.api.door import Door, Uploads, new_job
-from imagejobd.api.submission import JOB_MAX_BYTES, Submission, parse_submission, with_options
+from imagejobd.api.intake import JOB_MAX_BYTES, Intake, Submission, Uploads, new_job, parse_submission, with_options
 from imagejobd.api.wire import iso, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
-from imagejobd.model.ids import JobId, is_uuid
-from imagejobd.model.job import Enqueued, Event, Job, Phase
-from imagejobd.model.state import State
-from imagejobd.model.work import Kind, Upload
+from imagejobd.model.job import Enqueued, Event, Job, JobId, Phase, State, is_uuid
+from imagejobd.model.kind import JobKind, Upload
 from imagejobd.store.protocol import Filter, job_topic
 
 LIST_PARAMETERS = frozenset({"state", "kind", "tenant", "label", "limit", "cursor"})
@@ -24,8 +21,8 @@ LOG_BLOCKS_MAX = 64
 FOLLOW_POLL_S = 5.0
 
 
-def routes(door: Door) -> list[web.RouteDef]:
-    api = NativeApi(door)
+def routes(intake: Intake) -> list[web.RouteDef]:
+    api = NativeApi(intake)
     return [
         web.post("/api/v2/jobs", api.submit),
         web.get("/api/v2/jobs", api.list_jobs),
@@ -38,23 +35,23 @@ def routes(door: Door) -> list[web.RouteDef]:
 
 
 class NativeApi:
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._store = door.store
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._store = intake.store
 
     async def submit(self, request: web.Request) -> web.Response:
         """Accept a job: 201 with the job once it is on disk, 200 when its idempotency key had already made it."""
-        caller = self._door.caller(request)
-        async with self._door.uploads(caller) as uploads:
+        caller = self._intake.caller(request)
+        async with self._intake.uploads(caller) as uploads:
             if is_multipart(request):
                 submission, upload = await self._multipart(request, uploads)
             else:
-                submission = parse_submission(await read_body(request, self._door.server, uploads.hold_json))
+                submission = parse_submission(await read_body(request, self._intake.server, uploads.hold_json))
                 upload = await self._context(submission, uploads)
             kind = self._kind(submission)
-            accepted = await self._door.parse(kind, submission.fields(), upload)
+            accepted = await self._intake.parse(kind, submission.fields(), upload)
             job = new_job(kind.name, accepted, caller)
-            enqueued = await self._door.submit(with_options(job, submission, request.headers.get("Idempotency-Key")))
+            enqueued = await self._intake.submit(with_options(job, submission, request.headers.get("Idempotency-Key")))
         return await self._receipt(enqueued)
 
     async def _receipt(self, enqueued: Enqueued) -> web.Response:
@@ -63,10 +60,10 @@ class NativeApi:
         location = {"Location": f"/api/v2/jobs/{enqueued.uuid}"}
         return json_response(self._render(job) if job else {"id": enqueued.uuid}, status, headers=location)
 
-    def _kind(self, submission: Submission) -> Kind:
-        kind = self._door.kinds.get(submission.kind)
+    def _kind(self, submission: Submission) -> JobKind:
+        kind = self._intake.kinds.get(submission.kind)
         if kind is None:
-            raise invalid(f"unknown kind {submission.kind!r}; this daemon has: {', '.join(self._door.kinds)}")
+            raise invalid(f"unknown kind {submission.kind!r}; this daemon has: {', '.join(self._intake.kinds)}")
         return kind
 
     async def _context(self, submission: Submission, uploads: Uploads) -> Upload | None:
@@ -82,7 +79,7 @@ class NativeApi:
         query = request.query
         if unknown := sorted(set(query) - LIST_PARAMETERS):
             raise invalid(f"unknown query parameter {unknown[0]!r}; known: {', '.join(sorted(LIST_PARAMETERS))}")
-        sees, wanted = self._door.caller(request).sees, query.get("tenant")
+        sees, wanted = self._intake.caller(request).sees, query.get("tenant")
         if sees is not None and wanted not in (None, sees):
             return json_response({"jobs": [], "next": None})
         which = Filter(
@@ -132,11 +129,11 @@ class NativeApi:
             raise Permanent(
                 ErrorCode.CONFLICT, f"the job is {job.state}; only a failed or cancelled one is tried again"
             )
-        enqueued = await self._door.submit(await self._store.repeat(job))
+        enqueued = await self._intake.submit(await self._store.repeat(job))
         return await self._receipt(enqueued)
 
     def _render(self, job: Job) -> dict[str, Any]:
-        return render(job) | {"waiting_for": self._door.waiting_for(job)}
+        return render(job) | {"waiting_for": self._intake.waiting_for(job)}
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         """The job's log as text; with `follow=1` it goes on until the job ends or nobody listens any more."""
@@ -159,14 +156,14 @@ class NativeApi:
     async def _write_log(self, response: web.StreamResponse, job_id: JobId, offset: int) -> int:
         while blocks := await self._store.read_log(job_id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
             data = "".join(block.text for block in blocks).encode()
-            await send(response, data, idle_s=self._door.server.body_idle_s)
+            await send(response, data, idle_s=self._intake.server.body_idle_s)
             offset += len(data)
         return offset
 
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path, by UUID or by number; another tenant's is not found."""
         name = request.match_info["id"]
-        tenant = self._door.caller(request).sees
+        tenant = self._intake.caller(request).sees
         job = None
         if is_uuid(name):
             job = await self._store.get(name.lower(), tenant=tenant)
@@ -180,7 +177,7 @@ class NativeApi:
         """A `job` part (the JSON) followed by a `context` part (the tar)."""
         submission: Submission | None = None
         upload: Upload | None = None
-        async for part in parts(request, self._door.server):
+        async for part in parts(request, self._intake.server):
             if part.name == "job" and submission is None:
                 submission = parse_submission(await read_part(part, JOB_MAX_BYTES, uploads.hold_json))
                 upload = await self._context(submission, uploads)

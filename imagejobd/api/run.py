@@ -9,18 +9,15 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from imagejobd.api.accept import prefers_json
 from imagejobd.api.bodies import is_multipart, parts, read_part
-from imagejobd.api.door import Door, Uploads, new_job
+from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.multipart import Part
-from imagejobd.api.texts import one_line
-from imagejobd.api.wire import json_response
-from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.api.wire import json_response, prefers_json
+from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
-from imagejobd.model.ids import is_uuid
-from imagejobd.model.job import Job
-from imagejobd.model.state import State
-from imagejobd.model.work import Accepted
+from imagejobd.model.job import Job, State, is_uuid
+from imagejobd.model.kind import Accepted
+from imagejobd.model.text import one_line
 
 KIND = "run"
 # Parts that nobody asked for are read past, because forms of browsers have such; but not without end.
@@ -32,22 +29,22 @@ ID_SHOWN_MAX_CHARS = 80
 FORM_HINT = "send a multipart/form-data body with the Dockerfile as its field named file"
 
 
-def routes(door: Door) -> list[web.RouteDef]:
-    api = RunApi(door)
+def routes(intake: Intake) -> list[web.RouteDef]:
+    api = RunApi(intake)
     return [web.post("/run", api.run), web.get("/status", api.status)]
 
 
 class RunApi:
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._kind = door.kinds[KIND]
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._kind = intake.kinds[KIND]
 
     async def run(self, request: web.Request) -> web.Response:
         """Accept a Dockerfile. The answer is sent after the job is on disk."""
-        caller = self._door.caller(request)
-        async with self._door.uploads(caller) as uploads:
+        caller = self._intake.caller(request)
+        async with self._intake.uploads(caller) as uploads:
             accepted = await self._judged(await self._dockerfile(request, uploads))
-            enqueued = await self._door.submit(new_job(KIND, accepted, caller))
+            enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
         if _wants_json(request):
             return json_response({"id": enqueued.uuid})
         return web.Response(text=f"Job was launched with id {enqueued.uuid}")
@@ -58,7 +55,7 @@ class RunApi:
             raise invalid(f"the request is not multipart; {FORM_HINT}")
         body: bytearray | None = None
         number = other_bytes = 0
-        async for part in parts(request, self._door.server):
+        async for part in parts(request, self._intake.server):
             number += 1
             if number > PARTS_MAX:
                 raise invalid(f"the form has more than {PARTS_MAX} parts; {FORM_HINT}")
@@ -74,7 +71,7 @@ class RunApi:
         """Raises `Permanent(policy)` also for what cannot be read: to this API a form that holds a bad Dockerfile is a
         good request for what cannot be done."""
         try:
-            return await self._door.parse(self._kind, {"dockerfile": dockerfile})
+            return await self._intake.parse(self._kind, {"dockerfile": dockerfile})
         except Permanent as fault:
             if fault.code is not ErrorCode.INVALID:
                 raise
@@ -89,11 +86,11 @@ class RunApi:
         return web.Response(text=sentence(job, word), status=status)
 
     async def _job(self, request: web.Request) -> Job:
-        tenant = self._door.caller(request).sees
+        tenant = self._intake.caller(request).sees
         uuid = request.query.get("id", "")
         if not uuid:
             raise invalid("the request names no job; ask for /status?id=…")
-        job = await self._door.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
+        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
             raise Permanent(
                 ErrorCode.NOT_FOUND,
@@ -110,7 +107,7 @@ class RunApi:
                 return "Failed"
         phase = job.phase
         if phase is None:
-            phases = await self._door.store.phases(job.id)
+            phases = await self._intake.store.phases(job.id)
             phase = phases[-1].name if phases else None
         if phase is None:
             return "Queued" if job.state is State.QUEUED else "Building"

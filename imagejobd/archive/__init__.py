@@ -4,24 +4,23 @@ Build contexts are read once, checked, and written anew (`context.py` has the pr
 stay as they are (`image_archive.py`). What a payload is at all says `sorting.py`. Nothing here knows of jobs.
 """
 
-from imagejobd.archive.context import ContextBounds, dockerfile_context, rewrite
-from imagejobd.archive.image_archive import check_image_archive
-from imagejobd.archive.index import Entry, index
+from imagejobd.archive.context import ContextBounds, Entry, dockerfile_context, index, rewrite
+from imagejobd.archive.detect import Detected, What, detect
+from imagejobd.archive.images import check_image_archive
 from imagejobd.archive.inflate import Stop, Stopped
-from imagejobd.archive.looks import TAR
-from imagejobd.archive.sorting import Sorted, What, sort
+from imagejobd.archive.sniff import TAR
 
 __all__ = [
     "TAR",
     "ContextBounds",
+    "Detected",
     "Entry",
-    "Sorted",
     "Stop",
     "Stopped",
     "What",
     "check_image_archive",
+    "detect",
     "dockerfile_context",
     "index",
     "rewrite",
-    "sort",
 ]

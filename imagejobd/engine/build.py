@@ -3,32 +3,32 @@
 The engine stops a build only when it notices that nobody reads the answer, so leaving `build` in any way closes it, and
 BuildKit is told besides. Bases are not pulled here (`bases.py` holds them), and no labels are put on images beyond the
 user's own: they would change the digest.
+
+The build cache. BuildKit keeps every context and layer until it is pruned; nothing else ever removes them.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from imagejobd.engine import faults
+from imagejobd.engine import errors
+from imagejobd.engine.base_images import HeldNames
 from imagejobd.engine.buildkit import BuildkitProgress
-from imagejobd.engine.cache import dockerfiles_in_use
-from imagejobd.engine.classic import ClassicProgress
-from imagejobd.engine.classic_body import DOCKERFILE, classic_body
-from imagejobd.engine.classic_remains import note_remains, remove_remains
+from imagejobd.engine.classic import DOCKERFILE, ClassicProgress, classic_body, note_remains, remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import BuildEvent, Built
-from imagejobd.engine.held_names import HeldNames
-from imagejobd.engine.history import IMAGES_ARG
-from imagejobd.engine.messages import messages
+from imagejobd.engine.history import IMAGES_ARG, control
+from imagejobd.engine.protobuf import as_bytes, as_int, as_text, as_time, fields
 from imagejobd.engine.session import Entry, Folder, session
 from imagejobd.engine.settings import Builder, Network
+from imagejobd.engine.stream import BuildEvent, Built, messages
+from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.together import to_its_end
 
 # Between two blocks, and between two looks at whether it is over, of a build that tells nothing any more.
 STUCK_PAUSE_S = 0.1
@@ -91,7 +91,7 @@ async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEv
                 yield event
         raise explained from fault
     if not progress.image_id:
-        raise faults.ended_early("the build told no image id")
+        raise errors.ended_early("the build told no image id")
     yield Built(progress.image_id)
 
 
@@ -102,7 +102,7 @@ async def _run(
     ending = _Ending(engine)
     try:
         async with _answer(engine, request) as blocks:
-            async for batch in messages(blocks, faults.of_build):
+            async for batch in messages(blocks, errors.of_build):
                 for event in progress.read(batch):
                     yield event
                 if isinstance(progress, BuildkitProgress) and progress.is_stuck:
@@ -112,7 +112,7 @@ async def _run(
                         raise progress.lost()
     except (asyncio.CancelledError, GeneratorExit):
         # The response is closed by now; a second cancellation must not cut short what makes sure of it.
-        await to_its_end(_stop(engine, request, progress, began), patience_s=CANCEL_TIMEOUT_S)
+        await uninterrupted(_stop(engine, request, progress, began), grace_s=CANCEL_TIMEOUT_S)
         raise
     except Fault:
         await _tidy(engine, progress, began)
@@ -145,7 +145,7 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
                 params=params,
                 headers={"Content-Type": "application/x-tar"},
                 body=body,
-                judge=faults.of_build,
+                judge=errors.of_build,
                 idle_timeout_s=None,
             )
         )
@@ -260,3 +260,40 @@ def _params(request: BuildRequest) -> list[tuple[str, str]]:
 
 def _json(value: Mapping[str, str]) -> str:
     return msgspec.json.encode(dict(value)).decode()
+
+
+# How BuildKit calls what it took in of the folder of that name, which it uses as long as the build lasts.
+_DOCKERFILE = "local source for dockerfile"
+
+
+class _Report(msgspec.Struct, frozen=True):
+    freed_bytes: int = msgspec.field(name="SpaceReclaimed", default=0)
+
+
+async def prune_build_cache(engine: Engine, keep_bytes: int) -> int:
+    """Remove the least recently used records beyond `keep_bytes`; returns the bytes freed. What is in use stays."""
+    # The same by its name up to API 1.47 and by its name from 1.48 on; what an engine does not know it ignores.
+    params = [("keep-storage", str(keep_bytes)), ("reserved-space", str(keep_bytes)), ("all", "1")]
+    report = await engine.request_json(
+        "POST",
+        "build/prune",
+        _Report,
+        params=params,
+        timeout_s=engine.settings.prune_timeout_s,
+    )
+    return report.freed_bytes
+
+
+async def dockerfiles_in_use(engine: Engine) -> list[float]:
+    """When the Dockerfiles of all builds that go on came in, in seconds since the epoch by the engine's clock.
+
+    Raises as `control` does.
+    """
+    times: list[float] = []
+    async with control(engine) as service, aclosing(service.call("DiskUsage")) as answers:
+        async for answer in answers:
+            # DiskUsageResponse: 1 is a UsageRecord, of which 3 is InUse, 6 CreatedAt, 9 the Description.
+            for record in (dict(fields(as_bytes(value))) for number, value in fields(answer) if number == 1):
+                if as_int(record.get(3, 0)) and as_text(record.get(9, b"")) == _DOCKERFILE:
+                    times.append(as_time(record.get(6)) or 0.0)
+    return times

@@ -3,15 +3,50 @@
 What a RUN prints goes through the same stream as what the builder says. A step line counts only as the builder sends it
 (a message of its own without line end, the next number of the same total), so that a program's output can at worst
 mislabel its own lines. No I/O happens here.
+
+What the classic builder is sent: the context, and the Dockerfile to build under a name that no context has.
+
+The builder takes the Dockerfile and `.dockerignore` out of the context before it builds where the latter names them
+(`removeDockerfile` in moby's builder/remotecontext/detect.go), so the images see neither the name nor the text. Where
+the context has a `.dockerignore` of its own, that gets one more line.
+
+What builds of the classic builder leave in the engine: containers of steps, and images without a name.
+
+The engine removes a step's container unless it goes down meanwhile or just starts it, and keeps the images of all
+stages of a build that failed, and of a good one those of all but the last. Their ids stand in nothing but a build's own
+output, where a RUN step may print the id of somebody else's. So nothing goes that is older than the build, nor an image
+with a name; and an image that another one was built on, or a container made of, the engine keeps itself.
 """
 
+import asyncio
+import io
 import re
+import stat
+import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
 
-from imagejobd.engine.events import BuildEvent, Output, OutputStream, Step, StepState
-from imagejobd.engine.messages import Message, built_image, transfer
-from imagejobd.engine.tail import Tail
+import msgspec
+import structlog
+
+from imagejobd.engine.client import Engine
+from imagejobd.engine.container import remove_container
+from imagejobd.engine.session import Entry
+from imagejobd.engine.stream import (
+    BuildEvent,
+    Message,
+    Output,
+    OutputStream,
+    Step,
+    StepState,
+    Tail,
+    built_image,
+    transfer,
+)
+from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
 
 _STEP = re.compile(r"Step (\d{1,6})/(\d{1,6}) : (.*)", re.DOTALL)
 _CHATTER = re.compile(r" ---> .*\n|Removing intermediate container [0-9a-f]{12}\n|Successfully (?:built|tagged) \S+\n")
@@ -134,3 +169,120 @@ class ClassicProgress:
         if self._pieces:
             yield Output(self._number, self._stream, "".join(self._pieces))
             self._pieces = []
+
+
+DOCKERFILE = ".imagejobd.Dockerfile"
+IGNORE_FILE_MAX_BYTES = 1 << 20
+
+_IGNORE_FILE = ".dockerignore"
+_BLOCK_BYTES = 256 * 1024
+# Two blocks of zeros end a tar.
+_END_BYTES = 1024
+
+
+async def classic_body(context: Path, entries: Sequence[Entry], dockerfile: str) -> AsyncGenerator[bytes, None]:
+    """The tar to send. Raises `Permanent(invalid)` for a context that has files of these names it cannot have.
+
+    Before it sends: a fault of the body would be told as the connection's.
+    """
+    return _blocks(context, await asyncio.to_thread(_members, context, entries, dockerfile))
+
+
+async def _blocks(context: Path, added: bytes) -> AsyncGenerator[bytes, None]:
+    left = context.stat().st_size - _END_BYTES
+    with context.open("rb", buffering=0) as file:
+        while left > 0:
+            block = await asyncio.to_thread(file.read, min(_BLOCK_BYTES, left))
+            left -= len(block)
+            yield block
+    # The last of a name is the one that counts.
+    yield added
+
+
+def _members(context: Path, entries: Sequence[Entry], dockerfile: str) -> bytes:
+    given = {entry.path: entry for entry in entries}
+    if DOCKERFILE.encode() in given:
+        raise invalid(f"the context has a file {DOCKERFILE!r}, a name that this service needs; rename it")
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        _add(tar, tarfile.TarInfo(DOCKERFILE), dockerfile.encode())
+        _add(tar, *_ignore_file(context, given))
+    return archive.getvalue()
+
+
+def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, content: bytes) -> None:
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _ignore_file(context: Path, given: Mapping[bytes, Entry]) -> tuple[tarfile.TarInfo, bytes]:
+    """The user's own, with the same mode and time and one line more, or one that has itself removed too."""
+    member = tarfile.TarInfo(_IGNORE_FILE)
+    entry = given.get(_IGNORE_FILE.encode())
+    if entry is None:
+        return member, f"{_IGNORE_FILE}\n{DOCKERFILE}\n".encode()
+    data = given[entry.link] if entry.link and stat.S_ISREG(entry.mode) else entry
+    if not stat.S_ISREG(data.mode) or data.size > IGNORE_FILE_MAX_BYTES:
+        raise invalid(f"{_IGNORE_FILE} of the context is no regular file of at most {IGNORE_FILE_MAX_BYTES} bytes")
+    member.mode, member.mtime = stat.S_IMODE(entry.mode), entry.mtime
+    with context.open("rb") as file:
+        file.seek(data.offset)
+        return member, file.read(data.size) + f"\n{DOCKERFILE}\n".encode()
+
+
+# What waits to be removed, of all builds; beyond it is left.
+REMAINS_MAX_COUNT = 1000
+
+_LEFT_IMAGE, _LEFT_CONTAINER = "image", "container"
+
+
+class _Image(msgspec.Struct, frozen=True):
+    id: str = msgspec.field(name="Id")
+    created: datetime = msgspec.field(name="Created")
+    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
+
+
+log = structlog.get_logger("imagejobd.engine")
+
+# A sort, and a short id.
+Remain = tuple[str, str]
+
+
+def note_remains(engine: Engine, progress: ClassicProgress, *, began: datetime, is_built: bool) -> set[Remain]:
+    """Remember what a build that is over may have left, until `remove_remains` has seen it go; returns just that."""
+    images = progress.stages[:-1] if is_built else progress.stages
+    found = [(_LEFT_CONTAINER, progress.container), *((_LEFT_IMAGE, image) for image in reversed(images))]
+    noted = [remain for remain in found if remain[1]][: REMAINS_MAX_COUNT - len(engine.remains)]
+    engine.remains.update(dict.fromkeys(noted, began))
+    return set(noted)
+
+
+async def remove_remains(engine: Engine) -> None:
+    """Remove what is remembered; what is in use stays so. Raises `Temporary` when the engine is away."""
+    for remain, began in list(engine.remains.items()):
+        sort, short_id = remain
+        try:
+            if sort == _LEFT_CONTAINER:
+                await remove_container(engine, short_id, created_after=began)
+            else:
+                await _remove_image(engine, short_id, created_after=began)
+        except Temporary as fault:
+            if fault.peer == ENGINE:
+                raise
+            # In use, or in trouble: the others are not kept by it.
+        except Permanent as fault:
+            log.warning("cannot remove what a build has left", remain=short_id, error=fault.message)
+            engine.remains.pop(remain, None)
+        else:
+            engine.remains.pop(remain, None)
+
+
+async def _remove_image(engine: Engine, short_id: str, *, created_after: datetime) -> None:
+    """By its id, for it has no name, and without force; its nameless parents go with it."""
+    try:
+        found = await engine.request_json("GET", f"images/{short_id}/json", _Image)
+        if found.id.startswith(f"sha256:{short_id}") and not found.tags and found.created > created_after:
+            await engine.request("DELETE", f"images/{quote(found.id, safe=':')}")
+    except Permanent as fault:
+        if fault.code is not ErrorCode.NOT_FOUND:
+            raise

@@ -17,10 +17,10 @@ import msgspec
 from aiodocker import Docker
 from yarl import URL
 
-from imagejobd.engine import faults
+from imagejobd.engine import errors
 from imagejobd.engine.settings import Builder, EngineSettings
 from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
-from imagejobd.model.reserved import NO_INSTALLATION
+from imagejobd.model.ownership import NO_INSTALLATION
 
 Params = Sequence[tuple[str, str]]
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class Engine:
     async def _asked(self) -> EngineInfo:
         timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
         async with self._open(
-            "GET", "version", {"timeout": timeout, "versioned_api": False}, faults.of_engine
+            "GET", "version", {"timeout": timeout, "versioned_api": False}, errors.of_engine
         ) as reply:
             body = await _read_bounded(reply.content)
         return _negotiated(_decoded("/version", body, _Version))
@@ -185,7 +185,7 @@ class Engine:
         *,
         params: Params = (),
         body: bytes | None = None,
-        judge: faults.Judge = faults.of_engine,
+        judge: errors.Judge = errors.of_engine,
         timeout_s: float | None = None,
     ) -> bytes:
         """One short request; returns the answer's body, at most `BODY_MAX_BYTES`.
@@ -210,7 +210,7 @@ class Engine:
         *,
         params: Params = (),
         body: object = None,
-        judge: faults.Judge = faults.of_engine,
+        judge: errors.Judge = errors.of_engine,
         timeout_s: float | None = None,
     ) -> T:
         """One short request with `body` as JSON, and the answer's body as an `answer`.
@@ -229,7 +229,7 @@ class Engine:
         params: Params = (),
         headers: Mapping[str, str] | None = None,
         body: AsyncIterator[bytes] | None = None,
-        judge: faults.Judge,
+        judge: errors.Judge,
         idle_timeout_s: float | None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """POST, and give the blocks of the answer, as `exchange` does."""
@@ -247,7 +247,7 @@ class Engine:
         params: Params = (),
         headers: Mapping[str, str] | None = None,
         body: AsyncIterator[bytes] | None = None,
-        judge: faults.Judge = faults.of_engine,
+        judge: errors.Judge = errors.of_engine,
         idle_timeout_s: float | None,
     ) -> AsyncIterator[Reply]:
         """One request whose answer is read as it arrives; leaving the block closes the response.
@@ -276,8 +276,8 @@ class Engine:
             "timeout": aiohttp.ClientTimeout(sock_connect=self.settings.connect_timeout_s),
             "headers": {"Connection": "Upgrade", "Upgrade": protocol, **headers},
         }
-        judge = faults.of_engine
-        with faults.translated(self.host, judge):
+        judge = errors.of_engine
+        with errors.translated(self.host, judge):
             async with asyncio.timeout(timeout_s), self._open("POST", _target(path, ()), options, judge) as reply:
                 if reply.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
                     raise judge(http.HTTPStatus.NOT_FOUND, f"{path} does not speak {protocol}")
@@ -289,16 +289,16 @@ class Engine:
 
     @asynccontextmanager
     async def _open(
-        self, method: str, target: str | URL, options: dict[str, Any], judge: faults.Judge
+        self, method: str, target: str | URL, options: dict[str, Any], judge: errors.Judge
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         docker = self._aiodocker()
-        with self._renegotiating(), faults.translated(self.host, judge):
+        with self._renegotiating(), errors.translated(self.host, judge):
             async with AsyncExitStack() as stack:
                 try:
                     reply = await stack.enter_async_context(docker._query(target, method, **options))
                 except (ValueError, KeyError, TypeError) as error:
                     # aiodocker takes a refusal for the engine's, whoever may stand in front of it.
-                    raise faults.unavailable(self.host, "what answers there is not an engine") from error
+                    raise errors.unavailable(self.host, "what answers there is not an engine") from error
                 stack.callback(reply.close)
                 yield reply
 
@@ -342,8 +342,8 @@ async def _read_bounded(content: aiohttp.StreamReader) -> bytes:
 def _decoded(path: str, body: bytes, answer: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=answer)
-    except faults.UNDECODABLE as error:
-        raise faults.ended_early(f"{path} is not what an engine says ({error})") from error
+    except errors.UNDECODABLE as error:
+        raise errors.ended_early(f"{path} is not what an engine says ({error})") from error
 
 
 def _negotiated(engine: _Version) -> EngineInfo:
@@ -363,7 +363,7 @@ def _negotiated(engine: _Version) -> EngineInfo:
 def _api_number(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
     if not (major.isdecimal() and minor.isdecimal()):
-        raise faults.ended_early(f"{text!r} is not an API version")
+        raise errors.ended_early(f"{text!r} is not an API version")
     return int(major), int(minor)
 
 

@@ -26,7 +26,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 from imagejobd.engine.client import Upgraded
-from imagejobd.engine.faults import BROKEN
+from imagejobd.engine.errors import BROKEN
 
 # A request for a file is some 15 bytes: thousands may be under way.
 RECEIVE_WINDOW_BYTES = 1 << 20

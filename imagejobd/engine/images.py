@@ -2,9 +2,15 @@
 
 Images are removed by name only, never by id or by force: identical builds share an id, and taking one job's name away
 must not take another's image. The engine drops an image itself when its last name goes.
+
+Exporting an image as the tar that `docker save` gives.
+
+By id, so that the archive names none of the engine's own tags. The engine reports a failure in the middle by an error
+behind what it has sent, or just ends: only a tar with its end is whole.
 """
 
 import fnmatch
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -12,15 +18,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from imagejobd.engine import faults
+from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Transfer
-from imagejobd.engine.messages import transfer
-from imagejobd.engine.transfers import registry_messages
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.platform import normalize
-from imagejobd.model.reference import ImageReference
-from imagejobd.model.secret import Credentials
+from imagejobd.engine.stream import Transfer, registry_messages, transfer
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.reference import ImageReference, normalize
+from imagejobd.model.secrets import Credentials
 
 # The last line of a pull: `Status: Downloaded newer image for …` or `Status: Image is up to date for …`.
 _PULLED_STATUS = "Status: "
@@ -140,7 +143,7 @@ async def pull(
     Read it under `contextlib.aclosing`: closing it stops the download. Raises `Permanent(denied | not_found |
     fetch_failed)`, `Temporary(registry_unavailable)` and `Temporary(engine_unavailable)`.
     """
-    judge = faults.of_registry(f"pulling {reference}", ErrorCode.FETCH_FAILED)
+    judge = errors.of_registry(f"pulling {reference}", ErrorCode.FETCH_FAILED)
     params = [("fromImage", reference.repository), ("tag", reference.digest or reference.tag or "latest")]
     is_done = False
     told = registry_messages(
@@ -157,9 +160,53 @@ async def pull(
             if message.detail is not None and message.id:
                 yield transfer(message)
     if not is_done:
-        raise faults.ended_early(f"the pull of {reference} did not say that it was done")
+        raise errors.ended_early(f"the pull of {reference} did not say that it was done")
 
 
 def image_path(reference: ImageReference | str) -> str:
     """The engine's path of an image. Slashes of its name stay: the engine's routes take them."""
     return f"images/{quote(str(reference), safe='/:@')}"
+
+
+# POSIX pax: two blocks of zeros.
+_END_BYTES = 1024
+# With status 500 and the path of a file, when an id is asked for (read on 20.10).
+_ABSENT = re.compile(r"failed to get digest sha256:[0-9a-f]{64}: .*no such file")
+
+
+class _Error(msgspec.Struct, frozen=True):
+    """What the engine appends when it fails after the beginning."""
+
+    error: str = ""
+
+
+async def export(engine: Engine, image_id: str) -> AsyncGenerator[bytes, None]:
+    """The blocks of the tar as they arrive; the image was whole when the iteration ends.
+
+    Read it under `contextlib.aclosing`: closing it ends the export. Raises `Permanent(not_found)` when there is no such
+    image, and `Temporary(engine_unavailable)`, also after `idle_timeout_s` of silence and for a tar without its end.
+    """
+    tail = b""
+    idle_timeout_s = engine.settings.idle_timeout_s
+    path = f"{image_path(image_id)}/get"
+    async with engine.exchange("GET", path, judge=_judge, idle_timeout_s=idle_timeout_s) as reply:
+        async for block in reply.blocks:
+            tail = (tail + block[-_END_BYTES:])[-_END_BYTES:]
+            yield block
+    if tail != bytes(_END_BYTES):
+        raise errors.ended_early(f"the export of {image_id} has no end{_told(tail)}")
+
+
+def _judge(status: int, message: str) -> Fault:
+    if _ABSENT.search(message):
+        return Permanent(ErrorCode.NOT_FOUND, "the Docker Engine does not have that image")
+    return errors.of_engine(status, message)
+
+
+def _told(tail: bytes) -> str:
+    """What the engine says of why, where it does."""
+    try:
+        said = msgspec.json.decode(tail[tail.rfind(b'{"errorDetail"') :].strip(), type=_Error)
+    except errors.UNDECODABLE:
+        return ""
+    return f": {said.error[: errors.MESSAGE_MAX_CHARS]}"

@@ -15,7 +15,7 @@ import structlog
 
 from imagejobd.engine.client import Engine
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
-from imagejobd.model.reserved import INSTALLATION_LABEL
+from imagejobd.model.ownership import INSTALLATION_LABEL
 
 RENEW_EVERY_S = 60.0
 RENEW_RETRY_S = 5.0

@@ -1,4 +1,8 @@
-"""Pushing an image. Success is proved by the digest that the engine reports, never by the end of the stream.
+"""Registry credentials in the forms that the engine takes them: base64url JSON in a header.
+
+A header that the engine cannot decode is no error to it: it goes on anonymously. So one is always sent, well formed.
+
+Pushing an image. Success is proved by the digest that the engine reports, never by the end of the stream.
 
 Every refusal, even by the registry, comes inside an HTTP 200 answer. Only one tag is pushed at a time: without
 `tag` the engine would push them all.
@@ -10,15 +14,13 @@ from contextlib import aclosing
 
 import msgspec
 
-from imagejobd.engine import faults
+from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Transfer
 from imagejobd.engine.images import image_path
-from imagejobd.engine.messages import Message, transfer
-from imagejobd.engine.transfers import registry_messages
+from imagejobd.engine.stream import Message, Transfer, registry_messages, transfer
 from imagejobd.model.errors import ErrorCode, invalid
 from imagejobd.model.reference import ImageReference, is_digest
-from imagejobd.model.secret import Credentials
+from imagejobd.model.secrets import Credentials
 
 # `v1: digest: sha256:… size: 739`, all that the containerd image store says.
 _DIGEST_STATUS = re.compile(r"(?P<tag>\S+): digest: (?P<digest>\S+) size: (?P<size>\d{1,18})")
@@ -54,7 +56,7 @@ async def push(
     tag = reference.tag
     if tag is None:
         raise invalid(f"cannot push {reference}: it has no tag")
-    judge = faults.of_registry(f"pushing {reference}", ErrorCode.PUSH_FAILED)
+    judge = errors.of_registry(f"pushing {reference}", ErrorCode.PUSH_FAILED)
     pushed: Pushed | None = None
     told = registry_messages(
         engine,
@@ -70,7 +72,7 @@ async def push(
             if message.detail is not None and message.id:
                 yield transfer(message)
     if pushed is None:
-        raise faults.ended_early(f"the push of {reference} told no digest")
+        raise errors.ended_early(f"the push of {reference} told no digest")
     yield pushed
 
 

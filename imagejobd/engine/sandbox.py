@@ -14,16 +14,25 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import structlog
 
-from imagejobd.engine import faults, images
-from imagejobd.engine.belongings import discard, labels_of, leftovers
+from imagejobd.engine import errors, images
 from imagejobd.engine.client import Engine, Reply
-from imagejobd.engine.confinement import DATA_PATH, SandboxLimits, confined, runs_as_root
-from imagejobd.engine.container_file import LinkInTheWay, read_file, removed_meanwhile
-from imagejobd.engine.container_output import Demultiplexer, Output, live
-from imagejobd.engine.containers import beside, make_container, make_volume, open_to_all
-from imagejobd.engine.disk import FreeSpace, Probe, free_space, shortage
+from imagejobd.engine.container import (
+    FreeSpace,
+    Probe,
+    beside,
+    discard,
+    free_space,
+    labels_of,
+    leftovers,
+    make_container,
+    make_volume,
+    open_to_all,
+    shortage,
+)
+from imagejobd.engine.hardening import DATA_PATH, SandboxLimits, confined, runs_as_root
+from imagejobd.engine.output import Demultiplexer, LinkInTheWay, Output, live, read_file, removed_meanwhile
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.reserved import resource_name
+from imagejobd.model.ownership import resource_name
 
 __all__ = ["DATA_PATH", "Exit", "Output", "Sandbox", "SandboxLimits", "create", "discard", "leftovers"]
 
@@ -163,11 +172,11 @@ class Sandbox:
     def _streamed(
         self, action: str, *params: tuple[str, str]
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._engine.stream(f"{self._path}/{action}", params=params, judge=faults.of_engine, idle_timeout_s=None)
+        return self._engine.stream(f"{self._path}/{action}", params=params, judge=errors.of_engine, idle_timeout_s=None)
 
     async def _start(self) -> None:
         self._starting = asyncio.create_task(
-            self._engine.request("POST", f"{self._path}/start", judge=faults.of_container)
+            self._engine.request("POST", f"{self._path}/start", judge=errors.of_container)
         )
         # A start that is cut off goes on in the engine: whoever kills has to wait for it.
         await asyncio.shield(self._starting)
@@ -191,7 +200,7 @@ class Sandbox:
             _expect_json(await _body(answer))
         state = await self._state()
         if state.running:
-            raise faults.ended_early("the wait for a container's end, while it still runs")
+            raise errors.ended_early("the wait for a container's end, while it still runs")
         if self._stopped:
             raise self._stopped
         is_out_of_memory = state.code != 0 and (state.is_oom_killed or await self._is_oom_told())
@@ -304,7 +313,7 @@ async def _body(blocks: AsyncIterator[bytes]) -> bytes:
     async for block in blocks:
         body += block
         if len(body) > WAIT_ANSWER_MAX_BYTES:
-            raise faults.ended_early(f"the wait for a container's end said more than {WAIT_ANSWER_MAX_BYTES} bytes")
+            raise errors.ended_early(f"the wait for a container's end said more than {WAIT_ANSWER_MAX_BYTES} bytes")
     return body
 
 
@@ -312,8 +321,8 @@ def _expect_json(answer: bytes) -> None:
     """The wait is over only when the engine says so; an engine that goes away may just end its answer."""
     try:
         msgspec.json.decode(answer)
-    except faults.UNDECODABLE as error:
-        raise faults.ended_early(f"the wait for a container's end was cut ({error})") from error
+    except errors.UNDECODABLE as error:
+        raise errors.ended_early(f"the wait for a container's end was cut ({error})") from error
 
 
 def _mark(text: str) -> Output:

@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol, Self
 
 import msgspec
 
-from imagejobd.engine import faults, grpc
+from imagejobd.engine import errors, grpc
 from imagejobd.engine.client import Engine
 from imagejobd.engine.protobuf import MalformedRecord, as_int, as_text, encoded, fields
 from imagejobd.model.errors import ErrorCode, Fault, invalid
@@ -128,7 +128,7 @@ async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterato
                 why = f"the context has the name {name}, which is not UTF-8: this engine's BuildKit takes none such"
                 raise invalid(why) from fault
             if fault.code is not ErrorCode.ENGINE_UNAVAILABLE and not await server.is_alive():
-                raise faults.unavailable(engine.host, "it closed the build's session") from fault
+                raise errors.unavailable(engine.host, "it closed the build's session") from fault
             raise
         finally:
             serving.cancel()

@@ -22,11 +22,10 @@ import structlog
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import MarkedVolume, list_volumes, make_note, remove_note, working
+from imagejobd.model.concurrency import KeyedLock, uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.ownership import INSTALLATION_LABEL, owner_of_repository
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import INSTALLATION_LABEL, owner_of_repository
-from imagejobd.model.together import to_its_end
-from imagejobd.model.turns import Turns
 
 LABEL = "imagejobd.tag"
 _BEFORE_LABEL = "imagejobd.tag-before"
@@ -84,7 +83,7 @@ class TagLeases:
     def __init__(self, engine: Engine, known: Known) -> None:
         self._engine = engine
         self._known = known
-        self._turns = Turns()
+        self._turns = KeyedLock()
         # Leases that ended while the engine could not be asked to put the tag back.
         self._overdue: dict[str, _Note] = {}
         self._active: Counter[str] = Counter()
@@ -118,7 +117,7 @@ class TagLeases:
         note = _Note(self._engine.installation, str(reference), before.id if before else "", image_id)
         self._repositories[reference.repository] += 1
         self._active[note.volume] += 1
-        patience_s: float | None = None
+        grace_s: float | None = None
         # What another daemon has moved is not put back here.
         ending = msgspec.structs.replace(note, image_id=_UNMOVED)
         try:
@@ -127,11 +126,11 @@ class TagLeases:
             ending = note
             yield
         except (asyncio.CancelledError, GeneratorExit):
-            patience_s = GIVE_BACK_TIMEOUT_S
+            grace_s = GIVE_BACK_TIMEOUT_S
             raise
         finally:
             # A cancelled build gives its tags back too.
-            await to_its_end(self._end(ending, reference), patience_s=patience_s)
+            await uninterrupted(self._end(ending, reference), grace_s=grace_s)
 
     def is_taken(self, reference: ImageReference) -> bool:
         """Whether somebody here has the turn, and may have moved the tag."""

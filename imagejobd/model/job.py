@@ -1,14 +1,96 @@
-"""A job and what is said about it. All times are epoch milliseconds, UTC."""
+"""Identifiers. A job has two: a row id (short, for people and the dispatcher API) and a UUID.
 
+UUIDs are version 7 (RFC 9562 §5.7), so that they sort by creation and index well; Python has no uuid7 before 3.14.
+
+The states of a job and the only ways between them.
+
+::
+
+                    ┌────────── retry, interrupt, rescue ──────────┐
+                    ▼                                              │
+    (enqueue) ─▶ queued ──────────── claim ───────────────────▶ running
+                    │                                         │    │    │
+       cancel, or fail (waited too long)                 succeed  fail  cancel
+                    ▼                                         ▼    ▼    ▼
+            cancelled, failed                         succeeded failed cancelled
+
+A job and what is said about it. All times are epoch milliseconds, UTC.
+"""
+
+import os
+import time
+import uuid
 from collections.abc import Mapping
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, NewType, Protocol
 
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Fault
-from imagejobd.model.ids import JobId, uuid7
-from imagejobd.model.secret import Secret
-from imagejobd.model.state import State
+from imagejobd.model.secrets import Secret
+
+JobId = NewType("JobId", int)
+
+
+def uuid7(now_ms: int | None = None) -> str:
+    """A new UUIDv7 in its canonical text form."""
+    ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    noise = int.from_bytes(os.urandom(10))
+    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (noise >> 68) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
+
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID in the canonical hyphenated form."""
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in FINAL
+
+
+class Transition(StrEnum):
+    """A named transition; each is one event in a job's history."""
+
+    CLAIM = "claim"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    CANCEL = "cancel"
+    RETRY = "retry"
+    INTERRUPT = "interrupt"
+    RESCUE = "rescue"
+
+
+FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+TRANSITIONS: dict[tuple[State, Transition], State] = {
+    (State.QUEUED, Transition.CLAIM): State.RUNNING,
+    (State.QUEUED, Transition.CANCEL): State.CANCELLED,
+    (State.QUEUED, Transition.FAIL): State.FAILED,
+    (State.RUNNING, Transition.SUCCEED): State.SUCCEEDED,
+    (State.RUNNING, Transition.FAIL): State.FAILED,
+    (State.RUNNING, Transition.CANCEL): State.CANCELLED,
+    (State.RUNNING, Transition.RETRY): State.QUEUED,
+    (State.RUNNING, Transition.INTERRUPT): State.QUEUED,
+    (State.RUNNING, Transition.RESCUE): State.QUEUED,
+}
+
+
+def next_state(state: State, move: Transition) -> State | None:
+    """The state that `move` leads to from `state`, or None where it is not allowed."""
+    return TRANSITIONS.get((state, move))
+
 
 Json = dict[str, Any]
 

@@ -10,12 +10,12 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary
 from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import DEFAULT_TAG, ImageReference
-from imagejobd.model.secret import Credentials
+from imagejobd.model.secrets import Credentials
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.faults import LOGIN_NOT_FOR_YOU, Unanswered
-from imagejobd.registry.http.names import Names
 from imagejobd.registry.http.proxies import Proxies
+from imagejobd.registry.http.resolver import Resolver
 from imagejobd.registry.http.timing import Timing
 from imagejobd.registry.http.transport import IDLE_TIMEOUT_S, Transport
 from imagejobd.registry.pace import HostPace
@@ -42,7 +42,7 @@ class RegistryClient:
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         proxies: Proxies | None = None,
         timing: Timing | None = None,
-        names: Names | None = None,
+        names: Resolver | None = None,
         circuits: Circuits | None = None,
     ) -> None:
         """Raises `Permanent(invalid)` for a host's file that cannot be used (see `RegistryHosts`) and for a proxy that

@@ -8,9 +8,8 @@ import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.retry_after import parse_retry_after
-from imagejobd.model.secret import Redactor
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
+from imagejobd.model.secrets import Redactor
 from imagejobd.registry.exchange import ERROR_MAX_BYTES, Exchange, Headers
 from imagejobd.registry.faults import detail, is_busy, is_missing_content, refusal, translated
 from imagejobd.registry.http.address import host_of

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import aiohttp
 import msgspec
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.retry_after import parse_retry_after
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
 from imagejobd.registry.words import shown
 
 DETAIL_MAX_CHARS = 300

@@ -17,7 +17,7 @@ from imagejobd.model.egress import is_loopback
 from imagejobd.model.errors import Permanent, invalid
 from imagejobd.model.job import LOCAL_TENANT, Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.http.address import HUB_API_HOST
 from imagejobd.registry.http.certificates import Certificates, certificates, unverified, verified
 

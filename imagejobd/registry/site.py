@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from imagejobd.model.job import NOBODY, Principal
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):

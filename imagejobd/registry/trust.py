@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import msgspec
 from yarl import URL
 
-from imagejobd.model.secret import Credentials
+from imagejobd.model.secrets import Credentials
 from imagejobd.registry.faults import LOGIN_CONFIGURABLE, LOGIN_NOT_FOR_YOU, LOGIN_WEAKENED
 from imagejobd.registry.http.address import host_of
 from imagejobd.registry.settings import Endpoint, RegistryHosts, origin

@@ -1,4 +1,6 @@
-"""One attempt at one job, from claim to ending.
+"""When to try a job again: the error's type decides whether, this decides when, and when it is enough.
+
+One attempt at one job, from claim to ending.
 
 An attempt ends with a verdict: an ending for good, a retry, or an interruption. Only the inner task, the kind's
 own work, is ever cancelled; the verdict is always written, whatever goes wrong on the way to it, so an attempt is never
@@ -7,6 +9,7 @@ nothing any more.
 """
 
 import asyncio
+import random
 import time
 import traceback
 from enum import StrEnum
@@ -16,16 +19,36 @@ import structlog
 
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
-from imagejobd.model.errors import ENGINE, ClaimLost, ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, RETRY_AFTER_MAX_S, ClaimLost, ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Claim, JobError, Json, log_fields, log_image
-from imagejobd.model.state import State
-from imagejobd.model.work import Kind
-from imagejobd.runner import retry
+from imagejobd.model.job import Claim, JobError, Json, State, log_fields, log_image
+from imagejobd.model.kind import JobKind
+from imagejobd.runner.context import AttemptContext, limited
 from imagejobd.runner.gate import EngineGate
-from imagejobd.runner.live import LiveWork, limited
 from imagejobd.runner.settings import Limits
 from imagejobd.store.protocol import Ending, Store
+
+# Far past any ceiling, and far from where a float ends.
+DOUBLINGS_MAX = 30
+
+
+def delay_s(
+    fault: Temporary, faults: int, spent_s: float, limits: Limits, *, jitter: float | None = None
+) -> float | None:
+    """Seconds to wait after the `faults`-th temporary fault in a row, or None when there is to be no further attempt
+    because the first of them is `limits.retry_for_s` ago or longer.
+
+    Exponential with jitter over the upper half, so that jobs that failed together do not come back together; never
+    sooner than the peer's Retry-After. The last attempt comes when the time is over, not before.
+    """
+    left_s = limits.retry_for_s - spent_s
+    if left_s <= 0:
+        return None
+    ceiling_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(faults - 1, DOUBLINGS_MAX))
+    share = random.random() if jitter is None else jitter  # noqa: S311 - spreads load, guards nothing
+    backoff_s = ceiling_s * (0.5 + 0.5 * share)
+    return min(max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S)), left_s)
+
 
 # The cleaning comes before the verdict, so that whoever reads that a job is over finds nothing of it in the engine.
 # That must leave time for the verdict within the runner's `INTERRUPT_TIMEOUT_S`; what takes longer is the sweep's.
@@ -64,7 +87,7 @@ class Interruption(msgspec.Struct, frozen=True):
     """The verdict when the daemon stops: the job goes on later, from its checkpoint."""
 
 
-Verdict = Ending | Retry | Interruption
+AttemptOutcome = Ending | Retry | Interruption
 
 
 class Attempt:
@@ -73,7 +96,7 @@ class Attempt:
     def __init__(
         self,
         store: Store,
-        kind: Kind,
+        kind: JobKind,
         claim: Claim,
         limits: Limits,
         *,
@@ -88,7 +111,7 @@ class Attempt:
         self._gate = gate
         self._circuits = circuits
         self._clock = clock
-        self._work = LiveWork(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=gate.downtime_s)
+        self._ctx = AttemptContext(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=gate.downtime_s)
         self._task: asyncio.Task[Json] | None = None
         self._cause: Cause | None = None
         self._stopped = asyncio.Event()
@@ -162,9 +185,9 @@ class Attempt:
             for host in self._kind.hosts(self._claim.job):
                 if (refusal := self._circuits.refusal(host)) is not None:
                     raise refusal
-            return await self._kind.run(self._work)
+            return await self._kind.run(self._ctx)
 
-    async def _judge_surely(self, task: asyncio.Task[Json]) -> Verdict:
+    async def _judge_surely(self, task: asyncio.Task[Json]) -> AttemptOutcome:
         try:
             return await self._judge(task)
         except ClaimLost:
@@ -172,7 +195,7 @@ class Attempt:
         except Exception as defect:  # noqa: BLE001 - without a verdict the job would stay running for ever
             return self._failed_by(defect)
 
-    async def _judge(self, task: asyncio.Task[Json]) -> Verdict:
+    async def _judge(self, task: asyncio.Task[Json]) -> AttemptOutcome:
         if not task.done():
             return Ending(State.CANCELLED)
         if not task.cancelled() and task.exception() is None:
@@ -189,12 +212,12 @@ class Attempt:
             return await self._judge_temporary(fault)
         return Ending(State.FAILED, error=self._error(fault))
 
-    async def _judge_temporary(self, fault: Temporary) -> Verdict:
+    async def _judge_temporary(self, fault: Temporary) -> AttemptOutcome:
         """Whether, when and on what condition there is another attempt."""
-        job, error, faults = self._claim.job, self._error(fault), self._work.faults
-        is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._work.phase_name, error)
+        job, error, faults = self._claim.job, self._error(fault), self._ctx.faults
+        is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._ctx.phase_name, error)
         spent_s = self._spent_s() if faults else 0.0
-        wait_s = retry.delay_s(fault, faults + 1, spent_s, self._limits)
+        wait_s = delay_s(fault, faults + 1, spent_s, self._limits)
         if fault.peer == ENGINE and await self._engine_is_away():
             # However often: but it pauses, for it may be this very job that takes the engine down.
             pause_s = wait_s or self._limits.retry_max_s
@@ -230,34 +253,34 @@ class Attempt:
         return Ending(State.FAILED, error=self._error(self._as_fault(defect)))
 
     def _error(self, fault: Fault) -> JobError:
-        return JobError(fault.code, _printable(self._work.redact(fault.message)))
+        return JobError(fault.code, _printable(self._ctx.redact(fault.message)))
 
     def _as_fault(self, failure: BaseException | None) -> Fault:
         if isinstance(failure, Fault):
             return failure
         # The message of somebody else's exception may quote what it was given.
-        trace = self._work.redact("".join(traceback.format_exception(failure)))
+        trace = self._ctx.redact("".join(traceback.format_exception(failure)))
         self._log.error("job failed by a defect of imagejobd", exception=trace)
         return Permanent(
             ErrorCode.INTERNAL,
             f"internal error ({type(failure).__name__}); the daemon's log has the details under this job's id",
         )
 
-    async def _tidy(self, verdict: Verdict) -> None:
+    async def _tidy(self, verdict: AttemptOutcome) -> None:
         """Say the outcome in the job's log, and leave nothing of an ended job in the outside world.
 
         The log's last words may be given up, the verdict never.
         """
         try:
-            await self._work.end_log(self._last_words(verdict))
+            await self._ctx.end_log(self._last_words(verdict))
         except ClaimLost:
             raise
         except Exception as failure:  # noqa: BLE001 - the verdict comes next, and says more than the log
-            self._log.warning("the end of the job's log is lost", error=self._work.redact(str(failure)))
+            self._log.warning("the end of the job's log is lost", error=self._ctx.redact(str(failure)))
         if isinstance(verdict, Ending) and verdict.state is not State.SUCCEEDED:
             await self._discard()
 
-    def _last_words(self, verdict: Verdict) -> str | None:
+    def _last_words(self, verdict: AttemptOutcome) -> str | None:
         """What the log says of the end; None when that, and all that came before, would repeat the attempt before."""
         match verdict:
             case Ending(state=State.FAILED, error=JobError(message=message)):
@@ -286,12 +309,12 @@ class Attempt:
             return
         try:
             async with asyncio.timeout(timeout_s):
-                await self._kind.discard(self.uuid, self._work.checkpoint)
+                await self._kind.discard(self.uuid, self._ctx.checkpoint)
         except Exception as failure:  # noqa: BLE001 - the verdict comes next, and the sweep is the net
-            error = self._work.redact(str(failure) or type(failure).__name__)
+            error = self._ctx.redact(str(failure) or type(failure).__name__)
             self._log.warning("could not clean up after the job; the next sweep will", error=error)
 
-    async def _write_surely(self, verdict: Verdict) -> Verdict:
+    async def _write_surely(self, verdict: AttemptOutcome) -> AttemptOutcome:
         """Write the verdict, or a failure where the store does not take it; returns the one that is written."""
         try:
             await self._write_patiently(verdict)
@@ -302,7 +325,7 @@ class Attempt:
             await self._write_patiently(verdict)
         return verdict
 
-    async def _write_patiently(self, verdict: Verdict) -> None:
+    async def _write_patiently(self, verdict: AttemptOutcome) -> None:
         """A full disk is waited out, because the work is done and must not be lost."""
         while True:
             try:
@@ -311,7 +334,7 @@ class Attempt:
                 self._log.error("cannot write the job's ending yet", error=fault.message)
                 await asyncio.sleep(STORAGE_RETRY_S)
 
-    async def _write(self, verdict: Verdict) -> None:
+    async def _write(self, verdict: AttemptOutcome) -> None:
         match verdict:
             case Ending():
                 await self._store.finish(self._claim, verdict)
@@ -341,7 +364,7 @@ def _forget(task: asyncio.Task[Json]) -> None:
         task.exception()  # nobody else asks for it
 
 
-def _describe(verdict: Verdict) -> dict[str, str]:
+def _describe(verdict: AttemptOutcome) -> dict[str, str]:
     match verdict:
         case Ending(state=state, error=None):
             return {"outcome": state}

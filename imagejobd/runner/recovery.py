@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import structlog
 
 from imagejobd.model.errors import ENGINE, Fault, Temporary
-from imagejobd.model.work import Kind
+from imagejobd.model.kind import JobKind
 from imagejobd.store.protocol import CANCEL_TOPIC, Store
 
 SWEEP_EVERY_S = 60.0
@@ -26,7 +26,7 @@ async def rescue(store: Store, worker: str, *, crashes_max: int) -> None:
     await store.answered(None)
 
 
-async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:
+async def sweep(store: Store, kinds: Iterable[JobKind]) -> set[str]:
     """Remove everything in the outside world that belongs to no live job; the messages of what did not go.
 
     The outside is listed before the store is asked who lives: a job that starts in between is then known to live.
@@ -48,7 +48,7 @@ async def sweep(store: Store, kinds: Iterable[Kind]) -> set[str]:
     return troubles
 
 
-async def _discard(store: Store, kind: Kind, uuid: str) -> None:
+async def _discard(store: Store, kind: JobKind, uuid: str) -> None:
     job = await store.get(uuid, tenant=None)
     # One that was submitted between the two looks lives, too.
     if job is not None and (job.kind != kind.name or not job.state.is_final):
@@ -66,7 +66,7 @@ def _told(failure: Exception) -> str:
     return f"{failure!r} at {place.filename}:{place.lineno}; this is a defect of imagejobd"
 
 
-async def sweep_loop(store: Store, kinds: Iterable[Kind]) -> None:
+async def sweep_loop(store: Store, kinds: Iterable[JobKind]) -> None:
     """Sweep at boot, as soon as the outside world answers, every minute, and twice after each cancel.
 
     A job that is cancelled while it waits for another attempt has nobody else to clean up after it; and of one that was

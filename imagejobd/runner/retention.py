@@ -66,10 +66,10 @@ async def prune_loop(
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
-async def _try(what: str, work: Coroutine[Any, Any, None]) -> bool:
+async def _try(what: str, ctx: Coroutine[Any, Any, None]) -> bool:
     """Whether it was done; a fault is told, and a later round tries again."""
     try:
-        await work
+        await ctx
     except Temporary as fault:
         log.error(f"cannot {what} now", error=fault.message)
         return False

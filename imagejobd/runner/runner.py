@@ -14,13 +14,12 @@ import structlog
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock, utc
 from imagejobd.model.errors import ENGINE, ClaimLost, Fault, StoreFailed, Temporary
-from imagejobd.model.job import Claim, Job
-from imagejobd.model.state import State
-from imagejobd.model.work import Kind
+from imagejobd.model.job import Claim, Job, State
+from imagejobd.model.kind import JobKind
 from imagejobd.runner.attempt import Attempt, Cause
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.settings import Limits
-from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Room, Store
+from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Store
 
 # Delayed jobs become due without anybody saying so; this is how late they may start.
 POLL_S = 1.0
@@ -38,7 +37,7 @@ class Runner:
     def __init__(
         self,
         store: Store,
-        kinds: Mapping[str, Kind],
+        kinds: Mapping[str, JobKind],
         limits: Limits,
         *,
         slots: Mapping[str, int],
@@ -148,7 +147,7 @@ class Runner:
         free = self._free()
         if self._is_draining or not free:
             return []
-        room = Room(
+        room = Capacity(
             free,
             self._limits.per_tenant_running,
             per_tenant=self._limits.per_tenant.running,

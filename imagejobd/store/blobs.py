@@ -153,11 +153,11 @@ class BlobStore:
             self.release(digest)
         return is_there
 
-    async def _pinning(self, digest: str, work: Callable[[], T]) -> T:
+    async def _pinning(self, digest: str, ctx: Callable[[], T]) -> T:
         """Pin first: what `work` then finds or makes under `_naming`, no `collect` has yet to remove."""
         self._pins[digest] += 1
         try:
-            return await _off_loop(work)
+            return await _off_loop(ctx)
         except BaseException:
             self.release(digest)
             raise
@@ -381,9 +381,9 @@ def _write_all(file: BinaryIO, chunk: bytes) -> None:
         view = view[file.write(view) :]
 
 
-async def _off_loop(work: Callable[[], T]) -> T:
+async def _off_loop(ctx: Callable[[], T]) -> T:
     """Run file I/O in a thread; see `_finished`."""
-    return await _finished(asyncio.ensure_future(asyncio.to_thread(work)))
+    return await _finished(asyncio.ensure_future(asyncio.to_thread(ctx)))
 
 
 async def _finished(task: asyncio.Future[T]) -> T:

@@ -10,9 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from imagejobd.model.ids import JobId
-from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, Json, NewJob, Phase
-from imagejobd.model.state import State
+from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, State
 
 # What an operator who sets nothing gets.
 CRASHES_MAX = 3
@@ -31,7 +29,7 @@ def job_topic(job_id: JobId) -> str:
     return f"job:{job_id}"
 
 
-class Room(msgspec.Struct, frozen=True):
+class Capacity(msgspec.Struct, frozen=True):
     """How much may be claimed now: free slots of each kind that may start, and how many jobs a tenant may have running,
     in all and of each kind.
 
@@ -101,7 +99,7 @@ class LogBlock(msgspec.Struct, frozen=True):
     text: str
 
 
-class Watch(Protocol):
+class Subscription(Protocol):
     """Hears that something on one topic was committed."""
 
     async def changed(self, timeout_s: float) -> bool:
@@ -135,13 +133,13 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, worker: str, room: Room, *, lease_until_ms: int) -> list[Claim]:
+    async def claim(self, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Claim]:
         """Start as many queued, due jobs as there is room for.
 
         Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
         priority, then the oldest. While several tenants wait for a kind, none gets more than its share of the slots. A
-        suspect (see `Room`) starts when nothing else runs, and nothing else starts while it waits or runs. A claim is
-        an attempt.
+        suspect (see `Capacity`) starts when nothing else runs, and nothing else starts while it waits or runs. A claim
+        is an attempt.
         """
         ...
 
@@ -292,4 +290,4 @@ class Store(Protocol):
         """Refresh what the store knows of its own data to read it quickly; once a day is enough."""
         ...
 
-    def watch(self, topic: str) -> AbstractContextManager[Watch]: ...
+    def watch(self, topic: str) -> AbstractContextManager[Subscription]: ...

@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.secret import Secret
+from imagejobd.model.secrets import Secret
 from imagejobd.store.files import fsync_folder
 
 KEY_BYTES = 32

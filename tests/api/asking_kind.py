@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, Mapping
 from typing import Any
 
 from imagejobd.model.job import Json, NewJob
-from imagejobd.model.work import Accepted, Upload, Work
+from imagejobd.model.kind import Accepted, JobContext, Upload
 
 
 class AskingKind:
@@ -38,7 +38,7 @@ class AskingKind:
         if self.answer is not None:
             raise self.answer
 
-    async def run(self, work: Work) -> Json:
+    async def run(self, ctx: JobContext) -> Json:
         return {}
 
     async def leftovers(self) -> set[str]:

@@ -11,31 +11,29 @@ from aiohttp import web
 from harness.building import building_tools
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
-from imagejobd.api.door import Door, QueueBounds
+from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.settings import Auth, Server
+from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.kinds.build import tools as build
-from imagejobd.kinds.build.kind import BuildKind
-from imagejobd.kinds.build.settings import BuildSettings
-from imagejobd.kinds.dispatch import tools as dispatch
-from imagejobd.kinds.dispatch.kind import DispatchKind
-from imagejobd.kinds.dispatch.settings import DispatchSettings
-from imagejobd.kinds.distribute import tools as distribute
-from imagejobd.kinds.distribute.kind import DistributeKind
-from imagejobd.kinds.distribute.settings import DistributeSettings
-from imagejobd.kinds.run import tools as run
-from imagejobd.kinds.run.kind import RunKind
-from imagejobd.kinds.run.settings import RunSettings
-from imagejobd.model.dockerfile.policy import Policy
+from imagejobd.jobs import build as build
+from imagejobd.jobs import run as run
+from imagejobd.jobs.build import BuildKind, BuildSettings
+from imagejobd.jobs.dispatch import kind as dispatch
+from imagejobd.jobs.dispatch.kind import DispatchKind
+from imagejobd.jobs.dispatch.payload import DispatchSettings
+from imagejobd.jobs.distribute import kind as distribute
+from imagejobd.jobs.distribute.kind import DistributeKind
+from imagejobd.jobs.distribute.spec import DistributeSettings
+from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
-from imagejobd.model.work import Kind
+from imagejobd.model.kind import JobKind
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.store.blobs import BlobStore
-from imagejobd.store.protocol import Room
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.protocol import Capacity
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
 MINIMAL: dict[str, Any] = {"kind": "build", "spec": {"image": "example.org/app", "dockerfile": "FROM scratch\n"}}
@@ -51,7 +49,7 @@ class BareApp:
         folder: Path,
         client: aiohttp.ClientSession,
         port: int,
-        door: Door,
+        intake: Intake,
         blobs: BlobStore,
         store: SqliteStore,
         routes: Collection[web.AbstractRoute],
@@ -59,7 +57,7 @@ class BareApp:
         self.folder = folder
         self.client = client
         self.port = port
-        self.door = door
+        self.intake = intake
         self.blobs = blobs
         self.store = store
         self.routes = routes
@@ -73,7 +71,7 @@ class BareApp:
 
     async def claimed(self, kind: str = "build") -> Claim:
         """The next job of a kind, as a worker takes it."""
-        room = Room(free={kind: 1}, per_tenant_running=10)
+        room = Capacity(free={kind: 1}, per_tenant_running=10)
         [claim] = await self.store.claim("worker", room, lease_until_ms=2**40)
         return claim
 
@@ -88,7 +86,7 @@ async def bare_app(
     *,
     queue_max: int = 1000,
     settings: Server = SERVER,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, JobKind] | None = None,
     policy: Policy | None = None,
     auth: Auth | None = None,
 ) -> AsyncIterator[BareApp]:
@@ -101,16 +99,16 @@ async def bare_app(
     ):
         blobs = BlobStore(folder)
         building = building_tools(engine, registry, blobs, policy=policy)
-        own: dict[str, Kind] = {
+        own: dict[str, JobKind] = {
             "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),
             "run": RunKind(run.Tools(building=building, settings=RunSettings())),
             "dispatch": DispatchKind(dispatch.Tools(building=building, settings=DispatchSettings())),
             "distribute": DistributeKind(_copying(folder, registry)),
         }
-        door = Door(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
-        app = create_app(door, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
+        intake = Intake(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
+        app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
-            yield BareApp(folder, client, port, door, blobs, store, app.router.routes())
+            yield BareApp(folder, client, port, intake, blobs, store, app.router.routes())
 
 
 def _copying(folder: Path, registry: RegistryClient) -> distribute.Tools:

@@ -15,9 +15,9 @@ from signing import (
 )
 from token_checks import MALFORMED, NOT_ACCEPTED, NOW_S, caller, refusal
 
+from imagejobd.api.auth import Tokens
 from imagejobd.api.keys import load_keys
 from imagejobd.api.settings import Auth
-from imagejobd.api.tokens import Tokens
 from imagejobd.model.errors import Permanent
 
 

@@ -11,9 +11,7 @@ import pytest
 from bare_app import MINIMAL, BareApp, bare_app
 from signing import bearer, by_secret, token
 
-from imagejobd.model.ids import JobId
-from imagejobd.model.job import Job, NewJob
-from imagejobd.model.state import State
+from imagejobd.model.job import Job, JobId, NewJob, State
 from imagejobd.store.protocol import Ending
 
 UNKNOWN_UUID, UNKNOWN_ID = "01890a5d-ac96-774b-bcce-b302099a8057", "987654321"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from bare_app import BareApp, bare_app
 
-from imagejobd.model.dockerfile.policy import Policy, PolicySettings
+from imagejobd.dockerfile.policy import Policy, PolicySettings
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imagejobd.api import dispatch_body
+from imagejobd.api.bodies import DEPTH_MAX
 from imagejobd.api.dispatch_body import (
     BODY_PER_PAYLOAD,
     FIELDS_MAX_BYTES,
@@ -20,8 +21,8 @@ from imagejobd.api.dispatch_body import (
     DispatchBody,
     payload_in,
 )
-from imagejobd.api.texts import DEPTH_MAX, shown
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.text import shown
 
 MAX_BYTES = 1024 * 1024
 HELLO = base64.b64encode(b"hello, world").decode()

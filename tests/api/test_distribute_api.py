@@ -10,12 +10,11 @@ import pytest
 from asking_kind import AskingKind
 from bare_app import BareApp, bare_app
 
-from imagejobd.api.distribute_request import REQUEST_MAX_BYTES
+from imagejobd.api.distribute import REQUEST_MAX_BYTES
 from imagejobd.api.settings import Server
-from imagejobd.kinds.distribute.outcomes import OUTCOMES, record_key
+from imagejobd.jobs.distribute.table import OUTCOMES, record_key
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.job import JobError, NewJob
-from imagejobd.model.state import State
+from imagejobd.model.job import JobError, NewJob, State
 from imagejobd.store.protocol import Ending
 
 PATH = "/api/distribute/image"

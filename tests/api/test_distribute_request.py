@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.api.distribute_request import WORDS_MAX_CHARS, configured_hosts, parse_request, refusal_words
-from imagejobd.kinds.distribute import spec as specs
-from imagejobd.kinds.distribute.spec import TARGETS_MAX
+from imagejobd.api.distribute import WORDS_MAX_CHARS, configured_hosts, parse_request, refusal_words
+from imagejobd.jobs.distribute import spec as specs
+from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.model.errors import Permanent
 
 SOURCE: dict[str, Any] = {"endpoint": "http://registry.example:5000/v2", "image": "team/app", "ref": "1.0"}

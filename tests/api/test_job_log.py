@@ -10,7 +10,7 @@ from bare_app import BareApp
 
 from imagejobd.api import native
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.model.state import State
+from imagejobd.model.job import State
 from imagejobd.store.protocol import Ending
 
 

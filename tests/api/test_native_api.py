@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from bare_app import ENGINE_AWAY, MINIMAL, BareApp, bare_app
 
-from imagejobd.model.state import State
+from imagejobd.model.job import State
 from imagejobd.store.protocol import Ending
 
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -240,7 +240,7 @@ async def test_full_queue(tmp_path: Any) -> None:
 
 async def test_draining(app: BareApp) -> None:
     """A daemon that stops says so in readyz, keeps jobs for its next life, and ends each connection with its answer."""
-    app.door.drain(timeout_s=60)
+    app.intake.drain(timeout_s=60)
     async with app.client.post("/api/v2/jobs", json=MINIMAL) as response:
         assert (response.status, response.headers["Connection"]) == (201, "close")
     async with app.client.get("/readyz") as response:

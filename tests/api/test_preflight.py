@@ -9,7 +9,7 @@ import pytest
 from asking_kind import AskingKind
 from bare_app import MINIMAL, BareApp, bare_app
 
-from imagejobd.api import door
+from imagejobd.api import intake
 from imagejobd.model.bounds import MIB
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES
@@ -71,7 +71,7 @@ async def test_a_temporary_fault_is_left_to_the_job(app: BareApp, kind: AskingKi
 
 async def test_those_who_wait_are_bounded(app: BareApp, kind: AskingKind, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many asked as may be at once the next job is accepted unasked, and other kinds never wait."""
-    monkeypatch.setattr(door, "PREFLIGHTS_MAX", 3)
+    monkeypatch.setattr(intake, "PREFLIGHTS_MAX", 3)
     kind.hush = True
     asking = [asyncio.create_task(post(app, ASKING)) for _ in range(3)]
     await until_asked(kind, 3)
@@ -85,7 +85,7 @@ async def test_those_who_wait_are_bounded(app: BareApp, kind: AskingKind, monkey
 
 def test_memory_of_those_who_wait() -> None:
     """What preflights of one kind may hold at once is small: silent registries can send a whole manifest each."""
-    assert 2 * MANIFEST_MAX_BYTES * door.PREFLIGHTS_MAX <= 128 * MIB
+    assert 2 * MANIFEST_MAX_BYTES * intake.PREFLIGHTS_MAX <= 128 * MIB
 
 
 async def test_idempotency_key_is_stronger(app: BareApp, kind: AskingKind) -> None:
@@ -102,9 +102,9 @@ async def test_draining_begins_while_the_registry_is_asked(app: BareApp, kind: A
     kind.hush = True
     asking = asyncio.create_task(post(app, ASKING))
     await until_asked(kind, 1)
-    app.door.drain(timeout_s=60)
-    assert app.door.is_receiving
+    app.intake.drain(timeout_s=60)
+    assert app.intake.is_receiving
     kind.speak()
     status, job = await asking
     assert (status, job["state"]) == (201, "queued")
-    assert not app.door.is_receiving
+    assert not app.intake.is_receiving

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 from bare_app import BareApp, bare_app
 
-from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode
-from imagejobd.model.ids import uuid7
-from imagejobd.model.job import Claim, JobError, NewJob
-from imagejobd.model.state import State
+from imagejobd.model.job import Claim, JobError, NewJob, State, uuid7
 from imagejobd.store.protocol import Ending
 
 DOCKERFILE = 'FROM scratch\nCMD ["/measure"]\n'

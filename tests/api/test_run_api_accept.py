@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagejobd.api.accept import ACCEPT_MAX_CHARS, prefers_json
+from imagejobd.api.wire import ACCEPT_MAX_CHARS, prefers_json
 
 
 @pytest.mark.parametrize(

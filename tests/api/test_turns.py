@@ -15,9 +15,9 @@ from asking_kind import AskingKind
 from bare_app import SERVER, BareApp, bare_app
 
 from imagejobd.api.bodies import base64_chunks, body_chunks, is_multipart
-from imagejobd.api.door import LONG_PARSES_MAX, PARSED_AT_ONCE_MAX_CHARS
+from imagejobd.api.intake import LONG_PARSES_MAX, PARSED_AT_ONCE_MAX_CHARS
 from imagejobd.model.job import Json
-from imagejobd.model.work import Accepted, Upload
+from imagejobd.model.kind import Accepted, Upload
 
 LONG = "x" * (PARSED_AT_ONCE_MAX_CHARS + 1)
 

@@ -3,10 +3,10 @@
 import pytest
 from signing import SECRET
 
-from imagejobd.api.door import Caller
+from imagejobd.api.auth import Tokens
+from imagejobd.api.intake import Caller
 from imagejobd.api.keys import load_keys
 from imagejobd.api.settings import Auth
-from imagejobd.api.tokens import Tokens
 from imagejobd.model.errors import ErrorCode, Permanent
 
 NOW_S = 1_800_000_000

@@ -20,7 +20,7 @@ from image_tars import sparse_of
 
 from imagejobd.archive import ContextBounds, Stopped, dockerfile_context, rewrite
 from imagejobd.archive.inflate import STREAMS_MAX, Inflated
-from imagejobd.archive.members import RECORDS_PER_HEADER_MAX, Members
+from imagejobd.archive.tar import RECORDS_PER_HEADER_MAX, Members
 from imagejobd.model.errors import ErrorCode, Permanent
 
 PACKS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd.compress}

@@ -41,10 +41,16 @@ from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.services import program
 from imagejobd.archive import Stopped, check_image_archive
-from imagejobd.archive import survey as survey_module
-from imagejobd.archive.document import ImageConfig, decoded
-from imagejobd.archive.layout import DEPTH_MAX
-from imagejobd.archive.survey import DOCUMENT_MAX_BYTES, ENTRIES_MAX, LOOKUPS_MAX, NAMES_MAX_BYTES
+from imagejobd.archive import contents as survey_module
+from imagejobd.archive.contents import (
+    DOCUMENT_MAX_BYTES,
+    ENTRIES_MAX,
+    LOOKUPS_MAX,
+    NAMES_MAX_BYTES,
+    ImageConfig,
+    decoded,
+)
+from imagejobd.archive.images import DEPTH_MAX
 from imagejobd.model.errors import ErrorCode, Permanent
 
 ONE, TWO = layer_of("one"), layer_of("two")

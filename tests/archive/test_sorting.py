@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_tars import Files, layer_of, layout_of, saved_of, tar_of
 
-from imagejobd.archive import Sorted, Stopped, What, sort
-from imagejobd.model.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.archive import Detected, Stopped, What, detect
+from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Permanent
 
 PACKS = {"": bytes, "+gzip": gzip.compress, "+bzip2": bz2.compress, "+xz": lzma.compress, "+zstd": zstd.compress}
@@ -29,8 +29,8 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 def sorted_of(
     data: bytes, *, max_bytes: int = 1 << 26, max_entries: int = 1000, stop: Callable[[], bool] = lambda: False
-) -> Sorted:
-    return sort(io.BytesIO(data), max_bytes=max_bytes, max_entries=max_entries, stop=stop)
+) -> Detected:
+    return detect(io.BytesIO(data), max_bytes=max_bytes, max_entries=max_entries, stop=stop)
 
 
 def refusal(data: bytes, **bounds: int) -> Permanent:
@@ -121,7 +121,7 @@ def test_everything_else_is_a_file(data: bytes) -> None:
 )
 def test_tars_by_what_is_at_their_top(files: Files, what: What, suffix: str) -> None:
     """A Dockerfile makes a context, else the marks of an image an image archive, else a tar is a file as any other."""
-    assert sorted_of(PACKS[suffix](tar_of(files))) == Sorted(what, f"application/x-tar{suffix}")
+    assert sorted_of(PACKS[suffix](tar_of(files))) == Detected(what, f"application/x-tar{suffix}")
 
 
 def test_a_folder_named_dockerfile_is_none() -> None:

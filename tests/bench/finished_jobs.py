@@ -6,7 +6,7 @@ database that a crash spoils here is made anew.
 
 from pathlib import Path
 
-from imagejobd.store.database import close_database, open_database
+from imagejobd.store.sqlite.database import close_database, open_database
 
 TENANTS = 10
 DAYS = 365

@@ -13,10 +13,9 @@ from bench.disk import disk_folder
 from bench.figures import Bound, Figure, say
 from bench.finished_jobs import make_history
 from imagejobd.model.clock import now_ms
-from imagejobd.model.job import NewJob
-from imagejobd.model.state import State
-from imagejobd.store.protocol import Ending, Filter, Room
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.model.job import NewJob, State
+from imagejobd.store.protocol import Capacity, Ending, Filter
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
 SHORT, LONG = 1_000, 1_000_000
@@ -85,7 +84,7 @@ async def _enqueue(store: SqliteStore) -> None:
 async def _claim(store: SqliteStore) -> float:
     """Seconds of one claim among waiting jobs; the job is ended and replaced by another outside the measure."""
     began = time.perf_counter()
-    (claim,) = await store.claim(WORKER, Room({"build": 1}, per_tenant_running=8), lease_until_ms=now_ms())
+    (claim,) = await store.claim(WORKER, Capacity({"build": 1}, per_tenant_running=8), lease_until_ms=now_ms())
     took = time.perf_counter() - began
     await store.finish(claim, Ending(State.SUCCEEDED, result={}))
     await _enqueue(store)

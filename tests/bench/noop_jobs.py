@@ -15,13 +15,12 @@ import uvloop
 from imagejobd import logs
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
-from imagejobd.model.ids import uuid7
-from imagejobd.model.job import Job, Json, NewJob
-from imagejobd.model.work import Accepted, Upload, Work
+from imagejobd.model.job import Job, Json, NewJob, uuid7
+from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
 
 CALLERS = 64
@@ -51,7 +50,7 @@ class Noop:
     def hosts(self, job: Job) -> Collection[str]:
         return ()
 
-    async def run(self, work: Work) -> Json:
+    async def run(self, ctx: JobContext) -> Json:
         self.runs += 1
         return {}
 

@@ -4,7 +4,7 @@ import time
 from statistics import median
 
 from bench.figures import Bound, Figure
-from imagejobd.model.dockerfile.policy import Policy, PolicySettings
+from imagejobd.dockerfile.policy import Policy, PolicySettings
 
 ROUNDS = 200
 LINES = 500

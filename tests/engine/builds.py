@@ -14,9 +14,9 @@ from harness.base_image import BUSYBOX
 from imagejobd.archive import ContextBounds, index, rewrite
 from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import BuildEvent, Output
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.model.ids import uuid7
+from imagejobd.engine.stream import BuildEvent, Output
+from imagejobd.model.job import uuid7
 
 FROM_BASE = f"FROM {BUSYBOX}\n"
 

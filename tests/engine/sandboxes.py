@@ -11,7 +11,7 @@ from builds import FROM_BASE
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
 from imagejobd.engine.sandbox import Exit, Output, Sandbox, SandboxLimits, create, discard, leftovers
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 
 MIB = 1024**2
 LIMITS = SandboxLimits(

@@ -16,17 +16,17 @@ from harness.engine import PrivateEngine
 from harness.holdings import holdings
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images
-from imagejobd.engine.bases import Bases, HeldBases, PullPolicy
+from imagejobd.engine.base_images import Bases, HeldBases, PullPolicy
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Built
 from imagejobd.engine.presence import Presence
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.stream import Built
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
+from imagejobd.model.ownership import NO_INSTALLATION, held_repository
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import NO_INSTALLATION, held_repository
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 
 
 class Holder:

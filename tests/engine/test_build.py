@@ -11,9 +11,9 @@ from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import BuildEvent, Built, Output, Step
+from imagejobd.engine.stream import BuildEvent, Built, Output, Step
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
 
 LINES = 20_000

@@ -12,11 +12,11 @@ from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
 from harness.services import require
-from imagejobd.engine import faults
+from imagejobd.engine import errors
 from imagejobd.engine.build import build
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Built, Output
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.stream import Built, Output
 from imagejobd.model.errors import ErrorCode, Temporary
 
 # By itself it would take a day. How soon it ends is told by the times of cancelled jobs (faults/test_cancel).
@@ -150,7 +150,7 @@ async def test_an_engine_that_says_that_it_goes_is_temporary(builder: str, tmp_p
 )
 def test_only_a_network_is_tried_again(text: str, code: ErrorCode) -> None:
     """Words that a file or a parser may use too count as a registry's only where something was asked for."""
-    fault = faults.of_build(faults.IN_BAND, text)
+    fault = errors.of_build(errors.IN_BAND, text)
     assert fault.code is code
     assert isinstance(fault, Temporary) == (code is ErrorCode.REGISTRY_UNAVAILABLE)
 

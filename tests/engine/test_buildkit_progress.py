@@ -7,8 +7,7 @@ import msgspec
 from test_trace import VERTEX_1, field, log, timestamp
 
 from imagejobd.engine.buildkit import STUCK_RECORDS, BuildkitProgress
-from imagejobd.engine.events import BuildEvent, BuildWarning, Output, Step
-from imagejobd.engine.messages import Message
+from imagejobd.engine.stream import BuildEvent, BuildWarning, Message, Output, Step
 from imagejobd.model.errors import ErrorCode
 
 VERTEX_2 = "sha256:" + "2" * 64

@@ -3,8 +3,7 @@
 import msgspec
 
 from imagejobd.engine.classic import ClassicProgress
-from imagejobd.engine.events import BuildEvent, Output, Step
-from imagejobd.engine.messages import Message
+from imagejobd.engine.stream import BuildEvent, Message, Output, Step
 
 
 def read(progress: ClassicProgress, *texts: str) -> list[BuildEvent]:

@@ -9,10 +9,10 @@ from builds import FROM_BASE, request, run, until
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
-from imagejobd.engine.classic_remains import remove_remains
+from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
 from imagejobd.model.errors import Permanent
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 
 # As every build of a tenant is made: without the steps of earlier ones.
 OWN = {"no_cache": True}

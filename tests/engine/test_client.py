@@ -11,7 +11,7 @@ from builds import FROM_BASE, fake_engine, lines, request, run
 from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
 from imagejobd.engine import images
-from imagejobd.engine.cache import prune_build_cache
+from imagejobd.engine.build import prune_build_cache
 from imagejobd.engine.client import API_VERSION_MAX, Engine
 from imagejobd.engine.history import delete_history
 from imagejobd.engine.settings import DEFAULT_HOST, Builder, EngineSettings

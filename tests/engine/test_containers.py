@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
-from imagejobd.engine.containers import remove_container
+from imagejobd.engine.container import remove_container
 
 
 async def test_a_running_container_goes_and_others_stay(client: Engine, engine: PrivateEngine) -> None:

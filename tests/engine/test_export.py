@@ -14,10 +14,10 @@ from builds import FROM_BASE, fake_engine, request, run
 from harness.engine import PrivateEngine
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Built
-from imagejobd.engine.export import export
+from imagejobd.engine.images import export
+from imagejobd.engine.stream import Built
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
 
 END = bytes(1024)

@@ -17,17 +17,17 @@ from harness.processes import processes, unique_seconds
 from harness.proxy import FaultProxy, StallResponse
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images, sandbox
-from imagejobd.engine.bases import Bases
-from imagejobd.engine.classic_remains import remove_remains
+from imagejobd.engine.base_images import Bases
+from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
 from imagejobd.engine.push import push
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
+from imagejobd.model.ownership import NO_INSTALLATION, held_repository
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.reserved import NO_INSTALLATION, held_repository
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 
 START_S = 20.0
 # Of the 2 s in which a cancelled job ends, what its clean-up in engine and building may take of it.

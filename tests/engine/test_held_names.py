@@ -2,10 +2,10 @@
 
 import pytest
 
-from imagejobd.engine.events import Step
-from imagejobd.engine.held_names import HeldNames
+from imagejobd.engine.base_images import HeldNames
+from imagejobd.engine.stream import Step
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.reserved import NO_INSTALLATION, held_repository
+from imagejobd.model.ownership import NO_INSTALLATION, held_repository
 
 OWN = f"{held_repository(NO_INSTALLATION, '01a1ff5e-df24-7b9d-83a3-f6962c5b17b1')}:base-{'a' * 32}-0"
 OTHER = f"{held_repository(NO_INSTALLATION, '01a1ff5e-df8e-7d4a-9d43-3a078d3ddcb6')}:base-{'b' * 32}-0"

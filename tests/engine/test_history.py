@@ -12,13 +12,13 @@ from builds import FROM_BASE, fake_engine, request, run, until
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
 from imagejobd.engine import images
-from imagejobd.engine.cache import prune_build_cache
+from imagejobd.engine.build import prune_build_cache
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import BuildWarning, Step
 from imagejobd.engine.history import delete_history, list_history
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.stream import BuildWarning, Step
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
 
 TIMEOUT_S = 20.0

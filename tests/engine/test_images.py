@@ -14,11 +14,11 @@ from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.registry import Registry
 from imagejobd.engine import images
-from imagejobd.engine.cache import prune_build_cache
+from imagejobd.engine.build import prune_build_cache
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Built
+from imagejobd.engine.stream import Built
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
 
 

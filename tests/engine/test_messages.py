@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.engine.faults import of_build
-from imagejobd.engine.messages import messages, split_lines
+from imagejobd.engine.errors import of_build
+from imagejobd.engine.stream import messages, split_lines
 from imagejobd.model.errors import ErrorCode, Permanent
 
 

@@ -18,15 +18,15 @@ from builds import request, run
 from harness.base_image import BUSYBOX
 from harness.building import RememberedBases, nobody_known
 from harness.engine import PrivateEngine
+from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine import images
-from imagejobd.engine.bases import Bases
+from imagejobd.engine.base_images import Bases
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Built
-from imagejobd.engine.export import export
+from imagejobd.engine.images import export
+from imagejobd.engine.stream import Built
 from imagejobd.engine.tag_lease import TagLeases
-from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.errors import Permanent
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
 
 FILES = int(os.environ.get("IMAGEJOBD_FUZZ_FILES", "40"))

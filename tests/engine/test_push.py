@@ -11,12 +11,12 @@ from harness.base_image import BUSYBOX
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.events import Transfer
 from imagejobd.engine.push import Pushed, push
+from imagejobd.engine.stream import Transfer
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 
 GOOD = Credentials(USERNAME, Secret(PASSWORD))
 BAD = Credentials(USERNAME, Secret("wrong-password"))

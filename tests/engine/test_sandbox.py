@@ -13,8 +13,8 @@ from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
 from imagejobd.engine.sandbox import Exit, Sandbox, create, discard, leftovers
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.ids import uuid7
-from imagejobd.model.reserved import NO_INSTALLATION, Owner, resource_name
+from imagejobd.model.job import uuid7
+from imagejobd.model.ownership import NO_INSTALLATION, Owner, resource_name
 
 
 def shell(script: str) -> str:

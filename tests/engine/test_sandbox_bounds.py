@@ -11,10 +11,10 @@ from sandboxes import LIMITS, MIB, image_of, run, sandboxed, until_output
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
 from imagejobd.engine.client import Engine
-from imagejobd.engine.disk import FreeSpace, free_space
+from imagejobd.engine.container import FreeSpace, free_space
 from imagejobd.engine.sandbox import Exit, Output, Sandbox, create, discard, leftovers
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 
 # By itself it would take a day. How soon it ends is told by the times of cancelled jobs (run/test_run_cancel).
 STOP_S = 20.0

@@ -15,7 +15,7 @@ from sandboxes import run, sandboxed
 
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
-from imagejobd.engine.container_file import read_file
+from imagejobd.engine.output import read_file
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 
 MAX_BYTES = 1000

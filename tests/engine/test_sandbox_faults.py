@@ -22,17 +22,16 @@ from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
 from harness.services import require
-from imagejobd.engine import faults
+from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
-from imagejobd.engine.container_output import DRAIN_TIMEOUT_S, Demultiplexer, Output
-from imagejobd.engine.containers import make_container
-from imagejobd.engine.disk import FreeSpace, free_space, shortage
-from imagejobd.engine.events import BuildEvent, Step
+from imagejobd.engine.container import FreeSpace, free_space, make_container, shortage
+from imagejobd.engine.output import DRAIN_TIMEOUT_S, Demultiplexer, Output
 from imagejobd.engine.sandbox import Exit, Sandbox, create, discard, leftovers
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.stream import BuildEvent, Step
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.ids import uuid7
-from imagejobd.model.reserved import NO_INSTALLATION, resource_name
+from imagejobd.model.job import uuid7
+from imagejobd.model.ownership import NO_INSTALLATION, resource_name
 
 START_S = 20.0
 
@@ -216,7 +215,7 @@ _OCI = "failed to create shim task: OCI runtime create failed: runc create faile
 )
 def test_whose_fault_a_failed_start_is(status: int, message: str, fault: str | None) -> None:
     """What the image is to blame for ends the job; what the engine is short of is tried again."""
-    judged = faults.of_container(status, message)
+    judged = errors.of_container(status, message)
     if fault is None:
         assert isinstance(judged, Temporary)
         assert judged.code is ErrorCode.ENGINE_UNAVAILABLE
@@ -249,7 +248,7 @@ def test_space_above_a_closed_folder_is_seen(monkeypatch: pytest.MonkeyPatch, tm
             raise PermissionError(path)
         return disk
 
-    monkeypatch.setattr("imagejobd.engine.disk.os.statvfs", statvfs)
+    monkeypatch.setattr("imagejobd.engine.container.os.statvfs", statvfs)
     assert free_space(tmp_path / "volumes/x/_data") == free_space(tmp_path)
 
 
@@ -290,7 +289,7 @@ async def test_an_engine_that_goes_away_in_mid_run_is_temporary(fragile_engine: 
 
 def test_newer_engines_words_for_an_unknown_runtime_are_known() -> None:
     """It is the operator's setting there too."""
-    judged = faults.of_container(400, "unknown or invalid runtime name: x")
+    judged = errors.of_container(400, "unknown or invalid runtime name: x")
     assert isinstance(judged, Permanent)
     assert judged.code is ErrorCode.ENGINE_UNAVAILABLE
     assert "[kinds.run]" in judged.message
@@ -298,10 +297,10 @@ def test_newer_engines_words_for_an_unknown_runtime_are_known() -> None:
 
 def test_a_failed_build_does_not_tell_the_engines_folders() -> None:
     """What is within them is the user's; a path of a stranger's making costs no more time than its length."""
-    told = faults.of_build(200, "lstat /var/lib/docker/tmp/buildkit-mount123/app: no such file").message
+    told = errors.of_build(200, "lstat /var/lib/docker/tmp/buildkit-mount123/app: no such file").message
     assert told == "lstat /app: no such file"
     began = time.process_time()
-    faults.of_container(400, "/" * 1_000_000)
+    errors.of_container(400, "/" * 1_000_000)
     # 0.1 s; if each of its slashes were tried, hours.
     assert time.process_time() - began < 10
 

@@ -21,15 +21,14 @@ from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.tls import issue
 from imagejobd.archive import ContextBounds, index, rewrite
-from imagejobd.engine import faults
+from imagejobd.engine import errors
 from imagejobd.engine.build import BuildRequest
 from imagejobd.engine.client import Engine, Upgraded
-from imagejobd.engine.events import Built
-from imagejobd.engine.messages import messages
 from imagejobd.engine.session import Folder, session
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.engine.stream import Built, messages
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.ids import uuid7
+from imagejobd.model.job import uuid7
 
 MTIME = 1_600_000_000
 LINE_END = " \\\n"
@@ -93,9 +92,9 @@ async def image_by_body(client: Engine, tar: Path) -> str:
     with tar.open("rb") as body:
         params = [("version", "2"), ("networkmode", "none"), ("t", tag)]
         async with client.stream(
-            "build", params=params, body=body, judge=faults.of_build, idle_timeout_s=None
+            "build", params=params, body=body, judge=errors.of_build, idle_timeout_s=None
         ) as blocks:
-            async for _ in messages(blocks, faults.of_build):
+            async for _ in messages(blocks, errors.of_build):
                 pass
     return tag
 
@@ -157,8 +156,8 @@ async def build_of(client: Engine, folder: Folder) -> None:
     dockerfile = Folder.of_file("Dockerfile", COPY_ALL.encode())
     async with session(client, {"context": folder, "dockerfile": dockerfile}) as session_id:
         params = [("version", "2"), ("networkmode", "none"), ("remote", "client-session"), ("session", session_id)]
-        async with client.stream("build", params=params, judge=faults.of_build, idle_timeout_s=None) as blocks:
-            async for _ in messages(blocks, faults.of_build):
+        async with client.stream("build", params=params, judge=errors.of_build, idle_timeout_s=None) as blocks:
+            async for _ in messages(blocks, errors.of_build):
                 pass
 
 

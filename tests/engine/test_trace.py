@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagejobd.engine.buildkit import StatusResponse, VertexLog, decode_status
 from imagejobd.engine.protobuf import MalformedRecord
-from imagejobd.engine.trace import StatusResponse, VertexLog, decode_status
 
 VERTEX_1 = "sha256:" + "1" * 64
 LOGS = 200_000

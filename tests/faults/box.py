@@ -14,7 +14,7 @@ from harness.engine import PrivateEngine
 from harness.holdings import ALIVE, holdings
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.waiting import until
-from imagejobd.model.reserved import job_repository
+from imagejobd.model.ownership import job_repository
 
 END_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0

@@ -16,7 +16,7 @@ from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
-from imagejobd.model.reserved import HELD_PREFIX
+from imagejobd.model.ownership import HELD_PREFIX
 
 CRASHES_MAX = 3
 

@@ -2,17 +2,17 @@
 
 from collections.abc import Collection
 
-from imagejobd.building.egress import EngineEgress
-from imagejobd.building.tools import BuildTools
-from imagejobd.engine.bases import Bases
+from imagejobd.dockerfile.policy import Policy
+from imagejobd.engine.base_images import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
-from imagejobd.model.bases import PulledBase
+from imagejobd.jobs.shared.access import EngineEgress
+from imagejobd.jobs.shared.build import BuildTools
 from imagejobd.model.clock import now_ms
-from imagejobd.model.dockerfile.policy import Policy
 from imagejobd.model.egress import Egress
+from imagejobd.model.ownership import PulledBase
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.names import Names
+from imagejobd.registry.http.resolver import Resolver
 from imagejobd.store.blobs import BlobStore
 
 
@@ -57,7 +57,7 @@ def building_tools(
         leases=leases,
         known=nobody_known,
         registry=registry,
-        egress=EngineEgress(egress or Egress(), Names()),
+        egress=EngineEgress(egress or Egress(), Resolver()),
         blobs=blobs,
         policy=policy or Policy(),
         cache_scope=lambda tenant: "",

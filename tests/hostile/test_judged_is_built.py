@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dispatch.dispatch_box import DispatchBox, Tenant, dispatch_box
+from e2e.dispatch.dispatch_box import DispatchBox, Tenant, dispatch_box
 from harness.client import Answer, Fields
 from harness.engine import PrivateEngine
 from harness.marked_image import marks_in, names_in_engine, put_marked, show_mark

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dispatch.dispatch_box import ADMIN, DispatchBox, dispatch_box
+from e2e.dispatch.dispatch_box import ADMIN, DispatchBox, dispatch_box
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.client import Answer, Client, Fields
 from harness.engine import PrivateEngine

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dispatch.dispatch_box import DispatchBox, Tenant, dispatch_box
+from e2e.dispatch.dispatch_box import DispatchBox, Tenant, dispatch_box
 from harness.base_image import BUSYBOX
 from harness.client import Answer, Client, Fields
 from harness.engine import PrivateEngine
@@ -26,7 +26,7 @@ from harness.proxy import FaultProxy, StallRequest
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 from harness.waiting import until
-from imagejobd.model.reserved import held_repository, job_repository
+from imagejobd.model.ownership import held_repository, job_repository
 
 LOGIN = {"username": USERNAME, "password": PASSWORD}
 # What could not be removed at once goes with the next sweep, a minute later.

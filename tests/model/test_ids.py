@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from imagejobd.model.ids import is_uuid, uuid7
+from imagejobd.model.job import is_uuid, uuid7
 
 
 def test_uuid7_has_version_variant_and_time():

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from imagejobd.model.retry_after import RETRY_AFTER_MAX_S, parse_retry_after
+from imagejobd.model.errors import RETRY_AFTER_MAX_S, parse_retry_after
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 

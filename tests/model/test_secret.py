@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from imagejobd.model.secret import MASK, Credentials, Redactor, Secret
+from imagejobd.model.secrets import MASK, Credentials, Redactor, Secret
 
 PASSWORD = "correct horse"
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from imagejobd.model import state
-from imagejobd.model.state import FINAL, TRANSITIONS, Move, State, after
+from imagejobd.model import job
+from imagejobd.model.job import FINAL, TRANSITIONS, State, Transition, next_state
 
 ALLOWED = {
     ("queued", "claim"): "running",
@@ -20,17 +20,17 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize(("start", "move"), list(itertools.product(State, Move)))
-def test_every_pair_of_state_and_move(start: State, move: Move):
+@pytest.mark.parametrize(("start", "move"), list(itertools.product(State, Transition)))
+def test_every_pair_of_state_and_move(start: State, move: Transition):
     """Each of all pairs leads where the table says, or nowhere."""
-    assert after(start, move) == ALLOWED.get((start.value, move.value))
+    assert next_state(start, move) == ALLOWED.get((start.value, move.value))
 
 
 @pytest.mark.parametrize("end", sorted(FINAL))
 def test_ends_are_ends(end: State):
     """Nothing leads out of a final state."""
     assert end.is_final
-    assert not [move for move in Move if after(end, move)]
+    assert not [move for move in Transition if next_state(end, move)]
 
 
 def test_every_state_is_reachable_and_can_end():
@@ -44,4 +44,4 @@ def test_every_state_is_reachable_and_can_end():
 
 def test_the_drawing_names_every_state_and_move():
     """The picture in the module's docstring leaves no state and no move out."""
-    assert [one.value for one in (*State, *Move) if one.value not in (state.__doc__ or "")] == []
+    assert [one.value for one in (*State, *Transition) if one.value not in (job.__doc__ or "")] == []

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
+from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel
 from imagejobd.model.errors import Permanent, invalid
-from imagejobd.model.together import for_each, together
-from imagejobd.model.turns import Turns
 
 
 async def fail() -> None:
@@ -18,7 +17,7 @@ async def test_the_first_failure_is_raised_by_itself() -> None:
     never = asyncio.Event()
     other = never.wait()
     with pytest.raises(Permanent, match="this one"):
-        await together([together([fail()]), other])
+        await gather_or_cancel([gather_or_cancel([fail()]), other])
     assert other.cr_running is False
     assert other.cr_frame is None
 
@@ -36,24 +35,24 @@ async def test_for_each_keeps_its_bound_and_order() -> None:
         await asyncio.sleep(0)
         under_way -= 1
 
-    await for_each(range(20), act, at_once=3)
+    await bounded(range(20), act, at_once=3)
     assert begun == list(range(20))
     assert most == 3
 
 
 async def test_for_each_of_nothing() -> None:
     """Nothing to do is done."""
-    await for_each([], lambda _: fail(), at_once=5)
+    await bounded([], lambda _: fail(), at_once=5)
 
 
 async def test_turns() -> None:
     """One at a time by name; other names do not wait; who is out of patience goes ahead without the turn."""
-    turns = Turns()
+    turns = KeyedLock()
     async with turns.take("a"):
         assert turns.is_taken("a")
         assert not turns.is_taken("b")
         async with turns.take("b"), asyncio.timeout(5):
-            async with turns.take("a", patience_s=0.01):
+            async with turns.take("a", grace_s=0.01):
                 assert turns.is_taken("a")
             assert turns.is_taken("a"), "it is still the first one's"
     assert not turns.is_taken("a")
@@ -61,7 +60,7 @@ async def test_turns() -> None:
 
 async def test_a_turn_is_given_back_after_a_failure() -> None:
     """Whatever ends the block, the next one gets the turn."""
-    turns = Turns()
+    turns = KeyedLock()
     with pytest.raises(Permanent):
         async with turns.take("a"):
             await fail()

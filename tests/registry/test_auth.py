@@ -11,7 +11,7 @@ from moved_clock import MovedClock
 
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.site import Site, TokenRequest

@@ -14,7 +14,7 @@ from repositories import drained, reader
 from imagejobd.model.circuit import TRIAL_FIRST_S, Circuits
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.secret import Secret
+from imagejobd.model.secrets import Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content.descriptor import Descriptor
 from imagejobd.registry.content.download import read_blob

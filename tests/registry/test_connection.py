@@ -13,7 +13,7 @@ from yarl import URL
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.persistence import TOTAL_MAX_S, TRIES_MAX

@@ -14,7 +14,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import OPERATOR
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.settings import RegistryHost
 

@@ -13,10 +13,10 @@ from raw_peer import head_of, raw_peer
 
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.http.names import Address, Names
+from imagejobd.registry.http.resolver import Address, Resolver
 from imagejobd.registry.site import Site, TokenRequest
 
 SCOPES = ("repository:team/app:pull,push",)
@@ -168,7 +168,7 @@ async def act_upon(script: list[bytes], action: Any, login: str) -> list[str]:
         writer.close()
 
     async with raw_peer(conduct) as host:
-        names = Names(no_address)
+        names = Resolver(no_address)
         logins = {"none": None, "basic": BUILDER, "token": TokenRequest(url=Secret(f"http://{host}/token"))}
         timing = MovedClock().timing
         async with RegistryClient(

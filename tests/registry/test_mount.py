@@ -12,7 +12,7 @@ from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 from harness.token_server import TokenServer
 from imagejobd.model.egress import Egress
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content.descriptor import Descriptor
 from imagejobd.registry.content.upload import Put, put_blob

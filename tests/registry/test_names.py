@@ -14,7 +14,7 @@ from moved_clock import MovedClock
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.names import DOMAIN_LOOKUPS_MAX, QUICK_LOOKUPS_MAX, Address, Names, domain_of
+from imagejobd.registry.http.resolver import DOMAIN_LOOKUPS_MAX, QUICK_LOOKUPS_MAX, Address, Resolver, domain_of
 from imagejobd.registry.site import Site
 
 # Whoever is held up by a dead name hears so before.
@@ -46,8 +46,8 @@ class NameServer:
 
 
 @asynccontextmanager
-async def resolver(server: NameServer, timeout_s: float = 10.0) -> AsyncIterator[Names]:
-    names = Names(server.look_up, timeout_s=timeout_s)
+async def resolver(server: NameServer, timeout_s: float = 10.0) -> AsyncIterator[Resolver]:
+    names = Resolver(server.look_up, timeout_s=timeout_s)
     try:
         yield names
     finally:
@@ -62,7 +62,7 @@ def server() -> NameServer:
 
 async def test_this_machines_names_resolve() -> None:
     """Without a test's own lookup, the system is asked; ports and families are those that were asked for."""
-    names = Names()
+    names = Resolver()
     found = await names.resolve("localhost", 80, socket.AF_INET)
     assert [(result["host"], result["port"]) for result in found] == [("127.0.0.1", 80)]
     with pytest.raises(socket.gaierror):
@@ -111,7 +111,7 @@ async def test_a_failure_is_remembered_for_a_moment(
     server: NameServer, monkeypatch: pytest.MonkeyPatch, remembered_s: float, asked: int
 ) -> None:
     """Retries of a name that is not there ask once; later ones ask again."""
-    monkeypatch.setattr("imagejobd.registry.http.names.FAILURE_REMEMBERED_S", remembered_s)
+    monkeypatch.setattr("imagejobd.registry.http.resolver.FAILURE_REMEMBERED_S", remembered_s)
     async with resolver(server) as names:
         for _ in range(3):
             with pytest.raises(socket.gaierror, match="no such name"):
@@ -145,7 +145,7 @@ async def test_egress_holds_for_what_names_mean(server: NameServer, fake: FakeRe
     fake.on_manifest = lambda _: web.Response()
     port = fake.host.partition(":")[2]
     for egress in (Egress(), Egress(EgressSettings(allow_private=False))):
-        async with RegistryClient({}, egress, proxies=NO_PROXIES, names=Names(server.look_up)) as client:
+        async with RegistryClient({}, egress, proxies=NO_PROXIES, names=Resolver(server.look_up)) as client:
             asking = client.connect(Site(host=f"r.test:{port}", scheme="http")).ask("GET", "/v2/", scopes=())
             if fake.seen:
                 with pytest.raises(Permanent) as denied:

@@ -11,7 +11,7 @@ from yarl import URL
 
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.http.proxies import Proxies
 from imagejobd.registry.settings import RegistryHost

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.secret import Redactor, Secret
+from imagejobd.model.secrets import Redactor, Secret
 from imagejobd.registry.faults import DETAIL_MAX_CHARS, detail, is_busy, is_missing_content, refusal, translated
 
 

@@ -11,7 +11,7 @@ from fake_registry import DIGEST, TOKEN, FakeRegistry, manifest
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES
 

@@ -12,7 +12,7 @@ from yarl import URL
 from harness.tls import issue
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import OPERATOR, Principal
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.settings import RegistryHost, RegistryHosts
 from imagejobd.registry.site import Site

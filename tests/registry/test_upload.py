@@ -15,7 +15,7 @@ from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.descriptor import Descriptor

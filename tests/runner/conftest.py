@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from runner_bench import Bench
 
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
 

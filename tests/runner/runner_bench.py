@@ -9,16 +9,16 @@ from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.errors import Fault
 from imagejobd.model.job import Enqueued, Job, Json, NewJob
-from imagejobd.model.work import Accepted, Upload, Work
+from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 
 END_TIMEOUT_S = 10.0
 QUICK = Limits(retry_first_s=0.01, retry_max_s=0.02)
 
-Behaviour = Callable[[Work], Awaitable[Json]]
+Behaviour = Callable[[JobContext], Awaitable[Json]]
 
 
 class ScriptedKind:
@@ -42,8 +42,8 @@ class ScriptedKind:
     def hosts(self, job: Job) -> Collection[str]:
         return self.needed_hosts
 
-    async def run(self, work: Work) -> Json:
-        return await self.behaviour(work)
+    async def run(self, ctx: JobContext) -> Json:
+        return await self.behaviour(ctx)
 
     async def leftovers(self) -> set[str]:
         return set(self.outside)

@@ -8,26 +8,25 @@ import pytest
 from runner_bench import QUICK, Bench, ScriptedKind
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.job import Json
-from imagejobd.model.secret import Secret
-from imagejobd.model.state import State
-from imagejobd.model.work import Work
+from imagejobd.model.job import Json, State
+from imagejobd.model.kind import JobContext
+from imagejobd.model.secrets import Secret
 from imagejobd.runner import attempt as attempt_module
 from imagejobd.runner import runner as runner_module
-from imagejobd.runner.live import LiveWork
+from imagejobd.runner.context import AttemptContext
 from imagejobd.runner.settings import Limits
-from imagejobd.store.protocol import Room
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.protocol import Capacity
+from imagejobd.store.sqlite.store import SqliteStore
 
 
 async def test_success_keeps_result_phases_and_log(bench: Bench) -> None:
     """What a kind returns, logs, and passes through is kept with the job."""
 
-    async def behaviour(work: Work) -> Json:
-        async with work.phase("one", timeout_s=5):
-            await work.log("hello\n")
-        async with work.phase("two", timeout_s=5):
-            work.progress(done=3)
+    async def behaviour(ctx: JobContext) -> Json:
+        async with ctx.phase("one", timeout_s=5):
+            await ctx.log("hello\n")
+        async with ctx.phase("two", timeout_s=5):
+            ctx.progress(done=3)
         return {"answer": 42}
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -43,9 +42,9 @@ async def test_success_keeps_result_phases_and_log(bench: Bench) -> None:
 async def test_temporary_faults_are_retried(bench: Bench) -> None:
     """A temporary fault is tried again, with what the attempt had saved."""
 
-    async def behaviour(work: Work) -> Json:
-        seen = work.checkpoint.get("tries", 0)
-        await work.save(tries=seen + 1)
+    async def behaviour(ctx: JobContext) -> Json:
+        seen = ctx.checkpoint.get("tries", 0)
+        await ctx.save(tries=seen + 1)
         if seen < 2:
             raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "the registry is down")
         return {"tries": seen + 1}
@@ -61,7 +60,7 @@ async def test_temporary_faults_are_retried(bench: Bench) -> None:
 async def test_retries_end(bench: Bench) -> None:
     """When `retry_for_s` is over a temporary fault is final, and says how often it was tried."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "no engine")
 
     kind = ScriptedKind(behaviour)
@@ -78,7 +77,7 @@ async def test_retries_end(bench: Bench) -> None:
 async def test_permanent_faults_end_at_once(bench: Bench) -> None:
     """A permanent fault is final after one attempt, is in the log, and leaves nothing outside."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise Permanent(ErrorCode.BUILD_FAILED, "line 3: no")
 
     kind = ScriptedKind(behaviour)
@@ -92,8 +91,8 @@ async def test_permanent_faults_end_at_once(bench: Bench) -> None:
 async def test_defects_fail_the_job_and_not_the_daemon(bench: Bench) -> None:
     """An exception that is no fault fails its own job as `internal`, without its text, and others go on."""
 
-    async def behaviour(work: Work) -> Json:
-        if work.job.labels:
+    async def behaviour(ctx: JobContext) -> Json:
+        if ctx.job.labels:
             raise KeyError("inner detail")
         return {}
 
@@ -109,8 +108,8 @@ async def test_defects_fail_the_job_and_not_the_daemon(bench: Bench) -> None:
 async def test_phase_timeout(bench: Bench) -> None:
     """A phase past its limit ends the job with `timeout`, naming phase and limit."""
 
-    async def behaviour(work: Work) -> Json:
-        async with work.phase("building", timeout_s=0.05):
+    async def behaviour(ctx: JobContext) -> Json:
+        async with ctx.phase("building", timeout_s=0.05):
             await asyncio.sleep(60)
         return {}
 
@@ -125,14 +124,14 @@ async def test_phase_timeout(bench: Bench) -> None:
 async def test_a_phase_that_waits_for_others_may_take_its_time(bench: Bench) -> None:
     """What makes progress is not stopped, however long it takes; what stands still is, and is tried again."""
 
-    async def behaviour(work: Work) -> Json:
-        async with work.phase("pushing", timeout_s=1.5, waits_for="registry.example"):
+    async def behaviour(ctx: JobContext) -> Json:
+        async with ctx.phase("pushing", timeout_s=1.5, waits_for="registry.example"):
             for layer in range(4):
-                work.progress(layer=layer)
+                ctx.progress(layer=layer)
                 await asyncio.sleep(0.75)
-            if work.job.attempt == 1:
+            if ctx.job.attempt == 1:
                 while True:
-                    work.progress(layer=3)  # the same again is no progress
+                    ctx.progress(layer=3)  # the same again is no progress
                     await asyncio.sleep(0.1)
         return {}
 
@@ -146,23 +145,23 @@ async def test_a_phase_that_waits_for_others_may_take_its_time(bench: Bench) -> 
 async def test_the_engines_absence_does_not_count(bench: Bench) -> None:
     """A limit on users' own code stands still while the Docker Engine is away, and goes on when it is back."""
     made = await bench.enqueue()
-    (claim,) = await bench.store.claim("w1", Room({"noop": 1}, 1), lease_until_ms=0)
+    (claim,) = await bench.store.claim("w1", Capacity({"noop": 1}, 1), lease_until_ms=0)
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     # Away all the time, until two seconds have passed.
-    work = LiveWork(bench.store, claim, log_max_bytes=1000, downtime_s=lambda: min(loop.time() - start_s, 2.0))
+    ctx = AttemptContext(bench.store, claim, log_max_bytes=1000, downtime_s=lambda: min(loop.time() - start_s, 2.0))
     with pytest.raises(Permanent, match=r"building took longer than its limit of 0\.1 s"):
-        async with work.phase("building", timeout_s=0.1):
+        async with ctx.phase("building", timeout_s=0.1):
             await asyncio.sleep(60)
     assert 2.0 <= loop.time() - start_s < 30.0
-    await work.end_log("")
+    await ctx.end_log("")
     assert (await bench.job(made.uuid)).phase == "building"
 
 
 async def test_job_timeout(bench: Bench) -> None:
     """An attempt past `job_timeout_s` ends with `timeout`, naming the key."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         await asyncio.sleep(60)
         return {}
 
@@ -176,8 +175,8 @@ async def test_job_timeout(bench: Bench) -> None:
 async def test_a_kinds_own_timeout_error_is_a_defect(bench: Bench) -> None:
     """A TimeoutError that no limit of ours raised is not mistaken for one."""
 
-    async def behaviour(work: Work) -> Json:
-        async with work.phase("p", timeout_s=60):
+    async def behaviour(ctx: JobContext) -> Json:
+        async with ctx.phase("p", timeout_s=60):
             raise TimeoutError
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -190,7 +189,7 @@ async def test_cancel_stops_the_work(bench: Bench) -> None:
     """A cancel ends running work at once, cleans up outside, and is no failure."""
     stopped = asyncio.Event()
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         try:
             await asyncio.sleep(60)
         finally:
@@ -211,7 +210,7 @@ async def test_cancel_stops_the_work(bench: Bench) -> None:
 async def test_success_wins_over_a_late_cancel(bench: Bench) -> None:
     """Work that was done when the cancel came is not thrown away."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -228,9 +227,9 @@ async def test_success_wins_over_a_late_cancel(bench: Bench) -> None:
 async def test_drain_waits_then_interrupts(bench: Bench) -> None:
     """Draining lets a short job end and interrupts a long one, which keeps its attempt and its checkpoint."""
 
-    async def behaviour(work: Work) -> Json:
-        await work.save(started=True)
-        await asyncio.sleep(0.1 if work.job.labels else 60)
+    async def behaviour(ctx: JobContext) -> Json:
+        await ctx.save(started=True)
+        await asyncio.sleep(0.1 if ctx.job.labels else 60)
         return {}
 
     kind = ScriptedKind(behaviour)
@@ -252,7 +251,7 @@ async def test_drain_waits_then_interrupts(bench: Bench) -> None:
 async def test_failed_cleanup_does_not_hide_the_ending(bench: Bench) -> None:
     """When the outside cannot be cleaned now, the job still ends, for the sweep to come."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise Permanent(ErrorCode.BUILD_FAILED, "no")
 
     kind = ScriptedKind(behaviour)
@@ -264,9 +263,9 @@ async def test_failed_cleanup_does_not_hide_the_ending(bench: Bench) -> None:
 async def test_secrets_are_masked(bench: Bench) -> None:
     """A secret that the outside echoes appears neither in log, error nor result."""
 
-    async def behaviour(work: Work) -> Json:
-        password = work.secrets["password"].reveal()
-        await work.log(f"login with {password}\n")
+    async def behaviour(ctx: JobContext) -> Json:
+        password = ctx.secrets["password"].reveal()
+        await ctx.log(f"login with {password}\n")
         raise Permanent(ErrorCode.DENIED, f"bad password {password}")
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -279,9 +278,9 @@ async def test_secrets_are_masked(bench: Bench) -> None:
 async def test_log_is_cut_visibly(bench: Bench) -> None:
     """A log past its bound loses its middle, says so, and keeps its end."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         for number in range(20_000):
-            await work.log(f"line {number:06d} of the log\n")
+            await ctx.log(f"line {number:06d} of the log\n")
         return {}
 
     limits: Limits = msgspec.structs.replace(QUICK, log_max_bytes=200_000)
@@ -298,9 +297,9 @@ async def test_log_is_cut_visibly(bench: Bench) -> None:
 async def test_log_is_whole_and_in_order(bench: Bench, lines: int) -> None:
     """Every line that was logged is there, in order."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         for number in range(lines):
-            await work.log(f"{number}\n")
+            await ctx.log(f"{number}\n")
         return {}
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -312,8 +311,8 @@ async def test_log_can_be_followed_while_it_grows(bench: Bench) -> None:
     """A line is readable well before the job ends."""
     go_on: Any = asyncio.Event()
 
-    async def behaviour(work: Work) -> Json:
-        await work.log("early\n")
+    async def behaviour(ctx: JobContext) -> Json:
+        await ctx.log("early\n")
         await go_on.wait()
         return {}
 
@@ -330,7 +329,7 @@ async def test_log_can_be_followed_while_it_grows(bench: Bench) -> None:
 async def test_a_result_that_cannot_be_kept_fails_the_job(bench: Bench) -> None:
     """What the store does not take as a result is a defect of the kind: the job ends, and says so."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         return {"result": object()}
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -342,7 +341,7 @@ async def test_a_result_that_cannot_be_kept_fails_the_job(bench: Bench) -> None:
 async def test_a_kind_that_cancels_itself_fails_the_job(bench: Bench) -> None:
     """A cancellation that nobody asked for is a defect, not an interruption that would be tried again for ever."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise asyncio.CancelledError
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -357,10 +356,10 @@ async def test_defects_while_tidying_do_not_hide_the_ending(bench: Bench, monkey
     async def broken(*_: Any) -> None:
         raise RuntimeError("defect")
 
-    async def behaviour(work: Work) -> Json:
-        if work.job.labels:
+    async def behaviour(ctx: JobContext) -> Json:
+        if ctx.job.labels:
             raise Permanent(ErrorCode.BUILD_FAILED, "no")
-        await work.log("early\n")
+        await ctx.log("early\n")
         return {}
 
     kind = ScriptedKind(behaviour)
@@ -378,7 +377,7 @@ async def test_a_discard_that_hangs_is_left_to_the_sweep(bench: Bench, monkeypat
     assert attempt_module.DISCARD_TIMEOUT_S < runner_module.INTERRUPT_TIMEOUT_S
     monkeypatch.setattr(attempt_module, "DISCARD_TIMEOUT_S", 0.05)
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise Permanent(ErrorCode.BUILD_FAILED, "no")
 
     kind = ScriptedKind(behaviour)
@@ -390,9 +389,9 @@ async def test_a_discard_that_hangs_is_left_to_the_sweep(bench: Bench, monkeypat
 async def test_concealed_secrets_and_lines_of_secrets_are_masked(bench: Bench) -> None:
     """A login that is not the job's own is masked once the kind has named it, and a long secret also line by line."""
 
-    async def behaviour(work: Work) -> Json:
-        work.conceal(Secret("configured-password"))
-        await work.log("configured-password and then second-line-of-it\n")
+    async def behaviour(ctx: JobContext) -> Json:
+        ctx.conceal(Secret("configured-password"))
+        await ctx.log("configured-password and then second-line-of-it\n")
         raise Permanent(ErrorCode.DENIED, "bad configured-password")
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -416,7 +415,7 @@ async def test_cancelling_survives_a_store_that_cannot_be_read(bench: Bench, mon
 
     monkeypatch.setattr(SqliteStore, "cancel_requests", unreadable_at_first)
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         await asyncio.sleep(60)
         return {}
 
@@ -429,9 +428,9 @@ async def test_cancelling_survives_a_store_that_cannot_be_read(bench: Bench, mon
 
 async def test_a_defect_in_judging_fails_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even a defect of the runner itself leaves a job running."""
-    monkeypatch.setattr("imagejobd.runner.retry.delay_s", lambda *_: 1 / 0)
+    monkeypatch.setattr("imagejobd.runner.attempt.delay_s", lambda *_: 1 / 0)
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "down")
 
     async with bench.running(ScriptedKind(behaviour)):
@@ -443,7 +442,7 @@ async def test_a_defect_in_judging_fails_the_job(bench: Bench, monkeypatch: pyte
 async def test_an_error_holds_nothing_unprintable(bench: Bench) -> None:
     """A NUL does not end the stored message, and no escape reaches a terminal."""
 
-    async def fails(work: Work) -> Json:
+    async def fails(ctx: JobContext) -> Json:
         raise Permanent(ErrorCode.BUILD_FAILED, "a\0b\x1b[31m\nc\x07")
 
     uuid = (await bench.enqueue()).uuid
@@ -459,7 +458,7 @@ async def test_a_cancel_does_not_wait_for_work_that_hangs(bench: Bench, monkeypa
     monkeypatch.setattr(attempt_module, "CANCEL_WORK_TIMEOUT_S", 0.1)
     let_go = asyncio.Event()
 
-    async def deaf(work: Work) -> Json:
+    async def deaf(ctx: JobContext) -> Json:
         try:
             await asyncio.sleep(3600)
         finally:
@@ -494,7 +493,7 @@ async def test_an_ending_that_cannot_be_written_leaves_no_job_running(
 
     monkeypatch.setattr(SqliteStore, "finish", refused_at_first)
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         return {}
 
     async with bench.running(ScriptedKind(behaviour)):

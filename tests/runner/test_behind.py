@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.model.secret import Redactor
-from imagejobd.runner.behind import WriteBehind
-from imagejobd.runner.joblog import JobLog
+from imagejobd.model.secrets import Redactor
+from imagejobd.runner.context import Debouncer, JobLog
 
 FULL = Temporary(ErrorCode.STORAGE_FULL, "no space")
 
@@ -19,7 +18,7 @@ async def test_many_changes_are_one_write() -> None:
     async def write() -> None:
         written.put_nowait(None)
 
-    behind = WriteBehind(write, delay_s=0.02)
+    behind = Debouncer(write, delay_s=0.02)
     for _ in range(100):
         behind.soon()
     assert written.qsize() == 0
@@ -33,7 +32,7 @@ async def test_many_changes_are_one_write() -> None:
     async def end() -> None:
         later.set()
 
-    WriteBehind(end, delay_s=0.02).soon()
+    Debouncer(end, delay_s=0.02).soon()
     await later.wait()
     assert written.qsize() == 0
 
@@ -50,7 +49,7 @@ async def test_writes_never_overlap() -> None:
         await asyncio.sleep(0.02)
         under_way -= 1
 
-    behind = WriteBehind(write, delay_s=0.001)
+    behind = Debouncer(write, delay_s=0.001)
     behind.soon()
     await begun.wait()
     await asyncio.gather(behind.now(), behind.now())

@@ -5,14 +5,13 @@ from typing import Any
 
 from runner_bench import Bench, ScriptedKind
 
-from imagejobd.model.job import Claim, Json
-from imagejobd.model.state import State
-from imagejobd.model.work import Work
+from imagejobd.model.job import Claim, Json, State
+from imagejobd.model.kind import JobContext
 from imagejobd.runner import runner as runner_module
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 
 
-async def forever(work: Work) -> Json:
+async def forever(ctx: JobContext) -> Json:
     await asyncio.sleep(3600)
     return {}
 
@@ -43,7 +42,7 @@ async def test_a_job_that_does_not_stop_does_not_hold_the_drain(bench: Bench, mo
     monkeypatch.setattr(runner_module, "INTERRUPT_TIMEOUT_S", 0.05)
     begun, let_go = asyncio.Event(), asyncio.Event()
 
-    async def deaf(work: Work) -> Json:
+    async def deaf(ctx: JobContext) -> Json:
         begun.set()
         while not let_go.is_set():
             try:

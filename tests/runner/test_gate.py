@@ -8,16 +8,15 @@ from structlog.testing import capture_logs
 
 from imagejobd.model.clock import Clock
 from imagejobd.model.errors import ENGINE, ErrorCode, Temporary
-from imagejobd.model.job import Json
-from imagejobd.model.state import State
-from imagejobd.model.work import Work
+from imagejobd.model.job import Json, State
+from imagejobd.model.kind import JobContext
 from imagejobd.runner import gate as gate_module
 from imagejobd.runner.retention import expire_loop
 
 AWAY = Temporary(ErrorCode.ENGINE_UNAVAILABLE, "connection refused", peer=ENGINE)
 
 
-async def done(work: Work) -> Json:
+async def done(ctx: JobContext) -> Json:
     return {}
 
 
@@ -50,7 +49,7 @@ async def test_an_attempt_that_the_engine_cut_is_no_attempt(bench: Bench) -> Non
     what the job waits for."""
     cuts = 0
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         nonlocal cuts
         if cuts < 3:
             cuts += 1
@@ -108,7 +107,7 @@ async def test_waiting_for_the_engine_is_no_waiting_too_long(bench: Bench) -> No
 async def test_who_finds_the_engine_there_pays_for_its_faults(bench: Bench) -> None:
     """A job whose work the engine breaks off every time, though it answers all the time, is given up in the end."""
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise AWAY
 
     limits = msgspec.structs.replace(QUICK, retry_for_s=1.0)
@@ -123,7 +122,7 @@ async def test_an_outage_is_no_time_for_retries(bench: Bench) -> None:
     """Seconds in which the engine was away do not count as ones in which a job was tried in vain."""
     faults = iter([Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "503"), AWAY])
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         fault = next(faults, None)
         if fault is AWAY:
             bench.engine_fault = AWAY
@@ -155,7 +154,7 @@ async def test_who_needs_no_engine_gets_no_time_for_its_absence(bench: Bench) ->
     """A job of another kind has its time for retries, and no more, also where there is no engine at all."""
     bench.engine_fault = AWAY
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "503")
 
     limits = msgspec.structs.replace(QUICK, retry_for_s=0.5)

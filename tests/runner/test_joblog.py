@@ -3,7 +3,7 @@
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.runner.joblog import BLOCK_BYTES, JobLog
+from imagejobd.runner.context import BLOCK_BYTES, JobLog
 
 MAX_BYTES = 5 * BLOCK_BYTES
 

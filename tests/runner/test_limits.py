@@ -8,7 +8,7 @@ import msgspec
 from runner_bench import QUICK, Bench, ScriptedKind
 
 from imagejobd.model.job import Json
-from imagejobd.model.work import Work
+from imagejobd.model.kind import JobContext
 from imagejobd.runner.runner import POLL_S
 
 
@@ -21,8 +21,8 @@ class Gauge:
         self.served: list[str] = []
         self._hold_s = hold_s
 
-    async def __call__(self, work: Work) -> Json:
-        tenant = work.job.tenant
+    async def __call__(self, ctx: JobContext) -> Json:
+        tenant = ctx.job.tenant
         self.served.append(tenant)
         for name in ("all", tenant):
             self.now[name] += 1
@@ -71,8 +71,8 @@ async def test_priority_comes_before_age(bench: Bench) -> None:
     """Within a tenant the higher priority goes first, then the older."""
     order: list[str] = []
 
-    async def behaviour(work: Work) -> Json:
-        order.append(work.job.labels["name"])
+    async def behaviour(ctx: JobContext) -> Json:
+        order.append(ctx.job.labels["name"])
         return {}
 
     jobs = [

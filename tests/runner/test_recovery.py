@@ -6,23 +6,22 @@ import pytest
 from runner_bench import Bench, ScriptedKind
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.model.job import Json
-from imagejobd.model.state import State
-from imagejobd.model.work import Work
+from imagejobd.model.job import Json, State
+from imagejobd.model.kind import JobContext
 from imagejobd.runner.recovery import rescue, sweep, sweep_loop
-from imagejobd.store.protocol import CRASHES_MAX, Room
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.protocol import CRASHES_MAX, Capacity
+from imagejobd.store.sqlite.store import SqliteStore
 
-ROOM = Room({"noop": 10}, 10)
+ROOM = Capacity({"noop": 10}, 10)
 
 
-async def forever(work: Work) -> Json:
+async def forever(ctx: JobContext) -> Json:
     await asyncio.sleep(3600)
     return {}
 
 
-async def done(work: Work) -> Json:
-    return {"checkpoint": dict(work.checkpoint)}
+async def done(ctx: JobContext) -> Json:
+    return {"checkpoint": dict(ctx.checkpoint)}
 
 
 async def test_a_crashed_job_goes_on(bench: Bench) -> None:
@@ -120,7 +119,7 @@ async def test_the_lost_claim_changes_nothing(bench: Bench) -> None:
     started = asyncio.Event()
     go_on = asyncio.Event()
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         started.set()
         await go_on.wait()
         return {"by": "old"}
@@ -129,7 +128,7 @@ async def test_the_lost_claim_changes_nothing(bench: Bench) -> None:
     async with bench.running(ScriptedKind(behaviour), worker="old", slots=1):
         await started.wait()
         await rescue(bench.store, "new", crashes_max=CRASHES_MAX)
-        [claim] = await bench.store.claim("new", Room({"noop": 1}, 1), lease_until_ms=0)
+        [claim] = await bench.store.claim("new", Capacity({"noop": 1}, 1), lease_until_ms=0)
         go_on.set()
         await asyncio.sleep(0.1)
         job = await bench.job(uuid)

@@ -13,7 +13,7 @@ from imagejobd.runner import retention
 from imagejobd.runner.retention import DAY_MS, prune_loop
 from imagejobd.runner.settings import Retention
 from imagejobd.store.blobs import BlobStore
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 
 
 async def test_the_store_is_optimized_once_a_day(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

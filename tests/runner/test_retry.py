@@ -3,7 +3,7 @@
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.runner.retry import RETRY_AFTER_MAX_S, delay_s
+from imagejobd.runner.attempt import RETRY_AFTER_MAX_S, delay_s
 from imagejobd.runner.settings import Limits
 
 DOWN = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "down")

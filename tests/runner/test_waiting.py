@@ -8,9 +8,8 @@ from runner_bench import QUICK, Bench, ScriptedKind
 
 from imagejobd.model import circuit as circuit_module
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.model.job import Json
-from imagejobd.model.state import State
-from imagejobd.model.work import Work
+from imagejobd.model.job import Json, State
+from imagejobd.model.kind import JobContext
 
 HOST = "registry.example:5000"
 
@@ -23,9 +22,9 @@ class Registry:
         self.knocks = 0
         self._circuits = bench.circuits
 
-    async def push(self, work: Work) -> Json:
-        async with work.phase("pushing", timeout_s=60):
-            await work.log("pushing\n")
+    async def push(self, ctx: JobContext) -> Json:
+        async with ctx.phase("pushing", timeout_s=60):
+            await ctx.log("pushing\n")
             self._circuits.check(HOST)
             self.knocks += 1
             if not self.is_up:
@@ -98,11 +97,11 @@ async def test_the_same_fault_is_said_once_and_counted(bench: Bench) -> None:
     """Attempts that fail the same way in the same phase are one line in log and history; another fault is a new one."""
     tries = 0
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         nonlocal tries
         tries += 1
-        async with work.phase("pushing", timeout_s=60):
-            await work.log("pushing registry.example/a:1\n")
+        async with ctx.phase("pushing", timeout_s=60):
+            await ctx.log("pushing registry.example/a:1\n")
             if tries <= 3:
                 raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "the registry answered 503")
             if tries == 4:
@@ -129,9 +128,9 @@ async def test_progress_starts_the_time_for_retries_anew(bench: Bench) -> None:
     """A job that leaves the phase of its fault behind has its pauses, and its time, from the start again."""
     failed: set[str] = set()
 
-    async def behaviour(work: Work) -> Json:
+    async def behaviour(ctx: JobContext) -> Json:
         for name in ("fetching", "pushing"):
-            async with work.phase(name, timeout_s=60):
+            async with ctx.phase(name, timeout_s=60):
                 if name not in failed:
                     failed.add(name)
                     raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"{name}: 503")

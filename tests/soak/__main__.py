@@ -127,10 +127,10 @@ class Soak:
             Customer(f"c{n}", self.site, self.daemon, self.records, seed=self.options.seed, tenant=tenant)
             for n, tenant in enumerate(TENANTS)
         ]
-        work: list[Callable[[threading.Event], None]] = [customer.serve for customer in customers]
-        work += [self.crashes.run, self.engine_outages.run, self.registry_outages.run]
-        with ThreadPoolExecutor(len(work)) as pool:
-            parts = [pool.submit(part, over) for part in work]
+        ctx: list[Callable[[threading.Event], None]] = [customer.serve for customer in customers]
+        ctx += [self.crashes.run, self.engine_outages.run, self.registry_outages.run]
+        with ThreadPoolExecutor(len(ctx)) as pool:
+            parts = [pool.submit(part, over) for part in ctx]
             try:
                 self._watch(parts, began)
             finally:

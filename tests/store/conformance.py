@@ -11,10 +11,9 @@ import pytest
 from simulated_clock import SimulatedClock
 
 from imagejobd.model.errors import ClaimLost, ErrorCode, Permanent, Temporary
-from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob
-from imagejobd.model.secret import Secret
-from imagejobd.model.state import Move, State, after
-from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Ending, Filter, Room, Store, job_topic
+from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, State, Transition, next_state
+from imagejobd.model.secrets import Secret
+from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Ending, Filter, Store, job_topic
 
 QUEUE_MAX = 1000
 LEASE_MS = 60_000
@@ -30,7 +29,7 @@ async def enqueue(store: Store, **fields: Any) -> Enqueued:
 async def claim_up_to(
     store: Store, count: int, *, kind: str = "build", worker: str = "w1", per_tenant: int = 100
 ) -> list[Claim]:
-    return await store.claim(worker, Room({kind: count}, per_tenant), lease_until_ms=LEASE_MS)
+    return await store.claim(worker, Capacity({kind: count}, per_tenant), lease_until_ms=LEASE_MS)
 
 
 async def claim_one(store: Store, **options: Any) -> Claim:
@@ -144,7 +143,7 @@ class StoreConformance:
         low = await enqueue(store, priority=-1)
         first, second = await enqueue(store), await enqueue(store)
         high = await enqueue(store, kind="run", priority=1)
-        claims = await store.claim("w1", Room({"build": 3, "run": 1}, 9), lease_until_ms=LEASE_MS)
+        claims = await store.claim("w1", Capacity({"build": 3, "run": 1}, 9), lease_until_ms=LEASE_MS)
         assert [claim.job.uuid for claim in claims] == [high.uuid, first.uuid, second.uuid, low.uuid]
 
     async def test_room_bounds_kinds_and_tenants(self, store: Store) -> None:
@@ -153,13 +152,13 @@ class StoreConformance:
             for tenant in ("a", "b"):
                 for _ in range(5):
                     await enqueue(store, kind=kind, tenant=tenant)
-        claims = await store.claim("w1", Room({"build": 3, "run": 9}, 4), lease_until_ms=LEASE_MS)
+        claims = await store.claim("w1", Capacity({"build": 3, "run": 9}, 4), lease_until_ms=LEASE_MS)
         kinds = [claim.job.kind for claim in claims]
         tenants = [claim.job.tenant for claim in claims]
         assert (len(claims), tenants.count("a"), tenants.count("b")) == (8, 4, 4)
         assert kinds.count("build") == 3
-        assert await store.claim("w1", Room({"build": 0, "run": 9}, 4), lease_until_ms=LEASE_MS) == []
-        assert await store.claim("w1", Room({}, 100), lease_until_ms=LEASE_MS) == []
+        assert await store.claim("w1", Capacity({"build": 0, "run": 9}, 4), lease_until_ms=LEASE_MS) == []
+        assert await store.claim("w1", Capacity({}, 100), lease_until_ms=LEASE_MS) == []
 
     async def test_a_flood_does_not_starve_others(self, store: Store) -> None:
         """A tenant with one job is served beside one with a hundred."""
@@ -431,7 +430,7 @@ class StoreConformance:
             assert len(await claim_up_to(store, 2, worker=f"boot{boot}")) == 2
             await store.rescue("next", crashes_max=CRASHES_MAX)
         innocent = await enqueue(store, kind="run", tenant="other", priority=9)
-        room = Room({"build": 2, "run": 2}, 9, crashes_max=CRASHES_MAX)
+        room = Capacity({"build": 2, "run": 2}, 9, crashes_max=CRASHES_MAX)
         (alone,) = await store.claim("w", room, lease_until_ms=1)
         assert alone.job.uuid == first.uuid
         assert await store.claim("w", room, lease_until_ms=1) == []
@@ -454,7 +453,9 @@ class StoreConformance:
         for alone in (True, True, False, True, True):
             if not alone:
                 await enqueue(store, kind="run")
-            await store.claim("dead", Room({"build": 1, "run": 0 if alone else 1}, 9, crashes_max=9), lease_until_ms=1)
+            await store.claim(
+                "dead", Capacity({"build": 1, "run": 0 if alone else 1}, 9, crashes_max=9), lease_until_ms=1
+            )
             await store.rescue("next", crashes_max=CRASHES_MAX)
         job = await job_of(store, made.uuid)
         assert (job.state, job.crashes) == (State.QUEUED, 5)
@@ -510,22 +511,22 @@ class StoreConformance:
         """While two wait for four slots none gets more than two; who waits alone gets all that are free."""
         for tenant in ("a", "a", "a", "a", "b"):
             await enqueue(store, tenant=tenant)
-        room = Room({"build": 4}, 9, slots={"build": 4})
+        room = Capacity({"build": 4}, 9, slots={"build": 4})
         first = await store.claim("w", room, lease_until_ms=1)
         assert sorted(claim.job.tenant for claim in first) == ["a", "a", "b"]
-        (rest,) = await store.claim("w", Room({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
+        (rest,) = await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
         assert rest.job.tenant == "a"
 
     async def test_the_next_free_slot_is_for_who_has_less_than_its_share(self, store: Store) -> None:
         """A tenant that holds every slot gives way with its first job that ends."""
         for _ in range(9):
             await enqueue(store, tenant="a")
-        held = await store.claim("w", Room({"build": 4}, 9, slots={"build": 4}), lease_until_ms=1)
+        held = await store.claim("w", Capacity({"build": 4}, 9, slots={"build": 4}), lease_until_ms=1)
         late = [await enqueue(store, tenant="b") for _ in range(3)]
         won = []
         for claim in held:
             await store.finish(claim, Ending(State.SUCCEEDED))
-            won += await store.claim("w", Room({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
+            won += await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
         assert [claim.job.tenant for claim in won] == ["b", "b", "a", "a"]
         assert [claim.job.uuid for claim in won[:2]] == [job.uuid for job in late[:2]]
 
@@ -533,7 +534,7 @@ class StoreConformance:
         """Slots are not kept free for who is at its own bound."""
         for tenant in ("a", "a", "a", "b", "b"):
             await enqueue(store, tenant=tenant)
-        room = Room({"build": 4}, 9, slots={"build": 4}, per_tenant={"build": 1})
+        room = Capacity({"build": 4}, 9, slots={"build": 4}, per_tenant={"build": 1})
         assert sorted(claim.job.tenant for claim in await store.claim("w", room, lease_until_ms=1)) == ["a", "b"]
 
     async def test_a_tenant_has_a_queue_and_room_of_its_own(self, store: Store) -> None:
@@ -759,15 +760,15 @@ class StoreConformance:
     async def test_every_transition_of_the_table_and_no_other(self, store: Store) -> None:
         """From every state, each move leads where model/state.py says, or changes nothing."""
         for state in State:
-            for move in Move:
+            for move in Transition:
                 await self._drain(store)
                 made = await enqueue(store)
                 claim = await _bring_to(store, made, state)
                 await _try(store, made, claim, move)
-                expected = after(state, move) or state
+                expected = next_state(state, move) or state
                 job = await job_of(store, made.uuid)
                 assert job.state is expected, f"{move} from {state}"
-                if after(state, move):
+                if next_state(state, move):
                     assert (await event_types(store, made))[-1] == move
 
     async def _drain(self, store: Store) -> None:
@@ -838,29 +839,29 @@ async def _bring_to(store: Store, made: Enqueued, state: State) -> Claim | None:
     return claim
 
 
-async def _try(store: Store, made: Enqueued, claim: Claim | None, move: Move) -> None:
+async def _try(store: Store, made: Enqueued, claim: Claim | None, move: Transition) -> None:
     """Make `move` the way a daemon would; one without a claim tries with one that never was."""
     stale = claim or Claim(job=await job_of(store, made.uuid), token="none", secrets={})
     state = (await job_of(store, made.uuid)).state
     try:
         match move:
-            case Move.CLAIM:
+            case Transition.CLAIM:
                 await claim_up_to(store, 1)
-            case Move.SUCCEED:
+            case Transition.SUCCEED:
                 await store.finish(stale, Ending(State.SUCCEEDED))
-            case Move.FAIL if state is State.QUEUED:
+            case Transition.FAIL if state is State.QUEUED:
                 await store.expire(due_before_ms=2**50)
-            case Move.FAIL:
+            case Transition.FAIL:
                 await store.finish(stale, Ending(State.FAILED, error=BROKEN))
-            case Move.CANCEL if state is State.RUNNING:
+            case Transition.CANCEL if state is State.RUNNING:
                 await store.finish(stale, Ending(State.CANCELLED))
-            case Move.CANCEL:
+            case Transition.CANCEL:
                 await store.request_cancel(made.uuid, tenant=None)
-            case Move.RETRY:
+            case Transition.RETRY:
                 await store.retry(stale, BROKEN, not_before_ms=0)
-            case Move.INTERRUPT:
+            case Transition.INTERRUPT:
                 await store.interrupt(stale)
-            case Move.RESCUE:
+            case Transition.RESCUE:
                 await store.rescue("another", crashes_max=CRASHES_MAX)
     except ClaimLost:
         pass

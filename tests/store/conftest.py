@@ -9,7 +9,7 @@ pytest.register_assert_rewrite("conformance")
 
 from simulated_clock import SimulatedClock  # noqa: E402
 
-from imagejobd.store.sqlite import SqliteStore  # noqa: E402
+from imagejobd.store.sqlite.store import SqliteStore  # noqa: E402
 from imagejobd.store.vault import KEY_BYTES, Vault  # noqa: E402
 
 

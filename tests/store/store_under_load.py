@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 from imagejobd import logs
-from imagejobd.model.ids import uuid7
-from imagejobd.model.job import NewJob
-from imagejobd.model.state import State
-from imagejobd.store.protocol import Ending, Room, Store
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.model.job import NewJob, State, uuid7
+from imagejobd.store.protocol import Capacity, Ending, Store
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
 CALLERS = 20
@@ -26,9 +24,9 @@ async def submit(store: Store) -> None:
         say("accepted", (await store.enqueue(NewJob(kind="build", spec={}), queue_max=10**6)).uuid)
 
 
-async def work(store: Store, worker: str) -> None:
+async def ctx(store: Store, worker: str) -> None:
     while True:
-        for claim in await store.claim(worker, Room({"build": 5}, 10**6), lease_until_ms=0):
+        for claim in await store.claim(worker, Capacity({"build": 5}, 10**6), lease_until_ms=0):
             say("claimed", claim.job.uuid)
             await store.checkpoint(claim, {"claimed_by": worker})
             if claim.job.id % 3:
@@ -42,7 +40,7 @@ async def main() -> None:
     async with opening as store, asyncio.TaskGroup() as group:
         for _ in range(CALLERS):
             group.create_task(submit(store))
-        group.create_task(work(store, uuid7()))
+        group.create_task(ctx(store, uuid7()))
 
 
 if __name__ == "__main__":

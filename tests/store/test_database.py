@@ -17,13 +17,18 @@ from structlog.testing import capture_logs
 
 from harness.services import program, require, require_root
 from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
-from imagejobd.model.job import NewJob
-from imagejobd.model.secret import Secret
-from imagejobd.model.state import State
-from imagejobd.store import database as database_module
-from imagejobd.store.database import APPLICATION_ID, close_database, migrations, open_database, stopped_cleanly
-from imagejobd.store.protocol import Ending, Filter, Room
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.model.job import NewJob, State
+from imagejobd.model.secrets import Secret
+from imagejobd.store.protocol import Capacity, Ending, Filter
+from imagejobd.store.sqlite import database as database_module
+from imagejobd.store.sqlite.database import (
+    APPLICATION_ID,
+    close_database,
+    migrations,
+    open_database,
+    stopped_cleanly,
+)
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
 
 PAGE_BYTES = 4096
@@ -368,7 +373,7 @@ async def test_a_job_with_another_keys_secrets_fails_alone(database: Path, clock
         sealed = await enqueue(store, secrets={"password": Secret("x")})
         plain = await enqueue(store)
     async with SqliteStore.open(database, vault=Vault(b"2" * 32), clock=clock) as store:
-        claims = await store.claim("w", Room({"build": 9}, 9), lease_until_ms=1)
+        claims = await store.claim("w", Capacity({"build": 9}, 9), lease_until_ms=1)
         assert [claim.job.uuid for claim in claims] == [plain.uuid]
         job = await store.get(sealed.uuid, tenant=None)
         assert job is not None

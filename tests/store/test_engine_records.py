@@ -4,7 +4,7 @@ from pathlib import Path
 
 from simulated_clock import SimulatedClock
 
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
 
 

@@ -16,7 +16,7 @@ HOLD = "import sys, pathlib; from imagejobd.store.lock import lock_state_dir\n"
 HOLD += "with lock_state_dir(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 OPEN = """
 import asyncio, pathlib, sys
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
 
 async def main():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from imagejobd.model.state import FINAL
-from imagejobd.store.database import open_database
-from imagejobd.store.statements import load
+from imagejobd.model.job import FINAL
+from imagejobd.store.sqlite.database import load, open_database
 
 HISTORY_ROWS = 300
-CLAIM, RUNNING, UPKEEP, READ, ACCEPT = (load(topic) for topic in ("claim", "running", "upkeep", "read", "accept"))
+CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE = (
+    load(topic) for topic in ("claim", "transitions", "maintenance", "queries", "enqueue")
+)
 
 
 @pytest.fixture(params=["fresh", "analyzed"])
@@ -60,33 +61,33 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
     [
         (CLAIM["promote_due"], "job_delayed"),
         (CLAIM["lanes"], "lane_busy"),
-        (ACCEPT["queue_depth"], "lane_busy"),
-        (ACCEPT["known_keys"], "job_idempotency"),
-        (RUNNING["orphans"], "job_running"),
-        (RUNNING["renew"], "job_running"),
-        (RUNNING["drain"], "job_running"),
-        (RUNNING["answered"], "job_waiting"),
-        (RUNNING["try_one"], "job_waiting"),
-        (RUNNING["clamp_delays"], "job_delayed"),
+        (ENQUEUE["queue_depth"], "lane_busy"),
+        (ENQUEUE["known_keys"], "job_idempotency"),
+        (TRANSITIONS["orphans"], "job_running"),
+        (TRANSITIONS["renew"], "job_running"),
+        (TRANSITIONS["drain"], "job_running"),
+        (TRANSITIONS["answered"], "job_waiting"),
+        (TRANSITIONS["try_one"], "job_waiting"),
+        (TRANSITIONS["clamp_delays"], "job_delayed"),
         (CLAIM["suspects"], "job_crashed"),
         (CLAIM["is_alone"], "job_running"),
-        (UPKEEP["oldest"], "job_finished"),
-        (UPKEEP["prune_events"], "event_by_job"),
-        (UPKEEP["prune_phases"], "job_phase_by_job"),
-        (UPKEEP["prune_labels"], "job_label_by_job"),
-        (UPKEEP["note_pruned_logs"], "log_block"),
-        (UPKEEP["note_pruned_blobs"], "job_blob"),
-        (UPKEEP["prune_logs"], "job_with_log"),
-        (UPKEEP["prune_blobs"], "job_with_blob"),
-        (UPKEEP["prune_contents"], "job_with_content"),
-        (UPKEEP["prune_lanes"], "job_ended_by_tenant"),
-        (READ["cancel_requests"], "job_running"),
-        (READ["position"], "job_ready"),
-        (READ["live"], "job_ready"),
-        (READ["counts"], "lane_busy"),
-        (READ["log_from"], "log_block"),
-        (READ["events_of_job"], "event_by_job"),
-        (READ["phases"], "job_phase_by_job"),
+        (MAINTENANCE["oldest"], "job_finished"),
+        (MAINTENANCE["prune_events"], "event_by_job"),
+        (MAINTENANCE["prune_phases"], "job_phase_by_job"),
+        (MAINTENANCE["prune_labels"], "job_label_by_job"),
+        (MAINTENANCE["note_pruned_logs"], "log_block"),
+        (MAINTENANCE["note_pruned_blobs"], "job_blob"),
+        (MAINTENANCE["prune_logs"], "job_with_log"),
+        (MAINTENANCE["prune_blobs"], "job_with_blob"),
+        (MAINTENANCE["prune_contents"], "job_with_content"),
+        (MAINTENANCE["prune_lanes"], "job_ended_by_tenant"),
+        (QUERIES["cancel_requests"], "job_running"),
+        (QUERIES["position"], "job_ready"),
+        (QUERIES["live"], "job_ready"),
+        (QUERIES["counts"], "lane_busy"),
+        (QUERIES["log_from"], "log_block"),
+        (QUERIES["events_of_job"], "event_by_job"),
+        (QUERIES["phases"], "job_phase_by_job"),
     ],
     ids=lambda value: value if value.isidentifier() else "",
 )
@@ -99,14 +100,14 @@ def test_a_statement_uses_its_index(db: sqlite3.Connection, statement: str, inde
 
 def test_leaving_running_looks_jobs_up(db: sqlite3.Connection) -> None:
     """Ending a run of jobs never scans: it searches by id or among the running."""
-    details = [detail for detail in plan(db, RUNNING["leave"]) if " job " in f"{detail} "]
+    details = [detail for detail in plan(db, TRANSITIONS["leave"]) if " job " in f"{detail} "]
     assert all("SEARCH job USING INTEGER PRIMARY KEY" in d or "job_running" in d for d in details), details
 
 
 def test_a_listing_merges_ordered_ranges(db: sqlite3.Connection) -> None:
     """A page of ended jobs is merged from index ranges that are in order already."""
-    ranges = [READ["ended_of_all"].format(kind=f":kind{n}", state=f":state{n}") for n in range(len(FINAL))]
-    details = plan(db, READ["page"].format(listed=READ["listed"], ranges="union all\n".join(ranges)))
+    ranges = [QUERIES["ended_of_all"].format(kind=f":kind{n}", state=f":state{n}") for n in range(len(FINAL))]
+    details = plan(db, QUERIES["page"].format(listed=QUERIES["listed"], ranges="union all\n".join(ranges)))
     assert sum("job_ended_by_kind (kind=? AND state=? AND rowid<?)" in detail for detail in details) == len(FINAL)
     assert not any("SCAN job" in detail for detail in details), details
     assert not any("TEMP B-TREE" in detail for detail in details[:-1]), details

@@ -3,7 +3,7 @@
 from conformance import StoreConformance
 
 from imagejobd.store.protocol import Store
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite.store import SqliteStore
 
 
 class TestSqliteConformance(StoreConformance):

@@ -18,13 +18,12 @@ from simulated_clock import SimulatedClock
 
 from harness.services import require_root
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, Temporary
-from imagejobd.model.job import Enqueued
-from imagejobd.model.state import State
-from imagejobd.store import database as database_module
+from imagejobd.model.job import Enqueued, State
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.protocol import Ending
-from imagejobd.store.readers import READERS_MAX
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.store.sqlite import database as database_module
+from imagejobd.store.sqlite.readers import READERS_MAX
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
 
 TMPFS_BYTES = 1024 * 1024

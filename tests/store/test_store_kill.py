@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import imagejobd
-from imagejobd.model.state import State
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.model.job import State
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
 
 SCRIPT = Path(__file__).with_name("store_under_load.py")

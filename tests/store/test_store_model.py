@@ -16,10 +16,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from simulated_clock import SimulatedClock
 
 from imagejobd.model.errors import ClaimLost, ErrorCode, Temporary
-from imagejobd.model.job import Claim, JobError, NewJob
-from imagejobd.model.state import State
-from imagejobd.store.protocol import Ending, Room
-from imagejobd.store.sqlite import SqliteStore
+from imagejobd.model.job import Claim, JobError, NewJob, State
+from imagejobd.store.protocol import Capacity, Ending
+from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
 HOUR_MS = 3_600_000
@@ -146,7 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
         for job in self.in_state(State.QUEUED):
             if job.delayed and (job.not_before_ms or 0) <= self.clock.now_ms:
                 job.delayed = job.waits = False
-        room = Room({"build": build, "run": run}, per_tenant, crashes_max=CRASHES_MAX)
+        room = Capacity({"build": build, "run": run}, per_tenant, crashes_max=CRASHES_MAX)
         claims: list[Claim] = self.run(self.store.claim(self.worker, room, lease_until_ms=0))
         if any(job.is_suspect for job in self.in_state(State.RUNNING)) or self._ready_suspects():
             self._check_suspect(claims)
@@ -154,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
         for claim in claims:
             self._check_turn(claim, dict(room.free), per_tenant)
             job = self.model[claim.job.uuid]
-            room = Room(room.free | {job.kind: room.free[job.kind] - 1}, per_tenant)  # type: ignore[operator]
+            room = Capacity(room.free | {job.kind: room.free[job.kind] - 1}, per_tenant)  # type: ignore[operator]
             self._start(job, claim)
         assert not self._claimable(dict(room.free), per_tenant), "there was room for more"
         return claims
@@ -271,7 +270,7 @@ class StoreMachine(RuleBasedStateMachine):
                 job.back_to_queue(self.clock.now_ms)
 
     @rule(claims=claims, phase=PHASES)
-    def work(self, claims: list[Claim], phase: str) -> None:
+    def ctx(self, claims: list[Claim], phase: str) -> None:
         for claim in claims:
             if job := self._if_held(claim, self.store.enter_phase(claim, phase)):
                 job.enter(phase)

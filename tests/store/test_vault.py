@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.secret import Secret
+from imagejobd.model.secrets import Secret
 from imagejobd.store.vault import CREDENTIAL_NAME, KEY_BYTES, KEY_FILE_NAME, Vault
 
 KEY = bytes(range(KEY_BYTES))

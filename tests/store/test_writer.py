@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, invalid
-from imagejobd.store import writer as writer_module
-from imagejobd.store.database import close_database, open_database
-from imagejobd.store.writer import Transaction, Writer
+from imagejobd.store.sqlite import writer as writer_module
+from imagejobd.store.sqlite.database import close_database, open_database
+from imagejobd.store.sqlite.writer import Transaction, Writer
 
 
 class Bench:
@@ -66,7 +66,7 @@ class FailingConnection(sqlite3.Connection):
 def insert(tx: Transaction, numbers: Sequence[int]) -> list[int | Fault]:
     for n in numbers:
         tx.db.execute("insert into number values (?)", (n,))
-        tx.ring(f"number:{n}")
+        tx.publish(f"number:{n}")
     return list(numbers)
 
 

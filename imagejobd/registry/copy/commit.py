@@ -1,9 +1,8 @@
 """Putting manifests, children before the index that names them, and tags last: none ever points at half an image."""
 
+from imagejobd.model.concurrency import KeyedLock, bounded
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.reference import is_digest
-from imagejobd.model.together import for_each
-from imagejobd.model.turns import Turns
 from imagejobd.registry.content.manifest import Manifest
 from imagejobd.registry.copy.leg import Leg
 from imagejobd.registry.copy.outcome import TagState
@@ -19,10 +18,10 @@ async def put_below(leg: Leg, top: str) -> None:
     repository = leg.repository
     for level in _levels(leg.lacking):
         below = [manifest for manifest in level if manifest.digest != top]
-        await for_each(below, lambda manifest: repository.put_manifest(manifest.digest, manifest), at_once=PUTTING_MAX)
+        await bounded(below, lambda manifest: repository.put_manifest(manifest.digest, manifest), at_once=PUTTING_MAX)
 
 
-async def put_tags(leg: Leg, manifest: Manifest, turns: Turns) -> None:
+async def put_tags(leg: Leg, manifest: Manifest, turns: KeyedLock) -> None:
     """Put the image's own manifest under every name that is wanted. Raises as `put_below` does."""
     failpoint("before_tag")
     for name in leg.wanted:

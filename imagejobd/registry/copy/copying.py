@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from imagejobd.model.turns import Turns
+from imagejobd.model.concurrency import KeyedLock
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.flight import Flights
@@ -39,7 +39,7 @@ class Copying(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     source: Repository
     flights: Flights
-    turns: Turns
+    turns: KeyedLock
     holdings: Holdings
     tell: Callable[[str], Awaitable[None]]
 

@@ -8,9 +8,9 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
 
+from imagejobd.model.concurrency import bounded
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.together import for_each
 from imagejobd.registry.content.descriptor import Descriptor
 from imagejobd.registry.content.upload import Put, put_blob
 from imagejobd.registry.copy.boarding import Boarding
@@ -45,7 +45,7 @@ class Freight:
         blobs = sorted(leg.blobs.values(), key=lambda blob: (-blob.size, blob.digest))
         leg.tally.total_bytes = max(leg.tally.total_bytes, sum(blob.size for blob in blobs))
         try:
-            await for_each(blobs, lambda blob: self._carry(blob, leg), at_once=ASTIR_MAX)
+            await bounded(blobs, lambda blob: self._carry(blob, leg), at_once=ASTIR_MAX)
         finally:
             del self._under_way[leg]
             for boarding in self._boardings.values():
@@ -58,7 +58,7 @@ class Freight:
         if self._copying.turns.is_taken(turn):
             boarding.forget(leg)
         try:
-            async with self._copying.turns.take(turn, patience_s=TURN_PATIENCE_S):
+            async with self._copying.turns.take(turn, grace_s=TURN_PATIENCE_S):
                 if await self._has(blob, leg):
                     leg.count(blob, "skipped_bytes")
                 elif not self._is_dry_run:

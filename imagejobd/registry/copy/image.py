@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
-from imagejobd.model.together import together
 from imagejobd.registry.content.descriptor import Descriptor
 from imagejobd.registry.content.manifest import Manifest
 from imagejobd.registry.content.repository import BlobUnknown
@@ -75,7 +75,7 @@ class _ImageCopy:
                 await self._end(leg)
             return
         ready: asyncio.Queue[Leg | None] = asyncio.Queue()
-        await together(
+        await gather_or_cancel(
             [self._set_out(self._image, ready), *(self._prepare(self._image, leg, ready) for leg in self._legs)]
         )
 
@@ -149,7 +149,7 @@ class _ImageCopy:
 
     async def _go(self, image: _Image, legs: Sequence[Leg]) -> None:
         freight = Freight(self._copying, legs, is_dry_run=self._options.dry_run)
-        await together(self._bring(image, freight, leg) for leg in legs)
+        await gather_or_cancel(self._bring(image, freight, leg) for leg in legs)
 
     async def _bring(self, image: _Image, freight: Freight, leg: Leg) -> None:
         """Bring a leg what it lacks, and end it."""

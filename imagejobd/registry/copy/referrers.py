@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from imagejobd.model.concurrency import bounded
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.together import for_each
 from imagejobd.registry.content.descriptor import OCI_INDEX, Descriptor
 from imagejobd.registry.content.manifest import Manifest, parse_manifest
 from imagejobd.registry.content.repository import Repository, fallback_tag
@@ -58,7 +58,7 @@ async def find_referrers(source: Repository, digests: Sequence[str]) -> Referrer
     while level:
         if len(by_subject) + len(level) > REFERRERS_MAX:
             raise Permanent(ErrorCode.TOO_LARGE, f"{source}: more than {REFERRERS_MAX} manifests refer to the image")
-        await for_each(level, ask, at_once=ASKING_MAX)
+        await bounded(level, ask, at_once=ASKING_MAX)
         found = [descriptor.digest for digest in level for descriptor in by_subject[digest]]
         level = [digest for digest in dict.fromkeys(found) if digest not in by_subject]
     return Referrers({digest: found for digest, found in by_subject.items() if found}, tagged)

@@ -3,8 +3,8 @@
 A child that the target has ends the question there.
 """
 
+from imagejobd.model.concurrency import bounded
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.together import for_each
 from imagejobd.registry.content.descriptor import Descriptor
 from imagejobd.registry.content.manifest import Manifest
 from imagejobd.registry.copy.leg import Leg
@@ -40,7 +40,7 @@ class _Survey:
         self._leg.lacking[manifest.digest] = manifest
         self._leg.blobs |= {blob.digest: blob for blob in _blobs(manifest)}
         children = [child for child in manifest.children if _is_manifest(child)]
-        await for_each(children, lambda child: self.visit(child, depth=depth + 1), at_once=ASKING_MAX)
+        await bounded(children, lambda child: self.visit(child, depth=depth + 1), at_once=ASKING_MAX)
 
     async def _is_there(self, digest: str) -> bool:
         return not self._leg.is_distrusted and await self._leg.repository.head_manifest(digest) is not None

@@ -3,7 +3,7 @@
 import base64
 
 from imagejobd.model.errors import invalid
-from imagejobd.model.secret import Credentials
+from imagejobd.model.secrets import Credentials
 
 
 def basic(credentials: Credentials) -> str:

@@ -24,9 +24,9 @@ from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.faults import NoAnswer
 from imagejobd.registry.http.address import exact_url, host_of, http_url, numeric_address, origin_of, peer_of
 from imagejobd.registry.http.basic import basic
-from imagejobd.registry.http.names import Names
 from imagejobd.registry.http.outgoing import Outgoing, watched
 from imagejobd.registry.http.proxies import Proxies, Proxy
+from imagejobd.registry.http.resolver import Resolver
 from imagejobd.registry.http.responses import Connector
 
 CONNECT_TIMEOUT_S = 10.0  # to one address
@@ -68,7 +68,7 @@ class Transport:
         *,
         circuits: Circuits,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
-        names: Names | None = None,
+        names: Resolver | None = None,
     ) -> None:
         self._egress = egress
         self._circuits = circuits
@@ -76,7 +76,7 @@ class Transport:
         self._idle_timeout_s = idle_timeout_s
         self._idle = self._timeout(idle_timeout_s)
         self._watched = self._timeout(None)
-        self._names = names or Names()
+        self._names = names or Resolver()
         self._direct = _session(Connector(**_CONNECTOR, resolver=self._names, socket_factory=egress.open_socket))
         self._by_proxy = _session(Connector(**_CONNECTOR, resolver=self._names))
 

@@ -12,7 +12,7 @@ import msgspec
 from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid
-from imagejobd.model.secret import Credentials, Redactor, Secret
+from imagejobd.model.secrets import Credentials, Redactor, Secret
 from imagejobd.registry.faults import detail, is_busy, login_needed, no_token, refusal, translated
 from imagejobd.registry.http.address import host_of, http_url, origin_of
 from imagejobd.registry.http.basic import basic

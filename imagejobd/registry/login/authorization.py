@@ -9,7 +9,7 @@ import msgspec
 from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.secret import Credentials, Secret
+from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.faults import login_needed
 from imagejobd.registry.http.address import http_url
 from imagejobd.registry.http.basic import basic

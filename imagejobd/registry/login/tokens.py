@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from imagejobd.model.errors import Fault, Permanent, Temporary
-from imagejobd.model.secret import Secret
+from imagejobd.model.secrets import Secret
 from imagejobd.registry.faults import Unanswered
 from imagejobd.registry.http.timing import Timing
 

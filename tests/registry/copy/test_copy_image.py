@@ -14,9 +14,9 @@ from harness.misbehaviour import Answer, FlipByte, StallRequest, StallResponse
 from harness.proxy import FaultProxy
 from harness.registry import Registry
 from harness.waiting import until
+from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.turns import Turns
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.copying import Copying, Holdings
@@ -40,7 +40,7 @@ class Desk:
         self._flights = Flights(
             lambda: nullcontext(folder / "spool"), streams_max=4, window_bytes=1 << 20, spool_max_bytes=1 << 30
         )
-        self._turns = Turns()
+        self._turns = KeyedLock()
         self._holdings = Holdings()
         self.told: list[str] = []
 

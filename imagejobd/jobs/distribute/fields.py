@@ -1,0 +1,202 @@
+"""What is wrong with a spec, told by field: the API that the spec came through may put it into words of its own.
+
+Messages never quote a value, because anything may stand where a password was meant to.
+"""
+
+import re
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import Any, Literal, Self, TypeVar
+
+import msgspec
+
+from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.job import Json
+from imagejobd.model.reference import HUB_HOST, ImageReference
+
+NAME_MAX_CHARS = 80
+
+
+BOOLEANS = frozenset({"overwrite", "verify_tls", "referrers", "dry_run"})
+
+
+# How msgspec says it; there is no typed way to know.
+_MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
+
+
+_OTHER = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
+
+
+T = TypeVar("T")
+
+
+class Problem(StrEnum):
+    """What kind of wrong a field is."""
+
+    MISSING = "missing"
+    UNKNOWN = "unknown"
+    WRONG = "wrong"
+
+
+class FieldFault(Permanent):
+    """`field` is its path below the spec (`source.ref`, `targets[2].endpoint`; empty for the spec itself), `why` the
+    reason alone; the message has both."""
+
+    def __init__(self, field: str, problem: Problem, why: str) -> None:
+        super().__init__(ErrorCode.INVALID, f"{below('spec', field)}: {why}")
+        self.field = field
+        self.problem = problem
+        self.why = why
+
+    @classmethod
+    def missing(cls, field: str, what: str = "") -> Self:
+        return cls(field, Problem.MISSING, f"missing: {what}" if what else "missing")
+
+    @property
+    def name(self) -> str:
+        """The field without the path to it."""
+        return self.field.rpartition(".")[2]
+
+
+def wrong(field: str, why: str) -> FieldFault:
+    return FieldFault(field, Problem.WRONG, why)
+
+
+def below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
+
+
+def given(value: Any, path: str) -> Json:
+    """What an object says: null means that a field was not given, booleans may be words.
+
+    Raises `FieldFault` for what is no object.
+    """
+    if not isinstance(value, dict):
+        raise wrong(path, "must be an object")
+    return {name: _boolean(name, item) for name, item in value.items() if item is not None}
+
+
+def items(value: Any, path: str, *, most: int) -> list[Any]:
+    """A list within its bound. Raises `FieldFault`."""
+    if not isinstance(value, list | tuple):
+        raise wrong(path, "must be an array")
+    if len(value) > most:
+        raise wrong(path, f"has {len(value)} entries; the limit is {most}")
+    return list(value)
+
+
+def convert(value: Any, kind: type[T], path: str) -> T:
+    """`value` as `kind`. Raises `FieldFault` that tells a missing field from an unknown one."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _field_fault(str(error), path) from None
+
+
+def _field_fault(text: str, path: str) -> FieldFault:
+    if missing := _MISSING.fullmatch(text):
+        return FieldFault.missing(below(below(path, missing[2] or ""), missing[1]))
+    if unknown := _UNKNOWN.fullmatch(text):
+        name = below(below(path, unknown[2] or ""), unknown[1][:NAME_MAX_CHARS])
+        return FieldFault(name, Problem.UNKNOWN, "unknown field")
+    other = _OTHER.fullmatch(text)
+    why, where = (other[1], other[2]) if other else (text, "")
+    return wrong(below(path, where or ""), why)
+
+
+def _boolean(name: str, value: Any) -> Any:
+    if name in BOOLEANS and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
+
+
+ENDPOINT_MAX_CHARS = 300
+
+
+PORT_MAX = 65_535
+
+
+_HUB_HOSTS = frozenset({HUB_HOST, "index.docker.io", "registry-1.docker.io"})
+
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+
+
+_ENDPOINT = re.compile(
+    rf"(?:(?P<scheme>https?)://)?(?P<name>{_LABEL}(?:\.{_LABEL})*|\[[a-f0-9:.]+\])(?::(?P<port>[0-9]{{1,5}}))?(?:/v2)?/?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """`host` is `name[:port]` in lower case, the Hub by its one name; `scheme` is None where it was not said."""
+
+    host: str
+    scheme: Literal["http", "https"] | None
+
+    @property
+    def key(self) -> str:
+        """The same for two endpoints that are surely one: with the port that a scheme stands for."""
+        if self.host.rpartition("]")[2].count(":"):
+            return self.host
+        return f"{self.host}:{80 if self.scheme == 'http' else 443}"
+
+
+def parse_endpoint(text: str, field: str) -> Endpoint:
+    """Raises `FieldFault` on `field`."""
+    match = _ENDPOINT.fullmatch(text) if len(text) <= ENDPOINT_MAX_CHARS else None
+    if match is None or not _is_name(match["name"]):
+        raise wrong(field, f"must be {_why(text)}")
+    port = match["port"]
+    if port is not None and not 0 < int(port) <= PORT_MAX:
+        raise wrong(field, f"its port must lie between 1 and {PORT_MAX}")
+    host = match["name"].lower()
+    # The Hub speaks TLS only.
+    if host in _HUB_HOSTS and port in (None, "443"):
+        return Endpoint(HUB_HOST, "https" if match["scheme"] else None)
+    scheme = (match["scheme"] or "").lower()
+    return Endpoint(f"{host}:{port}" if port else host, _SCHEMES.get(scheme))
+
+
+def parse_path(text: str, host: str, field: str) -> str:
+    """A repository's path at `host`; on the Hub `busybox` is `library/busybox`. Raises `FieldFault` on `field`."""
+    at = HUB_HOST if host == HUB_HOST else "registry.invalid"
+    try:
+        parsed = ImageReference.parse(f"{at}/{text}", default_tag=None)
+    except Permanent:
+        parsed = None
+    if parsed is None or parsed.tag or parsed.digest:
+        raise wrong(
+            field,
+            "must be a repository such as team/app: a-z, 0-9 and single separators . _ - between them, at most 255 "
+            "characters, without registry, tag or digest",
+        )
+    return parsed.path
+
+
+def path_at(host: str, path: str) -> str:
+    """Where the repository `path`, which was checked, lies at `host`."""
+    return f"library/{path}" if host == HUB_HOST and "/" not in path else path
+
+
+_SCHEMES: dict[str, Literal["http", "https"]] = {"http": "http", "https": "https"}
+
+
+def _is_name(name: str) -> bool:
+    """Whether what is in brackets is an IPv6 address."""
+    try:
+        return not name.startswith("[") or bool(IPv6Address(name[1:-1]))
+    except ValueError:
+        return False
+
+
+def _why(text: str) -> str:
+    form = "[http[s]://]host[:port], optionally with /v2"
+    if "@" in text:
+        return f"{form}; user and password go into auth"
+    if "/" in text.partition("://")[2].removesuffix("/") or "/" in text.partition("://")[0].removesuffix("/"):
+        return f"{form}; what follows the host belongs into image"
+    return form

@@ -1,0 +1,300 @@
+"""What is wrong with a spec, told by field: the API that the spec came through may put it into words of its own.
+
+Messages never quote a value, because anything may stand where a password was meant to.
+
+What a distribution is asked to do: the caller's spec, checked, and what of it is stored.
+
+The words are those of the distribute API's own document (`endpoint`, `image`, `ref`, `overwrite`, `verify_tls`,
+`auth`), with more of them. Everything under `auth` is secret and goes to the job's secrets whole; the stored spec has
+none of it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from imagejobd.jobs.distribute.auth import parse_auth, secret_words, site
+from imagejobd.jobs.distribute.fields import (
+    FieldFault,
+    below,
+    convert,
+    given,
+    items,
+    parse_endpoint,
+    parse_path,
+    path_at,
+    wrong,
+)
+from imagejobd.jobs.distribute.tags import TagFilter, check_filter
+from imagejobd.model.bounds import GIB, MIB, Bytes, Count, Seconds
+from imagejobd.model.job import Json
+from imagejobd.model.kind import Accepted
+from imagejobd.model.reference import is_digest, is_tag
+from imagejobd.model.secrets import Secret
+from imagejobd.registry.site import Site
+
+
+class DistributeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[kinds.distribute]`. `streams_max` large blobs are read at once from one source host, thrice as many in all;
+    `window_bytes` of each are in memory. Listing and copying may take `listing_timeout_s` and `copy_timeout_s` without
+    progress.
+    """
+
+    streams_max: Count = 4
+    window_bytes: Bytes = 4 * MIB
+    spool_max_bytes: Bytes = 20 * GIB
+    copies_max: Count = 2_000
+    listing_timeout_s: Seconds = 600.0
+    copy_timeout_s: Seconds = 3600.0
+
+
+TARGETS_MAX = 100
+IMAGES_MAX = 1_000
+TAGS_MAX = 20
+PLATFORMS_MAX = 50
+# Each is looked for in every line that the job logs.
+SECRET_WORDS_MAX = 1_000
+COPIES_MAX = DistributeSettings().copies_max
+
+SOURCE_AUTH = "auth.source"
+
+_PLATFORM = re.compile(r"[a-z0-9._-]{1,32}/[a-z0-9._-]{1,32}(?:/[a-z0-9._-]{1,32})?")
+
+S = TypeVar("S", "Source", "Target")
+
+
+class Image(msgspec.Struct, frozen=True):
+    """One image of the source: the repository, and a tag or digest in it."""
+
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'@' if is_digest(self.name) else ':'}{self.name}"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an image goes at one target: the repository, and tags or one digest in it."""
+
+    path: str
+    names: tuple[str, ...]
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`endpoint` is a registry; with it exactly one of: `image` + `ref` (tag or digest), `image` + `tags`, or `images`
+    (`path:tag` or `path@digest`, several)."""
+
+    endpoint: str
+    image: str | None = None
+    ref: str | None = None
+    tags: TagFilter | None = None
+    images: tuple[str, ...] = ()
+    verify_tls: bool | None = None
+
+    @property
+    def host(self) -> str:
+        return parse_endpoint(self.endpoint, "source.endpoint").host
+
+    @property
+    def repository(self) -> str | None:
+        """The path of `image`, where there is one."""
+        return None if self.image is None else parse_path(self.image, self.host, "source.image")
+
+    @property
+    def listed(self) -> tuple[Image, ...]:
+        """The images that are named one by one; none where a tag filter finds them."""
+        if self.repository is not None:
+            return () if self.ref is None else (Image(self.repository, self.ref),)
+        host = self.host
+        return tuple(_parse_image(text, host, f"source.images[{index}]") for index, text in enumerate(self.images))
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`image` renames (one repository only); `ref` or `tags` rename the tag (one image only)."""
+
+    endpoint: str
+    image: str | None = None
+    ref: str | None = None
+    tags: tuple[str, ...] = ()
+    overwrite: bool = False
+    verify_tls: bool | None = None
+
+    @property
+    def renames(self) -> tuple[str, ...]:
+        """The names that `ref` or `tags` give, each once."""
+        return (self.ref,) if self.ref is not None else tuple(dict.fromkeys(self.tags))
+
+    def places(self, images: Sequence[Image]) -> list[Place]:
+        """Where each of `images` goes at this target."""
+        host = parse_endpoint(self.endpoint, "endpoint").host
+        own_path = None if self.image is None else parse_path(self.image, host, "image")
+        renames = self.renames
+        return [Place(own_path or path_at(host, image.path), renames or (image.name,)) for image in images]
+
+
+class DistributeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A distribution as it is stored. A caller's has `auth` in `source` and in `targets` too."""
+
+    source: Source
+    targets: tuple[Target, ...]
+    platforms: tuple[str, ...] = ()
+    referrers: bool = False
+    dry_run: bool = False
+
+    def source_site(self, secrets: Mapping[str, Secret]) -> Site:
+        return site(self.source.endpoint, self.source.verify_tls, secrets.get(SOURCE_AUTH))
+
+    def target_site(self, index: int, secrets: Mapping[str, Secret]) -> Site:
+        target = self.targets[index]
+        return site(target.endpoint, target.verify_tls, secrets.get(target_auth(index)))
+
+
+def target_auth(index: int) -> str:
+    """The name of the secret that holds a target's `auth`."""
+    return f"auth.target.{index}"
+
+
+def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
+    """Check a caller's spec. Raises `FieldFault`, a `Permanent(invalid)` that names the field."""
+    secrets: dict[str, Secret] = {}
+    fields = given(spec, "")
+    if "source" in fields:
+        fields["source"] = _site_of(fields["source"], Source, "source", SOURCE_AUTH, secrets)
+    if "targets" in fields:
+        fields["targets"] = [
+            _site_of(target, Target, f"targets[{index}]", target_auth(index), secrets)
+            for index, target in enumerate(items(fields["targets"], "targets", most=TARGETS_MAX))
+        ]
+    request = convert(fields, DistributeSpec, "")
+    _check_source(request.source, copies_max)
+    _check_options(request)
+    listed = request.source.listed
+    for index, target in enumerate(request.targets):
+        _check_target(request, listed, target, f"targets[{index}]")
+    _check_copies(request, listed, copies_max)
+    if len({word for auth in secrets.values() for word in secret_words(auth)}) > SECRET_WORDS_MAX:
+        raise wrong("", f"its auth blocks hold more than {SECRET_WORDS_MAX} different strings")
+    return Accepted(spec=_stored(request), secrets=secrets)
+
+
+def _site_of(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
+    """A source or target without its `auth`, which is put among the secrets."""
+    fields = given(value, path)
+    auth = parse_auth(fields.pop("auth"), below(path, "auth")) if "auth" in fields else None
+    if auth is not None:
+        secrets[secret_name] = auth
+    for name, most in (("images", IMAGES_MAX), ("tags", TAGS_MAX)):
+        if isinstance(fields.get(name), list | tuple):
+            fields[name] = items(fields[name], below(path, name), most=most)
+    return convert(fields, kind, path)
+
+
+def _check_source(source: Source, copies_max: int) -> None:
+    parse_endpoint(source.endpoint, "source.endpoint")
+    if source.images:
+        return _check_images(source)
+    if source.image is None:
+        raise FieldFault.missing("source.image", "an image with its ref or tags, or images")
+    parse_path(source.image, source.host, "source.image")
+    if source.ref is not None and source.tags is not None:
+        raise wrong("source.tags", "does not go with ref: one tag, or a filter over all of them")
+    if source.tags is not None:
+        check_filter(source.tags, "source.tags", newest_max=copies_max)
+    elif source.ref is None:
+        raise FieldFault.missing("source.ref", "the tag or digest to copy, or tags")
+    else:
+        _check_name(source.ref, "source.ref")
+    return None
+
+
+def _check_images(source: Source) -> None:
+    for name in ("image", "ref", "tags"):
+        if getattr(source, name) is not None:
+            raise wrong(f"source.{name}", "does not go with images, which name repositories and tags already")
+    if len(set(source.images)) < len(source.images):
+        raise wrong("source.images", "names an image twice")
+
+
+def _check_options(request: DistributeSpec) -> None:
+    if not request.targets:
+        raise wrong("targets", "is empty; name at least one registry")
+    if len(request.platforms) > PLATFORMS_MAX:
+        raise wrong("platforms", f"has {len(request.platforms)} entries; the limit is {PLATFORMS_MAX}")
+    for index, platform in enumerate(request.platforms):
+        if not _PLATFORM.fullmatch(platform):
+            raise wrong(f"platforms[{index}]", "is not os/architecture[/variant], such as linux/arm/v7")
+
+
+def _check_target(request: DistributeSpec, listed: Sequence[Image], target: Target, path: str) -> None:
+    host = parse_endpoint(target.endpoint, f"{path}.endpoint").host
+    if target.image is not None:
+        parse_path(target.image, host, f"{path}.image")
+        if len({image.path for image in listed}) > 1:
+            raise wrong(f"{path}.image", "can rename one repository only; the source has several")
+    if target.ref is not None and target.tags:
+        raise wrong(f"{path}.tags", "does not go with ref; name all tags in tags")
+    field = f"{path}.{'ref' if target.ref is not None else 'tags'}"
+    if target.renames and len(listed) != 1:
+        raise wrong(field, "can rename one image only; the source has several")
+    for name in target.renames:
+        _check_name(name, field)
+        if is_digest(name) and name != listed[0].name:
+            raise wrong(field, "must be a tag: the digest is that of the source")
+    if request.platforms and any(is_digest(name) for name in target.renames or [image.name for image in listed]):
+        raise wrong(
+            field if target.renames else f"{path}.ref",
+            "must be given as a tag: with platforms the index, and so its digest, may become another",
+        )
+
+
+def _check_copies(request: DistributeSpec, listed: Sequence[Image], copies_max: int) -> None:
+    """Every copy goes to a place of its own, which is not where it comes from."""
+    copies = len(listed) * sum(max(1, len(target.renames)) for target in request.targets)
+    if copies > copies_max:
+        raise wrong("targets", f"asks for {copies} copies; the limit is kinds.distribute.copies_max = {copies_max}")
+    # Which tags a filter finds is not known yet: one repository may then take them once.
+    images = listed or (Image(request.source.repository or "", ""),)
+    source_key = parse_endpoint(request.source.endpoint, "source.endpoint").key
+    sources = {(source_key, image.path, image.name) for image in images}
+    taken: set[tuple[str, str, str]] = set()
+    for index, target in enumerate(request.targets):
+        key = parse_endpoint(target.endpoint, f"targets[{index}].endpoint").key
+        for path, name in [(place.path, name) for place in target.places(images) for name in place.names]:
+            if (key, path, name) in sources:
+                raise wrong(f"targets[{index}]", f"copies onto itself: {path} is read from there")
+            if (key, path, name) in taken:
+                raise wrong(f"targets[{index}]", f"is named twice: something else goes to {path} there already")
+            taken.add((key, path, name))
+
+
+def _parse_image(text: str, host: str, field: str) -> Image:
+    path, mark, name = text.partition("@")
+    if not mark:
+        path, mark, name = text.rpartition(":")
+    if not mark:
+        raise wrong(field, "needs a tag or a digest: path:tag or path@digest")
+    _check_name(name, field)
+    return Image(parse_path(path, host, field), name)
+
+
+def _check_name(name: str, field: str) -> None:
+    if not is_tag(name) and not is_digest(name):
+        raise wrong(
+            field,
+            "is neither a tag (at most 128 of A-Z a-z 0-9 _ . - and not '.' or '-' first) nor a digest "
+            "(sha256: and 64 hex digits)",
+        )
+
+
+def _stored(request: DistributeSpec) -> Json:
+    """Without what was not given."""
+
+    def pruned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: pruned(item) for name, item in value.items() if item is not None and item != ()}
+        return [pruned(item) for item in value] if isinstance(value, list | tuple) else value
+
+    stored: Json = pruned(msgspec.to_builtins(request))
+    return stored

@@ -1,0 +1,232 @@
+"""A build context from a URL that a user named: fetched in bounds, and never from where it may not be.
+
+Egress is judged on the address of each socket that is about to connect, so neither DNS that changes its mind, nor a
+redirect, nor a number written oddly gets around it. No cookies, no proxies of the environment, no decompression.
+Messages show scheme, host and path of a URL only, because user and query may hold secrets.
+"""
+
+import asyncio
+import base64
+import datetime as dt
+import re
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+import aiohttp
+import msgspec
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from imagejobd.model.circuit import Circuits
+from imagejobd.model.egress import Egress
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid, parse_retry_after
+from imagejobd.registry.faults import Unanswered
+from imagejobd.registry.http.address import peer_of
+
+CONNECT_TIMEOUT_S = 10.0
+URL_MAX_CHARS = 8192
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BUSY = frozenset({408, 425, 429})
+_HEADERS = {"User-Agent": "imagejobd", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+# RFC 3986 §3.1; anything else before `://` is part of a path or a query.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+Progress = Callable[[int, int | None], None]
+
+
+class FetchBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """`idle_s` is the time without a single byte; a total is the caller's phase to keep."""
+
+    max_bytes: int
+    idle_s: float
+    redirects_max: int
+
+
+def _ignore(received: int, total: int | None) -> None: ...
+
+
+async def fetched(
+    url: str, *, egress: Egress, circuits: Circuits, bounds: FetchBounds, progress: Progress = _ignore
+) -> AsyncGenerator[bytes, None]:
+    """The body of `url`, in pieces; close the iterator to give up. No scheme means `http://`.
+
+    A user and password in the URL are sent as Basic authentication, to its own host only. `progress` hears the bytes
+    received, and in all where the server says so. Raises `Temporary` for what another attempt may mend: no connection
+    (`Unanswered`, and at once where `circuits` say so), no answer from DNS, a stall, an end before Content-Length, 408,
+    425, 429 and 5xx. Raises `Permanent` for all other
+    statuses, a host that does not exist, a bad certificate, too many bytes or redirects, and egress rules.
+    """
+    start = parse_url(url)
+    connector = aiohttp.TCPConnector(
+        resolver=ThreadedResolver(),
+        use_dns_cache=False,
+        force_close=True,
+        happy_eyeballs_delay=None,
+        socket_factory=egress.open_socket,
+    )
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=bounds.idle_s)
+    async with (
+        aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            headers=_HEADERS,
+        ) as session,
+        await _follow(session, circuits, start, bounds) as response,
+    ):
+        async for piece in _body(response, bounds, progress):
+            yield piece
+
+
+def parse_url(text: str) -> URL:
+    """A URL that may be fetched. Raises `Permanent(invalid)` without showing its user or query."""
+    if len(text) > URL_MAX_CHARS:
+        raise invalid(f"the URL is {len(text)} characters long; the limit is {URL_MAX_CHARS}")
+    text = text.strip()
+    try:
+        return _checked(URL(text if _SCHEME.match(text) else f"http://{text}"))
+    except ValueError:
+        raise invalid("the URL cannot be read; it should look like https://host/path/context.tar.gz") from None
+
+
+def shown_url(url: URL) -> str:
+    """Scheme, host, port and path: a URL as messages and logs may have it."""
+    return str(url.with_user(None).with_query(None).with_fragment(None))
+
+
+def _checked(url: URL) -> URL:
+    if url.scheme not in ("http", "https"):
+        raise invalid(f"URLs of scheme {url.scheme[:32]!r} are not fetched; use http or https")
+    if not url.host or not url.port:
+        raise invalid("the URL names no host, or a port that does not exist")
+    if " " in url.host or not url.host.isprintable():
+        raise invalid("the URL's host holds a space or a control character, which no host name does")
+    return url.with_fragment(None)
+
+
+async def _follow(
+    session: aiohttp.ClientSession, circuits: Circuits, start: URL, bounds: FetchBounds
+) -> aiohttp.ClientResponse:
+    """GET `start`, then where it redirects to; the response is 200 and its body unread."""
+    authorization = _basic(start)
+    origin = start.origin()
+    url = start.with_user(None)
+    for _ in range(bounds.redirects_max + 1):
+        response = await _get(session, circuits, url, authorization if url.origin() == origin else {})
+        if response.status == 200:
+            return response
+        response.close()
+        if response.status not in _REDIRECTS:
+            raise _refused(response, url)
+        url = _redirected(url, response.headers.get("Location", ""))
+    raise _failed(f"{shown_url(start)} redirects more than {bounds.redirects_max} times")
+
+
+def _basic(url: URL) -> dict[str, str]:
+    if not url.user and not url.password:
+        return {}
+    pair = f"{url.user or ''}:{url.password or ''}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+async def _get(
+    session: aiohttp.ClientSession, circuits: Circuits, url: URL, headers: dict[str, str]
+) -> aiohttp.ClientResponse:
+    peer = peer_of(url)
+    try:
+        circuits.check(peer)
+        response = await session.get(url, headers=headers, allow_redirects=False)
+    except Temporary as known:
+        why = f"no connection to {shown_url(url)}: its host does not answer (known from an earlier request)"
+        raise Temporary(ErrorCode.FETCH_FAILED, why, peer=known.peer) from None
+    except asyncio.CancelledError:
+        circuits.abandoned(peer)
+        raise
+    except (aiohttp.ClientError, TimeoutError) as error:
+        circuits.abandoned(peer)
+        fault = _translated(error, url)
+        if isinstance(fault, Temporary):
+            raise Unanswered(fault.code, fault.message, silent=peer) from None
+        raise fault from None
+    circuits.answered(peer)
+    return response
+
+
+def _redirected(url: URL, location: str) -> URL:
+    try:
+        target = url.join(URL(location[:URL_MAX_CHARS])) if location else None
+    except ValueError:
+        target = None
+    if target is None:
+        raise _failed(f"{shown_url(url)} redirects, but not to a URL that can be read")
+    target = _checked(target)
+    if url.scheme == "https" and target.scheme == "http":
+        raise _failed(f"{shown_url(url)} redirects from https to http ({shown_url(target)}), which is not followed")
+    if target.user or target.password:
+        raise _failed(f"{shown_url(url)} redirects to a URL with a user or password, which is not followed")
+    return target
+
+
+def _refused(response: aiohttp.ClientResponse, url: URL) -> Fault:
+    message = f"{shown_url(url)} answered {response.status}"
+    if response.status in _BUSY or response.status >= 500:
+        wish_s = parse_retry_after(response.headers.get("Retry-After"), dt.datetime.now(dt.UTC))
+        return Temporary(ErrorCode.FETCH_FAILED, message, retry_after_s=wish_s)
+    return _failed(f"{message}; the URL must answer 200 with the tar")
+
+
+async def _body(response: aiohttp.ClientResponse, bounds: FetchBounds, progress: Progress) -> AsyncIterator[bytes]:
+    url, total = response.url, response.content_length
+    if total is not None and total > bounds.max_bytes:
+        raise _too_large(url, bounds)
+    received = 0
+    while piece := await _read(response):
+        received += len(piece)
+        if received > bounds.max_bytes:
+            raise _too_large(url, bounds)
+        progress(received, total)
+        yield piece
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await response.content.readany()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise _translated(error, response.url) from None
+
+
+def _translated(error: aiohttp.ClientError | TimeoutError, url: URL) -> Fault:
+    """Our word for what aiohttp raises. Its own messages may hold the whole URL."""
+    shown = shown_url(url)
+    match error:
+        case aiohttp.ClientConnectorDNSError(os_error=socket.gaierror(errno=socket.EAI_NONAME)):
+            # The resolver answered, and the answer was no; without any answer it is EAI_AGAIN.
+            return _failed(f"the host of {shown} does not exist; check its name")
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+            return _failed(f"the TLS certificate of {shown} does not hold for that host")
+        case aiohttp.InvalidURL():
+            return invalid(f"{shown} has a host that is no name and no address in its usual form")
+        case aiohttp.ClientConnectorError(os_error=OSError(strerror=reason)):
+            return Temporary(ErrorCode.FETCH_FAILED, f"no connection to {shown}: {reason}")
+        case aiohttp.ConnectionTimeoutError():
+            return Temporary(ErrorCode.FETCH_FAILED, f"no connection to {shown} within {CONNECT_TIMEOUT_S:g} s")
+        case aiohttp.ServerTimeoutError() | TimeoutError():
+            return Temporary(ErrorCode.FETCH_FAILED, f"{shown} sent nothing for too long")
+        case aiohttp.ClientPayloadError():
+            return Temporary(ErrorCode.FETCH_FAILED, f"{shown} ended before all of it had come")
+        case _:
+            return Temporary(ErrorCode.FETCH_FAILED, f"{shown} broke off the answer ({type(error).__name__})")
+
+
+def _too_large(url: URL, bounds: FetchBounds) -> Permanent:
+    return Permanent(
+        ErrorCode.TOO_LARGE, f"{shown_url(url)} is larger than {bounds.max_bytes} bytes, which is the limit"
+    )
+
+
+def _failed(message: str) -> Permanent:
+    return Permanent(ErrorCode.FETCH_FAILED, message)

@@ -1,0 +1,124 @@
+"""What a kind of job is, and what it is given to work with.
+
+The runner drives kinds and the kinds know nothing of it: both meet in these two protocols.
+"""
+
+from collections.abc import AsyncIterable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from imagejobd.model.job import Job, Json, NewJob
+from imagejobd.model.secrets import Secret
+
+
+class JobContext(Protocol):
+    """One attempt at one job, as its kind sees it."""
+
+    @property
+    def job(self) -> Job: ...
+
+    @property
+    def secrets(self) -> Mapping[str, Secret]: ...
+
+    def conceal(self, secret: Secret) -> None:
+        """Keep a secret that is not the job's own (a configured login) out of its log and error too."""
+        ...
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any]:
+        """All that `save` has kept so far, by this attempt and earlier ones."""
+        ...
+
+    def phase(self, name: str, *, timeout_s: float, waits_for: str | None = None) -> AbstractAsyncContextManager[None]:
+        """Record a step with its start and end. Past its limit it is stopped, and raises a `timeout` fault.
+
+        Without `waits_for` it may take `timeout_s` in all, not counting the time in which the Docker Engine was away,
+        and the fault is `Permanent`. `waits_for` names others that the step waits for (hosts, the engine): then
+        `timeout_s` is the time without progress, that is without a call of `progress` that tells something new, and
+        the fault is a `Temporary` that names them.
+        """
+        ...
+
+    async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
+        """Merge `values` into the checkpoint, durably, and reference `blobs` from this job."""
+        ...
+
+    async def log(self, text: str) -> None:
+        """Append to the job's log (redacted, bounded). Waits when the store is behind."""
+        ...
+
+    async def note(self, event: str, **data: Any) -> None:
+        """Append a line to the job's history, where `event` must be none of a job's moves. `data` is JSON, small."""
+        ...
+
+    def progress(self, **values: Any) -> None:
+        """Merge `values` into what the job shows of its progress; written at most a few times a second. Values that
+        differ from the last ones are progress of the phase."""
+        ...
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """What a kind made of bytes that came with a request: fields for its spec, and the blobs that hold them."""
+
+    fields: Json
+    blobs: tuple[str, ...]
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A spec that passed its kind's door: what is stored in clear, what is stored encrypted, what it refers to."""
+
+    spec: Json
+    secrets: Mapping[str, Secret] = {}
+    blobs: tuple[str, ...] = ()
+
+
+class JobKind(Protocol):
+    """One kind of job. Stateless between jobs: what must survive is in the checkpoint."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uses_engine(self) -> bool:
+        """Whether all its jobs need the Docker Engine: then none is started while it does not answer. Of another kind a
+        job waits once it has found that it needs it."""
+        ...
+
+    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+        """Take the file of a request into the content store, checked. Raises `Permanent` where it is no good.
+
+        It is kept until `release`, which the caller owes; after that only while a job refers to it.
+        """
+        ...
+
+    def release(self, upload: Upload) -> None: ...
+
+    def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
+        """Check and normalise a caller's spec. Raises `Permanent(invalid)` that names the field."""
+        ...
+
+    async def preflight(self, job: NewJob) -> None:
+        """Ask the outside world, shortly, whether a job can be done at all; most kinds have nothing to ask.
+
+        Raises `Permanent` where it surely cannot. What can't be told now is left to the job.
+        """
+        ...
+
+    def hosts(self, job: Job) -> Collection[str]:
+        """The hosts (see `model.circuit.peer_name`) without which `job` can do nothing now: while one of them does not
+        answer there is no use in starting it."""
+        ...
+
+    async def run(self, ctx: JobContext) -> Json:
+        """Do the work and return the result. Raises `Temporary` or `Permanent`; must be safe to repeat."""
+        ...
+
+    async def leftovers(self) -> set[str]:
+        """UUIDs of all jobs, live or not, that something in the outside world still belongs to."""
+        ...
+
+    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
+        """Remove everything a job made outside the store. Safe to repeat; absent things are fine."""
+        ...

@@ -1,0 +1,177 @@
+"""Taking jobs in: a whole run of them in one statement, because accepting is what the daemon does most at once."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.job import Enqueued, JobId, NewJob
+from imagejobd.store.protocol import QUEUE_TOPIC
+from imagejobd.store.sqlite.database import load
+from imagejobd.store.sqlite.writer import Transaction
+
+QUEUE_FULL_RETRY_AFTER_S = 10.0
+
+_SQL = load("enqueue")
+_encode = msgspec.json.Encoder().encode
+_encode_canonical = msgspec.json.Encoder(order="deterministic").encode
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """A new job as the statement `insert_jobs` takes it: `submitter`, `spec` and `labels` are JSON text."""
+
+    uuid: str
+    kind: str
+    tenant: str
+    client: str
+    submitter: str
+    spec: str
+    priority: int
+    not_before_ms: int | None
+    labels: str
+    idempotency_key: str | None
+    fingerprint: str | None
+    has_secret: int
+    retry_of: str | None
+
+
+class EnqueueRequest(msgspec.Struct, frozen=True):
+    """A request to take a job in, made ready on the caller's side; `blobs` are sizes in bytes by digest."""
+
+    row: JobRow
+    blobs: Mapping[str, int]
+    sealed: bytes | None
+    queue_max: int
+    tenant_queue_max: int | None = None
+    tenant_stored_max_bytes: int | None = None
+
+
+Key = tuple[str, str]
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """The job that an idempotency key has made."""
+
+    id: JobId
+    uuid: str
+    fingerprint: str
+
+
+def enqueue_request(job: NewJob, *, sealed: bytes | None, blobs: Mapping[str, int], **bounds: Any) -> EnqueueRequest:
+    """The request for `job`, with `sealed` secrets, its `blobs` as an `EnqueueRequest` has them, and its bounds."""
+    row = JobRow(
+        uuid=job.uuid,
+        kind=job.kind,
+        tenant=job.tenant,
+        client=job.client,
+        submitter=_encode(job.submitter).decode(),
+        spec=_encode(job.spec).decode(),
+        priority=job.priority,
+        not_before_ms=job.not_before_ms,
+        labels=_encode(job.labels).decode(),
+        idempotency_key=job.idempotency_key,
+        fingerprint=None if job.idempotency_key is None else fingerprint(job),
+        has_secret=int(sealed is not None),
+        retry_of=job.retry_of,
+    )
+    return EnqueueRequest(row, blobs, sealed, **bounds)
+
+
+def fingerprint(job: NewJob) -> str:
+    """A hash of what was asked for.
+
+    Without the secrets, which must not be guessable from the database, and without `not_before_ms`, which callers
+    reckon from their clock and which so differs when they repeat themselves.
+    """
+    asked = [job.kind, job.spec, job.labels, job.blobs, job.priority]
+    return hashlib.sha256(_encode_canonical(asked)).hexdigest()
+
+
+def enqueue(tx: Transaction, arrivals: Sequence[EnqueueRequest]) -> list[Enqueued | Temporary | Permanent]:
+    """Keep all that fit and are new. Answers `queue_full` and `conflict` for those that are refused."""
+    depth, last_id = tx.db.execute(_SQL["queue_depth"]).fetchone()
+    known = _known(tx, arrivals)
+    fresh: list[EnqueueRequest] = []
+    answers: list[Enqueued | Temporary | Permanent] = []
+    for request in arrivals:
+        key = _key(request)
+        if key is not None and key in known:
+            answers.append(_again(request, known[key]))
+        elif depth + len(fresh) >= request.queue_max:
+            answers.append(_queue_full(request.queue_max))
+        elif (refusal := _over_tenants_bounds(tx, request, fresh)) is not None:
+            answers.append(refusal)
+        else:
+            fresh.append(request)
+            job_id = JobId(last_id + len(fresh))
+            answers.append(Enqueued(job_id, request.row.uuid, is_new=True))
+            if key is not None:
+                known[key] = _Known(job_id, request.row.uuid, request.row.fingerprint or "")
+    if fresh:
+        _insert(tx, fresh, last_id)
+    return answers
+
+
+def _key(request: EnqueueRequest) -> Key | None:
+    key = request.row.idempotency_key
+    return None if key is None else (request.row.tenant, key)
+
+
+def _known(tx: Transaction, arrivals: Sequence[EnqueueRequest]) -> dict[Key, _Known]:
+    pairs = [key for request in arrivals if (key := _key(request)) is not None]
+    if not pairs:
+        return {}
+    rows = tx.db.execute(_SQL["known_keys"], {"pairs": _encode(pairs).decode()}).fetchall()
+    return {(tenant, key): _Known(*job) for tenant, key, *job in rows}
+
+
+def _again(request: EnqueueRequest, earlier: _Known) -> Enqueued | Permanent:
+    if earlier.fingerprint == request.row.fingerprint:
+        return Enqueued(earlier.id, earlier.uuid, is_new=False)
+    return Permanent(
+        ErrorCode.CONFLICT,
+        f"the idempotency key {request.row.idempotency_key!r} belongs to job {earlier.uuid}, which was asked for "
+        "differently: use a new key for a new job",
+    )
+
+
+def _queue_full(queue_max: int, whose: str = "", key: str = "limits.queue_max") -> Temporary:
+    return Temporary(
+        ErrorCode.QUEUE_FULL,
+        f"{queue_max} jobs {whose}are waiting, which is the limit ({key}): try again later",
+        retry_after_s=QUEUE_FULL_RETRY_AFTER_S,
+    )
+
+
+def _over_tenants_bounds(tx: Transaction, request: EnqueueRequest, fresh: Sequence[EnqueueRequest]) -> Temporary | None:
+    """Why the tenant can have no further job now, beside the `fresh` ones; None where it can."""
+    tenant, most, most_bytes = request.row.tenant, request.tenant_queue_max, request.tenant_stored_max_bytes
+    others = [other for other in fresh if other.row.tenant == tenant] if most or most_bytes else []
+    if most is not None:
+        (depth,) = tx.db.execute(_SQL["tenant_depth"], (tenant,)).fetchone()
+        if depth + len(others) >= most:
+            return _queue_full(most, f"of tenant {tenant!r} ", "limits.per_tenant.queue_max")
+    if most_bytes is not None:
+        (stored_bytes,) = tx.db.execute(_SQL["tenant_storage"], (tenant,)).fetchone()
+        if stored_bytes + sum(sum(one.blobs.values()) for one in (*others, request)) > most_bytes:
+            return Temporary(
+                ErrorCode.STORAGE_FULL,
+                f"the payloads that are kept for tenant {tenant!r} may be {most_bytes} bytes "
+                f"(limits.per_tenant.stored_max_bytes) and are {stored_bytes} without this one: "
+                "those of ended jobs go after retention.payload_days",
+                retry_after_s=QUEUE_FULL_RETRY_AFTER_S,
+            )
+    return None
+
+
+def _insert(tx: Transaction, fresh: Sequence[EnqueueRequest], last_id: int) -> None:
+    rows = _encode([request.row for request in fresh]).decode()
+    tx.db.execute(_SQL["insert_jobs"], {"jobs": rows, "last_id": last_id, "now_ms": tx.now_ms})
+    for job_id, request in enumerate(fresh, last_id + 1):
+        if request.sealed is not None:
+            tx.db.execute(_SQL["insert_secret"], (job_id, request.sealed))
+        for digest, size_bytes in request.blobs.items():
+            tx.db.execute(_SQL["insert_blob"], (job_id, digest, size_bytes))
+    tx.publish(QUEUE_TOPIC)

@@ -1,0 +1,74 @@
+"""What the `run` kind takes at the door."""
+
+from typing import Any
+
+import pytest
+
+from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES, Policy
+from imagejobd.jobs.run import parse
+from imagejobd.model.errors import ErrorCode, Permanent
+
+POLICY = Policy()
+
+
+def refusal(**spec: Any) -> Permanent:
+    with pytest.raises(Permanent) as caught:
+        parse(spec, policy=POLICY)
+    return caught.value
+
+
+def test_a_dockerfile_is_kept_as_it_is() -> None:
+    """The text is stored byte for byte: what is built is what was judged."""
+    text = "\n# hello\r\nFROM scratch\nLABEL a=b\n\n"
+    accepted = parse({"dockerfile": text}, policy=POLICY)
+    assert accepted.spec == {"dockerfile": text}
+    assert not accepted.secrets
+    assert not accepted.blobs
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({}, "spec: Object missing required field `dockerfile`"),
+        ({"dockerfile": None}, "spec: Expected `str`, got `null` - at `$.dockerfile`"),
+        ({"dockerfile": 7}, "spec: Expected `str`, got `int` - at `$.dockerfile`"),
+        ({"dockerfile": ""}, "spec.dockerfile is empty"),
+        ({"dockerfile": " \n\t"}, "spec.dockerfile is empty"),
+        ({"dockerfile": "FROM scratch", "image": "x"}, "spec: Object contains unknown field `image`"),
+    ],
+)
+def test_bad_specs(spec: dict[str, Any], reason: str) -> None:
+    """Each refusal names the field."""
+    fault = refusal(**spec)
+    assert fault.code is ErrorCode.INVALID
+    assert reason in fault.message
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "code", "line"),
+    [
+        ("# syntax=example.org/frontend\nFROM scratch\n", ErrorCode.POLICY, "line 1"),
+        ("FROM scratch\nRUNN true\n", ErrorCode.INVALID, "line 2"),
+    ],
+    ids=["forbidden", "syntax"],
+)
+def test_policy_is_asked(dockerfile: str, code: ErrorCode, line: str) -> None:
+    """A Dockerfile that is not allowed, or is none, is refused with its line."""
+    fault = refusal(dockerfile=dockerfile)
+    assert fault.code is code
+    assert line in fault.message
+
+
+def test_size_is_bounded() -> None:
+    """A megabyte is taken, a byte more is not."""
+    comment = "#" * 1022 + "\n\n"
+    most = "FROM scratch\n" + comment * (DOCKERFILE_MAX_BYTES // len(comment) - 1)
+    most += "\n" * (DOCKERFILE_MAX_BYTES - len(most))
+    assert len(most) == DOCKERFILE_MAX_BYTES
+    parse({"dockerfile": most}, policy=POLICY)
+    assert refusal(dockerfile=most + "\n").code is ErrorCode.TOO_LARGE
+
+
+def test_version_is_known_at_the_door() -> None:
+    """A base may be named by the version, which is only known to be some id."""
+    parse({"dockerfile": "ARG version\nFROM example.org/base:${version:?}\n"}, policy=POLICY)
