@@ -291,7 +291,7 @@ class Client(http.client.HTTPConnection):
 
 def readme_commands() -> str:
     """How the README installs the daemon."""
-    operations = (SOURCE_ROOT / "README.md").read_text().partition("\n## Operations\n")[2]
+    operations = (SOURCE_ROOT / "README.md").read_text().partition("\n## Install\n")[2]
     return operations.partition("```sh\n")[2].partition("```\n")[0]
 
 
