@@ -9,7 +9,6 @@ What others have put there is left alone and told once; folders that others have
 """
 
 import asyncio
-import errno
 import hashlib
 import os
 import re
@@ -22,11 +21,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import msgspec
 import structlog
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.store.files import FILE_MODE, FOLDER_MODE, disk_full, fsync_folder, set_mode
+from imagejobd.store.files import FILE_MODE, FOLDER_MODE, fsync_folder, set_mode, storage_faults
+from imagejobd.store.protocol import Kept
 
 # Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
 FLUSH_BYTES = 256 * 1024
@@ -37,18 +36,10 @@ TOLD_MAX = 200
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _BLOB_PLACE = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 T = TypeVar("T")
 
 log = structlog.get_logger("imagejobd.blobs")
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """A blob that was taken in."""
-
-    digest: str
-    size_bytes: int
 
 
 class BlobStore:
@@ -393,14 +384,3 @@ async def _finished(task: asyncio.Future[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
-
-
-@contextmanager
-def storage_faults() -> Iterator[None]:
-    """A full disk as `Temporary(storage_full)`; every other OSError is a defect and goes on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise disk_full("the content store") from error

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store import blobs as blobs_module
-from imagejobd.store.blobs import FLUSH_BYTES, BlobStore, Kept
+from imagejobd.store.blobs import FLUSH_BYTES, BlobStore
 from imagejobd.store.files import fsync_folder
+from imagejobd.store.protocol import Kept
 
 MAX_BYTES = 10 * FLUSH_BYTES
 
