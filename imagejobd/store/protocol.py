@@ -294,8 +294,8 @@ class Store(Protocol):
     def watch(self, topic: str) -> AbstractContextManager[Subscription]: ...
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """A blob that was taken in."""
+class BlobInfo(msgspec.Struct, frozen=True):
+    """A blob that was stored."""
 
     digest: str
     size_bytes: int
@@ -315,14 +315,14 @@ class ContentStore(Protocol):
         """All of `body` as a file in the spool. Raises `Permanent(too_large)` and `Temporary(storage_full)`."""
         ...
 
-    async def keep(self, body: AsyncIterable[bytes], *, max_bytes: int) -> Kept:
+    async def put(self, body: AsyncIterable[bytes], *, max_bytes: int) -> BlobInfo:
         """Make all of `body` a blob, hashed as it is written. It is pinned until released.
 
         Raises `Permanent(too_large)` and `Temporary(storage_full)`.
         """
         ...
 
-    async def adopt(self, path: Path, digest: str) -> str:
+    async def commit(self, path: Path, digest: str) -> None:
         """Make the spool file `path`, whose `digest` the caller has computed, a blob. It is pinned until released.
 
         Raises `Temporary(storage_full)`; then, and when it is cancelled, there is no pin.

@@ -26,7 +26,7 @@ class Bench:
         self.check: Callable[[], None] = lambda: None
         self._factory = factory
         self.writer = Writer(
-            self._open, close_database, clock=lambda: 1, ring=self.rung.extend, check=lambda: self.check()
+            self._open, close_database, clock=lambda: 1, publish=self.rung.extend, check=lambda: self.check()
         )
 
     def _open(self) -> sqlite3.Connection:
@@ -195,7 +195,7 @@ async def test_closing_carries_out_what_is_queued(tmp_path: Path) -> None:
 async def test_opening_tells_why_it_cannot(tmp_path: Path) -> None:
     """What opening the database raises is raised to whoever opens the writer."""
     path = tmp_path / "no such folder" / "x.db"
-    writer = Writer(lambda: open_database(path), close_database, clock=lambda: 1, ring=lambda _: None)
+    writer = Writer(lambda: open_database(path), close_database, clock=lambda: 1, publish=lambda _: None)
     with pytest.raises(Permanent, match="no such folder"):
         await writer.open()
 

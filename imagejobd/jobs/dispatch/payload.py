@@ -113,7 +113,7 @@ async def take_in(blobs: ContentStore, body: AsyncIterable[bytes], *, max_bytes:
     head = await _up_to(chunks, inline_max_bytes)
     if len(head) <= inline_max_bytes:
         return inlined(head)
-    kept = await blobs.keep(_joined(head, chunks), max_bytes=max_bytes)
+    kept = await blobs.put(_joined(head, chunks), max_bytes=max_bytes)
     return Upload({"payload": kept.digest, "size_bytes": kept.size_bytes}, blobs=(kept.digest,))
 
 

@@ -38,7 +38,7 @@ async def keep_context(blobs: ContentStore, raw: Path, bounds: ContextBounds) ->
     """Check the tar in the file `raw` and keep the rewritten one; as `take_in` otherwise."""
     with blobs.spool_file() as checked:
         digest, dockerfile = await _rewritten(raw, checked, bounds)
-        await blobs.adopt(checked, digest)
+        await blobs.commit(checked, digest)
     return Context(digest, dockerfile)
 
 

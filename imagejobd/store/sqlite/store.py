@@ -119,7 +119,7 @@ class SqliteStore:
                 lambda: open_database(path, has_content=has_content),
                 close_database,
                 clock=clock,
-                ring=topics.publish,
+                publish=topics.publish,
                 check=file.check,
             )
             await writer.open()
@@ -316,7 +316,7 @@ class SqliteStore:
     async def probe(self) -> None:
         await self._writer.do(lambda tx: maintenance.probe(tx, self._file.check_companions))
 
-    async def take_up_key(self) -> int:
+    async def register_key(self) -> int:
         """Note which key secrets are sealed with now. Where it is another one than before: how many jobs that have not
         ended have secrets which it does not open."""
         known = await queries.known_key(self._readers)

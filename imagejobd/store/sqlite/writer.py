@@ -74,13 +74,13 @@ class Writer:
         close_database: Callable[[sqlite3.Connection], None],
         *,
         clock: Callable[[], int],
-        ring: Callable[[Iterable[str]], None],
+        publish: Callable[[Iterable[str]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_database = open_database
         self._close_database = close_database
         self._clock = clock
-        self._ring = ring
+        self._publish = publish
         self._check = check
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[_Request] = deque()
@@ -239,7 +239,7 @@ class Writer:
                 request.future.set_exception(request.error)
             else:
                 request.future.set_result(request.answer)
-        self._ring(rung)
+        self._publish(rung)
 
     def _bury(self, failure: StoreFailed) -> None:
         """On the loop: the thread has ended. Whoever asked before is answered here, whoever asks later by `run`."""
