@@ -134,7 +134,7 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Claim]:
+    async def claim(self, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Claim]:
         """Start as many queued, due jobs as there is room for.
 
         Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
@@ -230,9 +230,7 @@ class Store(Protocol):
         """
         ...
 
-    async def expire(
-        self, *, due_before_ms: int, is_over: Callable[[str, int], bool] = lambda kind, due_ms: True
-    ) -> list[str]:
+    async def expire(self, *, due_before_ms: int, is_over: IsOver | None = None) -> list[str]:
         """Fail (`timeout`) the jobs that were never started though due (or created) before then; their UUIDs.
 
         Only those that `is_over` agrees to, where it is given.

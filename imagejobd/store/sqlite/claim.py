@@ -84,11 +84,11 @@ class _Tenant:
         ]
 
 
-def claim(tx: Transaction, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Started]:
+def claim(tx: Transaction, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Started]:
     """Start as many ready jobs as there is room for, in the order of their turn."""
     tx.db.execute(_SQL["promote_due"], {"now_ms": tx.now_ms})
-    suspects = _suspects(tx, room)
-    ids = _choose(tx, room) if suspects is None else suspects
+    suspects = _suspects(tx, capacity)
+    ids = _choose(tx, capacity) if suspects is None else suspects
     if not ids:
         return []
     start = {
@@ -106,26 +106,26 @@ def claim(tx: Transaction, worker: str, room: Capacity, *, lease_until_ms: int) 
     return [started[job_id] for job_id in ids]
 
 
-def _suspects(tx: Transaction, room: Capacity) -> list[int] | None:
+def _suspects(tx: Transaction, capacity: Capacity) -> list[int] | None:
     """The suspect to start, or none while one runs or has to wait for what runs; None where there is no suspect."""
-    if tx.db.execute(_SQL["is_alone"], {"crashes_max": room.crashes_max}).fetchone()["is_alone"]:
+    if tx.db.execute(_SQL["is_alone"], {"crashes_max": capacity.crashes_max}).fetchone()["is_alone"]:
         return []
-    kinds = _encode([*room.slots, *room.free]).decode()
-    first = tx.db.execute(_SQL["suspects"], {"crashes_max": room.crashes_max, "kinds": kinds}).fetchone()
+    kinds = _encode([*capacity.slots, *capacity.free]).decode()
+    first = tx.db.execute(_SQL["suspects"], {"crashes_max": capacity.crashes_max, "kinds": kinds}).fetchone()
     if first is None:
         return None
     return [] if first["is_busy"] else [first["id"]]
 
 
-def _choose(tx: Transaction, room: Capacity) -> list[int]:
+def _choose(tx: Transaction, capacity: Capacity) -> list[int]:
     """Ids of the jobs to start; notes the turns of the lanes they come from."""
     found = tx.db.execute(_SQL["lanes"]).fetchall()
     if not found:
         return []
     first_seq = found[0]["seq"] + 1
-    free = dict(room.free)
+    free = dict(capacity.free)
     tenants = _by_tenant(found)
-    most = _most_per_tenant(tenants, room)
+    most = _most_per_tenant(tenants, capacity)
     turns = [(tenant.turn(), number) for number, tenant in enumerate(tenants)]
     heapify(turns)
     ids: list[int] = []
@@ -134,7 +134,7 @@ def _choose(tx: Transaction, room: Capacity) -> list[int]:
         number = turns[0][1]
         tenant = tenants[number]
         lanes = tenant.open_lanes(free, most)
-        if not lanes or tenant.running >= room.per_tenant_running:
+        if not lanes or tenant.running >= capacity.per_tenant_running:
             heappop(turns)  # for good: room only shrinks
             continue
         lane = min(lanes, key=lambda lane: lane.next(tx, at_most=free[lane.kind]))
@@ -146,16 +146,16 @@ def _choose(tx: Transaction, room: Capacity) -> list[int]:
     return ids
 
 
-def _most_per_tenant(tenants: Sequence[_Tenant], room: Capacity) -> dict[str, int]:
+def _most_per_tenant(tenants: Sequence[_Tenant], capacity: Capacity) -> dict[str, int]:
     """How many jobs of each kind a tenant may have running: its share of the slots, where several wait for them."""
     waiting = Counter(
         lane.kind
         for tenant in tenants
-        if tenant.running < room.per_tenant_running
-        for lane in tenant.open_lanes(dict(room.slots), room.per_tenant)
+        if tenant.running < capacity.per_tenant_running
+        for lane in tenant.open_lanes(dict(capacity.slots), capacity.per_tenant)
     )
-    shares = {kind: -(-room.slots[kind] // count) for kind, count in waiting.items()}
-    return {kind: min(shares.get(kind, most), most) for kind, most in (shares | dict(room.per_tenant)).items()}
+    shares = {kind: -(-capacity.slots[kind] // count) for kind, count in waiting.items()}
+    return {kind: min(shares.get(kind, most), most) for kind, most in (shares | dict(capacity.per_tenant)).items()}
 
 
 def _by_tenant(found: list[Row]) -> list[_Tenant]:
