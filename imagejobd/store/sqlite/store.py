@@ -21,7 +21,7 @@ from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite.claim import Started, claim
 from imagejobd.store.sqlite.database import (
     Inspection,
-    check_kept,
+    check_not_lost,
     close_database,
     load,
     open_database,
@@ -60,10 +60,7 @@ class TopicSubscription:
 
 
 class Topics:
-    """Who waits for which commits, by topic. Lives on the event loop; a topic that nobody watches costs nothing.
-
-    A publication says that something happened and never what: the watcher reads the store again.
-    """
+    """Who waits for which commits, by topic. Lives on the event loop; a topic that nobody watches costs nothing."""
 
     def __init__(self) -> None:
         self._watches: dict[str, set[TopicSubscription]] = {}
@@ -124,7 +121,7 @@ class SqliteStore(Queries, Transitions, Maintenance):
         The caller holds the folder (store/lock.py), and says whether it has payloads of jobs; `blob_size` tells the
         bytes of one by its digest. Raises `Permanent` for a file that can't be used.
         """
-        check_kept(path, has_content=has_content)
+        check_not_lost(path, has_content=has_content)
         was_clean = stopped_cleanly(path)
         with hold_database(path) as file:
             topics = Topics()
