@@ -110,7 +110,7 @@ async def serve(config: Config) -> int:
                 state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes, has_content=blobs.has_content()
             )
         )
-        await _take_up_key(store)
+        await _register_key(store)
         installation = await store.engine.installation()
         engine = await stack.enter_async_context(Engine(config.engine, installation))
         presence = Presence(engine)
@@ -180,8 +180,8 @@ async def serve(config: Config) -> int:
         )
 
 
-async def _take_up_key(store: SqliteStore) -> None:
-    unopened = await store.take_up_key()
+async def _register_key(store: SqliteStore) -> None:
+    unopened = await store.register_key()
     if unopened:
         log.warning(
             "the secrets key is not the one of the last start, and waiting jobs have registry credentials that it does "

@@ -10,8 +10,7 @@ from imagejobd.model.clock import Clock
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import Temporary
 from imagejobd.runner.settings import Retention
-from imagejobd.store.blobs import BlobStore
-from imagejobd.store.protocol import IsOver, Pruned, Store
+from imagejobd.store.protocol import ContentStore, IsOver, Pruned, Store
 
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
@@ -50,7 +49,7 @@ async def _expire(store: Store, due_before_ms: int, is_over: IsOver) -> None:
 
 
 async def prune_loop(
-    store: Store, blobs: BlobStore, keep: Retention, now_ms: Callable[[], int] = wall_clock_ms
+    store: Store, blobs: ContentStore, keep: Retention, now_ms: Callable[[], int] = wall_clock_ms
 ) -> None:
     """Forget what is older than the retention says, then the blobs that nothing refers to any more.
 
@@ -76,7 +75,7 @@ async def _try(what: str, ctx: Coroutine[Any, Any, None]) -> bool:
     return True
 
 
-async def _collect(store: Store, blobs: BlobStore) -> None:
+async def _collect(store: Store, blobs: ContentStore) -> None:
     await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
 
 

@@ -1,15 +1,15 @@
-"""Payloads, contexts and exported images: files named by their SHA-256, beside the database.
+"""Content on the local disk: files named by their SHA-256, beside the database.
 
 A blob appears under its name only when it is whole and durable: written in `spool/`, fsynced, renamed, its folder
-fsynced. So a crash leaves at most spool files, which `clear_spool` removes at boot. Which blobs are needed is known
-by the database; `collect` removes the rest, but never one that was made moments ago and whose row is not committed
-yet, nor one that is pinned. Pins are counted, and do not outlive the process.
+fsynced. So a crash leaves at most spool files, which `clear_spool` removes at boot. The database knows which blobs are
+needed; `collect` removes the rest, but never one that was made moments ago and whose row is not committed yet, nor one
+that is pinned. Pins are counted, and do not outlive the process.
 
-What others have put there is left alone and told once; folders that others have removed are made anew.
+It never removes what others have put there (each such file is logged once), and makes folders anew that others have
+removed.
 """
 
 import asyncio
-import errno
 import hashlib
 import os
 import re
@@ -22,47 +22,39 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import msgspec
 import structlog
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.store.files import FILE_MODE, FOLDER_MODE, disk_full, fsync_folder, set_mode
+from imagejobd.store.files import FILE_MODE, FOLDER_MODE, fsync_folder, set_mode, storage_faults
+from imagejobd.store.protocol import BlobInfo
 
 # Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
 FLUSH_BYTES = 256 * 1024
 # What a probe writes: more than a file system keeps within an inode.
 PROBE_BYTES = 64 * 1024
-# Beyond it, what cannot be collected is passed over in silence.
-TOLD_MAX = 200
+# Files that are not ours and are logged; more are passed over in silence.
+REPORTED_MAX = 200
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _BLOB_PLACE = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 T = TypeVar("T")
 
 log = structlog.get_logger("imagejobd.blobs")
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """A blob that was taken in."""
-
-    digest: str
-    size_bytes: int
-
-
 class BlobStore:
-    """The content store below `root` (`root/blobs/sha256/ab/<hex>`, `root/spool/`)."""
+    """Implements `ContentStore` below `root` (`root/blobs/sha256/ab/<hex>`, `root/spool/`)."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._blobs = root / "blobs" / "sha256"
         self._spool = root / "spool"
-        self._told: set[Path] = set()
+        self._reported: set[Path] = set()
         # Changed on the loop's thread only.
         self._pins: Counter[str] = Counter()
-        # `collect` in one thread must not remove what `adopt` in another has just found to exist.
-        self._naming = threading.Lock()
+        # `collect` in one thread must not remove what `commit` in another has just found to exist.
+        self._names_lock = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
         self._make_folders()
 
@@ -76,7 +68,7 @@ class BlobStore:
 
     def has_content(self) -> bool:
         """Whether there is any blob."""
-        return next(self._found(), None) is not None
+        return next(self._all(), None) is not None
 
     async def probe(self) -> None:
         """Write a file and remove it: proof that uploads can be kept. A cancelled caller does not wait for the disk.
@@ -105,7 +97,6 @@ class BlobStore:
 
     @contextmanager
     def spool_file(self) -> Iterator[Path]:
-        """A path in the spool that nothing else uses; what is there on leaving is removed."""
         path = self._spool / secrets.token_hex(16)
         if not self._spool.is_dir():
             log.warning("the spool folder was removed while the daemon ran, and is made anew", path=str(self._spool))
@@ -117,69 +108,54 @@ class BlobStore:
 
     @asynccontextmanager
     async def spooled(self, body: AsyncIterable[bytes], *, max_bytes: int) -> AsyncIterator[Path]:
-        """All of `body` as a file in the spool. Raises `Permanent(too_large)` and `Temporary(storage_full)`."""
         with self.spool_file() as path:
-            async with _spooling(path, max_bytes=max_bytes) as writer:
-                async for chunk in body:
-                    await writer.write(chunk)
+            await _spool(body, path, max_bytes=max_bytes)
             yield path
 
-    async def keep(self, body: AsyncIterable[bytes], *, max_bytes: int) -> Kept:
-        """Make all of `body` a blob, hashed as it is written. It is pinned until released.
-
-        Raises `Permanent(too_large)` and `Temporary(storage_full)`.
-        """
+    async def put(self, body: AsyncIterable[bytes], *, max_bytes: int) -> BlobInfo:
         sha256 = hashlib.sha256()
         with self.spool_file() as path:
-            async with _spooling(path, max_bytes=max_bytes, note=sha256.update) as writer:
-                async for chunk in body:
-                    await writer.write(chunk)
-            kept = Kept(f"sha256:{sha256.hexdigest()}", writer.size_bytes)
-            await self.adopt(path, kept.digest)
-        return kept
+            size_bytes = await _spool(body, path, max_bytes=max_bytes, observe=sha256.update)
+            blob = BlobInfo(f"sha256:{sha256.hexdigest()}", size_bytes)
+            await self.commit(path, blob.digest)
+        return blob
 
-    async def adopt(self, path: Path, digest: str) -> str:
-        """Make the spool file `path`, whose `digest` the caller has computed, a blob. It is pinned until released.
-
-        Raises `Temporary(storage_full)`; then, and when it is cancelled, there is no pin.
-        """
-        await self._pinning(digest, lambda: self._adopt(path, digest))
-        return digest
+    async def commit(self, path: Path, digest: str) -> None:
+        await self._pinned(digest, lambda: self._commit(path, digest))
 
     async def pin(self, digest: str) -> bool:
-        """Keep `collect` from a blob until it is released; False, and no pin, where there is no such blob."""
-        is_there = await self._pinning(digest, lambda: self._is_there(digest))
+        def exists() -> bool:
+            with self._names_lock:
+                return self.exists(digest)
+
+        is_there = await self._pinned(digest, exists)
         if not is_there:
             self.release(digest)
         return is_there
 
-    async def _pinning(self, digest: str, ctx: Callable[[], T]) -> T:
-        """Pin first: what `work` then finds or makes under `_naming`, no `collect` has yet to remove."""
+    async def _pinned(self, digest: str, act: Callable[[], T]) -> T:
+        """Pin, then act in a thread: what `act` finds or makes under `_names_lock` no `collect` will remove."""
         self._pins[digest] += 1
         try:
-            return await _off_loop(ctx)
+            return await _in_thread(act)
         except BaseException:
             self.release(digest)
             raise
 
-    def _is_there(self, digest: str) -> bool:
-        with self._naming:
-            return self.exists(digest)
-
-    def _adopt(self, path: Path, digest: str) -> None:
+    def _commit(self, path: Path, digest: str) -> None:
         with storage_faults():
             target = self.path(digest)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            with self._naming:
+            with self._names_lock:
                 if target.exists():
                     os.utime(target)  # young again: `collect` spares it
                     # Who named it may have died before its own fsync of the folder.
                     fsync_folder(target.parent)
                 else:
-                    self._name(path, target)
+                    self._rename(path, target)
 
-    def _name(self, path: Path, target: Path) -> None:
+    def _rename(self, path: Path, target: Path) -> None:
         if not target.parent.exists():
             if not self._blobs.exists():
                 self._make_folders()
@@ -190,7 +166,6 @@ class BlobStore:
         fsync_folder(target.parent)
 
     def path(self, digest: str) -> Path:
-        """Where the blob is, or would be. Raises `Permanent(invalid)` for what is not a SHA-256 digest."""
         match = _DIGEST.fullmatch(digest)
         if match is None:
             raise Permanent(ErrorCode.INVALID, f"{digest!r} is not a digest (sha256: and 64 hex digits)")
@@ -207,27 +182,21 @@ class BlobStore:
             return 0
 
     def release(self, digest: str) -> None:
-        """Give up one pin: the blob is referenced by now, or nobody needs it any more."""
         self._pins[digest] -= 1
         if self._pins[digest] <= 0:
             del self._pins[digest]
 
     async def collect(self, referenced: Collection[str], *, min_age_s: float) -> int:
-        """Remove blobs that are neither in `referenced`, nor pinned, nor younger than `min_age_s`; returns how many.
-
-        The age covers what pins do not: a blob made between the reading of `referenced` and now.
-        """
-        return await _off_loop(lambda: self._collect(frozenset(referenced), time.time() - min_age_s))
+        # The age covers what pins do not: a blob made between the reading of `referenced` and now.
+        return await _in_thread(lambda: self._collect(frozenset(referenced), time.time() - min_age_s))
 
     def _collect(self, referenced: frozenset[str], made_before: float) -> int:
         return sum(
-            self._remove_unpinned(path, made_before)
-            for path in self._found()
-            if f"sha256:{path.name}" not in referenced
+            self._remove_unpinned(path, made_before) for path in self._all() if f"sha256:{path.name}" not in referenced
         )
 
-    def _found(self) -> Iterator[Path]:
-        """Every blob. What is none, and what cannot be listed, is told."""
+    def _all(self) -> Iterator[Path]:
+        """Every blob. What is none, and what cannot be listed, is reported."""
         for folder in self._listed(self._blobs):
             for entry in self._listed(Path(folder)) if folder.is_dir(follow_symlinks=False) else (folder,):
                 path = Path(entry)
@@ -235,18 +204,18 @@ class BlobStore:
                 if _BLOB_PLACE.fullmatch(place) and entry.is_file(follow_symlinks=False):
                     yield path
                 else:
-                    self._tell(path, "it is no blob, and nothing of the daemon's")
+                    self._report(path, "it is no blob, and nothing of the daemon's")
 
     def _listed(self, folder: Path) -> "list[os.DirEntry[str]]":
         try:
             with os.scandir(folder) as entries:
                 return list(entries)
         except OSError as error:
-            self._tell(folder, error.strerror)
+            self._report(folder, error.strerror)
             return []
 
     def _remove_unpinned(self, path: Path, made_before: float) -> bool:
-        with self._naming:
+        with self._names_lock:
             try:
                 if f"sha256:{path.name}" in self._pins or path.stat().st_mtime > made_before:
                     return False
@@ -254,13 +223,13 @@ class BlobStore:
             except FileNotFoundError:  # somebody else was quicker
                 return False
             except OSError as error:
-                self._tell(path, error.strerror)
+                self._report(path, error.strerror)
                 return False
             return True
 
-    def _tell(self, path: Path, why: str | None) -> None:
-        if path not in self._told and len(self._told) < TOLD_MAX:
-            self._told.add(path)
+    def _report(self, path: Path, why: str | None) -> None:
+        if path not in self._reported and len(self._reported) < REPORTED_MAX:
+            self._reported.add(path)
             log.warning("left something alone in the state folder", path=str(path), reason=why)
 
     def set_modes(self) -> None:
@@ -281,7 +250,7 @@ class BlobStore:
         try:
             set_mode(path, mode)
         except OSError as error:
-            self._tell(path, error.strerror)
+            self._report(path, error.strerror)
 
     def clear_spool(self) -> int:
         """Remove what a crash left in the spool; returns how many files. Only at boot, before anything writes."""
@@ -291,50 +260,48 @@ class BlobStore:
                 Path(entry).unlink()
                 removed += 1
             except OSError as error:
-                self._tell(Path(entry), error.strerror)
+                self._report(Path(entry), error.strerror)
         return removed
 
 
-@asynccontextmanager
-async def _spooling(
-    path: Path, *, max_bytes: int, note: Callable[[bytes], object] | None = None
-) -> AsyncIterator["_SpoolWriter"]:
-    """A writer of `path`; all that was written is in the file when the block is left. See `_SpoolWriter`."""
-    writer = _SpoolWriter(path, max_bytes=max_bytes, note=note)
+async def _spool(
+    body: AsyncIterable[bytes], path: Path, *, max_bytes: int, observe: Callable[[bytes], object] | None = None
+) -> int:
+    """Write all of `body` to `path`; its size. Raises `Permanent(too_large)` past `max_bytes`."""
+    writer = _SpoolWriter(path, observe)
+    size_bytes = 0
     try:
-        yield writer
+        async for chunk in body:
+            size_bytes += len(chunk)
+            if size_bytes > max_bytes:
+                raise Permanent(ErrorCode.TOO_LARGE, f"the upload is larger than {max_bytes} bytes, which is the limit")
+            await writer.write(chunk)
         await writer.finish()
     finally:
         await writer.close()
+    return size_bytes
 
 
 class _SpoolWriter:
-    """Writes one file of the spool, off the loop; used by one task.
+    """Writes one file of the spool, in threads; used by one task.
 
-    While one piece is written the next is gathered, so a sender and the disk need not wait for each other. `note` is
-    told of all bytes in order, off the loop too.
+    While one piece is written the next is gathered, so a sender and the disk need not wait for each other. `observe`
+    sees all bytes in order, in the threads too.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int, note: Callable[[bytes], object] | None = None) -> None:
+    def __init__(self, path: Path, observe: Callable[[bytes], object] | None) -> None:
         self._path = path
-        self._max_bytes = max_bytes
-        self._note = note
+        self._observe = observe
         self._chunks: list[bytes] = []
-        self._gathered = 0
+        self._gathered_bytes = 0
         self._file: BinaryIO | None = None
         self._flushing: asyncio.Future[None] | None = None
-        self.size_bytes = 0
 
     async def write(self, chunk: bytes) -> None:
-        """Append. Raises `Permanent(too_large)` past `max_bytes`, and `Temporary(storage_full)`."""
-        self.size_bytes += len(chunk)
-        if self.size_bytes > self._max_bytes:
-            raise Permanent(
-                ErrorCode.TOO_LARGE, f"the upload is larger than {self._max_bytes} bytes, which is the limit"
-            )
+        """Append. Raises `Temporary(storage_full)`, for an earlier chunk too."""
         self._chunks.append(chunk)
-        self._gathered += len(chunk)
-        if self._gathered >= FLUSH_BYTES:
+        self._gathered_bytes += len(chunk)
+        if self._gathered_bytes >= FLUSH_BYTES:
             await self._flushed()
             self._flush()
 
@@ -345,9 +312,9 @@ class _SpoolWriter:
         await self._flushed()
 
     async def close(self) -> None:
-        """Let go of the file, once no thread writes to it any more."""
+        """Close the file, once no thread writes to it any more."""
         try:
-            # Whatever it fails with comes second to what ended the block.
+            # Whatever it fails with comes second to what ended the upload.
             with suppress(OSError, Temporary):
                 await self._flushed()
         finally:
@@ -356,7 +323,7 @@ class _SpoolWriter:
                 self._file = None
 
     def _flush(self) -> None:
-        chunks, self._chunks, self._gathered = self._chunks, [], 0
+        chunks, self._chunks, self._gathered_bytes = self._chunks, [], 0
         self._flushing = asyncio.ensure_future(asyncio.to_thread(self._append, chunks))
 
     async def _flushed(self) -> None:
@@ -369,8 +336,8 @@ class _SpoolWriter:
             if self._file is None:
                 self._file = self._path.open("wb", buffering=0)
             for chunk in chunks:
-                if self._note is not None:
-                    self._note(chunk)
+                if self._observe is not None:
+                    self._observe(chunk)
                 _write_all(self._file, chunk)
 
 
@@ -381,26 +348,15 @@ def _write_all(file: BinaryIO, chunk: bytes) -> None:
         view = view[file.write(view) :]
 
 
-async def _off_loop(ctx: Callable[[], T]) -> T:
+async def _in_thread(act: Callable[[], T]) -> T:
     """Run file I/O in a thread; see `_finished`."""
-    return await _finished(asyncio.ensure_future(asyncio.to_thread(ctx)))
+    return await _finished(asyncio.ensure_future(asyncio.to_thread(act)))
 
 
 async def _finished(task: asyncio.Future[T]) -> T:
-    """What `task` has done. A cancelled caller still waits for it: the file is not its own before that."""
+    """The result of `task`. A cancelled caller still waits for its end: until then a thread uses the file."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
-
-
-@contextmanager
-def storage_faults() -> Iterator[None]:
-    """A full disk as `Temporary(storage_full)`; every other OSError is a defect and goes on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise disk_full("the content store") from error

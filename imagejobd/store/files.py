@@ -1,6 +1,9 @@
-"""What files ask of a disk: to survive a power cut, room, and that not everybody may read them."""
+"""Files of the state folder: who may read them, names that survive a power cut, and what a full disk is called."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from imagejobd.model.errors import ErrorCode, Temporary
@@ -11,6 +14,8 @@ FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 # Of the process: what any library makes, SQLite's files too, gets the modes above.
 UMASK = 0o027
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def fsync_folder(folder: Path) -> None:
@@ -24,15 +29,26 @@ def fsync_folder(folder: Path) -> None:
 
 def set_mode(path: Path, mode: int) -> None:
     """Give `path` the permissions `mode`, where it has others; setgid and its like stay. It must be there."""
-    found = path.stat().st_mode & 0o7777
-    if found & 0o777 != mode:
-        path.chmod(found & ~0o777 | mode)
+    present = path.stat().st_mode & 0o7777
+    if present & 0o777 != mode:
+        path.chmod(present & ~0o777 | mode)
 
 
-def disk_full(holding: str) -> Temporary:
-    """The fault for a disk that has no room left; `holding` is what it holds."""
+def disk_full(content: str) -> Temporary:
+    """The fault for the disk that holds `content`."""
     return Temporary(
         ErrorCode.STORAGE_FULL,
-        f"the disk that holds {holding} is full; free space on it (nothing was half-written)",
+        f"the disk that holds {content} is full; free space on it (nothing was half-written)",
         retry_after_s=FULL_RETRY_AFTER_S,
     )
+
+
+@contextmanager
+def storage_faults() -> Iterator[None]:
+    """A full disk of the content store as `Temporary(storage_full)`; every other OSError is a defect and goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise disk_full("the content store") from error

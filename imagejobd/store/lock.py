@@ -30,7 +30,7 @@ def lock_state_dir(state_dir: Path) -> Iterator[None]:
     try:
         if not _lock(descriptor):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise _held(f"another imagejobd (process {holder}) uses {state_dir}")
+            raise _in_use(f"another imagejobd (process {holder}) uses {state_dir}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -79,7 +79,7 @@ def hold_database(path: Path) -> Iterator[DatabaseFile]:
         raise Permanent(ErrorCode.INVALID, f"can't open the job database {path}: {error.strerror}") from error
     try:
         if not _lock(descriptor):
-            raise _held(f"another imagejobd uses the database {path}, although its {LOCK_FILE_NAME} file was removed")
+            raise _in_use(f"another imagejobd uses the database {path}, although its {LOCK_FILE_NAME} file was removed")
         yield DatabaseFile(path, descriptor)
     finally:
         os.close(descriptor)
@@ -93,16 +93,16 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _held(what: str) -> Permanent:
+def _in_use(what: str) -> Permanent:
     return Permanent(ErrorCode.CONFLICT, f"{what}: stop it, or set another server.state_dir")
 
 
 def _check(path: Path, expected: Identity) -> None:
     try:
-        found = _identity(path.stat())
+        identity = _identity(path.stat())
     except OSError as error:
         raise _lost(path, f"cannot be found any more ({error.strerror})") from error
-    if found != expected:
+    if identity != expected:
         raise _lost(path, "was replaced by another file")
 
 
@@ -113,5 +113,5 @@ def _lost(path: Path, what: str) -> StoreFailed:
     )
 
 
-def _identity(found: os.stat_result) -> Identity:
-    return found.st_dev, found.st_ino
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino

@@ -1,31 +1,32 @@
-"""What the rest of the daemon asks of a store: verbs of a job queue, not tables.
+"""What the rest of the daemon asks of its stores: verbs of a job queue and of a content store, not tables and files.
 
-Each verb is one transaction. Every change to a claimed job carries its claim token and raises `ClaimLost` when that
-no longer holds. The suite in `tests/store/conformance.py` is this protocol's other half.
+Each verb of the queue is one transaction. Every change to a claimed job carries its claim token and raises `ClaimLost`
+when that no longer holds. The suite in `tests/store/conformance.py` is this protocol's other half.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, State
 
-# What an operator who sets nothing gets.
+# The default of a setting: a job that was running through so many crashes of the daemon is a suspect.
 CRASHES_MAX = 3
 
+# Published when jobs come into the queue, or are ready earlier than they were to be.
 QUEUE_TOPIC = "queue"
-# Rings when somebody wants a job cancelled, and when one was cancelled that no worker was running.
+# Published when somebody wants a job cancelled, and when one was cancelled that no worker was running.
 CANCEL_TOPIC = "cancel"
-
 
 # Whether a job of a kind, that was due at an epoch millisecond, has waited too long.
 IsOver = Callable[[str, int], bool]
 
 
 def job_topic(job_id: JobId) -> str:
-    """The topic that rings on every committed change of one job, log blocks included."""
+    """The topic that is published on every committed change of one job, log blocks included."""
     return f"job:{job_id}"
 
 
@@ -33,8 +34,8 @@ class Capacity(msgspec.Struct, frozen=True):
     """How much may be claimed now: free slots of each kind that may start, and how many jobs a tenant may have running,
     in all and of each kind.
 
-    Of `slots`, all there are of a kind, each tenant has its share while several wait for one. Jobs that the daemon has
-    crashed under `crashes_max` times run alone.
+    Of `slots`, all there are of a kind, each tenant has its share while several wait for one. A job that was running
+    through `crashes_max` crashes of the daemon is a suspect and runs alone.
     """
 
     free: Mapping[str, int]
@@ -100,10 +101,10 @@ class LogBlock(msgspec.Struct, frozen=True):
 
 
 class Subscription(Protocol):
-    """Hears that something on one topic was committed."""
+    """One watcher of a topic."""
 
     async def changed(self, timeout_s: float) -> bool:
-        """Wait for a commit since the watch began or last answered; False when `timeout_s` passed without one."""
+        """Wait for a publication since the watch began or last answered; False when `timeout_s` passed without one."""
         ...
 
 
@@ -118,7 +119,7 @@ class Store(Protocol):
         tenant_queue_max: int | None = None,
         tenant_stored_max_bytes: int | None = None,
     ) -> Enqueued:
-        """Keep a job; when this returns it is on disk.
+        """Store a job; when this returns it is on disk.
 
         Raises `Temporary(queue_full)` with `queue_max` jobs queued, or `tenant_queue_max` of its tenant,
         `Temporary(storage_full)` when the payloads of its tenant would be more than `tenant_stored_max_bytes`, and
@@ -127,14 +128,14 @@ class Store(Protocol):
         ...
 
     async def repeat(self, job: Job) -> NewJob:
-        """A new job that does what an ended one should have done, with all that it was given.
+        """A new job with the spec, the secrets and the payload of an ended one.
 
         Raises `Permanent(conflict)` where its secrets or its payload are gone by now.
         """
         ...
 
-    async def claim(self, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Claim]:
-        """Start as many queued, due jobs as there is room for.
+    async def claim(self, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Claim]:
+        """Start as many queued, due jobs as `capacity` allows.
 
         Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
         priority, then the oldest. While several tenants wait for a kind, none gets more than its share of the slots. A
@@ -154,8 +155,8 @@ class Store(Protocol):
     async def enter_phase(self, claim: Claim, name: str) -> int:
         """Begin a phase; the one before it ends now, and the last one when the job leaves `running`.
 
-        Returns how many faults count against the job now: none, once it has left the phase of the last one behind. So
-        it is with crashes.
+        Returns how many faults count against the job now: none, once it has left the phase of the last one behind. The
+        same goes for crashes.
         """
         ...
 
@@ -172,7 +173,7 @@ class Store(Protocol):
         ...
 
     async def note(self, claim: Claim, event: str, data: Json) -> None:
-        """Append one line of the kind's own to the job's history."""
+        """Append a line of the kind's own to the job's history."""
         ...
 
     async def finish(self, claim: Claim, ending: Ending) -> None:
@@ -196,7 +197,7 @@ class Store(Protocol):
         ...
 
     async def answered(self, peer: str | None) -> int:
-        """Make all jobs ready that wait for `peer`, or for any peer; how many they were."""
+        """Make all jobs ready that wait for `peer`, or for any peer where it is None; how many they were."""
         ...
 
     async def try_one(self, peer: str, kinds: Collection[str]) -> None:
@@ -209,7 +210,7 @@ class Store(Protocol):
         ...
 
     async def drain(self, worker: str) -> None:
-        """Note that this worker was told to stop: however it ends, the jobs that it runs have not caused it."""
+        """Note that this worker was asked to stop: however it ends, the jobs that it runs have not caused it."""
         ...
 
     async def clamp_delays(self, set_back_ms: int) -> int:
@@ -224,18 +225,14 @@ class Store(Protocol):
     async def rescue(self, worker: str, *, crashes_max: int) -> list[Rescued]:
         """Take back every running job that is not `worker`'s and whose worker is gone.
 
-        Not an attempt, but a crash, unless its worker was told to stop. A job that was the only one through
+        Not an attempt, but a crash, unless its worker was asked to stop. A job that was the only one through
         `crashes_max` crashes in a row has failed (`quarantined`), and keeps its secrets.
         """
         ...
 
-    async def expire(
-        self, *, due_before_ms: int, is_over: Callable[[str, int], bool] = lambda kind, due_ms: True
-    ) -> list[str]:
-        """Fail (`timeout`) the jobs that were never started though due (or created) before then; their UUIDs.
-
-        Only those that `is_over` agrees to, where it is given.
-        """
+    async def expire(self, *, due_before_ms: int, is_over: IsOver | None = None) -> list[str]:
+        """Fail (`timeout`) the jobs that were never started though due (or created) before then, where `is_over` is
+        true of them; their UUIDs."""
         ...
 
     async def prune(self, *, jobs_before_ms: int, logs_before_ms: int, blobs_before_ms: int, batch_max: int) -> Pruned:
@@ -258,7 +255,7 @@ class Store(Protocol):
         ...
 
     async def position(self, job: Job) -> int:
-        """How many jobs of its lane go before a queued job."""
+        """How many jobs of its tenant and kind start before a queued job; 0 for one that is not queued."""
         ...
 
     async def phases(self, job_id: JobId) -> list[Phase]: ...
@@ -280,7 +277,7 @@ class Store(Protocol):
     async def stats(self) -> Stats: ...
 
     async def probe(self) -> None:
-        """Commit a change of a row: proof that jobs can be kept.
+        """Commit a change of a row: proof that jobs can be stored.
 
         Raises `Temporary` where the fault passes by itself (a full disk), and `StoreFailed` where only a restart helps.
         """
@@ -290,4 +287,57 @@ class Store(Protocol):
         """Refresh what the store knows of its own data to read it quickly; once a day is enough."""
         ...
 
-    def watch(self, topic: str) -> AbstractContextManager[Subscription]: ...
+    def watch(self, topic: str) -> AbstractContextManager[Subscription]:
+        """Learn of the commits that publish `topic`: that there were some, not which. Read the store again then."""
+        ...
+
+
+class BlobInfo(msgspec.Struct, frozen=True):
+    """A blob that was stored."""
+
+    digest: str
+    size_bytes: int
+
+
+class ContentStore(Protocol):
+    """Payloads, contexts and exported images by their SHA-256 digest. A blob is there whole or not at all."""
+
+    def spool_file(self) -> AbstractContextManager[Path]:
+        """A path that nothing else uses, on the disk that blobs are written to; what is there on leaving is removed."""
+        ...
+
+    def spooled(self, body: AsyncIterable[bytes], *, max_bytes: int) -> AbstractAsyncContextManager[Path]:
+        """All of `body` as a file in the spool. Raises `Permanent(too_large)` and `Temporary(storage_full)`."""
+        ...
+
+    async def put(self, body: AsyncIterable[bytes], *, max_bytes: int) -> BlobInfo:
+        """Make all of `body` a blob, hashed as it is written. It is pinned until released.
+
+        Raises `Permanent(too_large)` and `Temporary(storage_full)`.
+        """
+        ...
+
+    async def commit(self, path: Path, digest: str) -> None:
+        """Make the spool file `path`, whose `digest` the caller has computed, a blob. It is pinned until released.
+
+        Raises `Temporary(storage_full)`; then, and when it is cancelled, there is no pin.
+        """
+        ...
+
+    async def pin(self, digest: str) -> bool:
+        """Keep `collect` from a blob until it is released; False, and no pin, where there is no such blob."""
+        ...
+
+    def release(self, digest: str) -> None:
+        """Give up one pin: the blob is referenced by now, or nobody needs it any more."""
+        ...
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, or would be. Raises `Permanent(invalid)` for what is not a SHA-256 digest."""
+        ...
+
+    def exists(self, digest: str) -> bool: ...
+
+    async def collect(self, referenced: Collection[str], *, min_age_s: float) -> int:
+        """Remove blobs that are neither in `referenced`, nor pinned, nor younger than `min_age_s`; returns how many."""
+        ...

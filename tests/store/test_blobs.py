@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store import blobs as blobs_module
-from imagejobd.store.blobs import FLUSH_BYTES, BlobStore, Kept
+from imagejobd.store.blobs import FLUSH_BYTES, BlobStore
 from imagejobd.store.files import fsync_folder
+from imagejobd.store.protocol import BlobInfo
 
 MAX_BYTES = 10 * FLUSH_BYTES
 
@@ -32,7 +33,8 @@ def digest_of(data: bytes) -> str:
 
 async def put(blobs: BlobStore, data: bytes, *, chunk_bytes: int = 10_000) -> str:
     async with blobs.spooled(chunked(data, chunk_bytes), max_bytes=MAX_BYTES) as path:
-        return await blobs.adopt(path, digest_of(data))
+        await blobs.commit(path, digest_of(data))
+    return digest_of(data)
 
 
 async def chunked(data: bytes, chunk_bytes: int) -> AsyncIterator[bytes]:
@@ -86,9 +88,9 @@ async def test_too_much_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
 async def test_a_body_is_kept_as_it_comes(blobs: BlobStore, tmp_path: Path, size: int, chunk_bytes: int) -> None:
     """Hashed while it is written: the blob is the body, named by its digest, and pinned."""
     data = os.urandom(size)
-    kept = await blobs.keep(chunked(data, chunk_bytes), max_bytes=MAX_BYTES)
-    assert kept == Kept(digest_of(data), size)
-    assert blobs.path(kept.digest).read_bytes() == data
+    blob = await blobs.put(chunked(data, chunk_bytes), max_bytes=MAX_BYTES)
+    assert blob == BlobInfo(digest_of(data), size)
+    assert blobs.path(blob.digest).read_bytes() == data
     assert spooled(tmp_path) == []
     assert await blobs.collect(set(), min_age_s=-1) == 0
 
@@ -103,19 +105,19 @@ async def test_a_body_that_is_not_whole_is_not_kept(blobs: BlobStore, tmp_path: 
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError if size == MAX_BYTES else Permanent):
-        await blobs.keep(body(), max_bytes=MAX_BYTES)
+        await blobs.put(body(), max_bytes=MAX_BYTES)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-async def test_a_body_whose_keeping_is_cancelled(blobs: BlobStore, tmp_path: Path) -> None:
+async def test_a_put_that_is_cancelled(blobs: BlobStore, tmp_path: Path) -> None:
     """Whenever it happens, no spool file stays, and a blob that was made is not pinned."""
     for pause_s in (0, 0.001, 0.002, 0.004, 0.008, 0.016):
-        keeping = asyncio.create_task(blobs.keep(chunked(os.urandom(MAX_BYTES), FLUSH_BYTES), max_bytes=MAX_BYTES))
+        putting = asyncio.create_task(blobs.put(chunked(os.urandom(MAX_BYTES), FLUSH_BYTES), max_bytes=MAX_BYTES))
         await asyncio.sleep(pause_s)
-        if keeping.cancel():
-            await asyncio.wait([keeping])
+        if putting.cancel():
+            await asyncio.wait([putting])
         else:
-            blobs.release((await keeping).digest)
+            blobs.release((await putting).digest)
         assert spooled(tmp_path) == []
     await blobs.collect(set(), min_age_s=-1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -132,7 +134,7 @@ async def test_a_full_disk_while_a_body_comes(
     monkeypatch.setattr(blobs_module, "_write_all", full)
     for size in (10, FLUSH_BYTES, MAX_BYTES):
         with pytest.raises(Temporary) as refused:
-            await blobs.keep(chunked(bytes(size), FLUSH_BYTES), max_bytes=MAX_BYTES)
+            await blobs.put(chunked(bytes(size), FLUSH_BYTES), max_bytes=MAX_BYTES)
         assert refused.value.code is ErrorCode.STORAGE_FULL
     assert spooled(tmp_path) == []
 
@@ -157,13 +159,13 @@ async def test_equal_content_is_kept_once(blobs: BlobStore, tmp_path: Path) -> N
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
-async def test_a_file_that_a_thread_wrote_is_adopted(blobs: BlobStore, tmp_path: Path) -> None:
+async def test_a_file_that_a_thread_wrote_becomes_a_blob(blobs: BlobStore, tmp_path: Path) -> None:
     """The spool file becomes the blob, without a copy."""
     with blobs.spool_file() as path:
         path.write_bytes(b"data")
         inode = path.stat().st_ino
-        digest = await blobs.adopt(path, digest_of(b"data"))
-    assert blobs.path(digest).stat().st_ino == inode
+        await blobs.commit(path, digest_of(b"data"))
+    assert blobs.path(digest_of(b"data")).stat().st_ino == inode
     assert spooled(tmp_path) == []
 
 
@@ -226,13 +228,13 @@ async def test_a_pinned_blob_is_never_collected(blobs: BlobStore) -> None:
 async def test_who_fails_to_pin_takes_nobodys_pin(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pin is given up once where a blob that is there cannot be adopted again, or its adoption is cancelled."""
+    """A pin is given up once where a blob that is there cannot be committed again, or its commit is cancelled."""
     digest = await put(blobs, b"data")
-    adopting = asyncio.create_task(put(blobs, b"data"))
+    committing = asyncio.create_task(put(blobs, b"data"))
     await asyncio.sleep(0.001)
-    adopting.cancel()
-    await asyncio.wait([adopting])
-    if not adopting.cancelled():
+    committing.cancel()
+    await asyncio.wait([committing])
+    if not committing.cancelled():
         blobs.release(digest)
 
     def full(*_: object) -> None:

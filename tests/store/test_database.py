@@ -272,14 +272,14 @@ async def test_a_changed_key_is_told_once(database: Path, clock: SimulatedClock)
     """How many jobs a new key loses is known at the start; none when the old one is back, or nothing has changed."""
     old, new = Vault(b"1" * 32), Vault(b"2" * 32)
     async with SqliteStore.open(database, vault=old, clock=clock) as store:
-        assert await store.take_up_key() == 0
+        assert await store.register_key() == 0
         for _ in range(3):
             await enqueue(store, secrets={"password": Secret("x")})
         await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
         await enqueue(store)
     for vault, lost in ((old, 0), (new, 2), (new, 0), (old, 0)):
         async with SqliteStore.open(database, vault=vault, clock=clock) as store:
-            assert await store.take_up_key() == lost
+            assert await store.register_key() == lost
     text = database.read_bytes()
     assert b"1" * 32 not in text
     assert b"2" * 32 not in text

@@ -100,7 +100,7 @@ def test_a_statement_uses_its_index(db: sqlite3.Connection, statement: str, inde
 
 def test_leaving_running_looks_jobs_up(db: sqlite3.Connection) -> None:
     """Ending a run of jobs never scans: it searches by id or among the running."""
-    details = [detail for detail in plan(db, TRANSITIONS["leave"]) if " job " in f"{detail} "]
+    details = [detail for detail in plan(db, TRANSITIONS["apply"]) if " job " in f"{detail} "]
     assert all("SEARCH job USING INTEGER PRIMARY KEY" in d or "job_running" in d for d in details), details
 
 

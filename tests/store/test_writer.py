@@ -21,12 +21,12 @@ class Bench:
 
     def __init__(self, path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connection) -> None:
         self.path = path
-        self.rung: list[str] = []
+        self.published: list[str] = []
         self.counts: Counter[str] = Counter()
         self.check: Callable[[], None] = lambda: None
         self._factory = factory
         self.writer = Writer(
-            self._open, close_database, clock=lambda: 1, ring=self.rung.extend, check=lambda: self.check()
+            self._open, close_database, clock=lambda: 1, publish=self.published.extend, check=lambda: self.check()
         )
 
     def _open(self) -> sqlite3.Connection:
@@ -92,14 +92,14 @@ async def test_requests_that_wait_share_one_commit(bench: Bench) -> None:
 
 
 async def test_answers_come_after_the_commit(bench: Bench) -> None:
-    """Whoever has an answer finds the row from another connection, and the topics have rung."""
+    """Whoever has an answer finds the row from another connection, and the topics are published."""
     await bench.writer.run(insert, 7)
     assert bench.numbers() == [7]
-    assert "number:7" in bench.rung
+    assert "number:7" in bench.published
 
 
 async def test_one_failing_request_fails_alone(bench: Bench) -> None:
-    """In a run of like requests only the guilty one is rolled back and told."""
+    """In a run of like requests only the guilty one is rolled back and fails."""
     await bench.writer.run(insert, 5)
     go_on = await bench.pause()
     waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(10)]
@@ -154,7 +154,7 @@ async def test_a_cancelled_caller_harms_nobody(bench: Bench) -> None:
 
 async def test_callers_wait_when_too_much_is_pending(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inbox is bounded; past the bound callers wait their turn and none is lost."""
-    monkeypatch.setattr(bench.writer, "_room", asyncio.Semaphore(3))
+    monkeypatch.setattr(bench.writer, "_slots", asyncio.Semaphore(3))
     go_on = await bench.pause()
     waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(20)]
     await asyncio.sleep(0)
@@ -195,7 +195,7 @@ async def test_closing_carries_out_what_is_queued(tmp_path: Path) -> None:
 async def test_opening_tells_why_it_cannot(tmp_path: Path) -> None:
     """What opening the database raises is raised to whoever opens the writer."""
     path = tmp_path / "no such folder" / "x.db"
-    writer = Writer(lambda: open_database(path), close_database, clock=lambda: 1, ring=lambda _: None)
+    writer = Writer(lambda: open_database(path), close_database, clock=lambda: 1, publish=lambda _: None)
     with pytest.raises(Permanent, match="no such folder"):
         await writer.open()
 

@@ -84,7 +84,7 @@ async def export_image(tools: Tools, ctx: JobContext, image: BuiltImage) -> Expo
     blobs, settings = tools.building.blobs, tools.settings
     async with ctx.phase("exporting", timeout_s=settings.export_timeout_s, waits_for=ENGINE):
         async with aclosing(_blocks(tools, ctx, image)) as blocks:
-            blob = await blobs.keep(blocks, max_bytes=settings.image_max_bytes)
+            blob = await blobs.put(blocks, max_bytes=settings.image_max_bytes)
         try:
             exported = Exported(blob.digest, blob.size_bytes, image.id)
             await ctx.save(blobs=[blob.digest], exported=msgspec.to_builtins(exported))

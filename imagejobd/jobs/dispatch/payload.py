@@ -26,7 +26,8 @@ from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json
 from imagejobd.model.kind import Accepted, JobContext, Upload
-from imagejobd.store.blobs import BlobStore, storage_faults
+from imagejobd.store.files import storage_faults
+from imagejobd.store.protocol import ContentStore
 
 
 class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +103,7 @@ class Content(Location, frozen=True, kw_only=True):
     inline: bytes = b""
 
 
-async def take_in(blobs: BlobStore, body: AsyncIterable[bytes], *, max_bytes: int) -> Upload:
+async def take_in(blobs: ContentStore, body: AsyncIterable[bytes], *, max_bytes: int) -> Upload:
     """Keep a payload as it arrives, hashed on the way. What is in the content store is pinned: the caller releases it.
 
     Raises `Permanent(too_large)` and `Temporary(storage_full)`.
@@ -112,7 +113,7 @@ async def take_in(blobs: BlobStore, body: AsyncIterable[bytes], *, max_bytes: in
     head = await _up_to(chunks, inline_max_bytes)
     if len(head) <= inline_max_bytes:
         return inlined(head)
-    kept = await blobs.keep(_joined(head, chunks), max_bytes=max_bytes)
+    kept = await blobs.put(_joined(head, chunks), max_bytes=max_bytes)
     return Upload({"payload": kept.digest, "size_bytes": kept.size_bytes}, blobs=(kept.digest,))
 
 
@@ -124,7 +125,7 @@ def inlined(payload: bytes) -> Upload:
 
 
 @asynccontextmanager
-async def payload_file(blobs: BlobStore, spec: DispatchSpec) -> AsyncIterator[Path]:
+async def payload_file(blobs: ContentStore, spec: DispatchSpec) -> AsyncIterator[Path]:
     """The payload as a file that is only to be read, and only within the block, whichever way it is kept.
 
     Raises `Temporary(storage_full)` when there is no room to write one.
@@ -139,7 +140,7 @@ async def payload_file(blobs: BlobStore, spec: DispatchSpec) -> AsyncIterator[Pa
         yield path
 
 
-def output(blobs: BlobStore, job: Job) -> Content | None:
+def output(blobs: ContentStore, job: Job) -> Content | None:
     """What the job has made; None before it has succeeded, and when retention has taken it."""
     if job.result is None:
         return None

@@ -31,7 +31,8 @@ from imagejobd.model.ownership import held_repository, job_repository
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.client import RegistryClient
-from imagejobd.store.blobs import BlobStore, storage_faults
+from imagejobd.store.files import storage_faults
+from imagejobd.store.protocol import ContentStore
 
 
 class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     bases: Bases
     registry: RegistryClient
     egress: EngineEgress
-    blobs: BlobStore
+    blobs: ContentStore
     policy: Policy
     leases: TagLeases
     # Which of some UUIDs are jobs of this daemon's.

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from imagejobd.archive import ContextBounds, rewrite
-from imagejobd.store.blobs import BlobStore, storage_faults
+from imagejobd.store.files import storage_faults
+from imagejobd.store.protocol import ContentStore
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class Context(msgspec.Struct, frozen=True):
 
 
 async def take_in(
-    blobs: BlobStore, body: AsyncIterable[bytes], bounds: ContextBounds, *, upload_max_bytes: int
+    blobs: ContentStore, body: AsyncIterable[bytes], bounds: ContextBounds, *, upload_max_bytes: int
 ) -> Context:
     """Spool a tar as it arrives, check it, and keep the rewritten one.
 
@@ -33,11 +34,11 @@ async def take_in(
         return await keep_context(blobs, raw, bounds)
 
 
-async def keep_context(blobs: BlobStore, raw: Path, bounds: ContextBounds) -> Context:
+async def keep_context(blobs: ContentStore, raw: Path, bounds: ContextBounds) -> Context:
     """Check the tar in the file `raw` and keep the rewritten one; as `take_in` otherwise."""
     with blobs.spool_file() as checked:
         digest, dockerfile = await _rewritten(raw, checked, bounds)
-        await blobs.adopt(checked, digest)
+        await blobs.commit(checked, digest)
     return Context(digest, dockerfile)
 
 

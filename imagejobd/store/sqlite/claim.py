@@ -2,8 +2,8 @@
 
 Fair between tenants: the one with the fewest running jobs is served first, then the one that was served longest ago,
 and while several wait for a kind none gets more than its share of the slots. Within a tenant the highest priority goes
-first, then the oldest. The choice reads the lanes that have work and the head of those it takes from: neither the
-length of the queue nor that of the history matters.
+first, then the oldest. The choice reads the partitions that have work (rows of the table `lane`) and the head of those
+it takes from: neither the length of the queue nor that of the history matters.
 
 A job that was running through several crashes of the daemon is a suspect. It starts alone, so that the next crash has
 one cause; those that ran beside it are innocent.
@@ -48,9 +48,9 @@ class _Partition:
     def next(self, tx: Transaction, *, at_most: int) -> tuple[int, int]:
         """The job that is next in turn here."""
         if self.head is None:
-            wanted = {"tenant": self.tenant, "kind": self.kind, "limit": min(self.ready, at_most)}
-            found = tx.db.execute(_SQL["head_of_lane"], wanted).fetchall()
-            self.head = [(-row["priority"], row["id"]) for row in reversed(found)]
+            values = {"tenant": self.tenant, "kind": self.kind, "limit": min(self.ready, at_most)}
+            rows = tx.db.execute(_SQL["head_of_lane"], values).fetchall()
+            self.head = [(-row["priority"], row["id"]) for row in reversed(rows)]
         return self.head[-1]
 
     def take(self, seq: int) -> int:
@@ -62,33 +62,33 @@ class _Partition:
 
 
 class _Tenant:
-    """All lanes of one tenant, while a claim chooses."""
+    """One tenant's partitions, while a claim chooses."""
 
     def __init__(self) -> None:
-        self.lanes: list[_Partition] = []
+        self.partitions: list[_Partition] = []
 
     @property
     def running(self) -> int:
-        return sum(lane.running for lane in self.lanes)
+        return sum(partition.running for partition in self.partitions)
 
     def turn(self) -> tuple[int, int]:
         """Sorts tenants: fewest running, then served longest ago."""
-        return self.running, max(lane.last_claim_seq for lane in self.lanes)
+        return self.running, max(partition.last_claim_seq for partition in self.partitions)
 
-    def open_lanes(self, free: dict[str, int], most: Mapping[str, int]) -> list[_Partition]:
-        """Those from which a job may start: `most` is how many of a kind a tenant may have running."""
+    def open_partitions(self, free: Mapping[str, int], running_max: Mapping[str, int]) -> list[_Partition]:
+        """Those from which a job may start; `running_max` is how many of a kind a tenant may have running."""
         return [
-            lane
-            for lane in self.lanes
-            if lane.ready and free.get(lane.kind, 0) > 0 and lane.running < most.get(lane.kind, lane.running + 1)
+            one
+            for one in self.partitions
+            if one.ready and free.get(one.kind, 0) > 0 and one.running < running_max.get(one.kind, one.running + 1)
         ]
 
 
-def claim(tx: Transaction, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Started]:
+def claim(tx: Transaction, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Started]:
     """Start as many ready jobs as there is room for, in the order of their turn."""
     tx.db.execute(_SQL["promote_due"], {"now_ms": tx.now_ms})
-    suspects = _suspects(tx, room)
-    ids = _choose(tx, room) if suspects is None else suspects
+    suspects = _suspects(tx, capacity)
+    ids = _choose(tx, capacity) if suspects is None else suspects
     if not ids:
         return []
     start = {
@@ -99,33 +99,33 @@ def claim(tx: Transaction, worker: str, room: Capacity, *, lease_until_ms: int) 
         "lease_until_ms": lease_until_ms,
         "ids": _encode(ids).decode(),
     }
-    found = tx.db.execute(_SQL["start"], start).fetchall()
-    started = {row["id"]: Started(queries.job(row), row["claim_token"], row["sealed"]) for row in found}
+    rows = tx.db.execute(_SQL["start"], start).fetchall()
+    started = {row["id"]: Started(queries.job(row), row["claim_token"], row["sealed"]) for row in rows}
     for job_id in ids:
         tx.publish(job_topic(started[job_id].job.id))
     return [started[job_id] for job_id in ids]
 
 
-def _suspects(tx: Transaction, room: Capacity) -> list[int] | None:
+def _suspects(tx: Transaction, capacity: Capacity) -> list[int] | None:
     """The suspect to start, or none while one runs or has to wait for what runs; None where there is no suspect."""
-    if tx.db.execute(_SQL["is_alone"], {"crashes_max": room.crashes_max}).fetchone()["is_alone"]:
+    if tx.db.execute(_SQL["is_alone"], {"crashes_max": capacity.crashes_max}).fetchone()["is_alone"]:
         return []
-    kinds = _encode([*room.slots, *room.free]).decode()
-    first = tx.db.execute(_SQL["suspects"], {"crashes_max": room.crashes_max, "kinds": kinds}).fetchone()
+    kinds = _encode([*capacity.slots, *capacity.free]).decode()
+    first = tx.db.execute(_SQL["suspects"], {"crashes_max": capacity.crashes_max, "kinds": kinds}).fetchone()
     if first is None:
         return None
     return [] if first["is_busy"] else [first["id"]]
 
 
-def _choose(tx: Transaction, room: Capacity) -> list[int]:
-    """Ids of the jobs to start; notes the turns of the lanes they come from."""
-    found = tx.db.execute(_SQL["lanes"]).fetchall()
-    if not found:
+def _choose(tx: Transaction, capacity: Capacity) -> list[int]:
+    """Ids of the jobs to start; notes the turns of the partitions they come from."""
+    rows = tx.db.execute(_SQL["lanes"]).fetchall()
+    if not rows:
         return []
-    first_seq = found[0]["seq"] + 1
-    free = dict(room.free)
-    tenants = _by_tenant(found)
-    most = _most_per_tenant(tenants, room)
+    first_seq = rows[0]["seq"] + 1
+    free = dict(capacity.free)
+    tenants = _by_tenant(rows)
+    running_max = _running_max(tenants, capacity)
     turns = [(tenant.turn(), number) for number, tenant in enumerate(tenants)]
     heapify(turns)
     ids: list[int] = []
@@ -133,39 +133,40 @@ def _choose(tx: Transaction, room: Capacity) -> list[int]:
     while turns:
         number = turns[0][1]
         tenant = tenants[number]
-        lanes = tenant.open_lanes(free, most)
-        if not lanes or tenant.running >= room.per_tenant_running:
-            heappop(turns)  # for good: room only shrinks
+        partitions = tenant.open_partitions(free, running_max)
+        if not partitions or tenant.running >= capacity.per_tenant_running:
+            heappop(turns)  # for good: capacity only shrinks
             continue
-        lane = min(lanes, key=lambda lane: lane.next(tx, at_most=free[lane.kind]))
-        ids.append(lane.take(first_seq + len(ids)))
-        free[lane.kind] -= 1
-        served.add(lane)
+        first = min(partitions, key=lambda partition: partition.next(tx, at_most=free[partition.kind]))
+        ids.append(first.take(first_seq + len(ids)))
+        free[first.kind] -= 1
+        served.add(first)
         heapreplace(turns, (tenant.turn(), number))
     _note_turns(tx, served)
     return ids
 
 
-def _most_per_tenant(tenants: Sequence[_Tenant], room: Capacity) -> dict[str, int]:
+def _running_max(tenants: Sequence[_Tenant], capacity: Capacity) -> dict[str, int]:
     """How many jobs of each kind a tenant may have running: its share of the slots, where several wait for them."""
     waiting = Counter(
-        lane.kind
+        partition.kind
         for tenant in tenants
-        if tenant.running < room.per_tenant_running
-        for lane in tenant.open_lanes(dict(room.slots), room.per_tenant)
+        if tenant.running < capacity.per_tenant_running
+        for partition in tenant.open_partitions(capacity.slots, capacity.per_tenant)
     )
-    shares = {kind: -(-room.slots[kind] // count) for kind, count in waiting.items()}
-    return {kind: min(shares.get(kind, most), most) for kind, most in (shares | dict(room.per_tenant)).items()}
+    shares = {kind: -(-capacity.slots[kind] // count) for kind, count in waiting.items()}
+    bounds = shares | dict(capacity.per_tenant)
+    return {kind: min(shares.get(kind, bound), bound) for kind, bound in bounds.items()}
 
 
-def _by_tenant(found: list[Row]) -> list[_Tenant]:
+def _by_tenant(rows: list[Row]) -> list[_Tenant]:
     tenants: dict[str, _Tenant] = {}
-    for row in found:
-        tenants.setdefault(row["tenant"], _Tenant()).lanes.append(_Partition(row))
+    for row in rows:
+        tenants.setdefault(row["tenant"], _Tenant()).partitions.append(_Partition(row))
     return list(tenants.values())
 
 
 def _note_turns(tx: Transaction, served: set[_Partition]) -> None:
-    turns = [{"tenant": lane.tenant, "kind": lane.kind, "seq": lane.last_claim_seq} for lane in served]
+    turns = [{"tenant": one.tenant, "kind": one.kind, "seq": one.last_claim_seq} for one in served]
     if turns:
         tx.db.execute(_SQL["note_turns"], {"turns": _encode(turns).decode()})

@@ -1,13 +1,12 @@
-"""SQL as named, described statements in `sql/*.sql`, so that it reads, greps and explains as SQL.
-
-A statement begins at a line `-- name: what` and runs to the next one; the comment under that line describes it. Values
-reach SQL as parameters only; no statement is made from text that came from outside.
-
-Opening and closing the database file: is it ours, is it sound, is its schema the one we know.
+"""The database file: opening it, closing it, and the SQL that is carried out on it.
 
 The schema moves only forward, by the numbered files in `migrations/`, each in its own transaction. A file that is not
 ours, or that a newer version has written, is refused and left as it is; so is one that is gone or empty while payloads
-of its jobs are there. Whether it is damaged is looked at after the start, and only where the last stop was not clean.
+of its jobs are there. It is checked for damage after the start, and only where the last stop was not clean.
+
+SQL is kept as named, described statements in `sql/*.sql`, so that it reads, greps and explains as SQL. A statement
+begins at a line `-- name: what` and runs to the next one; the comment under that line describes it. Values reach SQL as
+parameters only; no statement is made from text that came from outside.
 """
 
 import contextlib
@@ -23,7 +22,22 @@ import structlog
 from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed
 from imagejobd.store.sqlite import errors
 
+APPLICATION_ID = 0x494D4A44  # "IMJD"
+BUSY_TIMEOUT_S = 5.0
+# For readers that are about to be done; a shell that was left open must not hold up a stop.
+CLOSE_BUSY_TIMEOUT_MS = 300
+# A checkpoint holds up every request that is in flight, so it comes seldom enough to stay out of their 99th percentile.
+CHECKPOINT_PAGES = 4000
+# After a reader has held it back, the write-ahead log is cut to this, and not to nothing: growing costs each commit.
+WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
+# How long a stop waits for an inspection that it has interrupted.
+INSPECTION_STOP_TIMEOUT_S = 2.0
+# sqlite.org/fileformat.html, 1.3: the write version of a database in WAL mode.
+WRITE_VERSION_OFFSET, WRITE_VERSION_WAL = 18, 2
+
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+
+log = structlog.get_logger("imagejobd.store")
 
 
 def load(topic: str) -> Mapping[str, str]:
@@ -31,22 +45,6 @@ def load(topic: str) -> Mapping[str, str]:
     text = (resources.files("imagejobd.store.sqlite") / "sql" / f"{topic}.sql").read_text("utf-8")
     _, *parts = _NAME.split(text)
     return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-APPLICATION_ID = 0x494D4A44  # "IMJD"
-BUSY_TIMEOUT_S = 5.0
-# For readers that are about to be done; a shell that was left open must not hold up a stop.
-CLOSE_BUSY_TIMEOUT_MS = 300
-# A checkpoint holds up every request that is in flight, so it comes seldom enough to stay out of their 99th percentile.
-CHECKPOINT_PAGES = 4000
-# After a reader has held it back, the write-ahead log is cut to this; room is kept, because growing costs each commit.
-WAL_KEPT_BYTES = 64 * 1024 * 1024
-# How long a stop waits for an inspection that it has interrupted.
-INSPECTION_STOP_TIMEOUT_S = 2.0
-# sqlite.org/fileformat.html, 1.3: the write version of a database in WAL mode.
-WRITE_VERSION_OFFSET, WRITE_VERSION_WAL = 18, 2
-
-log = structlog.get_logger("imagejobd.store")
 
 
 def open_database(path: Path, *, has_content: bool = False) -> sqlite3.Connection:
@@ -91,7 +89,7 @@ def close_database(db: sqlite3.Connection) -> None:
         db.close()
 
 
-def check_kept(path: Path, *, has_content: bool) -> None:
+def check_not_lost(path: Path, *, has_content: bool) -> None:
     """Raises `Permanent(invalid)` where the file is gone or empty, although there were jobs.
 
     Before SQLite opens it: beside an empty file it would remove the write-ahead log, which may be all that is left.
@@ -100,7 +98,7 @@ def check_kept(path: Path, *, has_content: bool) -> None:
     if path.exists() and path.stat().st_size > 0:
         return
     if has_content or (log_file.exists() and log_file.stat().st_size > 0):
-        raise _gone(path)
+        raise _missing(path)
 
 
 def stopped_cleanly(path: Path) -> bool:
@@ -120,14 +118,14 @@ class Inspection:
     and the check goes table by table: the write-ahead log grows only as long as one of them takes.
     """
 
-    def __init__(self, path: Path, found: Callable[[StoreFailed], None]) -> None:
-        """`found` is called in the thread, when there is damage."""
+    def __init__(self, path: Path, on_damage: Callable[[StoreFailed], None]) -> None:
+        """`on_damage` is called in the thread."""
         self._path = path
-        self._found = found
+        self._on_damage = on_damage
         self._db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         self._stopped = threading.Event()
         # The process does not wait for it.
-        self._thread = threading.Thread(target=self._ctx, name="store-inspection", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="store-inspection", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -137,7 +135,7 @@ class Inspection:
             self._db.interrupt()
         self._thread.join(INSPECTION_STOP_TIMEOUT_S)
 
-    def _ctx(self) -> None:
+    def _run(self) -> None:
         log.info("checking the job database, because its last stop was not clean", database=str(self._path))
         try:
             damage = self._damage()
@@ -148,7 +146,7 @@ class Inspection:
         finally:
             self._db.close()
         if damage is not None:
-            self._found(_damaged(self._path, damage))
+            self._on_damage(_damaged(self._path, damage))
         elif not self._stopped.is_set():
             log.info("the job database is sound", database=str(self._path))
 
@@ -158,19 +156,19 @@ class Inspection:
         for (table,) in tables:
             if self._stopped.is_set():
                 break
-            verdict = self._verdict(table)
-            if verdict != "ok":
-                return f"{table}: {verdict}"
+            result = self._quick_check(table)
+            if result != "ok":
+                return f"{table}: {result}"
         return None
 
-    def _verdict(self, table: str) -> str:
+    def _quick_check(self, table: str) -> str:
         try:
-            (verdict,) = self._db.execute(f'pragma quick_check("{table}")').fetchone()
+            (result,) = self._db.execute(f'pragma quick_check("{table}")').fetchone()
         except sqlite3.DatabaseError as error:
             if not errors.is_damage(error):
                 raise
             return str(error)
-        return str(verdict)
+        return str(result)
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -213,10 +211,10 @@ def _check_identity(db: sqlite3.Connection, path: Path, has_content: bool) -> No
             f"{path} is an SQLite database but not one of imagejobd's: set server.state_dir to a folder of its own",
         )
     if not tables and has_content:
-        raise _gone(path)
+        raise _missing(path)
 
 
-def _gone(path: Path) -> Permanent:
+def _missing(path: Path) -> Permanent:
     return Permanent(
         ErrorCode.INVALID,
         f"the job database {path} is missing or empty, although its jobs' payloads or its write-ahead log are there: "
@@ -224,9 +222,9 @@ def _gone(path: Path) -> Permanent:
     )
 
 
-def _damaged(path: Path, verdict: str) -> StoreFailed:
+def _damaged(path: Path, damage: str) -> StoreFailed:
     return StoreFailed(
-        f"{path} is damaged ({verdict}): keep the daemon stopped and restore a backup, or recover what can be read "
+        f"{path} is damaged ({damage}): keep the daemon stopped and restore a backup, or recover what can be read "
         "with sqlite3 and its .recover; check the disk and the kernel log"
     )
 
@@ -239,4 +237,4 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     db.execute("pragma synchronous = full")
     db.execute("pragma foreign_keys = on")
     db.execute(f"pragma wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    db.execute(f"pragma journal_size_limit = {WAL_KEPT_BYTES}")
+    db.execute(f"pragma journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")

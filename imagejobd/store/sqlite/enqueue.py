@@ -1,4 +1,4 @@
-"""Taking jobs in: a whole run of them in one statement, because accepting is what the daemon does most at once."""
+"""Taking jobs in: a whole run of them in one statement, because this is what the daemon does most at once."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -48,11 +48,12 @@ class EnqueueRequest(msgspec.Struct, frozen=True):
     tenant_stored_max_bytes: int | None = None
 
 
+# Tenant and idempotency key.
 Key = tuple[str, str]
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """The job that an idempotency key has made."""
+    """The job that an idempotency key has made before."""
 
     id: JobId
     uuid: str
@@ -60,7 +61,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 def enqueue_request(job: NewJob, *, sealed: bytes | None, blobs: Mapping[str, int], **bounds: Any) -> EnqueueRequest:
-    """The request for `job`, with `sealed` secrets, its `blobs` as an `EnqueueRequest` has them, and its bounds."""
+    """The request for `job`; the other arguments are fields of `EnqueueRequest`."""
     row = JobRow(
         uuid=job.uuid,
         kind=job.kind,
@@ -80,28 +81,28 @@ def enqueue_request(job: NewJob, *, sealed: bytes | None, blobs: Mapping[str, in
 
 
 def fingerprint(job: NewJob) -> str:
-    """A hash of what was asked for.
+    """A hash of what a job is to do.
 
     Without the secrets, which must not be guessable from the database, and without `not_before_ms`, which callers
     reckon from their clock and which so differs when they repeat themselves.
     """
-    asked = [job.kind, job.spec, job.labels, job.blobs, job.priority]
-    return hashlib.sha256(_encode_canonical(asked)).hexdigest()
+    fields = [job.kind, job.spec, job.labels, job.blobs, job.priority]
+    return hashlib.sha256(_encode_canonical(fields)).hexdigest()
 
 
-def enqueue(tx: Transaction, arrivals: Sequence[EnqueueRequest]) -> list[Enqueued | Temporary | Permanent]:
-    """Keep all that fit and are new. Answers `queue_full` and `conflict` for those that are refused."""
+def enqueue(tx: Transaction, requests: Sequence[EnqueueRequest]) -> list[Enqueued | Temporary | Permanent]:
+    """Store all that fit and are new. Answers `queue_full`, `storage_full` and `conflict` for those that do not."""
     depth, last_id = tx.db.execute(_SQL["queue_depth"]).fetchone()
-    known = _known(tx, arrivals)
+    known = _known(tx, requests)
     fresh: list[EnqueueRequest] = []
     answers: list[Enqueued | Temporary | Permanent] = []
-    for request in arrivals:
+    for request in requests:
         key = _key(request)
         if key is not None and key in known:
-            answers.append(_again(request, known[key]))
+            answers.append(_repeated(request, known[key]))
         elif depth + len(fresh) >= request.queue_max:
             answers.append(_queue_full(request.queue_max))
-        elif (refusal := _over_tenants_bounds(tx, request, fresh)) is not None:
+        elif (refusal := _over_tenant_bounds(tx, request, fresh)) is not None:
             answers.append(refusal)
         else:
             fresh.append(request)
@@ -119,15 +120,15 @@ def _key(request: EnqueueRequest) -> Key | None:
     return None if key is None else (request.row.tenant, key)
 
 
-def _known(tx: Transaction, arrivals: Sequence[EnqueueRequest]) -> dict[Key, _Known]:
-    pairs = [key for request in arrivals if (key := _key(request)) is not None]
+def _known(tx: Transaction, requests: Sequence[EnqueueRequest]) -> dict[Key, _Known]:
+    pairs = [key for request in requests if (key := _key(request)) is not None]
     if not pairs:
         return {}
     rows = tx.db.execute(_SQL["known_keys"], {"pairs": _encode(pairs).decode()}).fetchall()
     return {(tenant, key): _Known(*job) for tenant, key, *job in rows}
 
 
-def _again(request: EnqueueRequest, earlier: _Known) -> Enqueued | Permanent:
+def _repeated(request: EnqueueRequest, earlier: _Known) -> Enqueued | Permanent:
     if earlier.fingerprint == request.row.fingerprint:
         return Enqueued(earlier.id, earlier.uuid, is_new=False)
     return Permanent(
@@ -145,20 +146,20 @@ def _queue_full(queue_max: int, whose: str = "", key: str = "limits.queue_max") 
     )
 
 
-def _over_tenants_bounds(tx: Transaction, request: EnqueueRequest, fresh: Sequence[EnqueueRequest]) -> Temporary | None:
+def _over_tenant_bounds(tx: Transaction, request: EnqueueRequest, fresh: Sequence[EnqueueRequest]) -> Temporary | None:
     """Why the tenant can have no further job now, beside the `fresh` ones; None where it can."""
-    tenant, most, most_bytes = request.row.tenant, request.tenant_queue_max, request.tenant_stored_max_bytes
-    others = [other for other in fresh if other.row.tenant == tenant] if most or most_bytes else []
-    if most is not None:
+    tenant, queue_max, stored_max_bytes = request.row.tenant, request.tenant_queue_max, request.tenant_stored_max_bytes
+    others = [other for other in fresh if other.row.tenant == tenant] if queue_max or stored_max_bytes else []
+    if queue_max is not None:
         (depth,) = tx.db.execute(_SQL["tenant_depth"], (tenant,)).fetchone()
-        if depth + len(others) >= most:
-            return _queue_full(most, f"of tenant {tenant!r} ", "limits.per_tenant.queue_max")
-    if most_bytes is not None:
+        if depth + len(others) >= queue_max:
+            return _queue_full(queue_max, f"of tenant {tenant!r} ", "limits.per_tenant.queue_max")
+    if stored_max_bytes is not None:
         (stored_bytes,) = tx.db.execute(_SQL["tenant_storage"], (tenant,)).fetchone()
-        if stored_bytes + sum(sum(one.blobs.values()) for one in (*others, request)) > most_bytes:
+        if stored_bytes + sum(sum(one.blobs.values()) for one in (*others, request)) > stored_max_bytes:
             return Temporary(
                 ErrorCode.STORAGE_FULL,
-                f"the payloads that are kept for tenant {tenant!r} may be {most_bytes} bytes "
+                f"the payloads that are kept for tenant {tenant!r} may be {stored_max_bytes} bytes "
                 f"(limits.per_tenant.stored_max_bytes) and are {stored_bytes} without this one: "
                 "those of ended jobs go after retention.payload_days",
                 retry_after_s=QUEUE_FULL_RETRY_AFTER_S,

@@ -68,7 +68,7 @@ def refused(error: sqlite3.Error, doing: str) -> Fault:
 
 
 def of_request(error: Exception, doing: str) -> Exception:
-    """What the caller of the one request is told that failed; the store goes on."""
+    """The error for the caller of the one request that failed; the store goes on."""
     if isinstance(error, sqlite3.Error):
         return refused(error, doing)
     if isinstance(error, StopIteration):  # no future takes it
@@ -77,7 +77,7 @@ def of_request(error: Exception, doing: str) -> Exception:
 
 
 def failed(error: BaseException, doing: str) -> StoreFailed:
-    """The fault every request gets from now on: after an error that does not pass, and after a defect alike."""
+    """The fault of every request from now on: after an error that does not pass, and after a defect alike."""
     if isinstance(error, StoreFailed):
         return error
     name = getattr(error, "sqlite_errorname", type(error).__name__)

@@ -1,9 +1,9 @@
 """What may be done to a running job, and the ways out of `running`.
 
-Everything here names the claim token; a verb that finds another one there changes nothing and raises `ClaimLost`.
+Every verb of a run names the claim token; where the job has another one it changes nothing and raises `ClaimLost`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from sqlite3 import Row
 from typing import Any
 
@@ -13,18 +13,125 @@ from imagejobd.model.errors import ClaimLost, ErrorCode
 from imagejobd.model.job import Claim, JobError, JobId, Json, State, Transition, next_state
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Ending, Rescued, job_topic
 from imagejobd.store.sqlite.database import load
-from imagejobd.store.sqlite.writer import Transaction
+from imagejobd.store.sqlite.writer import Transaction, Writer
 
 _SQL = load("transitions")
 _INSERT_BLOB = load("enqueue")["insert_blob"]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Json).decode
 
-_ENDING_MOVES = {State.SUCCEEDED: Transition.SUCCEED, State.FAILED: Transition.FAIL, State.CANCELLED: Transition.CANCEL}
+_ENDINGS = {State.SUCCEEDED: Transition.SUCCEED, State.FAILED: Transition.FAIL, State.CANCELLED: Transition.CANCEL}
 
 
-class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """How one job leaves `running`, as the statement `leave` takes it. `result` is JSON text; `crashes` and `faults`
+class Transitions:
+    """The verbs of `SqliteStore` that change running jobs, and those that wait for their next attempt."""
+
+    _writer: Writer
+    _blob_size: Callable[[str], int]
+
+    async def renew(self, worker: str, *, lease_until_ms: int) -> None:
+        values = {"worker": worker, "lease_until_ms": lease_until_ms}
+        await self._writer.do(lambda tx: tx.db.execute(_SQL["renew"], values).rowcount)
+
+    async def enter_phase(self, claim: Claim, name: str) -> int:
+        def act(tx: Transaction) -> int:
+            _update(tx, claim, "set_phase", phase=name, now_ms=tx.now_ms)  # triggers keep the phases' history
+            return int(_claimed(tx, claim)["faults"])
+
+        return await self._writer.do(act)
+
+    async def progress(self, claim: Claim, values: Mapping[str, Any]) -> None:
+        await self._writer.do(lambda tx: _update(tx, claim, "set_progress", progress=_encode(values).decode()))
+
+    async def checkpoint(self, claim: Claim, values: Mapping[str, Any], *, blobs: Collection[str] = ()) -> None:
+        rows = [(claim.job.id, digest, self._blob_size(digest)) for digest in blobs]
+
+        def act(tx: Transaction) -> None:
+            merged = {**_decode(_claimed(tx, claim)["checkpoint"]), **values}
+            _update(tx, claim, "set_checkpoint", checkpoint=_encode(merged).decode())
+            tx.db.executemany(_INSERT_BLOB, rows)
+
+        await self._writer.do(act)
+
+    async def log(self, claim: Claim, text: str) -> None:
+        """What UTF-8 can't hold (a lone surrogate) becomes a question mark."""
+        data = text.encode(errors="replace")
+
+        def act(tx: Transaction) -> None:
+            if data:
+                _update(tx, claim, "append_log", text=data.decode(), size=len(data), now_ms=tx.now_ms)
+            else:
+                _claimed(tx, claim)
+
+        await self._writer.do(act)
+
+    async def note(self, claim: Claim, event: str, data: Json) -> None:
+        text = _encode(data).decode()
+        await self._writer.do(lambda tx: _update(tx, claim, "append_event", type=event, data=text, now_ms=tx.now_ms))
+
+    async def finish(self, claim: Claim, ending: Ending) -> None:
+        result = None if ending.result is None else _encode(ending.result).decode()
+        move = _ENDINGS[ending.state]
+        change = state_change(claim.job.id, claim.token, move, error=ending.error, result=result)
+        await self._writer.run(apply, change)
+
+    async def retry(
+        self,
+        claim: Claim,
+        error: JobError,
+        *,
+        not_before_ms: int,
+        waits_for: str | None = None,
+        is_attempt: bool = True,
+    ) -> None:
+        values = {"not_before_ms": not_before_ms, "waits_for": waits_for, "attempts_restored": int(not is_attempt)}
+
+        def act(tx: Transaction) -> None:
+            job = _claimed(tx, claim)
+            _requeue(tx, claim, Transition.RETRY, error=error, faults=1, **values)
+            before = (job["fault_phase"], job["error_code"], job["error_message"])
+            if job["faults"] and before == (job["phase"], error.code, error.message):
+                tx.db.execute(_SQL["forget_repeat"], {"id": claim.job.id})
+                tx.db.execute(_SQL["forget_phases"], {"id": claim.job.id, "attempt": job["attempt"]})
+
+        await self._writer.do(act)
+
+    async def interrupt(self, claim: Claim) -> None:
+        await self._writer.do(lambda tx: _requeue(tx, claim, Transition.INTERRUPT, attempts_restored=1))
+
+    async def answered(self, peer: str | None) -> int:
+        def act(tx: Transaction) -> int:
+            count = tx.db.execute(_SQL["answered"], {"peer": peer}).rowcount
+            if count:
+                tx.publish(QUEUE_TOPIC)
+            return count
+
+        return await self._writer.do(act)
+
+    async def try_one(self, peer: str, kinds: Collection[str]) -> None:
+        values = {"peer": peer, "kinds": _encode(list(kinds)).decode()}
+
+        def act(tx: Transaction) -> None:
+            if tx.db.execute(_SQL["try_one"], values).rowcount:
+                tx.publish(QUEUE_TOPIC)
+
+        await self._writer.do(act)
+
+    async def clamp_delays(self, set_back_ms: int) -> int:
+        values = {"set_back_ms": set_back_ms}
+        return await self._writer.do(
+            lambda tx: tx.db.execute(_SQL["clamp_delays"], values | {"now_ms": tx.now_ms}).rowcount
+        )
+
+    async def drain(self, worker: str) -> None:
+        await self._writer.do(lambda tx: tx.db.execute(_SQL["drain"], {"worker": worker}).rowcount)
+
+    async def rescue(self, worker: str, *, crashes_max: int) -> list[Rescued]:
+        return await self._writer.do(lambda tx: _rescue(tx, worker, crashes_max=crashes_max))
+
+
+class StateChange(msgspec.Struct, frozen=True, kw_only=True):
+    """How one job leaves `running`, as the statement `apply` takes it. `result` is JSON text; `crashes` and `faults`
     are what is added to the job's, `crashes_alone` what a crash makes of them."""
 
     id: JobId
@@ -42,96 +149,44 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
 
 
-def way(job_id: JobId, token: str, move: Transition, *, error: JobError | None = None, **rest: Any) -> Way:
-    """The way out that `move` is by the table of model/state.py."""
+def state_change(
+    job_id: JobId, token: str, move: Transition, *, error: JobError | None = None, **values: Any
+) -> StateChange:
+    """The change that `move` is by the table of model/job.py."""
     state = next_state(State.RUNNING, move)
     if state is None:
         raise ValueError(f"a running job can't {move}")
     if error is not None:
-        rest |= {"error_code": error.code, "error_message": error.message}
-    return Way(id=job_id, token=token, move=move, state=state, **rest)
+        values |= {"error_code": error.code, "error_message": error.message}
+    return StateChange(id=job_id, token=token, move=move, state=state, **values)
 
 
-def ending_way(claim: Claim, ending: Ending) -> Way:
-    """The way out to a final state."""
-    result = None if ending.result is None else _encode(ending.result).decode()
-    return way(claim.job.id, claim.token, _ENDING_MOVES[ending.state], error=ending.error, result=result)
-
-
-def leave(tx: Transaction, ways: Sequence[Way]) -> list[None]:
+def apply(tx: Transaction, changes: Sequence[StateChange]) -> list[None]:
     """Take jobs out of `running`, all of them or none.
 
     Raises `ClaimLost` when one of the claims does not hold.
     """
-    changed = tx.db.execute(_SQL["leave"], {"ways": _encode(ways).decode(), "now_ms": tx.now_ms}).rowcount
-    if changed != len(ways):
+    values = {"changes": _encode(changes).decode(), "now_ms": tx.now_ms}
+    if tx.db.execute(_SQL["apply"], values).rowcount != len(changes):
         raise ClaimLost
-    for gone in ways:
-        tx.publish(job_topic(gone.id))
-    if any(gone.state is State.QUEUED for gone in ways):
+    for change in changes:
+        tx.publish(job_topic(change.id))
+    if any(change.state is State.QUEUED for change in changes):
         tx.publish(QUEUE_TOPIC)
-    return [None] * len(ways)
+    return [None] * len(changes)
 
 
-def retry(
-    tx: Transaction,
-    claim: Claim,
-    error: JobError,
-    *,
-    not_before_ms: int,
-    waits_for: str | None = None,
-    is_attempt: bool = True,
-) -> None:
-    """Back to the queue after a temporary fault, or to `cancelled` when that was asked for meanwhile."""
-    job = _claimed(tx, claim)
-    counts: dict[str, Any] = {"faults": 1, "attempts_restored": int(not is_attempt)}
-    _back_to_queue(tx, claim, Transition.RETRY, error=error, not_before_ms=not_before_ms, waits_for=waits_for, **counts)
-    if job["faults"] and _is_same(job, error):
-        tx.db.execute(_SQL["forget_repeat"], {"id": claim.job.id})
-        tx.db.execute(_SQL["forget_phases"], {"id": claim.job.id, "attempt": job["attempt"]})
-
-
-def _is_same(job: Row, error: JobError) -> bool:
-    """Whether an attempt ends in the place, and with the error, of the one before it."""
-    before = (job["fault_phase"], job["error_code"], job["error_message"])
-    return before == (job["phase"], error.code, error.message)
-
-
-def answered(tx: Transaction, peer: str | None) -> int:
-    count = tx.db.execute(_SQL["answered"], {"peer": peer}).rowcount
-    if count:
-        tx.publish(QUEUE_TOPIC)
-    return count
-
-
-def try_one(tx: Transaction, peer: str, kinds: Collection[str]) -> None:
-    if tx.db.execute(_SQL["try_one"], {"peer": peer, "kinds": _encode(list(kinds)).decode()}).rowcount:
-        tx.publish(QUEUE_TOPIC)
-
-
-def clamp_delays(tx: Transaction, set_back_ms: int) -> int:
-    return tx.db.execute(_SQL["clamp_delays"], {"now_ms": tx.now_ms, "set_back_ms": set_back_ms}).rowcount
-
-
-def drain(tx: Transaction, worker: str) -> None:
-    tx.db.execute(_SQL["drain"], {"worker": worker})
-
-
-def interrupt(tx: Transaction, claim: Claim) -> None:
-    """Back to the queue because the daemon stops, or to `cancelled` when that was asked for meanwhile."""
-    _back_to_queue(tx, claim, Transition.INTERRUPT, attempts_restored=1)
-
-
-def _back_to_queue(tx: Transaction, claim: Claim, move: Transition, **rest: Any) -> None:
+def _requeue(tx: Transaction, claim: Claim, move: Transition, **values: Any) -> None:
+    """Back to the queue, or to `cancelled` when that was asked for meanwhile."""
     if _claimed(tx, claim)["cancel_requested_ms"] is not None:
         # In the queue nobody would hear the request again.
-        leave(tx, [way(claim.job.id, claim.token, Transition.CANCEL)])
+        apply(tx, [state_change(claim.job.id, claim.token, Transition.CANCEL)])
         tx.publish(CANCEL_TOPIC)
     else:
-        leave(tx, [way(claim.job.id, claim.token, move, **rest)])
+        apply(tx, [state_change(claim.job.id, claim.token, move, **values)])
 
 
-def rescue(tx: Transaction, worker: str, *, crashes_max: int) -> list[Rescued]:
+def _rescue(tx: Transaction, worker: str, *, crashes_max: int) -> list[Rescued]:
     """Take back what other workers left running.
 
     One daemon owns the file (store/lock.py), so a worker of another name is gone, whatever its lease says. Leases are
@@ -139,62 +194,26 @@ def rescue(tx: Transaction, worker: str, *, crashes_max: int) -> list[Rescued]:
     """
     orphans = tx.db.execute(_SQL["orphans"], {"worker": worker}).fetchall()
     is_alone = sum(not orphan["drained"] for orphan in orphans) == 1
-    ways = [_rescue_way(orphan, crashes_max, is_alone=is_alone) for orphan in orphans]
-    if ways:
-        leave(tx, ways)
-    return [Rescued(orphan["uuid"], gone.state) for orphan, gone in zip(orphans, ways, strict=True)]
+    changes = [_rescue_change(orphan, crashes_max, is_alone=is_alone) for orphan in orphans]
+    if changes:
+        apply(tx, changes)
+    return [Rescued(orphan["uuid"], change.state) for orphan, change in zip(orphans, changes, strict=True)]
 
 
-def _rescue_way(orphan: Row, crashes_max: int, *, is_alone: bool) -> Way:
+def _rescue_change(orphan: Row, crashes_max: int, *, is_alone: bool) -> StateChange:
     job_id, token = orphan["id"], orphan["claim_token"]
     crashes = int(not orphan["drained"])
     alone = orphan["crashes_alone"] + 1 if is_alone else 0
     if orphan["cancel_requested_ms"] is not None:
-        return way(job_id, token, Transition.CANCEL, crashes=crashes, crashes_alone=alone)
+        return state_change(job_id, token, Transition.CANCEL, crashes=crashes, crashes_alone=alone)
     if crashes and alone >= crashes_max:
         message = (
             f"the daemon died {alone} times in a row while this job, and no other, was running; look at its log and at "
             "the daemon's before you try it again"
         )
         error = JobError(ErrorCode.QUARANTINED, message)
-        return way(job_id, token, Transition.FAIL, crashes=1, crashes_alone=alone, error=error)
-    return way(job_id, token, Transition.RESCUE, crashes=crashes, crashes_alone=alone, attempts_restored=1)
-
-
-def renew(tx: Transaction, worker: str, *, lease_until_ms: int) -> None:
-    tx.db.execute(_SQL["renew"], {"worker": worker, "lease_until_ms": lease_until_ms})
-
-
-def set_phase(tx: Transaction, claim: Claim, name: str) -> int:
-    """Enter a phase; the faults that still count. Triggers keep the phases' history."""
-    _change(tx, claim, "set_phase", phase=name, now_ms=tx.now_ms)
-    return int(_claimed(tx, claim)["faults"])
-
-
-def progress(tx: Transaction, claim: Claim, values: Mapping[str, Any]) -> None:
-    _change(tx, claim, "set_progress", progress=_encode(values).decode())
-
-
-def checkpoint(tx: Transaction, claim: Claim, values: Mapping[str, Any], blobs: Mapping[str, int]) -> None:
-    """Merge `values`, key by key, into the checkpoint; `blobs` are sizes in bytes by digest."""
-    merged = {**_decode(_claimed(tx, claim)["checkpoint"]), **values}
-    _change(tx, claim, "set_checkpoint", checkpoint=_encode(merged).decode())
-    for digest, size_bytes in blobs.items():
-        tx.db.execute(_INSERT_BLOB, (claim.job.id, digest, size_bytes))
-
-
-def log(tx: Transaction, claim: Claim, text: str) -> None:
-    """Append a block. What UTF-8 can't hold (a lone surrogate) becomes a question mark."""
-    data = text.encode(errors="replace")
-    if not data:
-        _claimed(tx, claim)
-        return
-    _change(tx, claim, "append_log", text=data.decode(), size=len(data), now_ms=tx.now_ms)
-
-
-def note(tx: Transaction, claim: Claim, event: str, data: Json) -> None:
-    """Append to the history what no change of the job's row tells."""
-    _change(tx, claim, "append_event", type=event, data=_encode(data).decode(), now_ms=tx.now_ms)
+        return state_change(job_id, token, Transition.FAIL, crashes=1, crashes_alone=alone, error=error)
+    return state_change(job_id, token, Transition.RESCUE, crashes=crashes, crashes_alone=alone, attempts_restored=1)
 
 
 def _claimed(tx: Transaction, claim: Claim) -> Row:
@@ -204,7 +223,7 @@ def _claimed(tx: Transaction, claim: Claim) -> Row:
     return row
 
 
-def _change(tx: Transaction, claim: Claim, statement: str, **values: Any) -> None:
+def _update(tx: Transaction, claim: Claim, statement: str, **values: Any) -> None:
     values |= {"id": claim.job.id, "token": claim.token}
     if tx.db.execute(_SQL[statement], values).rowcount != 1:
         raise ClaimLost

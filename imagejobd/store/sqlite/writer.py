@@ -5,7 +5,7 @@ all that wait: `BEGIN IMMEDIATE`, a savepoint for each run of like requests, one
 answers. Requests that are outstanding at the same time have no order among each other.
 
 It never retries a commit, and it never lets one request's failure touch another's. What fails outside of one request
-fails all of them, now and later, and is told by `failed`: nobody waits for a thread that has ended.
+fails all of them, now and later, and resolves `failed`: nobody waits for a thread that has ended.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ R = TypeVar("R")
 
 
 class Transaction:
-    """What a verb works with: the writing connection, one time for the whole transaction, the topics it changed."""
+    """What a verb works with: the writing connection, the time of the whole transaction, the topics that it changed."""
 
-    __slots__ = ("db", "now_ms", "rung")
+    __slots__ = ("db", "now_ms", "topics")
 
     def __init__(self, db: sqlite3.Connection, now_ms: int) -> None:
         self.db = db
         self.now_ms = now_ms
-        self.rung: set[str] = set()
+        self.topics: set[str] = set()
 
     def publish(self, topic: str) -> None:
-        """Tell the watchers of `topic` after the commit."""
-        self.rung.add(topic)
+        """Publish `topic` after the commit."""
+        self.topics.add(topic)
 
 
 # A verb carries out a run of requests at once, all or none, and answers each; one that it refuses before it has written
@@ -74,21 +74,21 @@ class Writer:
         close_database: Callable[[sqlite3.Connection], None],
         *,
         clock: Callable[[], int],
-        ring: Callable[[Iterable[str]], None],
+        publish: Callable[[Iterable[str]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_database = open_database
         self._close_database = close_database
         self._clock = clock
-        self._ring = ring
+        self._publish = publish
         self._check = check
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[_Request] = deque()
         self._batch: list[_Request] = []
         self._wake = threading.Event()
         self._is_waking = False
-        self._room = asyncio.Semaphore(PENDING_MAX)
-        self._thread = threading.Thread(target=self._ctx, name="store-writer", daemon=True)
+        self._slots = asyncio.Semaphore(PENDING_MAX)
+        self._thread = threading.Thread(target=self._run_thread, name="store-writer", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
@@ -113,9 +113,9 @@ class Writer:
 
         A cancelled caller's request may still be carried out.
         """
-        await self._room.acquire()
+        await self._slots.acquire()
         if self._closing or self._failure is not None:
-            self._room.release()
+            self._slots.release()
             raise copy.copy(self._failure) if self._failure else Permanent(ErrorCode.INTERNAL, "the store is closed")
         future: asyncio.Future[R] = self._loop.create_future()
         self._inbox.append(_Request(verb, argument, future))
@@ -129,7 +129,7 @@ class Writer:
         return await self.run(lambda tx, _: [act(tx)], None)
 
     def fail(self, failure: StoreFailed) -> None:
-        """Take nothing more: what was found outside of a transaction. The first failure counts."""
+        """Take no more requests, for a failure outside of any transaction. The first failure counts."""
         self._failure = self._failure or failure
         if not self.failed.done():
             self.failed.set_result(self._failure.reason)
@@ -143,25 +143,25 @@ class Writer:
         self._is_waking = False
         self._wake.set()
 
-    # Below here all runs in the writer's thread, but for `_resolve` and `_bury`.
+    # Below here all runs in the writer's thread, but for `_resolve` and `_fail_all`.
 
-    def _ctx(self) -> None:
+    def _run_thread(self) -> None:
         try:
             self._db = self._open_database()
         except BaseException as error:  # noqa: BLE001  carried over to the caller of `open`
-            self._tell(_settle, self._opened, error)
+            self._call_on_loop(_settle, self._opened, error)
             return
         try:
-            self._tell(_settle, self._opened, None)
+            self._call_on_loop(_settle, self._opened, None)
             while self._wait_for_requests():
                 self._batch = [self._inbox.popleft()]
-                rung = self._commit_together(self._batch)
-                self._tell(self._resolve, self._batch, rung)
+                topics = self._commit_batch(self._batch)
+                self._call_on_loop(self._resolve, self._batch, topics)
         except BaseException as error:  # noqa: BLE001  whatever it is, somebody may be waiting
             self._failure = errors.failed(error, "the writer's own work")
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-                self._tell(self._bury, self._failure)
-        self._shut()
+                self._call_on_loop(self._fail_all, self._failure)
+        self._close_connection()
 
     def _wait_for_requests(self) -> bool:
         """False when it is time to close."""
@@ -172,7 +172,7 @@ class Writer:
             self._wake.clear()
         return True
 
-    def _commit_together(self, batch: list[_Request]) -> set[str]:
+    def _commit_batch(self, batch: list[_Request]) -> set[str]:
         """Carry out `batch` and, joining it, all that waits by then; returns the topics that were changed."""
         if self._failure is not None:
             return _refuse(batch, self._failure)
@@ -180,7 +180,8 @@ class Writer:
         try:
             self._db.execute("begin immediate")
             # Only now: under load the thread has just waited for the interpreter lock, and more has come in.
-            self._take_waiting(batch)
+            while len(batch) < BATCH_MAX and self._inbox:
+                batch.append(self._inbox.popleft())
             tx = Transaction(self._db, self._clock())
             doing = "a statement"
             for run in _runs(batch):
@@ -191,14 +192,10 @@ class Writer:
             self._db.execute("commit")
             failpoint("after_commit")
         except BaseException as error:  # noqa: BLE001  no request outlives the transaction it was in
-            return _refuse(batch, self._after(error, doing))
-        return tx.rung
+            return _refuse(batch, self._roll_back(error, doing))
+        return tx.topics
 
-    def _take_waiting(self, batch: list[_Request]) -> None:
-        while len(batch) < BATCH_MAX and self._inbox:
-            batch.append(self._inbox.popleft())
-
-    def _after(self, error: BaseException, doing: str) -> Fault:
+    def _roll_back(self, error: BaseException, doing: str) -> Fault:
         """Roll back; the fault for all requests of the batch."""
         fault = errors.passing(error)
         try:
@@ -211,38 +208,38 @@ class Writer:
             return fault
         failure = errors.failed(error, doing)
         self._failure = failure
-        self._tell(self.fail, failure)
+        self._call_on_loop(self.fail, failure)
         return failure
 
-    def _shut(self) -> None:
-        trouble: BaseException | None = None
+    def _close_connection(self) -> None:
+        failure: BaseException | None = None
         try:
             if self._failure is None:
                 self._close_database(self._db)
             else:
                 self._db.close()
         except BaseException as error:  # noqa: BLE001  carried over to the caller of `close`
-            trouble = None if self._failure else error
+            failure = None if self._failure else error
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-            self._tell(_settle, self._closed, trouble)
+            self._call_on_loop(_settle, self._closed, failure)
 
-    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+    def _call_on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _resolve(self, batch: list[_Request], rung: set[str]) -> None:
-        """On the loop: answer all requests of one commit, and ring."""
+    def _resolve(self, batch: list[_Request], topics: set[str]) -> None:
+        """On the loop: answer all requests of one commit, and publish what it changed."""
         for request in batch:
-            self._room.release()
+            self._slots.release()
             if request.future.done():  # its caller was cancelled
                 continue
             if request.error is not None:
                 request.future.set_exception(request.error)
             else:
                 request.future.set_result(request.answer)
-        self._ring(rung)
+        self._publish(topics)
 
-    def _bury(self, failure: StoreFailed) -> None:
-        """On the loop: the thread has ended. Whoever asked before is answered here, whoever asks later by `run`."""
+    def _fail_all(self, failure: StoreFailed) -> None:
+        """On the loop: the thread has ended. Who asked before is answered here, who asks later by `run`."""
         self.fail(failure)
         requests = [*self._batch, *self._inbox]
         self._inbox.clear()

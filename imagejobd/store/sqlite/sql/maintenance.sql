@@ -1,6 +1,12 @@
 -- name: find
 select id, state from job where uuid = :uuid and (:tenant is null or tenant = :tenant);
 
+-- name: unstarted
+-- Queued jobs that no worker has ever taken up, though they were due before then. A delayed one is not due yet.
+select id, kind, max(created_ms, coalesce(not_before_ms, 0)) as due_ms from job indexed by job_ready
+where state = 'queued' and delayed = 0 and started_ms is null
+    and max(created_ms, coalesce(not_before_ms, 0)) < :before_ms;
+
 -- name: end_queued
 -- End jobs that wait, without a run. Only those that never ran may fail that way.
 update job set
@@ -99,7 +105,3 @@ where ready + delayed + running = 0
 
 -- name: probe
 update probe set at_ms = :now_ms, commits = commits + 1;
-
--- name: note_key
-insert into secrets_key (id, fingerprint) values (1, :fingerprint)
-    on conflict do update set fingerprint = excluded.fingerprint;

@@ -94,29 +94,11 @@ select uuid from job where delayed = 1
 union all
 select uuid from job where state = 'running';
 
--- name: unstarted
--- Queued jobs that no worker has ever taken up, though they were due before then. A delayed one is not due yet.
-select id, kind, max(created_ms, coalesce(not_before_ms, 0)) as due_ms from job indexed by job_ready
-where state = 'queued' and delayed = 0 and started_ms is null
-    and max(created_ms, coalesce(not_before_ms, 0)) < :before_ms;
-
--- name: needs
--- What a job was given besides its spec.
-select (select sealed from job_secret where job_id = :id) as sealed,
-       (select json_group_array(digest) from job_blob where job_id = :id) as blobs;
-
 -- name: referenced_blobs
 select distinct digest from job_blob;
 
 -- name: cancel_requests
 select uuid from job where state = 'running' and worker = ? and cancel_requested_ms is not null;
-
--- name: known_key
-select fingerprint from secrets_key;
-
--- name: sealed
--- The secrets of all jobs that have not ended.
-select job.uuid, job_secret.sealed from job_secret join job on job.id = job_secret.job_id;
 
 -- name: counts
 select kind, sum(ready + delayed) as queued, sum(running) as running

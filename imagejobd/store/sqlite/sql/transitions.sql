@@ -1,36 +1,36 @@
--- name: leave
+-- name: apply
 -- The one way out of `running`, for a whole run of jobs: to an end, or back to the queue. Going back keeps the checkpoint
 -- and, unless there is a new one, the error of the attempt before.
 update job set
-    state = way.value ->> 'state',
-    move = way.value ->> 'move',
+    state = change.value ->> 'state',
+    move = change.value ->> 'move',
     moved_ms = :now_ms,
     claim_token = null,
     lease_until_ms = null,
-    worker = iif(way.value ->> 'state' = 'queued', null, worker),
+    worker = iif(change.value ->> 'state' = 'queued', null, worker),
     phase = null,
     phase_ms = :now_ms,
-    attempt = attempt - (way.value ->> 'attempts_restored'),
-    crashes = crashes + (way.value ->> 'crashes'),
+    attempt = attempt - (change.value ->> 'attempts_restored'),
+    crashes = crashes + (change.value ->> 'crashes'),
     -- An attempt that ended with a fault, and not in a crash, speaks for its job.
-    crashes_in_phase = max(0, crashes_in_phase - (way.value ->> 'faults')) + (way.value ->> 'crashes'),
-    crashes_alone = iif(way.value ->> 'crashes' = 0, crashes_alone * (way.value ->> 'faults' = 0),
-                        way.value ->> 'crashes_alone'),
-    crash_phase = iif(way.value ->> 'crashes' = 0, crash_phase, phase),
-    faults = faults + (way.value ->> 'faults'),
+    crashes_in_phase = max(0, crashes_in_phase - (change.value ->> 'faults')) + (change.value ->> 'crashes'),
+    crashes_alone = iif(change.value ->> 'crashes' = 0, crashes_alone * (change.value ->> 'faults' = 0),
+                        change.value ->> 'crashes_alone'),
+    crash_phase = iif(change.value ->> 'crashes' = 0, crash_phase, phase),
+    faults = faults + (change.value ->> 'faults'),
     -- The time for retries does not begin with what was no attempt.
-    faults_since_ms = iif(way.value ->> 'faults' = 0 or way.value ->> 'attempts_restored' > 0, faults_since_ms,
+    faults_since_ms = iif(change.value ->> 'faults' = 0 or change.value ->> 'attempts_restored' > 0, faults_since_ms,
                           coalesce(faults_since_ms, :now_ms)),
-    fault_phase = iif(way.value ->> 'faults' = 0, fault_phase, phase),
-    waits_for = way.value ->> 'waits_for',
-    delayed = way.value ->> 'state' = 'queued' and coalesce(way.value ->> 'not_before_ms', 0) > :now_ms,
-    not_before_ms = coalesce(way.value ->> 'not_before_ms', not_before_ms),
-    result = way.value ->> 'result',
-    error_code = coalesce(way.value ->> 'error_code', iif(way.value ->> 'state' = 'queued', error_code, null)),
-    error_message = coalesce(way.value ->> 'error_message', iif(way.value ->> 'state' = 'queued', error_message, null)),
-    finished_ms = iif(way.value ->> 'state' = 'queued', null, :now_ms)
-from json_each(:ways) as way
-where job.id = way.value ->> 'id' and job.claim_token = way.value ->> 'token' and job.state = 'running';
+    fault_phase = iif(change.value ->> 'faults' = 0, fault_phase, phase),
+    waits_for = change.value ->> 'waits_for',
+    delayed = change.value ->> 'state' = 'queued' and coalesce(change.value ->> 'not_before_ms', 0) > :now_ms,
+    not_before_ms = coalesce(change.value ->> 'not_before_ms', not_before_ms),
+    result = change.value ->> 'result',
+    error_code = coalesce(change.value ->> 'error_code', iif(change.value ->> 'state' = 'queued', error_code, null)),
+    error_message = coalesce(change.value ->> 'error_message', iif(change.value ->> 'state' = 'queued', error_message, null)),
+    finished_ms = iif(change.value ->> 'state' = 'queued', null, :now_ms)
+from json_each(:changes) as change
+where job.id = change.value ->> 'id' and job.claim_token = change.value ->> 'token' and job.state = 'running';
 
 -- name: claimed
 -- What a verb has to know of a job whose claim still holds.
