@@ -84,7 +84,7 @@ class _Tenant:
         ]
 
 
-def claim(tx: Transaction, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Started]:
+def claim(tx: Transaction, worker: str, room: Capacity) -> list[Started]:
     """Start as many ready jobs as there is room for, in the order of their turn."""
     tx.db.execute(_SQL["promote_due"], {"now_ms": tx.now_ms})
     suspects = _suspects(tx, room)
@@ -96,7 +96,6 @@ def claim(tx: Transaction, worker: str, room: Capacity, *, lease_until_ms: int) 
         "move": Transition.CLAIM,
         "now_ms": tx.now_ms,
         "worker": worker,
-        "lease_until_ms": lease_until_ms,
         "ids": _encode(ids).decode(),
     }
     found = tx.db.execute(_SQL["start"], start).fetchall()

@@ -182,8 +182,8 @@ class SqliteStore:
             retry_of=job.uuid,
         )
 
-    async def claim(self, worker: str, room: Capacity, *, lease_until_ms: int) -> list[Claim]:
-        started = await self._writer.do(lambda tx: claim(tx, worker, room, lease_until_ms=lease_until_ms))
+    async def claim(self, worker: str, room: Capacity) -> list[Claim]:
+        started = await self._writer.do(lambda tx: claim(tx, worker, room))
         return [opened for one in started if (opened := await self._open_secrets(one)) is not None]
 
     async def _open_secrets(self, started: Started) -> Claim | None:
@@ -199,9 +199,6 @@ class SqliteStore:
                 await self.finish(lost, Ending(State.FAILED, error=JobError.of(fault)))
             return None
         return Claim(job=started.job, token=started.token, secrets=secrets)
-
-    async def renew(self, worker: str, *, lease_until_ms: int) -> None:
-        await self._writer.do(lambda tx: transitions.renew(tx, worker, lease_until_ms=lease_until_ms))
 
     async def cancel_requests(self, worker: str) -> list[str]:
         return await queries.cancel_requests(self._readers, worker)

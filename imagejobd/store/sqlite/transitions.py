@@ -132,11 +132,7 @@ def _back_to_queue(tx: Transaction, claim: Claim, move: Transition, **rest: Any)
 
 
 def rescue(tx: Transaction, worker: str, *, crashes_max: int) -> list[Rescued]:
-    """Take back what other workers left running.
-
-    One daemon owns the file (store/lock.py), so a worker of another name is gone, whatever its lease says. Leases are
-    kept for people, who see in them when a daemon was last alive, and for a store that several daemons share.
-    """
+    """Take back what other workers left running: one daemon owns the file (store/lock.py), so they are gone."""
     orphans = tx.db.execute(_SQL["orphans"], {"worker": worker}).fetchall()
     is_alone = sum(not orphan["drained"] for orphan in orphans) == 1
     ways = [_rescue_way(orphan, crashes_max, is_alone=is_alone) for orphan in orphans]
@@ -159,10 +155,6 @@ def _rescue_way(orphan: Row, crashes_max: int, *, is_alone: bool) -> Way:
         error = JobError(ErrorCode.QUARANTINED, message)
         return way(job_id, token, Transition.FAIL, crashes=1, crashes_alone=alone, error=error)
     return way(job_id, token, Transition.RESCUE, crashes=crashes, crashes_alone=alone, attempts_restored=1)
-
-
-def renew(tx: Transaction, worker: str, *, lease_until_ms: int) -> None:
-    tx.db.execute(_SQL["renew"], {"worker": worker, "lease_until_ms": lease_until_ms})
 
 
 def set_phase(tx: Transaction, claim: Claim, name: str) -> int:
