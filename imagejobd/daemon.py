@@ -1,4 +1,4 @@
-"""The daemon: opens, wires, watches over, drains, closes. One screen that shows how everything hangs together.
+"""How everything hangs together: `serve` opens the parts of the daemon from the ground up and hands them to each other.
 
 ::
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 import uvloop
+from aiohttp import web
 
 from imagejobd import __version__, logs
 from imagejobd.api.app import create_app
@@ -59,7 +60,7 @@ from imagejobd.store.files import FILE_MODE, FOLDER_MODE, UMASK, set_mode
 from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
 from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import Vault
-from imagejobd.supervisor import Signals, Supervisor, lasting
+from imagejobd.supervisor import Signals, Supervisor
 from imagejobd.systemd import Notifier
 
 DATABASE_NAME = "imagejobd.db"
@@ -97,31 +98,21 @@ def run(config: Config) -> int:
 
 
 async def serve(config: Config) -> int:
-    """Open everything from the ground up, take back what a crash left, listen, and stay until told to stop."""
-    signals = Signals()
-    worker = uuid7()
+    """Open everything, take back what a crash left, listen, and work until told to stop; returns the exit code."""
+    signals, worker, limits = Signals(), uuid7(), config.limits
     async with AsyncExitStack() as stack:
         umask = os.umask(UMASK)
         stack.callback(os.umask, umask)
         state_dir, blobs = _open_state_dir(stack, config)
         vault = Vault.from_environment(state_dir)
-        store = await stack.enter_async_context(
-            SqliteStore.open(
-                state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes, has_content=blobs.has_content()
-            )
-        )
-        await _register_key(store)
-        installation = await store.engine.installation()
-        engine = await stack.enter_async_context(Engine(config.engine, installation))
-        presence = Presence(engine)
+        store = await _open_store(stack, state_dir, vault, blobs)
+
+        engine = await stack.enter_async_context(Engine(config.engine, await store.engine.installation()))
+        clock, gate, presence = Clock(), EngineGate(engine.probe), Presence(engine)
         stack.push_async_callback(presence.withdraw)
         egress, names, circuits = Egress(config.egress), Resolver(), Circuits()
-        registry = await stack.enter_async_context(
-            RegistryClient(
-                config.registry, egress, names=names, circuits=circuits, admin_subjects=config.auth.admin_subjects
-            )
-        )
-        clock, gate = Clock(), EngineGate(engine.probe)
+        registry = await _open_registry(stack, config, egress, names, circuits)
+
         leases = TagLeases(engine, store.engine.known)
         bases = Bases(engine, leases, store.engine)
         building = BuildTools(
@@ -141,62 +132,27 @@ async def serve(config: Config) -> int:
             "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
             "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
         }
-        slots = {name: getattr(config.limits, name) for name in kinds}
+
         runner = Runner(
-            store, kinds, config.limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock
+            store, kinds, limits, slots=limits.slots, worker=worker, gate=gate, circuits=circuits, clock=clock
         )
         intake = Intake(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
-        app = create_app(
-            intake,
-            {"engine": lambda: gate.waiting or "ok"},
-            authentication,
-            needs={"store": store.probe, "blobs": blobs.probe},
-            registries=config.registry,
-            other_daemons=lambda: presence.others,
-        )
+        app = _create_app(config, intake, authentication, store, blobs, gate, presence)
 
-        await rescue(store, worker, crashes_max=config.limits.crashes_max)
+        await rescue(store, worker, crashes_max=limits.crashes_max)
         addresses = await open_listeners(stack, config, app, intake, umask=umask)
-        log.info("ready", listen=", ".join(addresses), installation=installation)
+        log.info("ready", listen=", ".join(addresses), installation=engine.installation)
         supervisor = Supervisor(
-            signals,
-            Notifier(),
-            store,
-            intake,
-            runner,
-            reload=authentication.reload,
-            drain_timeout_s=config.server.drain_timeout_s,
+            signals, Notifier(), store, intake, runner, authentication.reload, config.server.drain_timeout_s
         )
         return await supervisor.run(
-            runner=runner.run(),
-            sweep=lasting("sweep", lambda: sweep_loop(store, kinds.values())),
-            expire=lasting(
-                "expire", lambda: expire_loop(store, config.limits.queue_timeout_s, clock, runner.downtime_ms)
-            ),
-            prune=lasting("prune", lambda: prune_loop(store, blobs, config.retention)),
-            build_cache=lasting("build_cache", lambda: build_cache_loop(engine, bases)),
-            presence=lasting("presence", lambda: presence_loop(presence)),
+            sweep=lambda: sweep_loop(store, kinds.values()),
+            expire=lambda: expire_loop(store, limits.queue_timeout_s, clock, runner.downtime_ms),
+            prune=lambda: prune_loop(store, blobs, config.retention),
+            build_cache=lambda: build_cache_loop(engine, bases),
+            presence=lambda: presence_loop(presence),
         )
-
-
-async def _register_key(store: SqliteStore) -> None:
-    unopened = await store.register_key()
-    if unopened:
-        log.warning(
-            "the secrets key is not the one of the last start, and waiting jobs have registry credentials that it does "
-            "not open: they will fail with secrets_lost, unless the old key is put back and the daemon started again",
-            jobs=unopened,
-        )
-
-
-def _queue_bounds(config: Config) -> QueueBounds:
-    limits = config.limits
-    return QueueBounds(limits.queue_max, limits.per_tenant.queue_max, limits.per_tenant.stored_max_bytes)
-
-
-def _everybody(_tenant: str) -> str:
-    return ""
 
 
 def _open_state_dir(stack: AsyncExitStack, config: Config) -> tuple[Path, BlobStore]:
@@ -226,6 +182,34 @@ def _set_modes(folder: Path) -> None:
         log.warning("the state folder belongs to another user, and keeps its permissions", state_dir=str(folder))
 
 
+async def _open_store(stack: AsyncExitStack, state_dir: Path, vault: Vault, blobs: BlobStore) -> SqliteStore:
+    store = await stack.enter_async_context(
+        SqliteStore.open(
+            state_dir / DATABASE_NAME, vault=vault, blob_size=blobs.size_bytes, has_content=blobs.has_content()
+        )
+    )
+    unopened = await store.register_key()
+    if unopened:
+        log.warning(
+            "the secrets key is not the one of the last start, and waiting jobs have registry credentials that it does "
+            "not open: they will fail with secrets_lost, unless the old key is put back and the daemon started again",
+            jobs=unopened,
+        )
+    return store
+
+
+async def _open_registry(
+    stack: AsyncExitStack, config: Config, egress: Egress, names: Resolver, circuits: Circuits
+) -> RegistryClient:
+    admins = config.auth.admin_subjects
+    registry = RegistryClient(config.registry, egress, names=names, circuits=circuits, admin_subjects=admins)
+    return await stack.enter_async_context(registry)
+
+
+def _everybody(_tenant: str) -> str:
+    return ""
+
+
 def _distribute_tools(
     stack: AsyncExitStack, config: Config, registry: RegistryClient, blobs: BlobStore
 ) -> DistributeTools:
@@ -238,3 +222,27 @@ def _distribute_tools(
     )
     stack.push_async_callback(flights.close)
     return DistributeTools(registry=registry, flights=flights, settings=settings)
+
+
+def _queue_bounds(config: Config) -> QueueBounds:
+    limits = config.limits
+    return QueueBounds(limits.queue_max, limits.per_tenant.queue_max, limits.per_tenant.stored_max_bytes)
+
+
+def _create_app(
+    config: Config,
+    intake: Intake,
+    authentication: Authentication,
+    store: SqliteStore,
+    blobs: BlobStore,
+    gate: EngineGate,
+    presence: Presence,
+) -> web.Application:
+    return create_app(
+        intake,
+        {"engine": lambda: gate.waiting or "ok"},
+        authentication,
+        needs={"store": store.probe, "blobs": blobs.probe},
+        registries=config.registry,
+        other_daemons=lambda: presence.others,
+    )

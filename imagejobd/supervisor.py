@@ -1,14 +1,14 @@
-"""Watching over the running daemon: its loops, its signals, its supervisor, and its way out.
+"""Supervises the running daemon: its loops, its signals, what the service manager hears of it, and its shutdown.
 
 A long-lived loop that ends is a defect, and so is a store that failed: both end the process with a non-zero code, so
-that the supervisor starts it anew and the queue is taken up from disk.
+that the service manager starts it anew and the queue goes on from disk.
 """
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -21,9 +21,9 @@ from imagejobd.systemd import Notifier
 
 STATUS_EVERY_S = 10.0
 READY_RETRY_S = 1.0
-# How often the store is asked to commit where no supervisor says how often it wants to hear of it.
+# How often the store is asked to commit where no service manager has a watchdog.
 PROBE_EVERY_S = 10.0
-LASTING_RETRY_S = 30.0
+RESTART_DELAY_S = 30.0
 
 log = structlog.get_logger("imagejobd.daemon")
 
@@ -31,7 +31,7 @@ Loop = Coroutine[Any, Any, None]
 
 
 class Signals:
-    """What the process is told to do, from its first moment on: what comes while it starts is kept for the vigil.
+    """The signals to the process, from its first moment on: one that comes while it starts waits for the supervisor.
 
     A second SIGTERM or SIGINT calls `hurry`. Until somebody sets that, it ends the process at once: a start may be cut
     anywhere, as a crash would cut it.
@@ -57,7 +57,7 @@ class Signals:
 
 
 class Supervisor:
-    """Keeps the daemon's loops until a signal. SIGTERM and SIGINT drain; the second one interrupts what runs. SIGHUP
+    """Runs the daemon's loops until a signal. SIGTERM and SIGINT drain; the second one interrupts what runs. SIGHUP
     calls `reload`, which raises nothing."""
 
     def __init__(
@@ -67,7 +67,6 @@ class Supervisor:
         store: SqliteStore,
         intake: Intake,
         runner: Runner,
-        *,
         reload: Callable[[], Awaitable[None]],
         drain_timeout_s: float,
     ) -> None:
@@ -81,20 +80,22 @@ class Supervisor:
         self._hangup = signals.hangup
         signals.hurry = self._hurry
 
-    async def run(self, **loops: Loop) -> int:
-        """Run the named loops until told to stop, then drain; returns the exit code."""
-        own = {
-            "ready": self._start_loop(),
+    async def run(self, **housekeeping: Callable[[], Loop]) -> int:
+        """Run jobs until told to stop, then drain; returns the exit code. `housekeeping` are loops by their names, of
+        which one that fails is started again."""
+        loops = {
+            "runner": self._runner.run(),
+            "ready": self._ready_loop(),
             "reload": self._reload_loop(),
             "status": self._status_loop(),
             "watchdog": self._watchdog_loop(),
             "store": self._store_failure(),
-        }
-        tasks = [asyncio.create_task(_guarded(name, loop), name=name) for name, loop in (loops | own).items()]
+        } | {name: restart_on_failure(name, start) for name, start in housekeeping.items()}
+        tasks = [asyncio.create_task(_endless(name, loop), name=name) for name, loop in loops.items()]
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
-        failed = [task for task in done if task is not stop]
-        _tell({task.get_name(): task.exception() for task in failed})
+        failed = [task for task in tasks if task in done]
+        _log_failures(failed)
         # What still runs is queued again where the store allows it: the jobs have not caused this.
         await self._drain(0.0 if failed else self._drain_timeout_s)
         for task in (*tasks, stop):
@@ -103,7 +104,7 @@ class Supervisor:
         return 1 if failed else 0
 
     async def _drain(self, timeout_s: float) -> None:
-        """Begin no job, let the running ones end, interrupt what is left: none of them loses an attempt."""
+        """Start no job, let the running ones end, interrupt the rest at the time-out: none of them loses an attempt."""
         self._notifier.stopping()
         self._intake.drain(timeout_s)
         started = time.monotonic()
@@ -112,12 +113,12 @@ class Supervisor:
         log.info("drained", seconds=round(time.monotonic() - started, 3))
 
     def _hurry(self) -> None:
-        log.warning("second signal: interrupting what runs")
+        log.warning("second signal: interrupting running jobs")
         self._runner.interrupt_all()
         self._intake.drain(0.0)
 
-    async def _start_loop(self) -> None:
-        await self._say_ready()
+    async def _ready_loop(self) -> None:
+        await self._send_ready()
         await asyncio.Event().wait()
 
     async def _reload_loop(self) -> None:
@@ -129,9 +130,9 @@ class Supervisor:
             is_expected = self._notifier.reloading()
             await self._reload()
             if is_expected:
-                await self._say_ready()
+                await self._send_ready()
 
-    async def _say_ready(self) -> None:
+    async def _send_ready(self) -> None:
         """Until the manager has taken it: without READY=1 a unit is killed as one that never started."""
         while not self._stop.is_set():
             if self._notifier.ready():
@@ -151,8 +152,8 @@ class Supervisor:
     async def _watchdog_loop(self) -> None:
         """Feed the watchdog only while commits go on: a daemon whose writer hangs is better restarted.
 
-        The probe finds a lost database, too, when nobody submits. Docker's health does not count here; a restart of
-        ours does not mend it.
+        The probe also finds a lost database when nobody submits. Docker's health does not count here: a restart of
+        the daemon does not mend it.
         """
         interval_s = self._notifier.watchdog_interval_s() or PROBE_EVERY_S
         while True:
@@ -166,30 +167,36 @@ class Supervisor:
         raise StoreFailed(await self._store.failed)
 
 
-def _tell(failures: Mapping[str, BaseException | None]) -> None:
-    """Why the daemon stops. That its database failed is no defect, so the places that found it say nothing."""
-    for part, failure in failures.items():
-        if not isinstance(failure, StoreFailed):
-            log.critical("stopping, because a part of the daemon failed", part=part, exc_info=failure)
-    for reason in {failure.reason for failure in failures.values() if isinstance(failure, StoreFailed)}:
-        log.critical("stopping, because the job database failed", error=reason)
-
-
-async def lasting(name: str, start: Callable[[], Loop]) -> None:
+async def restart_on_failure(name: str, start: Callable[[], Loop]) -> None:
     """Run a loop again a while after it has failed: housekeeping is no reason to stop the daemon. Never returns.
 
-    The same failure is told once.
+    A failure that repeats the one before it is logged once.
     """
-    told = ""
+    last_error = ""
     while True:
         try:
             await start()
         except Exception as failure:
-            if told != (told := repr(failure)):
-                log.exception("a part of the housekeeping failed; it is tried again", part=name, error=told)
-        await asyncio.sleep(LASTING_RETRY_S)
+            error = repr(failure)
+            if error != last_error:
+                log.exception("a part of the housekeeping failed; it is tried again", part=name, error=error)
+            last_error = error
+        await asyncio.sleep(RESTART_DELAY_S)
 
 
-async def _guarded(name: str, loop: Loop) -> None:
+async def _endless(name: str, loop: Loop) -> None:
     await loop
     raise RuntimeError(f"the {name} loop returned; it should run until cancelled")
+
+
+def _log_failures(failed: Iterable[asyncio.Task[None]]) -> None:
+    """Why the daemon stops. A database that failed is no defect, and is logged here once for all that met it."""
+    reasons = set()
+    for task in failed:
+        match task.exception():
+            case StoreFailed(reason=reason):
+                reasons.add(reason)
+            case failure:
+                log.critical("stopping, because a part of the daemon failed", part=task.get_name(), exc_info=failure)
+    for reason in reasons:
+        log.critical("stopping, because the job database failed", error=reason)

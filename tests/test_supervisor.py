@@ -21,7 +21,7 @@ from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
 from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
-from imagejobd.supervisor import Signals, Supervisor, lasting
+from imagejobd.supervisor import Signals, Supervisor, restart_on_failure
 from imagejobd.systemd import Notifier
 
 
@@ -73,10 +73,8 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
         runner = idle_runner(store)
         intake = Intake(store, {}, Server(), bounds=QueueBounds(1))
-        supervisor = Supervisor(
-            Signals(), cast(Notifier, manager), store, intake, runner, reload=nothing_to_reload, drain_timeout_s=1
-        )
-        keeping: asyncio.Task[Any] = asyncio.create_task(supervisor.run(runner=runner.run()))
+        supervisor = Supervisor(Signals(), cast(Notifier, manager), store, intake, runner, nothing_to_reload, 1)
+        keeping: asyncio.Task[Any] = asyncio.create_task(supervisor.run())
         async with asyncio.timeout(20):
             while manager.said.count("ready") < 4 or not any("queued" in said for said in manager.said):
                 await asyncio.sleep(0.001)
@@ -111,10 +109,8 @@ async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
         runner = idle_runner(store)
         intake = Intake(store, {}, Server(), bounds=QueueBounds(1))
-        supervisor = Supervisor(
-            Signals(), cast(Notifier, manager), store, intake, runner, reload=reload, drain_timeout_s=1
-        )
-        keeping: asyncio.Task[Any] = asyncio.create_task(supervisor.run(runner=runner.run()))
+        supervisor = Supervisor(Signals(), cast(Notifier, manager), store, intake, runner, reload, 1)
+        keeping: asyncio.Task[Any] = asyncio.create_task(supervisor.run())
         await until(lambda: "ready" in manager.said)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: reloads == 1)
@@ -133,10 +129,8 @@ async def kept(manager: DeafManager, store: SqliteStore) -> int:
     """The exit code of a supervisor with nothing to do."""
     runner = idle_runner(store)
     intake = Intake(store, {}, Server(), bounds=QueueBounds(1))
-    supervisor = Supervisor(
-        Signals(), cast(Notifier, manager), store, intake, runner, reload=nothing_to_reload, drain_timeout_s=1
-    )
-    return await supervisor.run(runner=runner.run())
+    supervisor = Supervisor(Signals(), cast(Notifier, manager), store, intake, runner, nothing_to_reload, 1)
+    return await supervisor.run()
 
 
 async def test_the_watchdog_hears_of_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +182,8 @@ async def test_a_failed_store_ends_the_daemon(tmp_path: Path) -> None:
 
 
 async def test_housekeeping_outlives_its_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that fails is run again; the same failure is told once, and a cancellation ends it."""
-    monkeypatch.setattr(supervisor_module, "LASTING_RETRY_S", 0.0)
+    """A loop that fails is run again; the same failure is logged once, and a cancellation ends it."""
+    monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.0)
     failures = [OSError("no"), OSError("no"), OSError("no"), KeyError("x"), OSError("no")]
     runs = 0
 
@@ -201,7 +195,7 @@ async def test_housekeeping_outlives_its_failures(monkeypatch: pytest.MonkeyPatc
         await asyncio.Event().wait()
 
     with capture_logs() as logs:
-        keeping = asyncio.create_task(lasting("prune", loop))
+        keeping = asyncio.create_task(restart_on_failure("prune", loop))
         async with asyncio.timeout(20):
             while runs < 6:
                 await asyncio.sleep(0.001)

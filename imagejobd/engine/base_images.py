@@ -31,7 +31,7 @@ from imagejobd.engine.stream import BuildEvent, Step
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.clock import now_ms
 from imagejobd.model.concurrency import uninterrupted
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import HELD_PATTERN, HELD_PREFIX, PulledBase, PulledBases, refuse_reserved
 from imagejobd.model.reference import ImageReference, normalize
 from imagejobd.model.secrets import Credentials
@@ -202,7 +202,7 @@ class Bases:
             await self._records.used(str(reference))
         elif policy == "never":
             shown = f"{reference} ({platform})" if platform else str(reference)
-            raise Permanent(ErrorCode.NOT_FOUND, f"base image {shown} is not in the engine, and pulling is off")
+            raise NotFound(f"base image {shown} is not in the engine, and pulling is off")
         return found is not None
 
     async def _tag_pulled(

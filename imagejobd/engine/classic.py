@@ -46,7 +46,7 @@ from imagejobd.engine.stream import (
     built_image,
     transfer,
 )
-from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
+from imagejobd.model.errors import ENGINE, NotFound, Permanent, Temporary, invalid
 
 _STEP = re.compile(r"Step (\d{1,6})/(\d{1,6}) : (.*)", re.DOTALL)
 _CHATTER = re.compile(r" ---> .*\n|Removing intermediate container [0-9a-f]{12}\n|Successfully (?:built|tagged) \S+\n")
@@ -283,6 +283,5 @@ async def _remove_image(engine: Engine, short_id: str, *, created_after: datetim
         found = await engine.request_json("GET", f"images/{short_id}/json", _Image)
         if found.id.startswith(f"sha256:{short_id}") and not found.tags and found.created > created_after:
             await engine.request("DELETE", f"images/{quote(found.id, safe=':')}")
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound:
+        pass

@@ -21,7 +21,7 @@ import msgspec
 from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
 from imagejobd.engine.stream import Transfer, registry_messages, transfer
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.reference import ImageReference, normalize
 from imagejobd.model.secrets import Credentials
 
@@ -66,10 +66,8 @@ async def inspect(engine: Engine, reference: ImageReference | str) -> ImageInfo 
     """The image of that name or id; None when the engine does not have it."""
     try:
         return await engine.request_json("GET", f"{image_path(reference)}/json", ImageInfo)
-    except Permanent as fault:
-        if fault.code is ErrorCode.NOT_FOUND:
-            return None
-        raise
+    except NotFound:
+        return None
 
 
 async def find(engine: Engine, reference: ImageReference) -> ImageInfo | None:
@@ -96,10 +94,8 @@ async def remove(engine: Engine, reference: ImageReference) -> bool:
     """
     try:
         await engine.request("DELETE", image_path(reference))
-    except Permanent as fault:
-        if fault.code is ErrorCode.NOT_FOUND:
-            return False
-        raise
+    except NotFound:
+        return False
     except Temporary as fault:
         if _DELETED_MEANWHILE in fault.message:
             return True
@@ -128,9 +124,7 @@ async def _listed(engine: Engine, patterns: Sequence[str]) -> list[ImageInfo]:
     for _ in range(LIST_TRIES):
         try:
             return await engine.request_json("GET", "images/json", list[ImageInfo], params=params)
-        except Permanent as fault:
-            if fault.code is not ErrorCode.NOT_FOUND:
-                raise
+        except NotFound as fault:
             why = fault.message
     raise Temporary(ErrorCode.CONFLICT, f"the engine's images change while they are listed: {why}")
 
@@ -199,7 +193,7 @@ async def export(engine: Engine, image_id: str) -> AsyncGenerator[bytes, None]:
 
 def _judge(status: int, message: str) -> Fault:
     if _ABSENT.search(message):
-        return Permanent(ErrorCode.NOT_FOUND, "the Docker Engine does not have that image")
+        return NotFound("the Docker Engine does not have that image")
     return errors.of_engine(status, message)
 
 

@@ -5,6 +5,7 @@ note of a daemon that died counts for `ALIVE_FOR_S` at most. Nobody removes anot
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ import msgspec
 import structlog
 
 from imagejobd.engine.client import Engine
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import Fault, NotFound
 from imagejobd.model.ownership import INSTALLATION_LABEL
 
 RENEW_EVERY_S = 60.0
@@ -56,11 +57,8 @@ async def make_note(engine: Engine, name: str, labels: dict[str, str]) -> None:
 
 async def remove_note(engine: Engine, name: str) -> None:
     """Remove such a volume; one that is gone is no error."""
-    try:
+    with contextlib.suppress(NotFound):
         await engine.request("DELETE", f"volumes/{quote(name, safe='')}")
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
 
 
 def working(engine: Engine, volumes: Iterable[MarkedVolume], now_s: float) -> set[str]:

@@ -203,7 +203,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: int
     cancel_requested_ms: int | None
     worker: str | None
-    lease_until_ms: int | None
     created_ms: int
     started_ms: int | None
     finished_ms: int | None

@@ -23,7 +23,7 @@ from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Store
 
 # Delayed jobs become due without anybody saying so; this is how late they may start.
 POLL_S = 1.0
-LEASE_S = 60.0
+UNWRITTEN_RETRY_S = 20.0
 # How long an interrupted job may take to stop its work and to be queued again, before the daemon leaves without it.
 INTERRUPT_TIMEOUT_S = 15.0
 CLAMP_EVERY_S = 3600.0
@@ -103,7 +103,7 @@ class Runner:
                 self._claim_loop,
                 self._hear_queue,
                 self._cancel_loop,
-                self._lease_loop,
+                self._unwritten_loop,
                 self._answer_loop,
                 self._trial_loop,
                 self._clock_loop,
@@ -155,7 +155,7 @@ class Runner:
             crashes_max=self._limits.crashes_max,
         )
         try:
-            return await self._store.claim(self._worker, room, lease_until_ms=self._lease_until_ms())
+            return await self._store.claim(self._worker, room)
         except Temporary as fault:
             log.error("cannot claim jobs now", error=fault.message)
             return []
@@ -216,14 +216,10 @@ class Runner:
             log.error("cannot read cancel requests now", error=fault.message)
             return set()
 
-    async def _lease_loop(self) -> None:
+    async def _unwritten_loop(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_S / 3)
+            await asyncio.sleep(UNWRITTEN_RETRY_S)
             await self._give_back_unwritten()
-            try:
-                await self._store.renew(self._worker, lease_until_ms=self._lease_until_ms())
-            except Temporary as fault:
-                log.error("cannot renew leases now", error=fault.message)
 
     async def _give_back_unwritten(self) -> None:
         """Jobs that nobody works on any more may not stay running: a suspect would wait for them for ever."""
@@ -238,9 +234,6 @@ class Runner:
                 log.error("a job cannot be queued again yet", job=attempt.uuid, error=fault.message)
                 continue
             self._unwritten.remove(attempt)
-
-    def _lease_until_ms(self) -> int:
-        return self._clock.now_ms() + int(LEASE_S * 1000)
 
     async def _answer_loop(self) -> None:
         """Make ready what waited for a peer that answers again."""

@@ -134,7 +134,7 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Claim]:
+    async def claim(self, worker: str, capacity: Capacity) -> list[Claim]:
         """Start as many queued, due jobs as `capacity` allows.
 
         Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
@@ -142,10 +142,6 @@ class Store(Protocol):
         suspect (see `Capacity`) starts when nothing else runs, and nothing else starts while it waits or runs. A claim
         is an attempt.
         """
-        ...
-
-    async def renew(self, worker: str, *, lease_until_ms: int) -> None:
-        """Extend the lease of every job this worker runs."""
         ...
 
     async def cancel_requests(self, worker: str) -> list[str]:

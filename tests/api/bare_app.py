@@ -72,7 +72,7 @@ class BareApp:
     async def claimed(self, kind: str = "build") -> Claim:
         """The next job of a kind, as a worker takes it."""
         room = Capacity(free={kind: 1}, per_tenant_running=10)
-        [claim] = await self.store.claim("worker", room, lease_until_ms=2**40)
+        [claim] = await self.store.claim("worker", room)
         return claim
 
 

@@ -28,14 +28,14 @@ from number
 """
 CLAIM = """
 update job set state = 'running', move = 'claim', moved_ms = created_ms, attempt = 1, started_ms = created_ms,
-    claim_token = uuid, worker = 'w', lease_until_ms = created_ms
+    claim_token = uuid, worker = 'w'
 where state = 'queued'
 """
 END = """
 update job set
     state = case when id % 10 = 0 then 'failed' when id % 50 = 1 then 'cancelled' else 'succeeded' end,
     move = case when id % 10 = 0 then 'fail' when id % 50 = 1 then 'cancel' else 'succeed' end,
-    moved_ms = created_ms, claim_token = null, lease_until_ms = null, finished_ms = created_ms,
+    moved_ms = created_ms, claim_token = null, finished_ms = created_ms,
     error_code = iif(id % 10 = 0, 'build_failed', null), error_message = iif(id % 10 = 0, 'exit code: 1', null),
     result = iif(id % 10 = 0, null, json_object('digest', uuid))
 where state = 'running'

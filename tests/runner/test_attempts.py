@@ -145,7 +145,7 @@ async def test_a_phase_that_waits_for_others_may_take_its_time(bench: Bench) -> 
 async def test_the_engines_absence_does_not_count(bench: Bench) -> None:
     """A limit on users' own code stands still while the Docker Engine is away, and goes on when it is back."""
     made = await bench.enqueue()
-    (claim,) = await bench.store.claim("w1", Capacity({"noop": 1}, 1), lease_until_ms=0)
+    (claim,) = await bench.store.claim("w1", Capacity({"noop": 1}, 1))
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     # Away all the time, until two seconds have passed.
@@ -483,7 +483,7 @@ async def test_an_ending_that_cannot_be_written_leaves_no_job_running(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that nobody works on any more is queued again, and goes on."""
-    monkeypatch.setattr(runner_module, "LEASE_S", 0.3)
+    monkeypatch.setattr(runner_module, "UNWRITTEN_RETRY_S", 0.1)
     finish, refusals = SqliteStore.finish, iter(range(2))
 
     async def refused_at_first(store: SqliteStore, *args: Any) -> None:

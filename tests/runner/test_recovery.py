@@ -27,7 +27,7 @@ async def done(ctx: JobContext) -> Json:
 async def test_a_crashed_job_goes_on(bench: Bench) -> None:
     """A job that a dead worker left running runs again from its checkpoint; the crash is no attempt."""
     uuid = (await bench.enqueue()).uuid
-    [claim] = await bench.store.claim("dead", ROOM, lease_until_ms=0)
+    [claim] = await bench.store.claim("dead", ROOM)
     await bench.store.checkpoint(claim, {"built": "x"})
     await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     assert (await bench.job(uuid)).state is State.QUEUED
@@ -41,7 +41,7 @@ async def test_crash_loops_end(bench: Bench) -> None:
     """A job that was running through three crashes is quarantined instead of taking the daemon down again."""
     uuid = (await bench.enqueue()).uuid
     for number in range(CRASHES_MAX):
-        assert len(await bench.store.claim(f"dead{number}", ROOM, lease_until_ms=0)) == 1
+        assert len(await bench.store.claim(f"dead{number}", ROOM)) == 1
         await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     job = await bench.job(uuid)
     assert job.error is not None
@@ -51,7 +51,7 @@ async def test_crash_loops_end(bench: Bench) -> None:
 async def test_own_jobs_are_not_rescued(bench: Bench) -> None:
     """Rescue leaves alone what this worker itself runs."""
     uuid = (await bench.enqueue()).uuid
-    await bench.store.claim("w1", ROOM, lease_until_ms=0)
+    await bench.store.claim("w1", ROOM)
     await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     assert (await bench.job(uuid)).state is State.RUNNING
 
@@ -59,7 +59,7 @@ async def test_own_jobs_are_not_rescued(bench: Bench) -> None:
 async def test_a_cancel_survives_the_crash(bench: Bench) -> None:
     """A job somebody wanted cancelled when the daemon died is cancelled, not run again."""
     uuid = (await bench.enqueue()).uuid
-    await bench.store.claim("dead", ROOM, lease_until_ms=0)
+    await bench.store.claim("dead", ROOM)
     await bench.store.request_cancel(uuid, tenant=None)
     await rescue(bench.store, "w1", crashes_max=CRASHES_MAX)
     assert (await bench.job(uuid)).state is State.CANCELLED
@@ -128,7 +128,7 @@ async def test_the_lost_claim_changes_nothing(bench: Bench) -> None:
     async with bench.running(ScriptedKind(behaviour), worker="old", slots=1):
         await started.wait()
         await rescue(bench.store, "new", crashes_max=CRASHES_MAX)
-        [claim] = await bench.store.claim("new", Capacity({"noop": 1}, 1), lease_until_ms=0)
+        [claim] = await bench.store.claim("new", Capacity({"noop": 1}, 1))
         go_on.set()
         await asyncio.sleep(0.1)
         job = await bench.job(uuid)

@@ -16,7 +16,6 @@ from imagejobd.model.secrets import Secret
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Ending, Filter, Store, job_topic
 
 QUEUE_MAX = 1000
-LEASE_MS = 60_000
 HOUR_MS = 3_600_000
 BROKEN = JobError(ErrorCode.BUILD_FAILED, "exit code 1")
 CRASHES_MAX = 3
@@ -29,7 +28,7 @@ async def enqueue(store: Store, **fields: Any) -> Enqueued:
 async def claim_up_to(
     store: Store, count: int, *, kind: str = "build", worker: str = "w1", per_tenant: int = 100
 ) -> list[Claim]:
-    return await store.claim(worker, Capacity({kind: count}, per_tenant), lease_until_ms=LEASE_MS)
+    return await store.claim(worker, Capacity({kind: count}, per_tenant))
 
 
 async def claim_one(store: Store, **options: Any) -> Claim:
@@ -120,14 +119,14 @@ class StoreConformance:
         assert not (await store.enqueue(job, queue_max=1)).is_new
 
     async def test_a_claim_starts_a_job(self, store: Store, clock: SimulatedClock) -> None:
-        """A claimed job runs, has used an attempt, and carries worker, lease and start."""
+        """A claimed job runs, has used an attempt, and carries worker and start."""
         await enqueue(store)
         clock.advance(5)
         claim = await claim_one(store)
         assert claim.token
         job = await job_of(store, claim.job.uuid)
         assert job == claim.job
-        assert (job.state, job.attempt, job.worker, job.lease_until_ms) == (State.RUNNING, 1, "w1", LEASE_MS)
+        assert (job.state, job.attempt, job.worker) == (State.RUNNING, 1, "w1")
         assert job.started_ms == clock.now_ms
 
     async def test_nothing_is_claimed_twice(self, store: Store) -> None:
@@ -143,7 +142,7 @@ class StoreConformance:
         low = await enqueue(store, priority=-1)
         first, second = await enqueue(store), await enqueue(store)
         high = await enqueue(store, kind="run", priority=1)
-        claims = await store.claim("w1", Capacity({"build": 3, "run": 1}, 9), lease_until_ms=LEASE_MS)
+        claims = await store.claim("w1", Capacity({"build": 3, "run": 1}, 9))
         assert [claim.job.uuid for claim in claims] == [high.uuid, first.uuid, second.uuid, low.uuid]
 
     async def test_room_bounds_kinds_and_tenants(self, store: Store) -> None:
@@ -152,13 +151,13 @@ class StoreConformance:
             for tenant in ("a", "b"):
                 for _ in range(5):
                     await enqueue(store, kind=kind, tenant=tenant)
-        claims = await store.claim("w1", Capacity({"build": 3, "run": 9}, 4), lease_until_ms=LEASE_MS)
+        claims = await store.claim("w1", Capacity({"build": 3, "run": 9}, 4))
         kinds = [claim.job.kind for claim in claims]
         tenants = [claim.job.tenant for claim in claims]
         assert (len(claims), tenants.count("a"), tenants.count("b")) == (8, 4, 4)
         assert kinds.count("build") == 3
-        assert await store.claim("w1", Capacity({"build": 0, "run": 9}, 4), lease_until_ms=LEASE_MS) == []
-        assert await store.claim("w1", Capacity({}, 100), lease_until_ms=LEASE_MS) == []
+        assert await store.claim("w1", Capacity({"build": 0, "run": 9}, 4)) == []
+        assert await store.claim("w1", Capacity({}, 100)) == []
 
     async def test_a_flood_does_not_starve_others(self, store: Store) -> None:
         """A tenant with one job is served beside one with a hundred."""
@@ -280,7 +279,7 @@ class StoreConformance:
         await store.finish(claim, ending)
         job = await job_of(store, claim.job.uuid)
         assert (job.state, job.result, job.error) == (ending.state, ending.result, ending.error)
-        assert (job.finished_ms, job.lease_until_ms) == (clock.now_ms, None)
+        assert job.finished_ms == clock.now_ms
         assert await store.live() == set()
 
     async def test_an_attempts_error_stays_until_the_next_ending(self, store: Store) -> None:
@@ -431,20 +430,20 @@ class StoreConformance:
             await store.rescue("next", crashes_max=CRASHES_MAX)
         innocent = await enqueue(store, kind="run", tenant="other", priority=9)
         room = Capacity({"build": 2, "run": 2}, 9, crashes_max=CRASHES_MAX)
-        (alone,) = await store.claim("w", room, lease_until_ms=1)
+        (alone,) = await store.claim("w", room)
         assert alone.job.uuid == first.uuid
-        assert await store.claim("w", room, lease_until_ms=1) == []
+        assert await store.claim("w", room) == []
         assert await store.enter_phase(alone, "building") == 0
-        assert await store.claim("w", room, lease_until_ms=1) == []
+        assert await store.claim("w", room) == []
         await store.enter_phase(alone, "pushing")
         job = await job_of(store, first.uuid)
         assert (job.crashes, job.crashes_in_phase) == (3, 0)
-        assert await store.claim("w", room, lease_until_ms=1) == []
+        assert await store.claim("w", room) == []
         await store.finish(alone, Ending(State.SUCCEEDED))
-        (alone,) = await store.claim("w", room, lease_until_ms=1)
+        (alone,) = await store.claim("w", room)
         assert alone.job.uuid == second.uuid
         await store.finish(alone, Ending(State.SUCCEEDED))
-        (claim,) = await store.claim("w", room, lease_until_ms=1)
+        (claim,) = await store.claim("w", room)
         assert claim.job.uuid == innocent.uuid
 
     async def test_one_crash_in_company_clears_the_count_of_those_alone(self, store: Store) -> None:
@@ -453,9 +452,7 @@ class StoreConformance:
         for alone in (True, True, False, True, True):
             if not alone:
                 await enqueue(store, kind="run")
-            await store.claim(
-                "dead", Capacity({"build": 1, "run": 0 if alone else 1}, 9, crashes_max=9), lease_until_ms=1
-            )
+            await store.claim("dead", Capacity({"build": 1, "run": 0 if alone else 1}, 9, crashes_max=9))
             await store.rescue("next", crashes_max=CRASHES_MAX)
         job = await job_of(store, made.uuid)
         assert (job.state, job.crashes) == (State.QUEUED, 5)
@@ -512,21 +509,21 @@ class StoreConformance:
         for tenant in ("a", "a", "a", "a", "b"):
             await enqueue(store, tenant=tenant)
         room = Capacity({"build": 4}, 9, slots={"build": 4})
-        first = await store.claim("w", room, lease_until_ms=1)
+        first = await store.claim("w", room)
         assert sorted(claim.job.tenant for claim in first) == ["a", "a", "b"]
-        (rest,) = await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
+        (rest,) = await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}))
         assert rest.job.tenant == "a"
 
     async def test_the_next_free_slot_is_for_who_has_less_than_its_share(self, store: Store) -> None:
         """A tenant that holds every slot gives way with its first job that ends."""
         for _ in range(9):
             await enqueue(store, tenant="a")
-        held = await store.claim("w", Capacity({"build": 4}, 9, slots={"build": 4}), lease_until_ms=1)
+        held = await store.claim("w", Capacity({"build": 4}, 9, slots={"build": 4}))
         late = [await enqueue(store, tenant="b") for _ in range(3)]
         won = []
         for claim in held:
             await store.finish(claim, Ending(State.SUCCEEDED))
-            won += await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}), lease_until_ms=1)
+            won += await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}))
         assert [claim.job.tenant for claim in won] == ["b", "b", "a", "a"]
         assert [claim.job.uuid for claim in won[:2]] == [job.uuid for job in late[:2]]
 
@@ -535,7 +532,7 @@ class StoreConformance:
         for tenant in ("a", "a", "a", "b", "b"):
             await enqueue(store, tenant=tenant)
         room = Capacity({"build": 4}, 9, slots={"build": 4}, per_tenant={"build": 1})
-        assert sorted(claim.job.tenant for claim in await store.claim("w", room, lease_until_ms=1)) == ["a", "b"]
+        assert sorted(claim.job.tenant for claim in await store.claim("w", room)) == ["a", "b"]
 
     async def test_a_tenant_has_a_queue_and_room_of_its_own(self, store: Store) -> None:
         """One tenant's bound refuses its next job, with the key's name, and nobody else's."""
@@ -581,15 +578,6 @@ class StoreConformance:
         clock.advance(3_000)
         (claim,) = await claim_up_to(store, 2)
         assert claim.job.uuid != wanted.uuid
-
-    async def test_a_lease_is_renewed_for_all_of_a_workers_jobs(self, store: Store) -> None:
-        """Only this worker's running jobs get the new lease."""
-        await enqueue(store)
-        await enqueue(store)
-        mine, other = await claim_one(store, worker="w1"), await claim_one(store, worker="w2")
-        await store.renew("w1", lease_until_ms=LEASE_MS + 1)
-        assert (await job_of(store, mine.job.uuid)).lease_until_ms == LEASE_MS + 1
-        assert (await job_of(store, other.job.uuid)).lease_until_ms == LEASE_MS
 
     async def test_jobs_that_wait_too_long_expire(self, store: Store, clock: SimulatedClock) -> None:
         """Queued jobs that never started fail with `timeout`; who ran once, runs, is newer or not due yet stays."""

@@ -26,7 +26,7 @@ async def submit(store: Store) -> None:
 
 async def ctx(store: Store, worker: str) -> None:
     while True:
-        for claim in await store.claim(worker, Capacity({"build": 5}, 10**6), lease_until_ms=0):
+        for claim in await store.claim(worker, Capacity({"build": 5}, 10**6)):
             say("claimed", claim.job.uuid)
             await store.checkpoint(claim, {"claimed_by": worker})
             if claim.job.id % 3:

@@ -64,7 +64,6 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (ENQUEUE["queue_depth"], "lane_busy"),
         (ENQUEUE["known_keys"], "job_idempotency"),
         (TRANSITIONS["orphans"], "job_running"),
-        (TRANSITIONS["renew"], "job_running"),
         (TRANSITIONS["drain"], "job_running"),
         (TRANSITIONS["answered"], "job_waiting"),
         (TRANSITIONS["try_one"], "job_waiting"),

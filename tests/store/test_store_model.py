@@ -146,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
             if job.delayed and (job.not_before_ms or 0) <= self.clock.now_ms:
                 job.delayed = job.waits = False
         room = Capacity({"build": build, "run": run}, per_tenant, crashes_max=CRASHES_MAX)
-        claims: list[Claim] = self.run(self.store.claim(self.worker, room, lease_until_ms=0))
+        claims: list[Claim] = self.run(self.store.claim(self.worker, room))
         if any(job.is_suspect for job in self.in_state(State.RUNNING)) or self._ready_suspects():
             self._check_suspect(claims)
             return claims

@@ -84,7 +84,7 @@ class _Tenant:
         ]
 
 
-def claim(tx: Transaction, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Started]:
+def claim(tx: Transaction, worker: str, capacity: Capacity) -> list[Started]:
     """Start as many ready jobs as there is room for, in the order of their turn."""
     tx.db.execute(_SQL["promote_due"], {"now_ms": tx.now_ms})
     suspects = _suspects(tx, capacity)
@@ -96,7 +96,6 @@ def claim(tx: Transaction, worker: str, capacity: Capacity, *, lease_until_ms: i
         "move": Transition.CLAIM,
         "now_ms": tx.now_ms,
         "worker": worker,
-        "lease_until_ms": lease_until_ms,
         "ids": _encode(ids).decode(),
     }
     rows = tx.db.execute(_SQL["start"], start).fetchall()

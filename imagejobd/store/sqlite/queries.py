@@ -151,7 +151,6 @@ def job(row: Row) -> Job:
         log_bytes=row["log_bytes"],
         cancel_requested_ms=row["cancel_requested_ms"],
         worker=row["worker"],
-        lease_until_ms=row["lease_until_ms"],
         created_ms=row["created_ms"],
         started_ms=row["started_ms"],
         finished_ms=row["finished_ms"],

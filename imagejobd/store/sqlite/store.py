@@ -190,8 +190,8 @@ class SqliteStore(Queries, Transitions, Maintenance):
             retry_of=job.uuid,
         )
 
-    async def claim(self, worker: str, capacity: Capacity, *, lease_until_ms: int) -> list[Claim]:
-        jobs = await self._writer.do(lambda tx: claim(tx, worker, capacity, lease_until_ms=lease_until_ms))
+    async def claim(self, worker: str, capacity: Capacity) -> list[Claim]:
+        jobs = await self._writer.do(lambda tx: claim(tx, worker, capacity))
         return [opened for started in jobs if (opened := await self._open_secrets(started)) is not None]
 
     async def _open_secrets(self, started: Started) -> Claim | None:

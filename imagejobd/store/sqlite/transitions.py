@@ -29,10 +29,6 @@ class Transitions:
     _writer: Writer
     _blob_size: Callable[[str], int]
 
-    async def renew(self, worker: str, *, lease_until_ms: int) -> None:
-        values = {"worker": worker, "lease_until_ms": lease_until_ms}
-        await self._writer.do(lambda tx: tx.db.execute(_SQL["renew"], values).rowcount)
-
     async def enter_phase(self, claim: Claim, name: str) -> int:
         def act(tx: Transaction) -> int:
             _update(tx, claim, "set_phase", phase=name, now_ms=tx.now_ms)  # triggers keep the phases' history
@@ -187,11 +183,7 @@ def _requeue(tx: Transaction, claim: Claim, move: Transition, **values: Any) -> 
 
 
 def _rescue(tx: Transaction, worker: str, *, crashes_max: int) -> list[Rescued]:
-    """Take back what other workers left running.
-
-    One daemon owns the file (store/lock.py), so a worker of another name is gone, whatever its lease says. Leases are
-    kept for people, who see in them when a daemon was last alive, and for a store that several daemons share.
-    """
+    """Take back what other workers left running: one daemon owns the file (store/lock.py), so they are gone."""
     orphans = tx.db.execute(_SQL["orphans"], {"worker": worker}).fetchall()
     is_alone = sum(not orphan["drained"] for orphan in orphans) == 1
     changes = [_rescue_change(orphan, crashes_max, is_alone=is_alone) for orphan in orphans]

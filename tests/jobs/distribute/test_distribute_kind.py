@@ -181,7 +181,7 @@ async def test_a_second_cancel_loses_nothing(bench: DistributionBench, monkeypat
         await checkpoint(*arguments, **options)
 
     monkeypatch.setattr(bench.store, "checkpoint", slow_checkpoint)
-    (claim,) = await bench.store.claim("w1", Capacity({kind.name: 1}, 1), lease_until_ms=0)
+    (claim,) = await bench.store.claim("w1", Capacity({kind.name: 1}, 1))
     ctx = AttemptContext(bench.store, claim, log_max_bytes=1_000_000)
     running = asyncio.create_task(kind.run(ctx))
     await saving.wait()
@@ -334,7 +334,7 @@ async def one_attempt(
     """What one attempt at a new job, or at `job`, ends with."""
     if job is None:
         made = await bench.submit(kind, spec)
-        (claim,) = await bench.store.claim("w1", Capacity({kind.name: 1}, 1), lease_until_ms=0)
+        (claim,) = await bench.store.claim("w1", Capacity({kind.name: 1}, 1))
     else:
         made, claim = job, msgspec.structs.replace(bench.claim, job=job)
     bench.claim = claim

@@ -37,7 +37,6 @@ update job set
     moved_ms = :now_ms,
     claim_token = lower(hex(randomblob(16))),
     worker = :worker,
-    lease_until_ms = :lease_until_ms,
     attempt = attempt + 1,
     waits_for = null,
     drained = 0,

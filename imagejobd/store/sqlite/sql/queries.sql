@@ -15,7 +15,7 @@ select kind from lane where tenant = ?;
 job.id, job.uuid, job.kind, job.tenant, job.client, job.submitter, job.state, job.phase, job.progress, job.error_code,
 job.error_message, job.attempt, job.crashes, job.priority, job.not_before_ms, job.labels, job.idempotency_key,
 job.crashes_in_phase, job.faults, job.faults_since_ms, job.fault_phase, job.waits_for, job.has_secret, job.retry_of,
-job.log_bytes, job.cancel_requested_ms, job.worker, job.lease_until_ms, job.created_ms, job.started_ms, job.finished_ms,
+job.log_bytes, job.cancel_requested_ms, job.worker, job.created_ms, job.started_ms, job.finished_ms,
 json_remove(job.spec, '$.dockerfile', '$.build_args', '$.labels', '$.source.images', '$.content') as spec,
 json_remove(job.result, '$.images', '$.metrics') as result, '{}' as checkpoint
 

@@ -6,7 +6,6 @@ update job set
     move = change.value ->> 'move',
     moved_ms = :now_ms,
     claim_token = null,
-    lease_until_ms = null,
     worker = iif(change.value ->> 'state' = 'queued', null, worker),
     phase = null,
     phase_ms = :now_ms,
@@ -59,9 +58,6 @@ where state = 'running' and worker <> :worker;
 -- name: drain
 -- Whatever ends this worker from now on, these jobs have not caused it.
 update job set drained = 1 where state = 'running' and worker = :worker;
-
--- name: renew
-update job set lease_until_ms = :lease_until_ms where state = 'running' and worker = :worker;
 
 -- name: set_phase
 -- Who has left the phase of its last fault or crash behind has got further.
