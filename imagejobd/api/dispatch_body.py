@@ -15,7 +15,7 @@ import msgspec
 from imagejobd.api.bodies import Base64Text, JsonText, after_blanks
 from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
-from imagejobd.model.text import shown
+from imagejobd.model.text import printable
 
 # All of the body but the text of the content.
 FIELDS_MAX_BYTES = 64 * KIB
@@ -93,7 +93,7 @@ class DispatchBody:
             raise invalid("content is missing")
         passed = self._fields.get("md5", "")
         if passed.lower() != self.md5:
-            message = f"MD5 hash sum is not valid passed: {shown(passed)}, calculated: {self.md5}"
+            message = f"MD5 hash sum is not valid passed: {printable(passed)}, calculated: {self.md5}"
             raise ChecksumMismatch(ErrorCode.INVALID, message)
 
     def _count(self, size_bytes: int) -> None:
@@ -124,13 +124,13 @@ class DispatchBody:
         elif stop == ord(":"):
             self._begin_member(_text(raw, "a member's name"))
         else:
-            raise invalid(f"a member's name was expected, not {shown(raw + bytes([stop]))!r}")
+            raise invalid(f"a member's name was expected, not {printable(raw + bytes([stop]))!r}")
         return position + 1
 
     def _begin_member(self, name: str) -> None:
         self._name = name.lower()
         if self._name in self._names:
-            raise invalid(f"{shown(name)!r} is given twice")
+            raise invalid(f"{printable(name)!r} is given twice")
         self._names.add(self._name)
         if len(self._names) > MEMBERS_MAX:
             raise invalid(f"the object has more than {MEMBERS_MAX} members")
@@ -152,14 +152,14 @@ class DispatchBody:
         if not isinstance(value, str):
             raise invalid(f"{self._name} must be a string")
         if self._name == "encoding" and value != ENCODING:
-            raise invalid(f"encoding must be {ENCODING}, not {shown(value)!r}")
+            raise invalid(f"encoding must be {ENCODING}, not {printable(value)!r}")
         self._fields[self._name] = value
 
     def _read_separator(self, data: bytes, position: int) -> int:
         position = after_blanks(data, position)
         if position < len(data):
             if data[position] not in b",}":
-                raise invalid(f"after {shown(self._name)!r} a comma or the end of the object was expected")
+                raise invalid(f"after {printable(self._name)!r} a comma or the end of the object was expected")
             self._step = self._read_name if data[position] == ord(",") else self._read_end
             position += 1
         return position
@@ -264,11 +264,11 @@ def _text(raw: bytes, what: str) -> str:
     try:
         return _decode_text(raw)
     except _NOT_JSON:
-        raise invalid(f"{what} must be a JSON string, not {shown(raw)!r}") from None
+        raise invalid(f"{what} must be a JSON string, not {printable(raw)!r}") from None
 
 
 def _value(raw: bytes, name: str) -> object:
     try:
         return _decode_any(raw)
     except _NOT_JSON as error:
-        raise invalid(f"{shown(name)!r} is not valid JSON: {error}") from None
+        raise invalid(f"{printable(name)!r} is not valid JSON: {error}") from None

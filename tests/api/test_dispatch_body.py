@@ -22,7 +22,7 @@ from imagejobd.api.dispatch_body import (
     payload_in,
 )
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.text import shown
+from imagejobd.model.text import printable
 
 MAX_BYTES = 1024 * 1024
 HELLO = base64.b64encode(b"hello, world").decode()
@@ -212,7 +212,7 @@ def test_a_checksum_must_match(md5: str | None) -> None:
     """Missing, of another length or of another payload: both sums are in the message, a stranger's made harmless."""
     with pytest.raises(ChecksumMismatch) as refused:
         read([json.dumps(document(b"hello, world", MD5=md5)).encode()])
-    message = f"MD5 hash sum is not valid passed: {shown(md5 or '')}, calculated: {md5_of(b'hello, world')}"
+    message = f"MD5 hash sum is not valid passed: {printable(md5 or '')}, calculated: {md5_of(b'hello, world')}"
     assert refused.value.message == message
     assert message.isprintable()
 
