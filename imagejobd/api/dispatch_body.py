@@ -106,9 +106,11 @@ class DispatchBody:
         for name, start in _members(head):
             if name == "content" and (opening := _STRING_OPENING.match(head, start)):
                 del self._fields[opening.end() :]
-                _parse(self._fields + b'"}')  # What is wrong by now needs no payload to be sent.
+                data = head[opening.end() :]
+                if b'"' not in data:
+                    _parse(self._fields + b'"}')  # What is wrong by now needs no more of the payload to come.
                 self._has_content = self._is_in_content = True
-                return head[opening.end() :]
+                return data
         return b""
 
     def _payload(self, text: bytes, *, is_last: bool) -> bytes:
@@ -218,9 +220,9 @@ def _parse(text: bytearray) -> dict[str, str]:
     except NOT_JSON as error:
         # Positions are of no use: the content is not in this text.
         raise invalid(f"the request body is not valid JSON: {str(error).partition(' (byte')[0]}") from None
-    for name, count in Counter(name for name, _ in _members(text)).items():
-        if count > 1:
-            raise invalid(f"{printable(name)!r} is given twice")
+    names = [name for name, _ in _members(text)]
+    if len(names) > len(members):
+        raise invalid(f"{printable(Counter(names).most_common(1)[0][0])!r} is given twice")
     fields = {name: members[name] for name in ("encoding", "md5", "content") if members.get(name) is not None}
     for name, value in fields.items():
         if not isinstance(value, str):
