@@ -22,7 +22,7 @@ from imagejobd.api.intake import CALLER, Intake
 from imagejobd.api.wire import headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import log_fields
-from imagejobd.model.text import one_line, shown
+from imagejobd.model.text import one_line, printable
 
 
 def add_routes(app: web.Application, routes: Iterable[web.RouteDef]) -> None:
@@ -160,8 +160,8 @@ class Refusals:
         caller = request.get(CALLER)
         log.warning(
             "request refused",
-            method=shown(request.method),
-            path=shown(request.path),
+            method=printable(request.method),
+            path=printable(request.path),
             status=status.value,
             code=fault.code.value,
             error=one_line(fault.message, REASON_MAX_CHARS),

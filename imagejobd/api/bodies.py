@@ -12,7 +12,6 @@ is counted before unpacking bounds nothing.
 
 import asyncio
 import binascii
-import re
 import string
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
@@ -27,76 +26,6 @@ from imagejobd.api.wire import too_large
 from imagejobd.model.bounds import KIB, MIB
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.text import one_line
-
-DEPTH_MAX = 32
-
-_BLANKS = re.compile(rb"[ \t\r\n]*")
-_OUTSIDE_STRING = re.compile(rb'[^"{}\[\]:,]*')
-_INSIDE_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
-
-
-class JsonText:
-    """Finds the end of a JSON text: the first colon, comma or bracket that is in no string and closes or parts what
-    began before it. Whether the text is valid is left to who decodes it."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._depth = 0
-        self._is_string = False
-        self._is_escape = False
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing of a text has come yet."""
-        return not self._pieces
-
-    def read(self, data: bytes, start: int) -> int:
-        """Where the text ends that goes on at `start`; the length of `data` when it goes on beyond it."""
-        position = self._end(data, start)
-        self._pieces.append(data[start:position])
-        return position
-
-    def taken(self) -> bytes:
-        """The whole text; the next one begins."""
-        text = b"".join(self._pieces)
-        self._pieces.clear()
-        return text
-
-    def _end(self, data: bytes, position: int) -> int:
-        while position < len(data):
-            if self._is_string:
-                position = self._string_end(data, position)
-                continue
-            position = _end_of(_OUTSIDE_STRING, data, position)
-            if position < len(data):
-                if self._is_end(data[position]):
-                    return position
-                position += 1
-        return position
-
-    def _string_end(self, data: bytes, position: int) -> int:
-        if self._is_escape:
-            self._is_escape = False
-            return position + 1
-        position = _end_of(_INSIDE_STRING, data, position)
-        if position < len(data):
-            self._is_string = data[position] != ord('"')
-            self._is_escape = self._is_string
-            position += 1
-        return position
-
-    def _is_end(self, mark: int) -> bool:
-        if mark == ord('"'):
-            self._is_string = True
-        elif mark in b"{[":
-            self._depth += 1
-            if self._depth > DEPTH_MAX:
-                raise invalid(f"the request body is nested more than {DEPTH_MAX} deep")
-        elif self._depth == 0:
-            return True
-        elif mark in b"}]":
-            self._depth -= 1
-        return False
 
 
 class Base64Text:
@@ -130,17 +59,6 @@ class Base64Text:
         """Nothing follows."""
         if self._rest:
             raise invalid(f"{self._field} is not valid base64: it is cut short, or its padding is missing")
-
-
-def after_blanks(data: bytes, position: int) -> int:
-    """Where `data` goes on after JSON's white space."""
-    return _end_of(_BLANKS, data, position)
-
-
-def _end_of(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:
-    """Where the match ends that begins at `position`, of a pattern that matches nothing, too."""
-    match = pattern.match(data, position)
-    return match.end() if match else position
 
 
 CHUNK_BYTES = 256 * KIB

@@ -20,7 +20,7 @@ from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES, Content, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
 from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, JobId, State
 from imagejobd.model.kind import Upload
-from imagejobd.model.text import shown
+from imagejobd.model.text import printable
 
 KIND = "dispatch"
 
@@ -111,7 +111,7 @@ class DispatchApi:
         if name.isascii() and name.isdecimal() and len(name) <= ID_MAX_CHARS:
             job = await self._intake.store.get_by_id(JobId(int(name)), tenant=tenant)
         if job is None or job.kind != KIND:
-            raise NotFound(f"no job with id: {shown(name)}")
+            raise NotFound(f"no job with id: {printable(name)}")
         return job
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import Permanent, invalid
-from imagejobd.model.text import shown
+from imagejobd.model.text import printable
 
 # What comes before the first boundary, and what after the last one. Nobody reads either.
 PREAMBLE_MAX_BYTES = EPILOGUE_MAX_BYTES = 64 * KIB
@@ -155,7 +155,7 @@ class _Framing:
         self._is_in_content = True
 
     def _cut_short(self) -> Permanent:
-        return malformed(f"it ends without the line {shown(self._delimiter.lstrip())}--")
+        return malformed(f"it ends without the line {printable(self._delimiter.lstrip())}--")
 
     def _take(self, size_bytes: int) -> bytes:
         chunk = bytes(self._left[:size_bytes])

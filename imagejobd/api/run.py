@@ -24,7 +24,7 @@ KIND = "run"
 PARTS_MAX = 32
 OTHER_PARTS_MAX_BYTES = 1024 * 1024
 REASON_MAX_CHARS = 1000
-ID_SHOWN_MAX_CHARS = 80
+ID_MAX_CHARS = 80
 
 FORM_HINT = "send a multipart/form-data body with the Dockerfile as its field named file"
 
@@ -93,7 +93,7 @@ class RunApi:
         job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
             raise NotFound(
-                f"Job with id {one_line(uuid[:ID_SHOWN_MAX_CHARS], ID_SHOWN_MAX_CHARS)} was not found",
+                f"Job with id {one_line(uuid[:ID_MAX_CHARS], ID_MAX_CHARS)} was not found",
             )
         return job
 

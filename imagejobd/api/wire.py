@@ -68,6 +68,8 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.STORAGE_FULL: HTTPStatus.INSUFFICIENT_STORAGE,
     ErrorCode.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
 }
+# What msgspec raises for a text that it cannot decode.
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 RETRY_AFTER_DEFAULT_S = 5.0
 BUSY_RETRY_AFTER_S = 10.0
 

@@ -19,8 +19,9 @@ from typing import Annotated, BinaryIO, TypeVar, cast
 import msgspec
 
 from imagejobd.archive.inflate import CHUNK_BYTES, Inflated, Stop, Stopped
-from imagejobd.archive.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Member, Members, read_sparse, shown
+from imagejobd.archive.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Member, Members, read_sparse
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.text import quoted
 
 # What file systems hold (NAME_MAX), and deeper than any real tree.
 DOCKERFILE = "Dockerfile"
@@ -57,16 +58,16 @@ class Tree:
         if not name or b"\0" in name:
             raise invalid(f"the tar has a member whose name is {'empty' if not name else 'cut by a NUL byte'}")
         if len(name) > self._max_name_bytes:
-            raise _too_large(f"the name {shown(name)} is {len(name)} bytes long", self._max_name_bytes)
+            raise _too_large(f"the name {quoted(name)} is {len(name)} bytes long", self._max_name_bytes)
         if name.startswith(b"/"):
-            raise invalid(f"{shown(name)} is an absolute name; pack the tar from within the folder")
+            raise invalid(f"{quoted(name)} is an absolute name; pack the tar from within the folder")
         path = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
         if b".." in path:
-            raise invalid(f"{shown(name)} leads out of the tar by '..'")
+            raise invalid(f"{quoted(name)} leads out of the tar by '..'")
         if len(path) > DEPTH_MAX:
-            raise _too_large(f"{shown(name)} is {len(path)} folders deep", DEPTH_MAX)
+            raise _too_large(f"{quoted(name)} is {len(path)} folders deep", DEPTH_MAX)
         if any(len(part) > COMPONENT_MAX_BYTES for part in path):
-            raise _too_large(f"{shown(name)} has a component that is too long for a file system", COMPONENT_MAX_BYTES)
+            raise _too_large(f"{quoted(name)} has a component that is too long for a file system", COMPONENT_MAX_BYTES)
         return path
 
     def add_directory(self, path: Components) -> bool:
@@ -126,7 +127,7 @@ def _not_below(path: Components, taken: Components, leaf: Leaf) -> Permanent:
 
 
 def _joined(path: Components) -> str:
-    return shown(b"/".join(path))
+    return quoted(b"/".join(path))
 
 
 def _too_large(what: str, limit: int) -> Permanent:
@@ -161,7 +162,7 @@ def decoded(document: bytes, kind: type[T], name: str) -> T:
         return msgspec.json.decode(document, type=kind)
     # Besides its own error, msgspec raises these for bytes that are not UTF-8 and for ten thousand nested brackets.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the image archive is damaged: {shown(name)} cannot be read: {error}") from None
+        raise invalid(f"the image archive is damaged: {quoted(name)} cannot be read: {error}") from None
 
 
 ENTRIES_MAX = 50_000
@@ -205,7 +206,7 @@ class Contents:
         """The file at `name`, through links within the archive. Raises `Permanent(invalid)` where there is none."""
         found = self.find(_path(name.encode(errors="surrogateescape"), b"", named_by))
         if found is None:
-            raise invalid(f"the image archive is damaged: {named_by} names {shown(name)}, which is not in it")
+            raise invalid(f"the image archive is damaged: {named_by} names {quoted(name)}, which is not in it")
         return found
 
     def find(self, path: bytes) -> File | None:
@@ -216,8 +217,8 @@ class Contents:
                 return self.files[path]
             if path not in self.links:
                 return None
-            path = _path(self.links[path], path.rpartition(b"/")[0], f"the symbolic link {shown(path)}")
-        raise invalid(f"the image archive has a chain of more than {LINKS_MAX} links at {shown(path)}")
+            path = _path(self.links[path], path.rpartition(b"/")[0], f"the symbolic link {quoted(path)}")
+        raise invalid(f"the image archive has a chain of more than {LINKS_MAX} links at {quoted(path)}")
 
     def _count_lookup(self) -> None:
         if self._stop():
@@ -244,9 +245,9 @@ class Contents:
             return found.document
         if found.size > DOCUMENT_MAX_BYTES:
             raise Permanent(
-                ErrorCode.TOO_LARGE, f"{shown(name)} has {found.size} bytes; the limit is {DOCUMENT_MAX_BYTES}"
+                ErrorCode.TOO_LARGE, f"{quoted(name)} has {found.size} bytes; the limit is {DOCUMENT_MAX_BYTES}"
             )
-        raise invalid(f"the image archive is damaged: {shown(name)} is not the JSON that belongs there")
+        raise invalid(f"the image archive is damaged: {quoted(name)} is not the JSON that belongs there")
 
 
 def survey(source: BinaryIO, *, max_bytes: int, stop: Stop) -> Contents:
@@ -291,7 +292,7 @@ class _Survey:
         elif member.type == HARD_LINK:
             self._hard_link(path, member)
         else:
-            raise invalid(f"{shown(member.name)} is a device or the like; an image archive holds files and links")
+            raise invalid(f"{quoted(member.name)} is a device or the like; an image archive holds files and links")
 
     def _kept_name(self, path: Components, target_bytes: int = 0) -> bytes:
         """What the file or link at `path` is kept under, accounted for with the target of a link."""
@@ -306,7 +307,7 @@ class _Survey:
         target = self._contents.files.get(b"/".join(self._tree.path(member.link)))
         if target is None:
             raise invalid(
-                f"the hard link {shown(member.name)} leads to {shown(member.link)}, which is no file before it"
+                f"the hard link {quoted(member.name)} leads to {quoted(member.link)}, which is no file before it"
             )
         self._tree.add(path, Leaf.FILE)
         self._contents.files[self._kept_name(path)] = target
@@ -333,7 +334,7 @@ class _Survey:
         except Permanent as fault:
             if fault.code is not ErrorCode.TOO_LARGE:
                 return ""
-            raise Permanent(fault.code, f"unpacking {shown(name)}: {fault.message}") from None
+            raise Permanent(fault.code, f"unpacking {quoted(name)}: {fault.message}") from None
         return f"sha256:{sha256.hexdigest()}"
 
     def _document(self, name: bytes, reader: "_Reader") -> bytes | None:
@@ -404,4 +405,4 @@ def _path(name: bytes, folder: bytes, named_by: str) -> bytes:
 
 
 def _leads_out(name: bytes, named_by: str) -> Permanent:
-    return invalid(f"the image archive is damaged: {named_by} names {shown(name)}, which is no path within it")
+    return invalid(f"the image archive is damaged: {named_by} names {quoted(name)}, which is no path within it")

@@ -33,10 +33,10 @@ from imagejobd.archive.tar import (
     parse_member,
     parse_pax_records,
     read_sparse,
-    shown,
 )
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.text import quoted
 
 DOCKERFILE_MODE = 0o644
 
@@ -114,8 +114,8 @@ class _Rewriter:
         elif member.type == HARD_LINK:
             self._hard_link(path, member)
         else:
-            what = _REFUSED_TYPES.get(member.type, f"of unknown type {shown(member.type)}")
-            raise invalid(f"{shown(member.name)} is {what}; a build context holds only files, directories and links")
+            what = _REFUSED_TYPES.get(member.type, f"of unknown type {quoted(member.type)}")
+            raise invalid(f"{quoted(member.name)} is {what}; a build context holds only files, directories and links")
 
     def _directory(self, path: Components, member: Member) -> None:
         if self._tree.add_directory(path):
@@ -149,7 +149,7 @@ class _Rewriter:
         target = self._tree.path(member.link)
         if self._tree.at(target) is not Leaf.FILE:
             raise invalid(
-                f"the hard link {shown(member.name)} leads to {shown(member.link)}, which is no file before it"
+                f"the hard link {quoted(member.name)} leads to {quoted(member.link)}, which is no file before it"
             )
         self._tree.add(path, Leaf.FILE)
         link = b"/".join(target)

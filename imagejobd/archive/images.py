@@ -22,8 +22,8 @@ import msgspec
 
 from imagejobd.archive.contents import Contents, Digest, File, decoded, survey
 from imagejobd.archive.inflate import Stop
-from imagejobd.archive.tar import shown
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.text import quoted
 
 LAYOUT = "oci-layout"
 INDEX = "index.json"
@@ -69,7 +69,7 @@ def check_layout(contents: Contents) -> int:
     """Check every blob; how many manifests there are. Raises `Permanent(invalid | too_large)` naming what is wrong."""
     version = decoded(contents.document(LAYOUT, named_by="the archive"), _Layout, LAYOUT).image_layout_version
     if not version.startswith("1."):
-        raise invalid(f"{LAYOUT} has version {shown(version)}; only 1 is known here")
+        raise invalid(f"{LAYOUT} has version {quoted(version)}; only 1 is known here")
     _check_names(contents)
     index = decoded(contents.document(INDEX, named_by=LAYOUT), _Index, INDEX)
     walk = _Walk(contents)
@@ -153,7 +153,7 @@ def _check_diff_ids(name: str, descriptors: list[_Descriptor], layers: list[File
         raise invalid(f"the image archive is damaged: {what}")
     for descriptor, layer, diff_id in zip(descriptors, layers, diff_ids, strict=True):
         if layer is not None and _LAYER_TYPE.fullmatch(descriptor.media_type) and layer.unpacked_digest != diff_id:
-            what = f"the layer {descriptor.digest} unpacks to {layer.unpacked_digest}; {shown(diff_id)} is expected"
+            what = f"the layer {descriptor.digest} unpacks to {layer.unpacked_digest}; {quoted(diff_id)} is expected"
             raise invalid(f"the image archive is damaged: {what}")
 
 
@@ -161,7 +161,7 @@ def _path(descriptor: _Descriptor) -> str:
     match = _DIGEST.fullmatch(descriptor.digest)
     if match is None:
         raise invalid(
-            f"the image archive has a descriptor with {shown(descriptor.digest)}; only sha256 digests are known"
+            f"the image archive has a descriptor with {quoted(descriptor.digest)}; only sha256 digests are known"
         )
     return f"blobs/sha256/{match[1]}"
 
@@ -194,15 +194,15 @@ def _check_image(contents: Contents, image: _Saved) -> None:
     digest = contents.file(image.config, named_by=MANIFEST).digest
     named = _NAMED_BY_DIGEST.fullmatch(image.config)
     if named and digest != f"sha256:{named[1]}":
-        raise invalid(f"the image archive is damaged: {shown(image.config)} has the digest {digest}")
+        raise invalid(f"the image archive is damaged: {quoted(image.config)} has the digest {digest}")
     layers = image.layers or []
     if len(layers) != len(diff_ids):
-        what = f"{MANIFEST} names {len(layers)} layers for {shown(image.config)}, which has {len(diff_ids)}"
+        what = f"{MANIFEST} names {len(layers)} layers for {quoted(image.config)}, which has {len(diff_ids)}"
         raise invalid(f"the image archive is damaged: {what}")
     for name, diff_id in zip(layers, diff_ids, strict=True):
         found = contents.file(name, named_by=MANIFEST).unpacked_digest
         if found != diff_id:
-            what = f"layer {shown(name)} has the digest {found}; {shown(diff_id)} is expected"
+            what = f"layer {quoted(name)} has the digest {found}; {quoted(diff_id)} is expected"
             raise invalid(f"the image archive is damaged: {what}")
 
 

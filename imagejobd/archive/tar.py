@@ -19,6 +19,7 @@ import msgspec
 from imagejobd.archive.inflate import Inflated
 from imagejobd.archive.sniff import looks_like
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.text import quoted
 
 BLOCK_BYTES = 512
 # One extended header: a PAX record set or a GNU long name. Both are held in memory.
@@ -28,7 +29,6 @@ HEADERS_PER_MEMBER_MAX = 8
 # Times, owners, extended attributes: a few dozen. Each takes time to read, and a mebibyte has room for 200,000.
 RECORDS_PER_HEADER_MAX = 1024
 SIZE_MAX_BYTES = 1 << 62
-SHOWN_MAX_CHARS = 256
 
 REGULAR = b"0"
 HARD_LINK = b"1"
@@ -72,11 +72,11 @@ class Members:
         self._data_left = 0
         self._padding = 0
         self._is_first = True
-        self._shown = ""
+        self._quoted_name = ""
 
     def __iter__(self) -> Iterator[Member]:
         while (member := self._next()) is not None:
-            self._shown = shown(member.name)
+            self._quoted_name = quoted(member.name)
             self._data_left = member.size
             self._padding = -member.size % BLOCK_BYTES
             yield member
@@ -87,7 +87,7 @@ class Members:
         while self._data_left:
             piece = self._stream.read_some(self._data_left)
             if not piece:
-                raise invalid(f"the tar is cut short within {self._shown}")
+                raise invalid(f"the tar is cut short within {self._quoted_name}")
             self._data_left -= len(piece)
             yield piece
 
@@ -95,7 +95,7 @@ class Members:
         """Exactly `count` bytes of the current member's data; raises `Permanent(invalid)` when it has fewer."""
         piece = self._stream.read(count) if count <= self._data_left else b""
         if len(piece) < count:
-            raise invalid(f"the tar is damaged: {self._shown} ends too early")
+            raise invalid(f"the tar is damaged: {self._quoted_name} ends too early")
         self._data_left -= count
         return piece
 
@@ -107,14 +107,14 @@ class Members:
         """One more block of an old GNU sparse map. Those stand before the data and are not counted in its size."""
         block = self._stream.read(BLOCK_BYTES)
         if len(block) < BLOCK_BYTES:
-            raise invalid(f"the tar is cut short within the sparse map of {self._shown}")
+            raise invalid(f"the tar is cut short within the sparse map of {self._quoted_name}")
         return block
 
     def _skip(self) -> None:
         for _ in self.data():
             pass
         if len(self._stream.read(self._padding)) < self._padding:
-            raise invalid(f"the tar is cut short after {self._shown}")
+            raise invalid(f"the tar is cut short after {self._quoted_name}")
 
     def _next(self) -> Member | None:
         extended: dict[bytes, bytes] = {}
@@ -155,7 +155,7 @@ class Members:
         if is_first:
             inside = f" inside the {self._stream.format} data" if self._stream.format else ""
             return f"this is not a tar{inside}: it looks like {looks_like(block + self._stream.read(BLOCK_BYTES))}"
-        after = f" after {self._shown}"
+        after = f" after {self._quoted_name}"
         is_whole = len(block) == BLOCK_BYTES
         return (
             f"the tar is damaged{after}: a header has a wrong checksum" if is_whole else f"the tar is cut short{after}"
@@ -172,12 +172,6 @@ class Members:
         if len(content) < padded:
             raise invalid("the tar is cut short within an extended header")
         return content[:size]
-
-
-def shown(name: bytes | str) -> str:
-    """A stranger's name for a message: quoted, bounded, and nothing unprintable in it."""
-    text = name if isinstance(name, str) else name.decode(errors="backslashreplace")
-    return repr(text if len(text) <= SHOWN_MAX_CHARS else text[:SHOWN_MAX_CHARS] + "…")
 
 
 def header_number(field: bytes, what: str) -> int:
@@ -270,7 +264,7 @@ def parse_pax_records(content: bytes) -> dict[bytes, bytes]:
 def _check_global(records: dict[bytes, bytes]) -> None:
     """Global headers (`git archive` writes its commit into one) must not rename or resize what follows."""
     if records:
-        raise invalid(f"the tar sets {shown(next(iter(records)))} for all members at once, which is not supported")
+        raise invalid(f"the tar sets {quoted(next(iter(records)))} for all members at once, which is not supported")
 
 
 EXTENTS_MAX = 65_536
@@ -318,7 +312,7 @@ def read_sparse(member: Member, members: Members) -> Sparse | None:
         found, map_size = _pax_1_0(member, members)
         data_size = member.size - map_size
     elif any(key.startswith(b"GNU.sparse.") for key in member.pax):
-        raise invalid(f"{shown(member.name)} is sparse in a form that is not supported; pack it without --sparse")
+        raise invalid(f"{quoted(member.name)} is sparse in a form that is not supported; pack it without --sparse")
     else:
         return None
     _check(found, data_size)
@@ -381,7 +375,7 @@ def _decimal(member: Member, digits: bytes) -> int:
 
 def _bound(member: Member, count: int) -> None:
     if count > EXTENTS_MAX:
-        what = f"{shown(member.name)} has a sparse map of more than {EXTENTS_MAX} entries"
+        what = f"{quoted(member.name)} has a sparse map of more than {EXTENTS_MAX} entries"
         raise Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit; pack it without --sparse")
 
 
@@ -397,4 +391,4 @@ def _check(sparse: Sparse, data_size: int) -> None:
 
 
 def _broken(name: bytes) -> Permanent:
-    return invalid(f"the tar is damaged: the sparse map of {shown(name)} is wrong")
+    return invalid(f"the tar is damaged: the sparse map of {quoted(name)} is wrong")

@@ -43,6 +43,7 @@ from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Permanent, Tempo
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.text import quoted
 
 # The engine takes no less memory or CPU. The other two leave room for what starts a container, of which runc 1.3 alone
 # has 24 files open, its init and a shell.
@@ -186,7 +187,7 @@ def _perf(metrics: Json) -> float:
         raise _Unusable("the object has no perf")
     perf = metrics["perf"]
     if isinstance(perf, bool) or not isinstance(perf, int | float):
-        raise _Unusable(f"perf is {_shown(perf)}, which is not a number")
+        raise _Unusable(f"perf is {quoted(msgspec.json.encode(perf), SHOWN_MAX_CHARS)}, which is not a number")
     return float(perf)
 
 
@@ -236,10 +237,6 @@ def _check_text(value: Json) -> None:
         msgspec.json.encode(value)
     except UnicodeEncodeError:
         raise _Unusable("a string in it holds half a surrogate pair") from None
-
-
-def _shown(value: Any) -> str:
-    return ascii(msgspec.json.encode(value)[:SHOWN_MAX_CHARS].decode(errors="ignore"))
 
 
 LOOKS = 2

@@ -1,13 +1,22 @@
-"""What strangers wrote, made fit to be shown: one line, printable, of bounded length."""
+"""What strangers wrote, made fit for messages and logs: it prints, and its length is bounded."""
 
-SHOWN_MAX_CHARS = 80
+PRINTABLE_MAX_CHARS = 80
+# What is quoted is a path as a rule.
+QUOTED_MAX_CHARS = 256
 
 
-def shown(text: str | bytes) -> str:
-    """What a stranger sent, fit to be shown: bounded, and without what does not print."""
+def printable(text: str | bytes, max_chars: int = PRINTABLE_MAX_CHARS) -> str:
+    """The beginning of `text`, with a question mark for what does not print."""
     if isinstance(text, bytes):
-        text = text[: 4 * SHOWN_MAX_CHARS].decode(errors="replace")
-    return "".join(char if char.isprintable() else "?" for char in text[:SHOWN_MAX_CHARS])
+        text = text[: 4 * max_chars].decode(errors="replace")
+    return "".join(char if char.isprintable() else "?" for char in text[:max_chars])
+
+
+def quoted(text: str | bytes, max_chars: int = QUOTED_MAX_CHARS) -> str:
+    """The beginning of `text` in quotes, with escapes for what does not print: it is clear where it ends."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="backslashreplace")
+    return repr(text if len(text) <= max_chars else text[:max_chars] + "…")
 
 
 def one_line(text: str, max_chars: int) -> str:

@@ -130,8 +130,8 @@ async def test_a_payload_is_pinned_no_longer_than_its_request(app: BareApp) -> N
 @pytest.mark.parametrize(
     ("body", "status", "code", "details", "error"),
     [
-        ("{", 400, 1, NOT_UNDERSTOOD, "ends too soon"),
-        ("", 400, 1, NOT_UNDERSTOOD, "ends too soon"),
+        ("{", 400, 1, NOT_UNDERSTOOD, "truncated"),
+        ("", 400, 1, NOT_UNDERSTOOD, "truncated"),
         ("[1]", 400, 1, NOT_UNDERSTOOD, "must be a JSON object"),
         (json.dumps(document(b"a", encoding="hex")), 400, 1, NOT_UNDERSTOOD, "encoding must be base64"),
         (json.dumps(document(b"a", content="Y")), 400, 1, NOT_UNDERSTOOD, "base64"),
@@ -143,8 +143,8 @@ async def test_a_payload_is_pinned_no_longer_than_its_request(app: BareApp) -> N
             f"MD5 hash sum is not valid passed: {'F' * 32}, calculated: {md5_of(b'a')}",
         ),
         (json.dumps(document(LARGE, MD5="")), 400, 2, "Error during md5 validation", "passed: , calculated: "),
-        (json.dumps(document(LARGE))[:-1], 400, 1, NOT_UNDERSTOOD, "ends too soon"),
-        (json.dumps(document(LARGE)) + "x", 400, 1, NOT_UNDERSTOOD, "follows"),
+        (json.dumps(document(LARGE))[:-1], 400, 1, NOT_UNDERSTOOD, "truncated"),
+        (json.dumps(document(LARGE)) + "x", 400, 1, NOT_UNDERSTOOD, "not valid JSON"),
         (json.dumps(document(bytes(PAYLOAD_MAX_BYTES + 1))), 413, 1, NOT_UNDERSTOOD, "payload_max_bytes"),
     ],
 )
