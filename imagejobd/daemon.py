@@ -24,7 +24,7 @@ from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.keys import load_keys
 from imagejobd.config import Config, ConfigError
 from imagejobd.dockerfile.policy import Policy
-from imagejobd.engine.base_images import Bases
+from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence, presence_loop
 from imagejobd.engine.tag_lease import TagLeases
@@ -123,7 +123,7 @@ async def serve(config: Config) -> int:
         )
         clock, gate = Clock(), EngineGate(engine.probe)
         leases = TagLeases(engine, store.engine.known)
-        bases = Bases(engine, leases, store.engine)
+        bases = BaseImages(engine, leases, store.engine)
         building = BuildTools(
             engine=engine,
             bases=bases,

@@ -32,13 +32,13 @@ from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.clock import now_ms
 from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.ownership import HELD_PATTERN, HELD_PREFIX, PulledBase, PulledBases, refuse_reserved
+from imagejobd.model.ownership import PIN_PATTERN, PIN_PREFIX, PulledBase, PulledBases, refuse_reserved
 from imagejobd.model.reference import ImageReference, normalize
 from imagejobd.model.secrets import Credentials
 
 _HUB = "docker.io/"
 # No text that was judged can name what some build holds a base under (`bases.py`).
-_ANY_HELD = re.compile(rf"{HELD_PATTERN}(?:@sha256:[0-9a-f]{{64}})?")
+_ANY_HELD = re.compile(rf"{PIN_PATTERN}(?:@sha256:[0-9a-f]{{64}})?")
 _OF_ANOTHER_BUILD = "a base of this build"
 # `[internal] load metadata for x`, `[stage 1/2] FROM x@sha256:…`, `FROM x` and `resolve image config for x`, which
 # fetches a frontend. What a user writes stands behind the bracket and the name of an instruction.
@@ -49,7 +49,7 @@ _RESOLVED = re.compile(
 )
 
 
-class HeldNames:
+class BaseNames:
     """`names` are the literal ones, each with what the user calls it."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
@@ -66,7 +66,7 @@ class HeldNames:
         name = image.removeprefix("docker-image://").removeprefix(_HUB).partition("@")[0]
         # What it shares it has resolved for this build, by the name here, in a step before.
         is_shared = (
-            match["metadata"] is None and match["frontend"] is None and re.fullmatch(HELD_PATTERN, name) is not None
+            match["metadata"] is None and match["frontend"] is None and re.fullmatch(PIN_PATTERN, name) is not None
         )
         if name not in self._names and not is_shared:
             raise Permanent(
@@ -101,14 +101,14 @@ _DAY_MS = 24 * 3600 * 1000
 log = structlog.get_logger("imagejobd.engine")
 
 
-class HeldBases(msgspec.Struct, frozen=True):
+class PinnedBases(msgspec.Struct, frozen=True):
     """The literal names of the bases, in the order in which they were wanted; and those that had to be pulled."""
 
     names: list[str]
     pulled: list[ImageReference]
 
 
-class Bases:
+class BaseImages:
     """Holds the bases of builds. One per engine; `leases` are shared with whoever pushes, and `records` outlast it."""
 
     def __init__(self, engine: Engine, leases: TagLeases, records: PulledBases) -> None:
@@ -117,7 +117,7 @@ class Bases:
         self._records = records
 
     @contextlib.asynccontextmanager
-    async def hold(
+    async def pin(
         self,
         wanted: Sequence[Wanted],
         *,
@@ -125,7 +125,7 @@ class Bases:
         policy: PullPolicy = "missing",
         credentials: Mapping[str, Credentials] | None = None,
         pulling: Pulling = lambda reference: contextlib.nullcontext(),
-    ) -> AsyncIterator[HeldBases]:
+    ) -> AsyncIterator[PinnedBases]:
         """Have every base in the engine, named below `repository`, for as long as the block lasts.
 
         `credentials` are by registry host; each pull is made inside of `pulling`. `never` pulls nothing and raises
@@ -133,7 +133,7 @@ class Bases:
         as `images.pull` and `pulling` do, and `Permanent(policy)` for a name of this service.
         """
         nonce = secrets.token_hex(_NONCE_BYTES)
-        held = HeldBases([], [])
+        held = PinnedBases([], [])
         grace_s: float | None = None
         try:
             for number, (reference, platform) in enumerate(wanted):
@@ -187,7 +187,7 @@ class Bases:
         unused_ms = now_ms() - base.used_ms
         if unused_ms <= settings.bases_keep_days * _DAY_MS and sum(kept_bytes.values()) <= settings.bases_keep_bytes:
             return
-        if not any(name.startswith(HELD_PREFIX) for name in found.tags or ()):
+        if not any(name.startswith(PIN_PREFIX) for name in found.tags or ()):
             await images.remove(self._engine, reference)
             await self._records.forget(base)
             log.info("removed an unused base", name=base.name, size_bytes=found.size_bytes)

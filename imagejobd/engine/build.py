@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.base_images import HeldNames
+from imagejobd.engine.base_images import BaseNames
 from imagejobd.engine.buildkit import BuildkitProgress
 from imagejobd.engine.classic import DOCKERFILE, ClassicProgress, classic_body, note_remains, remove_remains
 from imagejobd.engine.client import Engine
@@ -76,7 +76,7 @@ async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEv
     `Temporary(engine_unavailable)` when the engine goes away, and `Temporary(registry_unavailable | storage_full)`.
     """
     progress = BuildkitProgress() if request.builder == "buildkit" else ClassicProgress()
-    bases = HeldNames(request.bases)
+    bases = BaseNames(request.bases)
     try:
         async with contextlib.aclosing(_run(engine, request, progress)) as events:
             async for event in events:
