@@ -27,7 +27,6 @@ from imagejobd.engine.stream import (
     StepState,
     Tail,
     Transfer,
-    built_image,
 )
 from imagejobd.model.errors import ErrorCode, Permanent
 
@@ -204,7 +203,7 @@ class BuildkitProgress:
                 self._empty_records = 0
                 yield from self._trace(message.aux)
             elif message.id == IMAGE_ID:
-                self.image_id = built_image(message)
+                self.image_id = message.image_id()
         if self.is_stuck and self.image_id:
             yield BuildWarning(0, f"{_LOST}; the image is whole")
             yield from self._end_open("done")
@@ -281,7 +280,7 @@ class BuildkitProgress:
         state = _state(vertex)
         if state == "failed":
             self._failed = tracked
-        yield Step(tracked.number, tracked.name, state, _seconds(vertex), errors.shown(vertex.error) or None)
+        yield Step(tracked.number, tracked.name, state, _seconds(vertex), errors.public_text(vertex.error) or None)
 
     def _number(self, tracked: _Tracked) -> Iterator[BuildEvent]:
         if tracked.number == 0:

@@ -43,8 +43,6 @@ from imagejobd.engine.stream import (
     Step,
     StepState,
     Tail,
-    built_image,
-    transfer,
 )
 from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
 
@@ -91,9 +89,9 @@ class ClassicProgress:
             if message.stream:
                 yield from self._read_text(message.stream)
             elif message.aux:
-                self._image_id = built_image(message)
+                self._image_id = message.image_id()
             elif message.status:
-                yield transfer(message, self._number)
+                yield message.transfer(self._number)
         yield from self._flush()
         if self.image_id:
             yield from self._end("done")

@@ -20,7 +20,6 @@ from imagejobd.engine import images, sandbox
 from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.push import push
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent
@@ -145,7 +144,7 @@ async def test_a_denied_push_stays_denied(engine: PrivateEngine, private_registr
                 async with leases.turn(target), leases.lease(target):
                     await images.tag(client, BUSYBOX, target)
                     try:
-                        async with contextlib.aclosing(push(client, target, None)) as events:
+                        async with contextlib.aclosing(images.push(client, target, None)) as events:
                             async for _ in events:
                                 pass
                     finally:
