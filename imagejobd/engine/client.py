@@ -159,11 +159,8 @@ class Engine:
         version is common to both.
         """
         try:
-            options = {
-                "timeout": aiohttp.ClientTimeout(total=self.settings.connect_timeout_s),
-                "versioned_api": False,
-            }
-            async with self._open("GET", "version", options, errors.of_engine) as reply:
+            timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
+            async with self._open("GET", "version", errors.of_engine, timeout=timeout, versioned_api=False) as reply:
                 body = await _read_bounded(reply.content)
             self._info = _negotiated(_decoded("/version", body, _Version))
         except BaseException:
@@ -173,7 +170,7 @@ class Engine:
         return self._info
 
     async def probe(self) -> None:
-        """As `ping`, to be asked every few seconds: to tell their version, older engines start programs."""
+        """As `ping`, to be called every few seconds: to find out their version, older engines start programs."""
         await self.request("GET", "_ping", timeout_s=self.settings.connect_timeout_s)
 
     async def request(
@@ -196,8 +193,7 @@ class Engine:
         timeout = aiohttp.ClientTimeout(
             total=timeout_s or self.settings.request_timeout_s, sock_connect=self.settings.connect_timeout_s
         )
-        target = URL(path).with_query(params)
-        async with self._open(method, target, {"timeout": timeout, "data": body}, judge) as reply:
+        async with self._open(method, path, judge, params=params, data=body, timeout=timeout) as reply:
             return await _read_bounded(reply.content)
 
     async def request_json(
@@ -257,8 +253,7 @@ class Engine:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self.settings.connect_timeout_s, sock_read=idle_timeout_s
         )
-        options = {"timeout": timeout, "headers": headers, "data": body}
-        async with self._open(method, URL(path).with_query(params), options, judge) as reply:
+        async with self._open(method, path, judge, params=params, headers=headers, data=body, timeout=timeout) as reply:
             yield Reply(reply.headers, reply.content.iter_any())
 
     @asynccontextmanager
@@ -270,13 +265,12 @@ class Engine:
         Raises `Temporary(engine_unavailable)`, also when the time is over, and `Permanent` where the engine refuses.
         """
         await self._connect()
-        options = {
-            "timeout": aiohttp.ClientTimeout(sock_connect=self.settings.connect_timeout_s),
-            "headers": {"Connection": "Upgrade", "Upgrade": protocol, **headers},
-        }
+        headers = {"Connection": "Upgrade", "Upgrade": protocol, **headers}
+        timeout = aiohttp.ClientTimeout(sock_connect=self.settings.connect_timeout_s)
         judge = errors.of_engine
         with errors.translated(self.host, judge):
-            async with asyncio.timeout(timeout_s), self._open("POST", URL(path), options, judge) as reply:
+            opening = self._open("POST", path, judge, headers=headers, timeout=timeout)
+            async with asyncio.timeout(timeout_s), opening as reply:
                 if reply.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
                     raise judge(http.HTTPStatus.NOT_FOUND, f"{path} does not speak {protocol}")
                 yield Upgraded(reply)
@@ -287,14 +281,14 @@ class Engine:
 
     @asynccontextmanager
     async def _open(
-        self, method: str, target: str | URL, options: dict[str, Any], judge: errors.Judge
+        self, method: str, path: str, judge: errors.Judge, *, params: Params = (), **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        docker = self._aiodocker()
+        query = self._aiodocker()._query(URL(path).with_query(params), method, **options)
         try:
             with errors.translated(self.host, judge):
                 async with AsyncExitStack() as stack:
                     try:
-                        reply = await stack.enter_async_context(docker._query(target, method, **options))
+                        reply = await stack.enter_async_context(query)
                     except (ValueError, KeyError, TypeError) as error:
                         # aiodocker takes a refusal for the engine's, whoever may stand in front of it.
                         raise errors.unavailable(self.host, "what answers there is not an engine") from error

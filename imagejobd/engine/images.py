@@ -3,8 +3,8 @@
 Images are removed by name only, never by id or by force: identical builds share an id, and taking one job's name away
 must not take another's image. The engine drops an image itself when its last name goes.
 
-Whether a transfer worked is never told by its end: a pull has a last status, a push reports the digest that the
-registry has, and an exported tar has an end of its own. Every refusal, even by the registry, comes inside an HTTP 200.
+The end of a transfer does not say that it worked: a pull has a last status, a push reports the digest that the
+registry has, and a tar has an end of its own. Every refusal, even by the registry, comes inside an HTTP 200 answer.
 """
 
 import base64
@@ -176,7 +176,7 @@ async def push(
 
     Read it under `contextlib.aclosing`: closing it stops the upload. Raises `Permanent(denied)`,
     `Permanent(not_found)` for a tag that the engine does not have, `Permanent(push_failed)`,
-    `Temporary(registry_unavailable)` and `Temporary(engine_unavailable)`, also when no digest was told.
+    `Temporary(registry_unavailable)` and `Temporary(engine_unavailable)`, also when no digest was reported.
     """
     if reference.tag is None:
         raise invalid(f"cannot push {reference}: it has no tag")

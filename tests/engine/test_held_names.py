@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagejobd.engine.base_images import BaseNames
+from imagejobd.engine.build import BaseNames
 from imagejobd.engine.stream import Step
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.ownership import NO_INSTALLATION, pin_repository

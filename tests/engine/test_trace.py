@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.engine.buildkit import StatusResponse, VertexLog, decode_status
+from imagejobd.engine.buildkit import StatusResponse, VertexLog, VertexWarning, decode_status
 from imagejobd.engine.protobuf import MalformedRecord
 
 VERTEX_1 = "sha256:" + "1" * 64
@@ -74,11 +74,7 @@ def test_statuses_logs_and_warnings_are_read() -> None:
     status = decode_status(record)
     assert (status.statuses[0].id, status.statuses[0].current, status.statuses[0].total) == ("layer", 10, 20)
     assert status.logs == [VertexLog(VERTEX_1, False, b"out"), VertexLog(VERTEX_1, True, b"\xff")]
-    assert (status.warnings[0].short, status.warnings[0].details, status.warnings[0].url) == (
-        "short",
-        ("a", "b"),
-        "url",
-    )
+    assert status.warnings == [VertexWarning(VERTEX_1, "short\na\nb\nurl")]
 
 
 def test_fields_of_the_future_are_skipped() -> None:
