@@ -17,6 +17,7 @@ keeps itself.
 """
 
 import asyncio
+import errno
 import io
 import re
 import stat
@@ -228,10 +229,11 @@ async def remove_remains(engine: Engine) -> None:
 async def _blocks(context: Path, added: bytes) -> AsyncGenerator[bytes, None]:
     rest_bytes = context.stat().st_size - _TAR_END_BYTES
     with context.open("rb", buffering=0) as file:
-        while rest_bytes > 0:
-            block = await asyncio.to_thread(file.read, min(_BLOCK_BYTES, rest_bytes))
+        while rest_bytes > 0 and (block := await asyncio.to_thread(file.read, min(_BLOCK_BYTES, rest_bytes))):
             rest_bytes -= len(block)
             yield block
+    if rest_bytes > 0:
+        raise OSError(errno.EIO, f"the context ends {rest_bytes} bytes early")
     # The last of a name is the one that counts.
     yield added
 
