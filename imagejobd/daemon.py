@@ -25,7 +25,7 @@ from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.keys import load_keys
 from imagejobd.config import Config, ConfigError
 from imagejobd.dockerfile.policy import Policy
-from imagejobd.engine.base_images import Bases
+from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence, presence_loop
 from imagejobd.engine.tag_lease import TagLeases
@@ -114,7 +114,7 @@ async def serve(config: Config) -> int:
         registry = await _open_registry(stack, config, egress, names, circuits)
 
         leases = TagLeases(engine, store.engine.known)
-        bases = Bases(engine, leases, store.engine)
+        bases = BaseImages(engine, leases, store.engine)
         building = BuildTools(
             engine=engine,
             bases=bases,

@@ -1,24 +1,21 @@
-"""Building an image: one streamed request, for both of the engine's builders, told as events.
+"""Building an image: one streamed request, for both of the engine's builders, as events; and the build cache.
 
 The engine stops a build only when it notices that nobody reads the answer, so leaving `build` in any way closes it, and
-BuildKit is told besides. Bases are not pulled here (`bases.py` holds them), and no labels are put on images beyond the
-user's own: they would change the digest.
-
-The build cache. BuildKit keeps every context and layer until it is pruned; nothing else ever removes them.
+BuildKit is asked to cancel besides. Bases are not pulled here (`base_images.py` pins them), and no labels are put on
+images beyond the user's own: they would change the digest.
 """
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.base_images import HeldNames
 from imagejobd.engine.buildkit import BuildkitProgress
 from imagejobd.engine.classic import DOCKERFILE, ClassicProgress, classic_body, note_remains, remove_remains
 from imagejobd.engine.client import Engine
@@ -26,11 +23,12 @@ from imagejobd.engine.history import IMAGES_ARG, control
 from imagejobd.engine.protobuf import as_bytes, as_int, as_text, as_time, fields
 from imagejobd.engine.session import Entry, Folder, session
 from imagejobd.engine.settings import Builder, Network
-from imagejobd.engine.stream import BuildEvent, Built, messages
+from imagejobd.engine.stream import BuildEvent, Built, Step, messages
 from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.ownership import PIN_PATTERN
 
-# Between two blocks, and between two looks at whether it is over, of a build that tells nothing any more.
+# Between two blocks, and between two looks at whether it is over, of a build that reports nothing any more.
 STUCK_PAUSE_S = 0.1
 STUCK_LOOK_S = 2.0
 # How long the end of a cancelled build waits for the engine; the closed connection stops it anyway.
@@ -39,6 +37,21 @@ CANCEL_TIMEOUT_S = 0.7
 REMOVE_RETRY_S = 0.05
 
 _CACHE_NAMESPACE_ARG = "BUILDKIT_CACHE_MOUNT_NS"
+# How BuildKit calls what it took in of the folder of that name, which it uses as long as the build lasts.
+_DOCKERFILE_RECORD = "local source for dockerfile"
+_HUB = "docker.io/"
+# No text that was judged can name what some build has pinned (`base_images.py`).
+_ANY_PIN = re.compile(rf"{PIN_PATTERN}(?:@sha256:[0-9a-f]{{64}})?")
+_OF_ANOTHER_BUILD = "a base of this build"
+# `[internal] load metadata for x`, `[stage 1/2] FROM x@sha256:…`, `FROM x` and `resolve image config for x`, which
+# fetches a frontend. What a user writes stands behind the bracket and the name of an instruction.
+_RESOLVED = re.compile(
+    r"\[internal\] load metadata for (?P<metadata>\S+)|\[(?:[^\]]* )?\d+/\d+\] FROM (?P<stage>\S+).*"
+    r"|(?:\[[^\]]*\] )?FROM (?P<image>\S+).*|resolve image config for (?P<frontend>\S+)",
+    re.DOTALL,
+)
+
+_Progress = BuildkitProgress | ClassicProgress
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +59,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `context`: path of an uncompressed tar on this machine, of which `entries` are all members in the order of a walk.
     `dockerfile`: the text to build, whatever the context has of that name.
-    `build_id`: unique among the builds that go on, by which BuildKit is told to stop.
+    `build_id`: unique among the builds that go on; by it BuildKit is asked to cancel.
     `tags`: names for the result, with tag; none leaves it unnamed.
     `bases`: the literal names of the images that the Dockerfile names, each with what the user calls it.
     `cache_scope`: a name, of letters and digits, of those who share steps and cache mounts; "" is everybody.
@@ -68,6 +81,50 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_scope: str = ""
 
 
+class BaseNames:
+    """The literal names of a build's bases, each with what the user calls it: the only ones that it may resolve.
+
+    The Dockerfile that is sent names nothing else, so an image of another name means that the engine has read it in a
+    way of its own. BuildKit reports each image that it resolves as a step before it uses it. Where two builds at once
+    start from one image, BuildKit (from 23 on) does that once, and reports both by the name that one has given it.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        literal = "|".join(map(re.escape, names))
+        self._pattern = re.compile(rf"(?:docker\.io/)?({literal})(?:@sha256:[0-9a-f]{{64}})?") if names else None
+
+    def check(self, event: BuildEvent) -> None:
+        """Raise `Permanent(policy)` for a step that resolves an image which is none of them."""
+        match = _RESOLVED.fullmatch(event.name) if isinstance(event, Step) else None
+        if match is None:
+            return
+        image = next(filter(None, match.groups()))
+        name = image.removeprefix("docker-image://").removeprefix(_HUB).partition("@")[0]
+        # What builds share was resolved for this one, by the name here, in a step before.
+        is_shared = match["metadata"] is None and match["frontend"] is None and re.fullmatch(PIN_PATTERN, name)
+        if name not in self._names and not is_shared:
+            why = f"the engine resolves image {image[:200]}, which was not checked for this build"
+            raise Permanent(ErrorCode.POLICY, why)
+
+    def readable(self, event: BuildEvent) -> BuildEvent:
+        """The event with the user's own names; what a step prints stays as it is."""
+        if not isinstance(event, Step):
+            return event
+        error = event.error and self.translate(event.error)
+        return msgspec.structs.replace(event, name=self.translate(event.name), error=error)
+
+    def translate(self, text: str) -> str:
+        """`text` with the user's own names, and without those of other builds."""
+        if self._pattern:
+            text = self._pattern.sub(lambda match: self._names[match.group(1)], text)
+        return _ANY_PIN.sub(_OF_ANOTHER_BUILD, text)
+
+
+class _CacheReport(msgspec.Struct, frozen=True):
+    freed_bytes: int = msgspec.field(name="SpaceReclaimed", default=0)
+
+
 async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEvent, None]:
     """Build an image; the last event is `Built`.
 
@@ -76,7 +133,7 @@ async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEv
     `Temporary(engine_unavailable)` when the engine goes away, and `Temporary(registry_unavailable | storage_full)`.
     """
     progress = BuildkitProgress() if request.builder == "buildkit" else ClassicProgress()
-    bases = HeldNames(request.bases)
+    bases = BaseNames(request.bases)
     try:
         async with contextlib.aclosing(_run(engine, request, progress)) as events:
             async for event in events:
@@ -84,22 +141,32 @@ async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEv
                     bases.check(event)
                 yield bases.readable(event)
     except Permanent as fault:
-        fault = Permanent(fault.code, bases.replaced(fault.message))
+        fault = Permanent(fault.code, bases.translate(fault.message))
         explained = await _explained(engine, fault, progress.last_words())
         if isinstance(explained, Permanent):
             for event in progress.fail(fault.message):
                 yield event
         raise explained from fault
     if not progress.image_id:
-        raise errors.ended_early("the build told no image id")
+        raise errors.ended_early("the build named no image id")
     yield Built(progress.image_id)
 
 
-async def _run(
-    engine: Engine, request: BuildRequest, progress: BuildkitProgress | ClassicProgress
-) -> AsyncGenerator[BuildEvent, None]:
+async def prune_build_cache(engine: Engine, keep_bytes: int) -> int:
+    """Remove the least recently used records beyond `keep_bytes`; returns the bytes freed. What is in use stays.
+
+    BuildKit keeps every context and layer until then; nothing else ever removes them.
+    """
+    # The same by its name up to API 1.47 and by its name from 1.48 on; what an engine does not know it ignores.
+    params = [("keep-storage", str(keep_bytes)), ("reserved-space", str(keep_bytes)), ("all", "1")]
+    timeout_s = engine.settings.prune_timeout_s
+    report = await engine.request_json("POST", "build/prune", _CacheReport, params=params, timeout_s=timeout_s)
+    return report.freed_bytes
+
+
+async def _run(engine: Engine, request: BuildRequest, progress: _Progress) -> AsyncGenerator[BuildEvent, None]:
     began = datetime.now(UTC)
-    ending = _Ending(engine)
+    end_watch = _EndWatch(engine)
     try:
         async with _answer(engine, request) as blocks:
             async for batch in messages(blocks, errors.of_build):
@@ -108,7 +175,7 @@ async def _run(
                 if isinstance(progress, BuildkitProgress) and progress.is_stuck:
                     if progress.image_id:
                         break
-                    if await ending.is_over(progress.dockerfile_span):
+                    if await end_watch.is_over(progress.dockerfile_span):
                         raise progress.lost()
     except (asyncio.CancelledError, GeneratorExit):
         # The response is closed by now; a second cancellation must not cut short what makes sure of it.
@@ -126,7 +193,7 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
     in a tar they would be one, and what is copied of it would be what is built."""
     params = _params(request)
     async with contextlib.AsyncExitStack() as stack:
-        body: AsyncIterator[bytes] | None = None
+        body: AsyncGenerator[bytes, None] | None = None
         if request.builder == "buildkit":
             folders = {
                 "context": Folder(request.entries, request.context),
@@ -135,9 +202,8 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
             session_id = await stack.enter_async_context(session(engine, folders))
             params += [("remote", "client-session"), ("session", session_id)]
         else:
-            body = await stack.enter_async_context(
-                contextlib.aclosing(await classic_body(request.context, request.entries, request.dockerfile))
-            )
+            body = await classic_body(request.context, request.entries, request.dockerfile)
+            await stack.enter_async_context(contextlib.aclosing(body))
             params += [("dockerfile", DOCKERFILE)]
         yield await stack.enter_async_context(
             engine.stream(
@@ -151,41 +217,48 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
         )
 
 
-class _Ending:
-    """The end of a build that does not tell it (`BuildkitProgress.is_stuck`), as the build cache shows it."""
+class _EndWatch:
+    """Finds out from the build cache that a build is over which does not report it (`BuildkitProgress.is_stuck`)."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._next_look_s = 0.0
-        self._looks_in_vain = 0
+        self._idle_looks = 0
 
     async def is_over(self, dockerfile_span: tuple[float, float] | None) -> bool:
-        """To be asked at each block that comes: the stream is read slowly, for it is endless and mostly nothing."""
+        """To be asked at each block that comes: the stream is read slowly, for it is endless and mostly nothing.
+
+        A build goes on while a Dockerfile is in use that came in when its own did. What cannot be known counts as yes.
+        """
         await asyncio.sleep(STUCK_PAUSE_S)
         now_s = time.monotonic()
-        if now_s < self._next_look_s:
+        if now_s < self._next_look_s or dockerfile_span is None:
             return False
         self._next_look_s = now_s + STUCK_LOOK_S
-        self._looks_in_vain = 0 if await self._is_going_on(dockerfile_span) else self._looks_in_vain + 1
-        # Between the two looks the id of an image would have come.
-        return self._looks_in_vain > 1
-
-    async def _is_going_on(self, dockerfile_span: tuple[float, float] | None) -> bool:
-        """Whether a Dockerfile is in use that came in when this build's did. What cannot be known counts as yes."""
-        if dockerfile_span is None:
-            return True
+        first_s, last_s = dockerfile_span
         try:
-            times = await dockerfiles_in_use(self._engine)
+            is_going_on = any(first_s <= time_s <= last_s for time_s in await _dockerfile_times(self._engine))
         except Fault:
-            return True
-        first, last = dockerfile_span
-        return any(first <= time_s <= last for time_s in times)
+            is_going_on = True
+        self._idle_looks = 0 if is_going_on else self._idle_looks + 1
+        # Between the two looks the id of an image would have come.
+        return self._idle_looks > 1
 
 
-async def _stop(
-    engine: Engine, request: BuildRequest, progress: BuildkitProgress | ClassicProgress, began: datetime
-) -> None:
-    """Tell the engine to stop the build, besides closing its answer. Failing that is no error: the closing remains.
+async def _dockerfile_times(engine: Engine) -> list[float]:
+    """When the Dockerfiles of all builds that go on came in, in seconds since the epoch by the engine's clock."""
+    times: list[float] = []
+    async with control(engine) as service, contextlib.aclosing(service.call("DiskUsage")) as answers:
+        async for answer in answers:
+            # DiskUsageResponse: 1 is a UsageRecord, of which 3 is InUse, 6 CreatedAt, 9 the Description.
+            for record in (dict(fields(as_bytes(value))) for number, value in fields(answer) if number == 1):
+                if as_int(record.get(3, 0)) and as_text(record.get(9, b"")) == _DOCKERFILE_RECORD:
+                    times.append(as_time(record.get(6)) or 0.0)
+    return times
+
+
+async def _stop(engine: Engine, request: BuildRequest, progress: _Progress, began: datetime) -> None:
+    """Ask the engine to stop the build, besides closing its answer. Failing that is no error: the closing remains.
 
     BuildKit takes up to 2 s to notice a closed connection and 0.3 s to obey. The classic builder kills its container as
     it notices, but one that is just being started survives that kill (20.10) and would run on: it is removed here.
@@ -202,7 +275,7 @@ async def _stop(
             await asyncio.sleep(REMOVE_RETRY_S)
 
 
-async def _tidy(engine: Engine, progress: BuildkitProgress | ClassicProgress, began: datetime) -> None:
+async def _tidy(engine: Engine, progress: _Progress, began: datetime) -> None:
     """Remove what a build that has ended by itself has left; of an engine that went away the sweep does."""
     if isinstance(progress, ClassicProgress):
         note_remains(engine, progress, began=began, is_built=bool(progress.image_id))
@@ -242,8 +315,8 @@ def _params(request: BuildRequest) -> list[tuple[str, str]]:
     params += [
         ("version", "2" if is_buildkit else "1"),
         ("networkmode", request.network),
-        ("buildargs", _json(build_args)),
-        ("labels", _json(request.labels)),
+        ("buildargs", msgspec.json.encode(build_args).decode()),
+        ("labels", msgspec.json.encode(dict(request.labels)).decode()),
         # Without these the classic builder leaves the containers of its steps behind.
         ("rm", "1"),
         ("forcerm", "1"),
@@ -256,44 +329,3 @@ def _params(request: BuildRequest) -> list[tuple[str, str]]:
         "nocache": "1" if request.no_cache or (request.cache_scope and not is_buildkit) else "",
     }
     return params + [(name, value) for name, value in optional.items() if value]
-
-
-def _json(value: Mapping[str, str]) -> str:
-    return msgspec.json.encode(dict(value)).decode()
-
-
-# How BuildKit calls what it took in of the folder of that name, which it uses as long as the build lasts.
-_DOCKERFILE = "local source for dockerfile"
-
-
-class _Report(msgspec.Struct, frozen=True):
-    freed_bytes: int = msgspec.field(name="SpaceReclaimed", default=0)
-
-
-async def prune_build_cache(engine: Engine, keep_bytes: int) -> int:
-    """Remove the least recently used records beyond `keep_bytes`; returns the bytes freed. What is in use stays."""
-    # The same by its name up to API 1.47 and by its name from 1.48 on; what an engine does not know it ignores.
-    params = [("keep-storage", str(keep_bytes)), ("reserved-space", str(keep_bytes)), ("all", "1")]
-    report = await engine.request_json(
-        "POST",
-        "build/prune",
-        _Report,
-        params=params,
-        timeout_s=engine.settings.prune_timeout_s,
-    )
-    return report.freed_bytes
-
-
-async def dockerfiles_in_use(engine: Engine) -> list[float]:
-    """When the Dockerfiles of all builds that go on came in, in seconds since the epoch by the engine's clock.
-
-    Raises as `control` does.
-    """
-    times: list[float] = []
-    async with control(engine) as service, aclosing(service.call("DiskUsage")) as answers:
-        async for answer in answers:
-            # DiskUsageResponse: 1 is a UsageRecord, of which 3 is InUse, 6 CreatedAt, 9 the Description.
-            for record in (dict(fields(as_bytes(value))) for number, value in fields(answer) if number == 1):
-                if as_int(record.get(3, 0)) and as_text(record.get(9, b"")) == _DOCKERFILE:
-                    times.append(as_time(record.get(6)) or 0.0)
-    return times

@@ -1,14 +1,14 @@
-"""The connection to the engine. Every other module of this floor talks through `Engine`.
+"""The connection to the engine. Every other module of this package talks through `Engine`.
 
 aiodocker gives the transport and the errors; its image calls lack most of the build's options, leave a response open
 when the task is cancelled, and read JSON lines with a limit that BuildKit exceeds. So requests go through its `_query`
-with query strings of our own, and the response is closed on every way out: for the engine that is the sign to stop.
+with query strings of our own, and the response is always closed: for the engine that is the sign to stop.
 """
 
 import asyncio
 import http
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -117,7 +117,7 @@ class Engine:
     """One Docker Engine. Connects on first use, and again after the engine was restarted or upgraded."""
 
     def __init__(self, settings: EngineSettings, installation: str = NO_INSTALLATION) -> None:
-        """`installation` marks all that is made over this connection (`model/reserved.py`).
+        """`installation` marks all that is made over this connection (`model/ownership.py`).
 
         Raises `Permanent(invalid)` for a host that is no address of an engine.
         """
@@ -126,7 +126,7 @@ class Engine:
         self.host = settings.resolved_host()
         if not self.host.startswith(_SCHEMES):
             raise invalid(f"engine host {self.host!r} must start with one of {', '.join(_SCHEMES)}")
-        # What builds have left and nobody could remove yet (`classic_remains.py`), and when the build began.
+        # What builds have left and nobody could remove yet (`classic.py`), and when the build began.
         self.remains: dict[tuple[str, str], datetime] = {}
         self._connector: aiohttp.BaseConnector | None = None
         self._docker: Docker | None = None
@@ -159,7 +159,10 @@ class Engine:
         version is common to both.
         """
         try:
-            self._info = await self._asked()
+            timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
+            async with self._open("GET", "version", errors.of_engine, timeout=timeout, versioned_api=False) as reply:
+                body = await _read_bounded(reply.content)
+            self._info = _negotiated(_decoded("/version", body, _Version))
         except BaseException:
             self._info = None
             raise
@@ -167,16 +170,8 @@ class Engine:
         return self._info
 
     async def probe(self) -> None:
-        """As `ping`, for who asks every few seconds: to tell their version older engines start programs."""
+        """As `ping`, to be called every few seconds: to find out their version, older engines start programs."""
         await self.request("GET", "_ping", timeout_s=self.settings.connect_timeout_s)
-
-    async def _asked(self) -> EngineInfo:
-        timeout = aiohttp.ClientTimeout(total=self.settings.connect_timeout_s)
-        async with self._open(
-            "GET", "version", {"timeout": timeout, "versioned_api": False}, errors.of_engine
-        ) as reply:
-            body = await _read_bounded(reply.content)
-        return _negotiated(_decoded("/version", body, _Version))
 
     async def request(
         self,
@@ -198,8 +193,7 @@ class Engine:
         timeout = aiohttp.ClientTimeout(
             total=timeout_s or self.settings.request_timeout_s, sock_connect=self.settings.connect_timeout_s
         )
-        options = {"timeout": timeout, "data": body}
-        async with self._open(method, _target(path, params), options, judge) as reply:
+        async with self._open(method, path, judge, params=params, data=body, timeout=timeout) as reply:
             return await _read_bounded(reply.content)
 
     async def request_json(
@@ -217,8 +211,8 @@ class Engine:
 
         A body that is none is `Temporary(engine_unavailable)`; else it raises as `request` does.
         """
-        sent = None if body is None else msgspec.json.encode(body)
-        raw = await self.request(method, path, params=params, body=sent, judge=judge, timeout_s=timeout_s)
+        data = None if body is None else msgspec.json.encode(body)
+        raw = await self.request(method, path, params=params, body=data, judge=judge, timeout_s=timeout_s)
         return _decoded(path, raw, answer)
 
     @asynccontextmanager
@@ -252,15 +246,14 @@ class Engine:
     ) -> AsyncIterator[Reply]:
         """One request whose answer is read as it arrives; leaving the block closes the response.
 
-        `body` is sent as it comes. `idle_timeout_s` bounds the silence
-        between two blocks. Raises what `judge` makes of a refusal, and `Temporary(engine_unavailable)`.
+        `body` is sent as it comes. `idle_timeout_s` bounds the silence between two blocks. Raises what `judge` makes of
+        a refusal, and `Temporary(engine_unavailable)`.
         """
         await self._connect()
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self.settings.connect_timeout_s, sock_read=idle_timeout_s
         )
-        options = {"timeout": timeout, "headers": headers, "data": body}
-        async with self._open(method, _target(path, params), options, judge) as reply:
+        async with self._open(method, path, judge, params=params, headers=headers, data=body, timeout=timeout) as reply:
             yield Reply(reply.headers, reply.content.iter_any())
 
     @asynccontextmanager
@@ -272,13 +265,12 @@ class Engine:
         Raises `Temporary(engine_unavailable)`, also when the time is over, and `Permanent` where the engine refuses.
         """
         await self._connect()
-        options = {
-            "timeout": aiohttp.ClientTimeout(sock_connect=self.settings.connect_timeout_s),
-            "headers": {"Connection": "Upgrade", "Upgrade": protocol, **headers},
-        }
+        headers = {"Connection": "Upgrade", "Upgrade": protocol, **headers}
+        timeout = aiohttp.ClientTimeout(sock_connect=self.settings.connect_timeout_s)
         judge = errors.of_engine
         with errors.translated(self.host, judge):
-            async with asyncio.timeout(timeout_s), self._open("POST", _target(path, ()), options, judge) as reply:
+            opening = self._open("POST", path, judge, headers=headers, timeout=timeout)
+            async with asyncio.timeout(timeout_s), opening as reply:
                 if reply.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
                     raise judge(http.HTTPStatus.NOT_FOUND, f"{path} does not speak {protocol}")
                 yield Upgraded(reply)
@@ -289,26 +281,22 @@ class Engine:
 
     @asynccontextmanager
     async def _open(
-        self, method: str, target: str | URL, options: dict[str, Any], judge: errors.Judge
+        self, method: str, path: str, judge: errors.Judge, *, params: Params = (), **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        docker = self._aiodocker()
-        with self._renegotiating(), errors.translated(self.host, judge):
-            async with AsyncExitStack() as stack:
-                try:
-                    reply = await stack.enter_async_context(docker._query(target, method, **options))
-                except (ValueError, KeyError, TypeError) as error:
-                    # aiodocker takes a refusal for the engine's, whoever may stand in front of it.
-                    raise errors.unavailable(self.host, "what answers there is not an engine") from error
-                stack.callback(reply.close)
-                yield reply
-
-    @contextmanager
-    def _renegotiating(self) -> Iterator[None]:
-        """An engine that went away may come back upgraded: ask for its version again."""
+        query = self._aiodocker()._query(URL(path).with_query(params), method, **options)
         try:
-            yield
+            with errors.translated(self.host, judge):
+                async with AsyncExitStack() as stack:
+                    try:
+                        reply = await stack.enter_async_context(query)
+                    except (ValueError, KeyError, TypeError) as error:
+                        # aiodocker takes a refusal for the engine's, whoever may stand in front of it.
+                        raise errors.unavailable(self.host, "what answers there is not an engine") from error
+                    stack.callback(reply.close)
+                    yield reply
         except Temporary as fault:
             if fault.code is ErrorCode.ENGINE_UNAVAILABLE:
+                # An engine that went away may come back upgraded: ask for its version again.
                 self._info = None
             raise
 
@@ -324,19 +312,13 @@ class Engine:
         return self._docker
 
 
-def _target(path: str, params: Params) -> URL:
-    return URL(path).with_query(params)
-
-
 async def _read_bounded(content: aiohttp.StreamReader) -> bytes:
-    pieces: list[bytes] = []
-    room = BODY_MAX_BYTES
+    body = bytearray()
     async for block in content.iter_any():
-        pieces.append(block)
-        room -= len(block)
-        if room < 0:
+        body += block
+        if len(body) > BODY_MAX_BYTES:
             raise Permanent(ErrorCode.TOO_LARGE, f"the Docker Engine's answer is over {BODY_MAX_BYTES} bytes")
-    return b"".join(pieces)
+    return bytes(body)
 
 
 def _decoded(path: str, body: bytes, answer: type[T]) -> T:

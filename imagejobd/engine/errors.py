@@ -69,12 +69,12 @@ _BAD_IMAGE = re.compile(
     r"|not (?:a )?directory|too many levels of symbolic links|ids must be in range",
     re.IGNORECASE,
 )
-# … and when it is short of something itself, which the runtime tells in the same breath.
+# … and when it is short of something itself, which the runtime reports in the same text.
 _SHORT_OF = re.compile(
     r"resource temporarily unavailable|cannot allocate memory|too many open files|resource busy|deadline exceeded",
     re.IGNORECASE,
 )
-# The runtime's error as the user may read it: without the floors that handed it up.
+# Cut off the runtime's error: the names of the layers that passed it on.
 _RUNTIME_FRAME = re.compile(
     r"^.*(?:OCI runtime create failed|runc create failed|unable to start container process"
     r"|error during container init): |: unknown$",
@@ -88,7 +88,7 @@ _ENGINE_FOLDER = re.compile(
     r"""(?<![^\s:"'=(])/[^\s:"']*?/(?:overlay2/\w+(?:-init)?/(?:merged|diff)(?=/)|volumes/[^/\s:"']+/_data"""
     r"""|tmp/(?:buildkit-mount|docker-builder)\d+)"""
 )
-# What it says of limits and runtimes that are not its own to choose, nor the image's.
+# What it says of limits and runtimes, which neither it nor the image has chosen.
 _BAD_LIMIT = re.compile(
     r"(?:invalid argument: )?(?:minimum memory limit|range of CPUs|unknown(?: or invalid)? runtime)", re.IGNORECASE
 )
@@ -96,7 +96,7 @@ _BAD_LIMIT = re.compile(
 
 def of_engine(status: int, message: str) -> Fault:
     """A short request that the engine refused."""
-    text = shown(message)
+    text = public_text(message)
     if _DISK_FULL.search(message):
         return Temporary(ErrorCode.STORAGE_FULL, f"the Docker Engine's disk is full: {text}; free space there")
     is_leaving = _GOING_AWAY.search(message)
@@ -114,7 +114,7 @@ def of_engine(status: int, message: str) -> Fault:
 
 def of_build(status: int, message: str) -> Fault:
     """A build that ended without an image."""
-    text = shown(message)
+    text = public_text(message)
     if _EXITED.search(message):
         return Permanent(ErrorCode.BUILD_FAILED, text)
     if _GOING_AWAY.search(message) or (status >= 500 and not _BAD_BUILD.search(message)):
@@ -132,20 +132,20 @@ def of_build(status: int, message: str) -> Fault:
 def of_container(status: int, message: str) -> Fault:
     """A container that could not be made or started: for a reason of the image's own, or of the engine's."""
     if status < 500 and _BAD_LIMIT.match(message):
-        why = f"the Docker Engine refuses the limits of [kinds.run]: {shown(message)}; the operator has to change them"
-        return Permanent(ErrorCode.ENGINE_UNAVAILABLE, why)
+        why = f"the Docker Engine refuses the limits of [kinds.run]: {public_text(message)}"
+        return Permanent(ErrorCode.ENGINE_UNAVAILABLE, f"{why}; the operator has to change them")
     is_of_image = status in (400, 422) or (_BAD_IMAGE.search(message) and not _SHORT_OF.search(message))
     if not is_of_image or _GOING_AWAY.search(message) or _DISK_FULL.search(message):
         return of_engine(status, message)
     text = _RUNTIME_FRAME.sub("", message.strip())
-    return Permanent(ErrorCode.RUN_FAILED, f"the image cannot be run: {shown(text)}")
+    return Permanent(ErrorCode.RUN_FAILED, f"the image cannot be run: {public_text(text)}")
 
 
 def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
     """The judge of a pull or push: `doing` says which (`pushing host/app:1`), `otherwise` names what fits no rule."""
 
     def judge(status: int, message: str) -> Fault:
-        text = f"{doing}: {shown(message)}"
+        text = f"{doing}: {public_text(message)}"
         if _GOING_AWAY.search(message) or _DISK_FULL.search(message):
             return of_engine(status, message)
         if _DENIED.search(message):
@@ -179,6 +179,13 @@ def ended_early(what: str) -> Temporary:
     return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine's answer ended early: {what}", peer=ENGINE)
 
 
+def public_text(message: str) -> str:
+    """The engine's text as a user may read it: bounded, and without the engine's own folders."""
+    message = message.strip()
+    text = _ENGINE_FOLDER.sub("", message[:MESSAGE_MAX_CHARS])
+    return text if len(message) <= MESSAGE_MAX_CHARS else f"{text}…"
+
+
 @contextmanager
 def translated(host: str, judge: Judge) -> Iterator[None]:
     """Turn the libraries' errors of one call into ours. Cancellation and our own faults pass."""
@@ -200,10 +207,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | ConnectionError):
         return "it closed the connection before its answer was complete"
     return str(error) or type(error).__name__
-
-
-def shown(message: str) -> str:
-    """The engine's text as a user may read it: bounded, and without the engine's own folders."""
-    text = message.strip()
-    kept = _ENGINE_FOLDER.sub("", text[:MESSAGE_MAX_CHARS])
-    return kept if len(text) <= MESSAGE_MAX_CHARS else f"{kept}…"

@@ -1,7 +1,7 @@
 """Daemons beside each other on one engine: each notes there that it works, and sees who else does.
 
 A note is a volume without content, which the engine keeps through restarts of both. Its name holds a time, so that the
-note of a daemon that died counts for `ALIVE_FOR_S` at most. Nobody removes another's.
+note of a daemon that died counts for `ALIVE_FOR_S` at most. No daemon removes another's.
 """
 
 import asyncio
@@ -63,11 +63,11 @@ async def remove_note(engine: Engine, name: str) -> None:
 
 def working(engine: Engine, volumes: Iterable[MarkedVolume], now_s: float) -> set[str]:
     """The other installations whose notes among `volumes` are of now; a clock that was set makes none immortal."""
-    notes = [(match, volume) for volume in volumes if (match := _NOTE.fullmatch(volume.name))]
     return {
         match[1]
-        for match, volume in notes
-        if volume.label(INSTALLATION_LABEL) == match[1] != engine.installation
+        for volume in volumes
+        if (match := _NOTE.fullmatch(volume.name))
+        and volume.label(INSTALLATION_LABEL) == match[1] != engine.installation
         and abs(now_s - int(match[2])) < ALIVE_FOR_S
     }
 
@@ -89,11 +89,11 @@ class Presence:
     async def renew(self) -> None:
         """Note that this daemon works, and look who else does. Raises as `Engine.request` does."""
         now_s = self._clock()
-        own = f"{self._prefix}{int(now_s)}"
+        note = f"{self._prefix}{int(now_s)}"
         self._is_noted = True
-        await make_note(self._engine, own, {})
+        await make_note(self._engine, note, {})
         volumes = await list_volumes(self._engine, INSTALLATION_LABEL)
-        await self._remove_own(volumes, but=own)
+        await self._remove_notes(volumes, but=note)
         others = working(self._engine, volumes, now_s)
         for installation in sorted(others - self._others):
             log.warning(
@@ -111,15 +111,15 @@ class Presence:
             return
         try:
             async with asyncio.timeout(WITHDRAW_TIMEOUT_S):
-                await self._remove_own(await list_volumes(self._engine, INSTALLATION_LABEL))
+                await self._remove_notes(await list_volumes(self._engine, INSTALLATION_LABEL))
         except (Fault, TimeoutError) as error:
-            log.info("cannot tell the engine that this daemon stops", error=str(error))
+            log.info("cannot remove the note that this daemon works", error=str(error))
 
     @property
     def _prefix(self) -> str:
         return f"imagejobd-{self._engine.installation}-alive-"
 
-    async def _remove_own(self, volumes: Iterable[MarkedVolume], but: str = "") -> None:
+    async def _remove_notes(self, volumes: Iterable[MarkedVolume], but: str = "") -> None:
         for volume in volumes:
             if volume.name.startswith(self._prefix) and volume.name != but:
                 await remove_note(self._engine, volume.name)
@@ -131,7 +131,7 @@ async def presence_loop(presence: Presence) -> None:
         try:
             await presence.renew()
         except Fault:
-            # Who waits for the engine says so already.
+            # An engine that does not answer is in the log already.
             await asyncio.sleep(RENEW_RETRY_S)
         else:
             await asyncio.sleep(RENEW_EVERY_S)

@@ -1,29 +1,26 @@
-"""What a build, pull or push tells while it goes on, the same for both builders. How it looks is the reader's own.
+"""The engine's progress streams, one JSON value a line, and the events that builds, pulls and pushes make of them.
 
-The last words of a step, kept for the message that tells why it failed. Bounded; nothing else is remembered.
-
-The engine's progress streams: JSON values, one a line, as builds, pulls and pushes send them.
-
-Lines are split here and not by aiohttp, whose limit of 512 KiB a BuildKit trace line (≈1.4 MB) exceeds. A stream that
-ends says nothing about success: that needs a positive marker, which each caller knows.
-
-What pulls and pushes share: one streamed request on behalf of a user of a registry, told message by message.
+Lines are split here and not by aiohttp, whose limit of 512 KiB a BuildKit trace line (≈1.4 MB) exceeds. The end of a
+stream says nothing about success: that needs a positive marker, which each caller knows. Nothing here does I/O.
 """
 
-import base64
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Literal
 
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.client import Engine, Params
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.reference import HUB_HOST
-from imagejobd.model.secrets import Credentials
 
 StepState = Literal["started", "done", "cached", "failed", "cancelled"]
 OutputStream = Literal["out", "err"]
+
+# BuildKit batches its logs into messages of at most 16 MiB.
+LINE_MAX_BYTES = 24 * 1024**2
+TAIL_MAX_LINES = 10
+TAIL_MAX_BYTES = 2048
+# Enough for the characters that TAIL_MAX_BYTES may hold, with room to cut at the start of a line.
+_TAIL_MAX_CHARS = 2 * TAIL_MAX_BYTES
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -77,33 +74,6 @@ class Built(msgspec.Struct, frozen=True):
 BuildEvent = Step | Output | Transfer | BuildWarning | Built
 
 
-TAIL_MAX_LINES = 10
-TAIL_MAX_BYTES = 2048
-# Enough for the characters that TAIL_MAX_BYTES may hold, with room to cut at the start of a line.
-_KEPT_CHARS = 2 * TAIL_MAX_BYTES
-
-
-class Tail:
-    """Collects text piece by piece and answers with its last lines."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def add(self, text: str) -> None:
-        self._text = (self._text + text)[-_KEPT_CHARS:] if len(text) < _KEPT_CHARS else text[-_KEPT_CHARS:]
-
-    def lines(self) -> str:
-        """At most `TAIL_MAX_LINES` lines and `TAIL_MAX_BYTES` bytes of UTF-8; a longer line loses its beginning."""
-        kept = "\n".join(self._text.rstrip().splitlines()[-TAIL_MAX_LINES:])
-        return kept.encode()[-TAIL_MAX_BYTES:].decode(errors="ignore")
-
-
-# BuildKit batches its logs into messages of at most 16 MiB.
-LINE_MAX_BYTES = 24 * 1024**2
-
-
 class ProgressDetail(msgspec.Struct, frozen=True):
     """Bytes done of bytes in all; both 0 where the engine does not count."""
 
@@ -126,50 +96,65 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     error: str = ""
     error_detail: ErrorDetail | None = msgspec.field(name="errorDetail", default=None)
 
-    @property
-    def failure(self) -> str:
-        """The error's text: `errorDetail` first, because Engine 28 deprecates `error`; empty when it is none."""
-        return (self.error_detail.message if self.error_detail else "") or self.error
+    def transfer(self, step: int = 0) -> Transfer:
+        """The event of a message that says how far a part has come."""
+        detail = self.detail or ProgressDetail()
+        return Transfer(step, self.id, self.status, detail.current, detail.total)
+
+    def image_id(self) -> str:
+        """The image id in a build's `aux`; empty when it holds something else."""
+        try:
+            return _image_decoder.decode(self.aux).id
+        except msgspec.ValidationError:
+            return ""
 
 
 class _Image(msgspec.Struct, frozen=True):
     id: str = msgspec.field(name="ID", default="")
 
 
-_decoder = msgspec.json.Decoder(Message)
+_message_decoder = msgspec.json.Decoder(Message)
 _image_decoder = msgspec.json.Decoder(_Image)
+
+
+class Tail:
+    """The last lines of what a step printed, for the message that says why it failed; nothing else is remembered."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def add(self, text: str) -> None:
+        self._text = (self._text + text)[-_TAIL_MAX_CHARS:] if len(text) < _TAIL_MAX_CHARS else text[-_TAIL_MAX_CHARS:]
+
+    def lines(self) -> str:
+        """At most `TAIL_MAX_LINES` lines and `TAIL_MAX_BYTES` bytes of UTF-8; a longer line loses its beginning."""
+        lines = "\n".join(self._text.rstrip().splitlines()[-TAIL_MAX_LINES:])
+        return lines.encode()[-TAIL_MAX_BYTES:].decode(errors="ignore")
 
 
 async def messages(blocks: AsyncIterable[bytes], judge: errors.Judge) -> AsyncIterator[list[Message]]:
     """The messages of a stream, as many at a time as arrived together.
 
-    An error inside the stream is raised as what `judge` makes of it, after the messages before it were given.
+    An error inside the stream is raised as what `judge` makes of it, after the messages before it were given: the text
+    of `errorDetail` first, because Engine 28 deprecates `error`.
     """
     async for lines in split_lines(blocks):
         batch: list[Message] = []
         for line in lines:
             if not line or line.isspace():
                 continue
-            message = _decode(line)
+            try:
+                message = _message_decoder.decode(line)
+            except errors.UNDECODABLE as error:
+                raise errors.ended_early(f"a progress line is cut or no JSON ({error})") from error
             if message.error_detail is not None or message.error:
                 yield batch
-                raise judge(errors.IN_BAND, message.failure)
+                detail = message.error_detail or ErrorDetail()
+                raise judge(errors.IN_BAND, detail.message or message.error)
             batch.append(message)
         yield batch
-
-
-def transfer(message: Message, step: int = 0) -> Transfer:
-    """The event of a message that tells how far a part has come."""
-    detail = message.detail or ProgressDetail()
-    return Transfer(step, message.id, message.status, detail.current, detail.total)
-
-
-def built_image(message: Message) -> str:
-    """The image id in a build's `aux`; empty when it holds something else."""
-    try:
-        return _image_decoder.decode(message.aux).id
-    except msgspec.ValidationError:
-        return ""
 
 
 async def split_lines(blocks: AsyncIterable[bytes], max_bytes: int = LINE_MAX_BYTES) -> AsyncIterator[list[bytes]]:
@@ -178,68 +163,16 @@ async def split_lines(blocks: AsyncIterable[bytes], max_bytes: int = LINE_MAX_BY
     Raises `Permanent(too_large)` for a line over `max_bytes`.
     """
     pieces: list[bytes] = []
-    held_bytes = 0
+    pieces_bytes = 0
     async for block in blocks:
         *complete, rest = block.split(b"\n")
         if complete:
             complete[0] = b"".join([*pieces, complete[0]])
-            pieces, held_bytes = [], 0
+            pieces, pieces_bytes = [], 0
             yield complete
         pieces.append(rest)
-        held_bytes += len(rest)
-        if held_bytes > max_bytes:
+        pieces_bytes += len(rest)
+        if pieces_bytes > max_bytes:
             raise Permanent(ErrorCode.TOO_LARGE, f"the Docker Engine sent a progress line of over {max_bytes} bytes")
-    if held_bytes:
+    if pieces_bytes:
         yield [b"".join(pieces)]
-
-
-def _decode(line: bytes) -> Message:
-    try:
-        return _decoder.decode(line)
-    except errors.UNDECODABLE as error:
-        raise errors.ended_early(f"a progress line is cut or no JSON ({error})") from error
-
-
-async def registry_messages(
-    engine: Engine, path: str, params: Params, *, host: str, credentials: Credentials | None, judge: errors.Judge
-) -> AsyncGenerator[Message, None]:
-    """All messages of the pull or push that a POST to `path` starts, with `credentials` for the registry `host`.
-
-    Read it under `contextlib.aclosing`: closing it ends the transfer. Raises what `judge` makes of a refusal, and
-    `Temporary(engine_unavailable)`, also after `idle_timeout_s` of silence.
-    """
-    async with engine.stream(
-        path,
-        params=params,
-        headers=registry_auth(host, credentials),
-        judge=judge,
-        idle_timeout_s=engine.settings.idle_timeout_s,
-    ) as blocks:
-        async for batch in messages(blocks, judge):
-            for message in batch:
-                yield message
-
-
-# The name under which the engine, for historical reasons, looks for the Hub's credentials.
-_HUB_SERVER = "https://index.docker.io/v1/"
-
-
-def registry_auth(host: str, credentials: Credentials | None) -> dict[str, str]:
-    """`X-Registry-Auth` for one pull or push; without credentials it says anonymous."""
-    return {"X-Registry-Auth": _encoded(_entry(host, credentials) if credentials else {})}
-
-
-def _entry(host: str, credentials: Credentials) -> dict[str, str]:
-    return {
-        "username": credentials.username,
-        "password": credentials.password.reveal(),
-        "serveraddress": _server(host),
-    }
-
-
-def _server(host: str) -> str:
-    return _HUB_SERVER if host == HUB_HOST else host
-
-
-def _encoded(value: object) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(value)).decode()

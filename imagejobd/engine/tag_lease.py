@@ -2,8 +2,8 @@
 
 A push needs the user's tag on the image that was built, and a pull with a login puts a tag on what not everybody may
 read, while the engine shows every tag to everybody. So whoever moves one has it for himself meanwhile: nobody takes it
-for a base, and it is put back in any case. That outlives a crash, because a volume without content, which the engine
-keeps as it keeps images, notes each lease for as long as it lasts.
+for a base, and it is restored in any case, also after a crash: a volume without content, which the engine keeps as it
+keeps images, notes each lease for as long as it lasts.
 
 Other daemons on the engine see these notes too. Of two that want one tag at once, each of which has its note there
 before it looks for the other's, at least one gives way, and tries again later.
@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from typing import Self
 
 import msgspec
 import structlog
@@ -33,8 +33,8 @@ _IMAGE_LABEL = "imagejobd.tag-image"
 _NAME_HEX_DIGITS = 40
 # Stands for the image of a lease that ends before its tag was moved; no image has this id.
 _UNMOVED = "unmoved"
-# How long a lessee that is cancelled waits for its tag to be put back; then that is the sweep's.
-GIVE_BACK_TIMEOUT_S = 0.5
+# How long a lessee that is cancelled waits for its tag to be restored; after that the sweep does it.
+RESTORE_TIMEOUT_S = 0.5
 
 log = structlog.get_logger("imagejobd.engine")
 
@@ -42,10 +42,9 @@ log = structlog.get_logger("imagejobd.engine")
 Known = Callable[[Collection[str]], Awaitable[set[str]]]
 
 
-class _Note(msgspec.Struct, frozen=True):
-    """A lease as a volume has it. `image_id` is what the tag names meanwhile, "" where only the lessee will know.
-
-    `installation` is empty in a note that an earlier version has left.
+class TagLease(msgspec.Struct, frozen=True):
+    """A lease as a volume notes it: `reference` names `image_id` meanwhile ("" where only the lessee will know), and
+    `before_id` before and after ("" for none). `installation` is empty in a note that an earlier version has left.
     """
 
     installation: str
@@ -54,11 +53,11 @@ class _Note(msgspec.Struct, frozen=True):
     image_id: str
 
     @classmethod
-    def of(cls, volume: MarkedVolume) -> "_Note | None":
-        """The note that a volume is; name and labels must agree."""
+    def of(cls, volume: MarkedVolume) -> Self | None:
+        """The lease that a volume notes; name and labels must agree."""
         labels = (INSTALLATION_LABEL, LABEL, _BEFORE_LABEL, _IMAGE_LABEL)
-        note = cls(*(volume.label(label) for label in labels))
-        return note if note.reference and note.volume == volume.name else None
+        lease = cls(*(volume.label(label) for label in labels))
+        return lease if lease.reference and lease.volume == volume.name else None
 
     @property
     def volume(self) -> str:
@@ -78,16 +77,15 @@ class _Note(msgspec.Struct, frozen=True):
 
 
 class TagLeases:
-    """All leases of this process. One per engine. `known` tells which jobs are this installation's."""
+    """All leases of this process. One per engine. `known` says which jobs are this installation's."""
 
     def __init__(self, engine: Engine, known: Known) -> None:
         self._engine = engine
         self._known = known
         self._turns = KeyedLock()
-        # Leases that ended while the engine could not be asked to put the tag back.
-        self._overdue: dict[str, _Note] = {}
-        self._active: Counter[str] = Counter()
-        self._repositories: Counter[str] = Counter()
+        self._active: set[str] = set()
+        # Leases that ended while the engine could not be asked to restore the tag.
+        self._overdue: dict[str, TagLease] = {}
         self._has_swept = False
         self._sweeping = asyncio.Lock()
 
@@ -100,8 +98,8 @@ class TagLeases:
         await self._sweep_notes()
         name = str(reference)
         async with self._turns.take(name):
-            if note := self._overdue.get(name):
-                await self._restore(note)
+            if lease := self._overdue.get(name):
+                await self._restore(lease)
             await self._check_unleased(reference)
             yield
 
@@ -110,27 +108,28 @@ class TagLeases:
         """Move the tag within the block; the caller has the `turn`. Afterwards it names what it did before.
 
         `image_id` is the image that it will name, where that is known: then a tag that somebody else has moved
-        meanwhile is left alone. What cannot be put back now is put back later, and until then nobody gets the turn.
+        meanwhile is left alone. What cannot be restored now is restored later, and until then nobody gets the turn.
         Raises `Temporary(conflict)` for a tag that another daemon leases at the same time.
         """
         before = await images.find(self._engine, reference)
-        note = _Note(self._engine.installation, str(reference), before.id if before else "", image_id)
-        self._repositories[reference.repository] += 1
-        self._active[note.volume] += 1
+        lease = TagLease(self._engine.installation, str(reference), before.id if before else "", image_id)
+        # What another daemon has moved is not restored here.
+        ending = msgspec.structs.replace(lease, image_id=_UNMOVED)
         grace_s: float | None = None
-        # What another daemon has moved is not put back here.
-        ending = msgspec.structs.replace(note, image_id=_UNMOVED)
+        self._active.add(lease.reference)
         try:
-            await make_note(self._engine, note.volume, note.labels)
-            await self.check_unmoved(reference, note.before_id)
-            ending = note
+            await make_note(self._engine, lease.volume, lease.labels)
+            await self.check_unmoved(reference, lease.before_id)
+            ending = lease
             yield
         except (asyncio.CancelledError, GeneratorExit):
-            grace_s = GIVE_BACK_TIMEOUT_S
+            grace_s = RESTORE_TIMEOUT_S
             raise
         finally:
-            # A cancelled build gives its tags back too.
-            await uninterrupted(self._end(ending, reference), grace_s=grace_s)
+            self._overdue[lease.reference] = ending
+            self._active.discard(lease.reference)
+            # A cancelled build restores its tags too.
+            await uninterrupted(self._release(ending), grace_s=grace_s)
 
     def is_taken(self, reference: ImageReference) -> bool:
         """Whether somebody here has the turn, and may have moved the tag."""
@@ -138,77 +137,70 @@ class TagLeases:
 
     def is_leased(self, repository: str) -> bool:
         """Whether some tag of the repository names another image at the moment, as digests of it may do then."""
-        return self._repositories[repository] > 0 or any(
-            ImageReference.parse(name, default_tag=None).repository == repository for name in self._overdue
-        )
+        names = (*self._active, *self._overdue)
+        return any(ImageReference.parse(name, default_tag=None).repository == repository for name in names)
 
     async def check_unmoved(self, reference: ImageReference, image_id: str) -> None:
         """Raise `Temporary(conflict)` where the name means another image by now ("" is none), or another daemon has
         leased it."""
         await self._check_unleased(reference)
-        found = await images.find(self._engine, reference)
-        if (found.id if found else "") != image_id:
+        image = await images.find(self._engine, reference)
+        if (image.id if image else "") != image_id:
             raise Temporary(ErrorCode.CONFLICT, f"somebody else has moved {reference} in the engine meanwhile")
 
     async def sweep(self) -> None:
-        """Put back what a crash, or an engine that was away, has left. Raises `Temporary`."""
+        """Restore what a crash, or an engine that was away, has left. Raises `Temporary`."""
         await self._sweep_notes()
-        for name, note in list(self._overdue.items()):
+        for name, lease in list(self._overdue.items()):
             async with self._turns.take(name):
-                if self._overdue.get(name) is note:
+                if self._overdue.get(name) is lease:
                     try:
-                        await self._restore(note)
+                        await self._restore(lease)
                     except Permanent as fault:
-                        log.warning("cannot put a tag back", tag=name, error=fault.message)
+                        log.warning("cannot restore a tag", tag=name, error=fault.message)
 
     async def _check_unleased(self, reference: ImageReference) -> None:
-        """The notes of daemons that no longer work count for nothing: theirs to put back are the tags."""
+        """The notes of daemons that no longer work count for nothing: they restore their tags themselves."""
         volumes = await list_volumes(self._engine, INSTALLATION_LABEL)
         others = working(self._engine, volumes, time.time())
-        for note in filter(None, map(_Note.of, volumes)):
-            if note.installation in others and note.covers(reference):
-                why = f"another daemon on this Docker Engine ({note.installation}) has moved {note.reference}"
+        for lease in filter(None, map(TagLease.of, volumes)):
+            if lease.installation in others and lease.covers(reference):
+                why = f"another daemon on this Docker Engine ({lease.installation}) has moved {lease.reference}"
                 raise Temporary(ErrorCode.CONFLICT, f"{why} for a push or pull of its own, and {reference} has to wait")
 
-    async def _end(self, note: _Note, reference: ImageReference) -> None:
-        self._overdue[note.reference] = note
-        self._active[note.volume] -= 1
+    async def _release(self, lease: TagLease) -> None:
         try:
-            await self._restore(note)
+            await self._restore(lease)
         except Fault as fault:
             # The caller's own end is what counts: it may be the fault that brought it here.
-            log.warning("cannot put a tag back yet", tag=note.reference, error=fault.message)
-        finally:
-            self._repositories[reference.repository] -= 1
+            log.warning("cannot restore a tag yet", tag=lease.reference, error=fault.message)
 
-    async def _restore(self, note: _Note) -> None:
-        reference = ImageReference.parse(note.reference, default_tag=None)
-        now = await images.find(self._engine, reference)
-        if now is not None and now.id != note.before_id and note.image_id in ("", now.id):
+    async def _restore(self, lease: TagLease) -> None:
+        reference = ImageReference.parse(lease.reference, default_tag=None)
+        image = await images.find(self._engine, reference)
+        if image is not None and image.id != lease.before_id and lease.image_id in ("", image.id):
             # Removed before it is moved back: with a repository's last tag the engine forgets its digests, too.
             await images.remove(self._engine, reference)
-            if note.before_id and reference.tag and await images.inspect(self._engine, note.before_id) is not None:
-                await images.tag(self._engine, note.before_id, reference)
-        await remove_note(self._engine, note.volume)
-        self._overdue.pop(note.reference, None)
+            if lease.before_id and reference.tag and await images.inspect(self._engine, lease.before_id) is not None:
+                await images.tag(self._engine, lease.before_id, reference)
+        await remove_note(self._engine, lease.volume)
+        self._overdue.pop(lease.reference, None)
 
     async def _sweep_notes(self) -> None:
         """Once: every note that comes after it is one of this process."""
-        if self._has_swept:
-            return
         async with self._sweeping:
             if self._has_swept:
                 return
-            for note in filter(None, map(_Note.of, await list_volumes(self._engine, LABEL))):
-                if not self._active[note.volume] and await self._is_ours(note):
-                    log.info("putting back a tag that a crash left", tag=note.reference)
-                    await self._restore(note)
+            for lease in filter(None, map(TagLease.of, await list_volumes(self._engine, LABEL))):
+                if lease.reference not in self._active and await self._is_ours(lease):
+                    log.info("restoring a tag that a crash left", tag=lease.reference)
+                    await self._restore(lease)
             self._has_swept = True
 
-    async def _is_ours(self, note: _Note) -> bool:
+    async def _is_ours(self, lease: TagLease) -> bool:
         """One of an earlier version is where the image under the tag is a result or a base of a job of ours."""
-        if note.installation:
-            return note.installation == self._engine.installation
-        found = await images.find(self._engine, ImageReference.parse(note.reference, default_tag=None))
-        owners = [owner_of_repository(name.rpartition(":")[0]) for name in (found.tags if found else None) or ()]
+        if lease.installation:
+            return lease.installation == self._engine.installation
+        image = await images.find(self._engine, ImageReference.parse(lease.reference, default_tag=None))
+        owners = [owner_of_repository(name.rpartition(":")[0]) for name in (image.tags if image else None) or ()]
         return bool(await self._known({owner.uuid for owner in owners if owner and not owner.installation}))

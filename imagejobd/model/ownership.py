@@ -25,8 +25,8 @@ from imagejobd.model.reference import HUB_HOST, ImageReference
 JOB_PREFIX = "imagejobd/"
 # Where the bases that a job holds are named: a registry that refuses every connection at once. The containerd image
 # store asks a name's registry before it takes the image that it has, and would tell the Hub of each build.
-HELD_HOST = "127.0.0.1:1"
-HELD_PREFIX = f"{HELD_HOST}/{JOB_PREFIX}"
+PIN_HOST = "127.0.0.1:1"
+PIN_PREFIX = f"{PIN_HOST}/{JOB_PREFIX}"
 # Labels of images and of the containers that are made from them.
 LABEL_PREFIX = "imagejobd."
 INSTALLATION_LABEL = f"{LABEL_PREFIX}installation"
@@ -35,10 +35,10 @@ NO_INSTALLATION = "0" * 12
 
 _INSTALLATION = r"[0-9a-f]{12}"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_REPOSITORY = re.compile(rf"(?:{re.escape(HELD_HOST)}/)?{JOB_PREFIX}(?:({_INSTALLATION})/)?({_UUID})")
+_REPOSITORY = re.compile(rf"(?:{re.escape(PIN_HOST)}/)?{JOB_PREFIX}(?:({_INSTALLATION})/)?({_UUID})")
 _RESOURCE = re.compile(rf"imagejobd-(?:({_INSTALLATION})-)?({_UUID})-\d+(?:-[a-z]+[0-9]*)?")
 # What some build, of any installation, holds a base under.
-HELD_PATTERN = rf"{re.escape(HELD_PREFIX)}(?:{_INSTALLATION}/)?{_UUID}:base-[0-9a-f]{{32}}-[0-9]+"
+PIN_PATTERN = rf"{re.escape(PIN_PREFIX)}(?:{_INSTALLATION}/)?{_UUID}:base-[0-9a-f]{{32}}-[0-9]+"
 
 
 class Owner(NamedTuple):
@@ -54,20 +54,20 @@ def job_repository(installation: str, uuid: str) -> str:
     return f"{JOB_PREFIX}{installation}/{uuid}"
 
 
-def held_repository(installation: str, uuid: str) -> str:
+def pin_repository(installation: str, uuid: str) -> str:
     """The one that holds the bases of a job's builds."""
-    return f"{HELD_PREFIX}{installation}/{uuid}"
+    return f"{PIN_PREFIX}{installation}/{uuid}"
 
 
 def repositories_of(installation: str, uuid: str) -> tuple[str, ...]:
     """All that may hold something of a job, those of earlier versions too."""
-    own = job_repository(installation, uuid), held_repository(installation, uuid)
-    return *own, f"{JOB_PREFIX}{uuid}", f"{HELD_PREFIX}{uuid}"
+    own = job_repository(installation, uuid), pin_repository(installation, uuid)
+    return *own, f"{JOB_PREFIX}{uuid}", f"{PIN_PREFIX}{uuid}"
 
 
 def repository_patterns(installation: str) -> tuple[str, ...]:
     """Match the repositories of all jobs of an installation and of earlier versions, where `*` is no slash."""
-    return tuple(f"{prefix}{part}*" for prefix in (JOB_PREFIX, HELD_PREFIX) for part in (f"{installation}/", ""))
+    return tuple(f"{prefix}{part}*" for prefix in (JOB_PREFIX, PIN_PREFIX) for part in (f"{installation}/", ""))
 
 
 def owner_of_repository(repository: str) -> Owner | None:
@@ -93,7 +93,7 @@ def _owner(pattern: re.Pattern[str], name: str) -> Owner | None:
 def refuse_reserved(what: str, reference: ImageReference) -> None:
     """Raises `Permanent(policy)` for a reserved repository; `what` says in the message what it was meant to be."""
     is_job = reference.host == HUB_HOST and reference.path.startswith(JOB_PREFIX)
-    if is_job or reference.host == HELD_HOST:
+    if is_job or reference.host == PIN_HOST:
         raise Permanent(ErrorCode.POLICY, f"{what} {reference}: names like this are reserved for the service itself")
 
 

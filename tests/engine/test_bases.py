@@ -16,7 +16,7 @@ from harness.engine import PrivateEngine
 from harness.holdings import holdings
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images
-from imagejobd.engine.base_images import Bases, HeldBases, PullPolicy
+from imagejobd.engine.base_images import BaseImages, PinnedBases, PullPolicy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence
 from imagejobd.engine.settings import EngineSettings
@@ -24,7 +24,7 @@ from imagejobd.engine.stream import Built
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import uuid7
-from imagejobd.model.ownership import NO_INSTALLATION, held_repository
+from imagejobd.model.ownership import NO_INSTALLATION, pin_repository
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 
@@ -35,7 +35,7 @@ class Holder:
     def __init__(self, engine: Engine) -> None:
         self.leases = TagLeases(engine, nobody_known)
         self.records = RememberedBases()
-        self.bases = Bases(engine, self.leases, self.records)
+        self.bases = BaseImages(engine, self.leases, self.records)
 
     def hold(
         self,
@@ -44,10 +44,10 @@ class Holder:
         *,
         policy: PullPolicy = "missing",
         credentials: Mapping[str, Credentials] | None = None,
-    ) -> AbstractAsyncContextManager[HeldBases]:
-        return self.bases.hold(
+    ) -> AbstractAsyncContextManager[PinnedBases]:
+        return self.bases.pin(
             [(reference, platform)],
-            repository=held_repository(NO_INSTALLATION, uuid7()),
+            repository=pin_repository(NO_INSTALLATION, uuid7()),
             policy=policy,
             credentials=credentials,
         )

@@ -17,15 +17,14 @@ from harness.processes import processes, unique_seconds
 from harness.proxy import FaultProxy, StallResponse
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images, sandbox
-from imagejobd.engine.base_images import Bases
+from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.push import push
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import uuid7
-from imagejobd.model.ownership import NO_INSTALLATION, held_repository
+from imagejobd.model.ownership import NO_INSTALLATION, pin_repository
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 
@@ -45,11 +44,11 @@ async def cancelled(task: asyncio.Task[Any]) -> float:
 
 async def test_a_build_is_cancelled(client: Engine, engine: PrivateEngine, builder: str, tmp_path: Path) -> None:
     """Its bases are given up later, too."""
-    sleep, bases = unique_seconds(), Bases(client, TagLeases(client, nobody_known), RememberedBases())
-    repository = held_repository(NO_INSTALLATION, uuid7())
+    sleep, bases = unique_seconds(), BaseImages(client, TagLeases(client, nobody_known), RememberedBases())
+    repository = pin_repository(NO_INSTALLATION, uuid7())
 
     async def build() -> None:
-        async with bases.hold([(ImageReference.parse(BUSYBOX), "")], repository=repository) as held:
+        async with bases.pin([(ImageReference.parse(BUSYBOX), "")], repository=repository) as held:
             text = f"FROM {held.names[0]}\nRUN sleep {sleep}\n"
             await run(client, request(tmp_path, builder, text, bases={held.names[0]: BUSYBOX}))
 
@@ -71,7 +70,7 @@ async def test_a_pull_with_a_login_is_cancelled(
 ) -> None:
     """The tag is put back by the next sweep, if the engine has not carried out what it was asked before."""
     leases = TagLeases(client, nobody_known)
-    bases = Bases(client, leases, RememberedBases())
+    bases = BaseImages(client, leases, RememberedBases())
     login = {private_registry.host: Credentials(USERNAME, Secret(PASSWORD))}
     base = ImageReference.parse(publish_busybox(engine, private_registry, f"hang{uuid7()}", "v1"))
     is_held = asyncio.Event()
@@ -88,8 +87,8 @@ async def test_a_pull_with_a_login_is_cancelled(
         assert await cancelled(task) < CLEANED_UP_S
     await leases.sweep()
     assert await images.find(client, base) is None
-    repository = held_repository(NO_INSTALLATION, uuid7())
-    async with bases.hold([(base, "")], repository=repository, credentials=login) as held:
+    repository = pin_repository(NO_INSTALLATION, uuid7())
+    async with bases.pin([(base, "")], repository=repository, credentials=login) as held:
         assert held.pulled == [base]
 
 
@@ -116,14 +115,14 @@ async def test_who_waits_for_anothers_pull_is_cancelled(
     client: Engine, engine: PrivateEngine, registry: Registry
 ) -> None:
     """The pull itself goes on for the one who makes it."""
-    bases = Bases(client, TagLeases(client, nobody_known), RememberedBases())
+    bases = BaseImages(client, TagLeases(client, nobody_known), RememberedBases())
     with FaultProxy(registry.host) as proxy:
         proxy.add("GET|HEAD", ".*/manifests/.*", StallResponse(), times=1)
         published = ImageReference.parse(publish_busybox(engine, registry, f"hang{uuid7()}", "v1"))
         base = ImageReference.parse(f"{proxy.host}/{published.path}:v1")
 
         async def hold() -> int:
-            async with bases.hold([(base, "")], repository=held_repository(NO_INSTALLATION, uuid7())) as held:
+            async with bases.pin([(base, "")], repository=pin_repository(NO_INSTALLATION, uuid7())) as held:
                 return len(held.pulled)
 
         first, second = asyncio.create_task(hold()), asyncio.create_task(hold())
@@ -145,7 +144,7 @@ async def test_a_denied_push_stays_denied(engine: PrivateEngine, private_registr
                 async with leases.turn(target), leases.lease(target):
                     await images.tag(client, BUSYBOX, target)
                     try:
-                        async with contextlib.aclosing(push(client, target, None)) as events:
+                        async with contextlib.aclosing(images.push(client, target, None)) as events:
                             async for _ in events:
                                 pass
                     finally:

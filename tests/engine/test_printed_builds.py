@@ -20,7 +20,7 @@ from harness.building import RememberedBases, nobody_known
 from harness.engine import PrivateEngine
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine import images
-from imagejobd.engine.base_images import Bases
+from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
 from imagejobd.engine.images import export
 from imagejobd.engine.stream import Built
@@ -151,7 +151,7 @@ async def test_what_is_printed_builds_what_was_written(client: Engine, engine: P
     for base in BASES:
         mark = f"FROM {BUSYBOX}\nLABEL base={base}\nCOPY mark /\n"
         await run(client, request(tmp_path, "buildkit", mark, {"mark": base.encode()}, tags=(base,)))
-    bases = Bases(client, TagLeases(client, nobody_known), RememberedBases())
+    bases = BaseImages(client, TagLeases(client, nobody_known), RememberedBases())
     knows_heredocs = (await client.ping()).knows_heredocs("buildkit")
     policy, compared = Policy(), 0
     for seed in range(FILES):
@@ -161,7 +161,7 @@ async def test_what_is_printed_builds_what_was_written(client: Engine, engine: P
         except Permanent:
             continue
         wanted = plan.images()
-        async with bases.hold(
+        async with bases.pin(
             [(base.reference, base.platform or "") for base in wanted],
             repository=f"imagejobd/{uuid7()}",
             policy="never",

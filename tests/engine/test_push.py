@@ -11,7 +11,6 @@ from harness.base_image import BUSYBOX
 from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.push import Pushed, push
 from imagejobd.engine.stream import Transfer
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import uuid7
@@ -24,10 +23,10 @@ DIGEST = "sha256:" + "a" * 64
 HERE = ImageReference.parse("127.0.0.1:1/app:v1")
 
 
-async def pushed(client: Engine, reference: ImageReference, credentials: Credentials | None) -> Pushed:
-    async with aclosing(push(client, reference, credentials)) as events:
+async def pushed(client: Engine, reference: ImageReference, credentials: Credentials | None) -> images.Pushed:
+    async with aclosing(images.push(client, reference, credentials)) as events:
         seen = [event async for event in events]
-    assert isinstance(seen[-1], Pushed)
+    assert isinstance(seen[-1], images.Pushed)
     assert all(isinstance(event, Transfer) for event in seen[:-1])
     return seen[-1]
 
@@ -120,7 +119,7 @@ async def test_a_reference_without_tag_is_refused(client: Engine) -> None:
 async def test_the_digest_is_read_from_either_place(tmp_path: Path, line: str) -> None:
     """The containerd image store tells it in the status text only."""
     async with fake_engine(tmp_path, lines(line, '{"aux":{"manifestPushedInsteadOfIndex":true}}')) as client:
-        assert await pushed(client, HERE, None) == Pushed(DIGEST, 739)
+        assert await pushed(client, HERE, None) == images.Pushed(DIGEST, 739)
 
 
 @pytest.mark.parametrize("line", ['{"status":"done"}', f'{{"status":"v2: digest: {DIGEST} size: 739"}}'])

@@ -16,7 +16,7 @@ from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
-from imagejobd.model.ownership import HELD_PREFIX
+from imagejobd.model.ownership import PIN_PREFIX
 
 CRASHES_MAX = 3
 
@@ -128,7 +128,7 @@ def test_private_base_after_a_crash(engine: PrivateEngine, private_registry: Reg
         owner = b.build(f"{image}:1", f"FROM {base}\nRUN sleep {seconds}\n", **LOGIN)
         until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
         b.daemon.kill()
-        held = [name for name in leftovers(b) if name.startswith(HELD_PREFIX)]
+        held = [name for name in leftovers(b) if name.startswith(PIN_PREFIX)]
         assert held
         assert base not in leftovers(b)
         b.daemon.start()

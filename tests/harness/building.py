@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from imagejobd.dockerfile.policy import Policy
-from imagejobd.engine.base_images import Bases
+from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.jobs.shared.access import EngineEgress
@@ -53,7 +53,7 @@ def building_tools(
     leases = TagLeases(engine, nobody_known)
     return BuildTools(
         engine=engine,
-        bases=Bases(engine, leases, RememberedBases()),
+        bases=BaseImages(engine, leases, RememberedBases()),
         leases=leases,
         known=nobody_known,
         registry=registry,

@@ -26,7 +26,7 @@ from harness.proxy import FaultProxy, StallRequest
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 from harness.waiting import until
-from imagejobd.model.ownership import held_repository, job_repository
+from imagejobd.model.ownership import job_repository, pin_repository
 
 LOGIN = {"username": USERNAME, "password": PASSWORD}
 # What could not be removed at once goes with the next sweep, a minute later.
@@ -157,7 +157,7 @@ def start(box: DispatchBox, one: Tenant, private: FaultProxy, registry: Registry
     image_id = engine.docker("inspect", "--format", "{{.Id}}", f"{job_repository(own, pushing)}:1")
     base_id, by_digest = names_in_engine(engine, registry, f"{registry.host}/team/base:1")
     digest = by_digest.partition("@")[2]
-    held = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", held_repository(own, building)).split()
+    held = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", pin_repository(own, building)).split()
     names = {
         "job": job_repository(own, pushing),
         "image_id": image_id,
@@ -171,7 +171,7 @@ def start(box: DispatchBox, one: Tenant, private: FaultProxy, registry: Registry
         "elsewhere": f"{everybodys.rpartition(':')[0]}@{digest}",
         "base_id": base_id,
         "base_short": base_id.removeprefix("sha256:")[:12],
-        "held": held[0] if held else f"{held_repository(own, building)}:base-0",
+        "held": held[0] if held else f"{pin_repository(own, building)}:base-0",
     }
     return Theirs(building, pushing, in_vain, names)
 

@@ -14,7 +14,7 @@ from imagejobd.archive import dockerfile_context, index
 from imagejobd.dockerfile import Base, Plan
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine import images
-from imagejobd.engine.base_images import Bases, PullPolicy
+from imagejobd.engine.base_images import BaseImages, PullPolicy
 from imagejobd.engine.build import BuildRequest, build
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import Network
@@ -27,7 +27,7 @@ from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import OPERATOR, uuid7
 from imagejobd.model.kind import JobContext
-from imagejobd.model.ownership import held_repository, job_repository
+from imagejobd.model.ownership import job_repository, pin_repository
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.client import RegistryClient
@@ -39,7 +39,7 @@ class BuildTools(msgspec.Struct, frozen=True, kw_only=True):
     """One set for all kinds that build; stateless but for what the adapters hold."""
 
     engine: Engine
-    bases: Bases
+    bases: BaseImages
     registry: RegistryClient
     egress: EngineEgress
     blobs: ContentStore
@@ -197,9 +197,9 @@ async def _hold(
     """Have `bases` in the engine until the `stack` is left; the literal name of each."""
     wanted = [(base.reference, base.platform or options.platform) for base in bases]
     held = await stack.enter_async_context(
-        tools.bases.hold(
+        tools.bases.pin(
             wanted,
-            repository=held_repository(tools.engine.installation, ctx.job.uuid),
+            repository=pin_repository(tools.engine.installation, ctx.job.uuid),
             policy=options.pull,
             credentials=access.credentials_at(base.reference.host for base in bases),
             pulling=access.pull,

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from imagejobd.engine import images
-from imagejobd.engine.base_images import Bases
+from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.build import prune_build_cache
 from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
@@ -70,7 +70,7 @@ async def purge(tools: BuildTools, uuid: str) -> None:
 PRUNE_EVERY_S = 1800.0
 
 
-async def build_cache_loop(engine: Engine, bases: Bases) -> None:
+async def build_cache_loop(engine: Engine, bases: BaseImages) -> None:
     """Prune now and every half hour; running builds keep what they use."""
     while True:
         try:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from imagejobd.engine import images
-from imagejobd.engine.push import Pushed, push
 from imagejobd.engine.stream import Transfer
 from imagejobd.jobs.shared.access import RegistryAccess
 from imagejobd.jobs.shared.build import BuildTools, BuiltImage
@@ -69,12 +68,12 @@ async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) 
 async def _push(tools: BuildTools, ctx: JobContext, reference: ImageReference, access: RegistryAccess) -> str:
     await ctx.log(f"pushing {reference}\n")
     credentials = access.credentials(reference.host)
-    async with access.contact(reference.host), aclosing(push(tools.engine, reference, credentials)) as events:
+    async with access.contact(reference.host), aclosing(images.push(tools.engine, reference, credentials)) as events:
         async for event in events:
             match event:
                 case Transfer():
                     ctx.progress(layer=event.name, status=event.status, current=event.current, total=event.total)
-                case Pushed():
+                case images.Pushed():
                     await ctx.log(f"pushed {reference} digest: {event.digest} size: {event.size}\n")
                     return event.digest
     raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the push of {reference} ended without a digest", peer=ENGINE)

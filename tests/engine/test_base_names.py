@@ -2,15 +2,15 @@
 
 import pytest
 
-from imagejobd.engine.base_images import HeldNames
+from imagejobd.engine.build import BaseNames
 from imagejobd.engine.stream import Step
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.ownership import NO_INSTALLATION, held_repository
+from imagejobd.model.ownership import NO_INSTALLATION, pin_repository
 
-OWN = f"{held_repository(NO_INSTALLATION, '01a1ff5e-df24-7b9d-83a3-f6962c5b17b1')}:base-{'a' * 32}-0"
-OTHER = f"{held_repository(NO_INSTALLATION, '01a1ff5e-df8e-7d4a-9d43-3a078d3ddcb6')}:base-{'b' * 32}-0"
+OWN = f"{pin_repository(NO_INSTALLATION, '01a1ff5e-df24-7b9d-83a3-f6962c5b17b1')}:base-{'a' * 32}-0"
+OTHER = f"{pin_repository(NO_INSTALLATION, '01a1ff5e-df8e-7d4a-9d43-3a078d3ddcb6')}:base-{'b' * 32}-0"
 DIGEST = "sha256:" + "0" * 64
-NAMES = HeldNames({OWN: "busybox:1"})
+NAMES = BaseNames({OWN: "busybox:1"})
 
 
 def step(name: str) -> Step:
