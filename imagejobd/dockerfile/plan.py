@@ -178,9 +178,9 @@ def _check_reads_back(literal: Iterable[Instruction], text: str) -> None:
         read = parse(text).instructions
     except Permanent as fault:
         raise SyntaxFault(1, f"the file {_UNPRINTABLE}: {fault.message}") from None
-    for meant, found in zip_longest(literal, read):
-        if not (meant and found and _content(meant) == _content(found)):
-            where = meant or found
+    for meant, actual in zip_longest(literal, read):
+        if not (meant and actual and _content(meant) == _content(actual)):
+            where = meant or actual
             raise SyntaxFault(where.first_line, f"{where.name}: it {_UNPRINTABLE}")
 
 

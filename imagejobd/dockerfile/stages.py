@@ -194,7 +194,8 @@ class Bases:
             stage = self.stages[index]
             triggered = [] if stage.base is None else self._triggered(stage.base)
             for name, instruction in triggered:
-                if name != SCRATCH and self.resolve(index, name) is None:
+                # A number is looked at below: it may have too many digits to be read here.
+                if name != SCRATCH and not is_number(name) and self.resolve(index, name) is None:
                     hint = f"name a stage with FROM {name[:64]} AS …, and use that name"
                     raise _fault(instruction, f"from={name[:64]}: the trigger acts in this file, on an image; {hint}")
             named = [*triggered, *_named(stage.instructions)]
