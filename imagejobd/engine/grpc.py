@@ -246,14 +246,15 @@ class Server:
         task.add_done_callback(lambda _: self._calls.pop(call.stream))
 
     async def _run(self, call: Call, handler: Handler) -> None:
+        status, reason = OK, ""
         try:
-            await handler(call)
-        except StatusError as error:
-            self._finish(call, error.status, str(error))
+            try:
+                await handler(call)
+            except StatusError as error:
+                status, reason = error.status, str(error)
+            self._finish(call, status, reason)
         except (ProtocolError, *errors.BROKEN):
             return  # The connection is at its end, which the reading of it finds too.
-        else:
-            self._finish(call, OK, "")
 
     def _finish(self, call: Call, status: int, reason: str) -> None:
         trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
