@@ -1,17 +1,13 @@
-r"""How much work the expansions of one Dockerfile may be.
+r"""Words of a Dockerfile: splitting, quoting and variable expansion as BuildKit does them, with a bound on the work.
 
-Each of them is bounded, but thousands of words with hundreds of patterns each took minutes for one Dockerfile.
+Only in part the rules of a shell: `frontend/dockerfile/shell/lex.go` is the specification, and each method of `_Lex` is
+one of its functions, so that a heredoc or a base image is never read otherwise than by the engine. Every length and
+depth is bounded, because ARGs may refer to ARGs and double with each line; and so are the steps that all expansions of
+one Dockerfile take together: thousands of words with hundreds of patterns each took minutes. No environment is read.
 
-The patterns of `${x#p}`, `${x%p}` and `${x/p/r}`: `*` any run, `?` any character, `\` takes the next one as it is.
-
-Matched by stepping a set of positions along the text, in time linear in it: with a backtracking regular expression
-a hostile pattern takes years. What a whole Dockerfile may take is counted in `Steps`.
-
-Words of a Dockerfile: splitting, quoting and variable expansion as BuildKit does them.
-
-Only in part the rules of a shell: `frontend/dockerfile/shell/lex.go` is the specification, and each method here is one
-of its functions, so that a heredoc or a base image is never read otherwise than by the engine. Every length and depth
-is bounded, because ARGs may refer to ARGs and double with each line. Nothing here reads an environment.
+The patterns of `${x#p}`, `${x%p}` and `${x/p/r}`: `*` any run, `?` any character, `\` takes the next one as it is. They
+are matched by stepping a set of positions along the text, in time linear in it: with a backtracking regular expression
+a hostile pattern takes years.
 """
 
 import re
@@ -19,139 +15,27 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 STEPS_MAX = 200_000
-
-
-class Steps:
-    """Counts characters read and positions tried, from `STEPS_MAX` down."""
-
-    def __init__(self) -> None:
-        self._left = STEPS_MAX
-
-    def spend(self, count: int) -> None:
-        """Raises `ValueError` once there are none left."""
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"the variables and quotes of this Dockerfile take more than {STEPS_MAX} steps to expand")
-
-
-PATTERN_MAX_CHARS = 64
-VALUE_MAX_CHARS = 512
-# What it takes to make a pattern ready, however short it is.
-_PATTERN_STEPS = 16
-
-_TOKEN = re.compile(r"\\.|[^\\]", re.DOTALL)
-
-
-class _Pattern:
-    """`pattern` compiled to bit masks: bit `i` of a state says that the first `i` tokens have matched."""
-
-    def __init__(self, tokens: list[str], steps: Steps) -> None:
-        steps.spend(_PATTERN_STEPS + len(tokens))
-        self._steps = steps
-        self._stars = 0
-        self._any = 0
-        self._literal: dict[str, int] = defaultdict(int)
-        for index, char in enumerate(tokens):
-            if char == "*":
-                self._stars |= 1 << index
-            elif char == "?":
-                self._any |= 1 << index
-            else:
-                self._literal[char[-1]] |= 1 << index
-        self._accept = 1 << len(tokens)
-        self.has_star = self._stars != 0
-
-    def ends(self, text: str, start: int = 0) -> tuple[list[int], bool]:
-        """Every end of a match that begins at `start`, ascending; and whether a longer text could still match."""
-        state = self._closed(1)
-        found = [start] if state & self._accept else []
-        for at in range(start, len(text)):
-            self._steps.spend(1)
-            moving = state & (self._any | self._literal.get(text[at], 0))
-            state = self._closed(moving << 1 | state & self._stars)
-            if not state:
-                return found, False
-            if state & self._accept:
-                found.append(at + 1)
-        return found, state & ~self._accept != 0
-
-    def _closed(self, state: int) -> int:
-        return state | (state & self._stars) << 1
-
-
-def trim_prefix(value: str, pattern: str, steps: Steps) -> str:
-    """`${x#p}`; a pattern that begins with `#` cuts the longest match. Raises `ValueError`."""
-    pattern, is_longest = pattern.removeprefix("#"), pattern.startswith("#")
-    ends, _ = _Pattern(_tokens(value, pattern), steps).ends(value)
-    return value[ends[-1 if is_longest else 0] :] if ends else value
-
-
-def trim_suffix(value: str, pattern: str, steps: Steps) -> str:
-    """`${x%p}`; a pattern that begins with `%` cuts the longest match. Raises `ValueError`."""
-    pattern, is_longest = pattern.removeprefix("%"), pattern.startswith("%")
-    ends, _ = _Pattern(_tokens(value, pattern)[::-1], steps).ends(value[::-1])
-    return value[: len(value) - ends[-1 if is_longest else 0]] if ends else value
-
-
-def replace(value: str, pattern: str, replacement: str, steps: Steps, *, is_everywhere: bool) -> str:
-    """`${x/p/r}`, or `${x//p/r}` for all matches; each match is the longest and not empty. Raises `ValueError`."""
-    tokens = _tokens(value, pattern)
-    if set(tokens) <= {"*"}:
-        raise ValueError("engines replace what a pattern of nothing or '*' alone matches in ways of their own")
-    if is_everywhere and "$" in replacement:
-        raise ValueError("engines read a '$' in the replacement of '//' in ways of their own")
-    compiled = _Pattern(tokens, steps)
-    pieces: list[str] = []
-    at = 0
-    while at < len(value):
-        ends, is_open = compiled.ends(value, at)
-        if ends and ends[-1] > at:
-            pieces.append(replacement)
-            at = ends[-1]
-            # What follows the longest match of a star holds no second one.
-            if not is_everywhere or compiled.has_star:
-                break
-        elif is_open and compiled.has_star:
-            # A star that found no end from here finds none from further on.
-            break
-        else:
-            pieces.append(value[at])
-            at += 1
-    return "".join(pieces) + value[at:]
-
-
-def _tokens(value: str, pattern: str) -> list[str]:
-    if len(value) > VALUE_MAX_CHARS or len(pattern) > PATTERN_MAX_CHARS:
-        raise ValueError(f"patterns go to {PATTERN_MAX_CHARS} characters, on values up to {VALUE_MAX_CHARS}")
-    tokens: list[str] = []
-    for char in _TOKEN.findall(pattern):
-        if char[0] == "\\" and char[-1] not in "*?\\}/":
-            raise ValueError(f"{char!r} is not an escape that a pattern knows")
-        if char == "*" and tokens[-1:] == ["*"]:
-            continue
-        tokens.append(char)
-    if "\n" in value and any(token in ("*", "?") for token in tokens):
-        raise ValueError("'*' and '?' match no line break in engines, and there is one in the value")
-    return tokens
-
-
 NESTING_MAX = 32
 WORD_MAX_CHARS = 4096
-# What a word takes, however short it is.
-_WORD_STEPS = 16
+PATTERN_MAX_CHARS = 64
+VALUE_MAX_CHARS = 512
 
 # What Go's unicode.IsSpace calls a space; Python's notion also has the separators U+001C to U+001F.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
-# What it splits an instruction from its arguments by, and FROM's words from each other.
+# What the engine splits an instruction from its arguments by, and FROM's words from each other.
 SEPARATORS = "\t\v\f\r "
 
+# What a word takes, however short it is, and what it takes to make a pattern ready.
+_WORD_STEPS = 16
+_PATTERN_STEPS = 16
 _SPACE_RUN = re.compile(f"([{SPACES}]+)")
 # Since BuildKit 0.22 (Docker 28.2) `<<` takes the space behind it into its word (`processPossibleHeredoc`).
 _HEREDOC_START = re.compile(r"<<[\t\r ]*|<")
 _NAME = re.compile(r"[0-9]+|[@*#?\-$!]|[^\W\d]\w*")
 _PLAIN = re.compile(r"[^$'\"/}\\`<]+")
 _QUOTED_PLAIN = re.compile(r"[^$\"\\`]+")
+_TOKEN = re.compile(r"\\.|[^\\]", re.DOTALL)
 
 
 class BadWord(ValueError):
@@ -160,6 +44,19 @@ class BadWord(ValueError):
 
 class Ambiguous(BadWord):
     """A word that engines of different age read differently."""
+
+
+class Steps:
+    """Counts the characters read and positions tried for one Dockerfile, from `STEPS_MAX` down."""
+
+    def __init__(self) -> None:
+        self._remaining = STEPS_MAX
+
+    def spend(self, count: int) -> None:
+        """Raises `ValueError` once there are none left."""
+        self._remaining -= count
+        if self._remaining < 0:
+            raise ValueError(f"the variables and quotes of this Dockerfile take more than {STEPS_MAX} steps to expand")
 
 
 def expand(word: str, variables: Mapping[str, str], escape: str, steps: Steps) -> str:
@@ -366,7 +263,7 @@ class _Lex:
         if self._variables is None:
             return f"${{{name}/{pattern}/{replacement}}}"
         value = self._variables.get(name, "")
-        return _bounded(replace(value, pattern, replacement, self._steps, is_everywhere=is_everywhere))
+        return _bounded(_replace(value, pattern, replacement, self._steps, is_everywhere=is_everywhere))
 
     def _operand(self, stop: str, *, keep_escapes: bool) -> str:
         if self._depth == NESTING_MAX:
@@ -394,6 +291,99 @@ def _modified(name: str, value: str | None, operator: str, word: str, steps: Ste
                 raise BadWord(f"{name}: {word or 'a value is required'}")
             return known
         case "#":
-            return trim_prefix(known, word, steps)
+            return _trim_prefix(known, word, steps)
         case _:
-            return trim_suffix(known, word, steps)
+            return _trim_suffix(known, word, steps)
+
+
+class _Pattern:
+    """`pattern` compiled to bit masks: bit `i` of a state says that the first `i` tokens have matched."""
+
+    def __init__(self, tokens: list[str], steps: Steps) -> None:
+        steps.spend(_PATTERN_STEPS + len(tokens))
+        self._steps = steps
+        self._stars = 0
+        self._any = 0
+        self._literal: dict[str, int] = defaultdict(int)
+        for index, char in enumerate(tokens):
+            if char == "*":
+                self._stars |= 1 << index
+            elif char == "?":
+                self._any |= 1 << index
+            else:
+                self._literal[char[-1]] |= 1 << index
+        self._accept = 1 << len(tokens)
+        self.has_star = self._stars != 0
+
+    def ends(self, text: str, start: int = 0) -> tuple[list[int], bool]:
+        """Every end of a match that begins at `start`, ascending; and whether a longer text could still match."""
+        state = self._closed(1)
+        ends = [start] if state & self._accept else []
+        for at in range(start, len(text)):
+            self._steps.spend(1)
+            moving = state & (self._any | self._literal.get(text[at], 0))
+            state = self._closed(moving << 1 | state & self._stars)
+            if not state:
+                return ends, False
+            if state & self._accept:
+                ends.append(at + 1)
+        return ends, state & ~self._accept != 0
+
+    def _closed(self, state: int) -> int:
+        return state | (state & self._stars) << 1
+
+
+def _trim_prefix(value: str, pattern: str, steps: Steps) -> str:
+    """`${x#p}`; a pattern that begins with `#` cuts the longest match. Raises `ValueError`."""
+    pattern, is_longest = pattern.removeprefix("#"), pattern.startswith("#")
+    ends, _ = _Pattern(_tokens(value, pattern), steps).ends(value)
+    return value[ends[-1 if is_longest else 0] :] if ends else value
+
+
+def _trim_suffix(value: str, pattern: str, steps: Steps) -> str:
+    """`${x%p}`; a pattern that begins with `%` cuts the longest match. Raises `ValueError`."""
+    pattern, is_longest = pattern.removeprefix("%"), pattern.startswith("%")
+    ends, _ = _Pattern(_tokens(value, pattern)[::-1], steps).ends(value[::-1])
+    return value[: len(value) - ends[-1 if is_longest else 0]] if ends else value
+
+
+def _replace(value: str, pattern: str, replacement: str, steps: Steps, *, is_everywhere: bool) -> str:
+    """`${x/p/r}`, or `${x//p/r}` for all matches; each match is the longest and not empty. Raises `ValueError`."""
+    tokens = _tokens(value, pattern)
+    if set(tokens) <= {"*"}:
+        raise ValueError("engines replace what a pattern of nothing or '*' alone matches in ways of their own")
+    if is_everywhere and "$" in replacement:
+        raise ValueError("engines read a '$' in the replacement of '//' in ways of their own")
+    compiled = _Pattern(tokens, steps)
+    pieces: list[str] = []
+    at = 0
+    while at < len(value):
+        ends, is_open = compiled.ends(value, at)
+        if ends and ends[-1] > at:
+            pieces.append(replacement)
+            at = ends[-1]
+            # What follows the longest match of a star holds no second one.
+            if not is_everywhere or compiled.has_star:
+                break
+        elif is_open and compiled.has_star:
+            # A star that found no end from here finds none from further on.
+            break
+        else:
+            pieces.append(value[at])
+            at += 1
+    return "".join(pieces) + value[at:]
+
+
+def _tokens(value: str, pattern: str) -> list[str]:
+    if len(value) > VALUE_MAX_CHARS or len(pattern) > PATTERN_MAX_CHARS:
+        raise ValueError(f"patterns go to {PATTERN_MAX_CHARS} characters, on values up to {VALUE_MAX_CHARS}")
+    tokens: list[str] = []
+    for char in _TOKEN.findall(pattern):
+        if char[0] == "\\" and char[-1] not in "*?\\}/":
+            raise ValueError(f"{char!r} is not an escape that a pattern knows")
+        if char == "*" and tokens[-1:] == ["*"]:
+            continue
+        tokens.append(char)
+    if "\n" in value and any(token in ("*", "?") for token in tokens):
+        raise ValueError("'*' and '?' match no line break in engines, and there is one in the value")
+    return tokens

@@ -13,8 +13,7 @@ from itertools import zip_longest
 
 import msgspec
 
-from imagejobd.dockerfile.flags import BadFlag, written
-from imagejobd.dockerfile.parser import Dockerfile, Instruction, parse
+from imagejobd.dockerfile.parser import Dockerfile, Instruction, parse, printed_flag
 from imagejobd.dockerfile.source import LINE_MAX_BYTES, SyntaxFault
 from imagejobd.dockerfile.stages import SCRATCH, Base, Bases, Stage, base_key
 from imagejobd.model.errors import Permanent
@@ -103,8 +102,8 @@ class Plan:
         mounts = tuple(
             msgspec.structs.replace(mount, origin=self._origin(stage, mount.origin, names)) for mount in one.mounts
         )
-        left = iter(mounts)
-        flags = (f"--mount={next(left).written()}" if flag.startswith("--mount=") else flag for flag in one.flags)
+        remaining = iter(mounts)
+        flags = (f"--mount={next(remaining).printed()}" if flag.startswith("--mount=") else flag for flag in one.flags)
         return msgspec.structs.replace(one, flags=tuple(flags), mounts=mounts)
 
     def _origin(self, stage: Stage, name: str, names: Names) -> str:
@@ -117,13 +116,13 @@ class Plan:
 
     def _directives(self, literal: Iterable[Instruction]) -> list[str]:
         """Those that the engine shall follow. What ends them is the first line that is none, also a comment."""
-        given = self._dockerfile.directives
-        check = given.get("check", "") if _CHECK.fullmatch(given.get("check", "")) else ""
-        kept = {"syntax": self.frontend, "escape": given.get("escape", ""), "check": check}
-        has_room = check or sum(map(bool, kept.values())) < self._dockerfile.instructions[0].first_line - 1
+        written = self._dockerfile.directives
+        check = written.get("check", "") if _CHECK.fullmatch(written.get("check", "")) else ""
+        directives = {"syntax": self.frontend, "escape": written.get("escape", ""), "check": check}
+        has_room = check or sum(map(bool, directives.values())) < self._dockerfile.instructions[0].first_line - 1
         if has_room and any(one.name == "FROM" and one.flags for one in literal):
-            kept["check"] = _skipping(check, _PLATFORM_CHECK)
-        return [f"# {name}={value}" for name, value in kept.items() if value]
+            directives["check"] = _skipping(check, _PLATFORM_CHECK)
+        return [f"# {name}={value}" for name, value in directives.items() if value]
 
 
 def _skipping(check: str, rule: str) -> str:
@@ -142,10 +141,7 @@ def _text(directives: list[str], instructions: Iterable[Instruction], escape: st
     lines = list(directives)
     for one in instructions:
         lines += [""] * (one.first_line - 1 - len(lines))
-        try:
-            lines += _continued(_line(one), one, escape)
-        except BadFlag as error:
-            raise SyntaxFault(one.first_line, f"{one.name}: {error}") from None
+        lines += _continued(_line(one), one, escape)
         for heredoc in one.heredocs:
             lines += [*heredoc.body.split("\n")[:-1], heredoc.name]
     return "\n".join(lines) + "\n"
@@ -160,7 +156,7 @@ def _line(one: Instruction) -> str:
     else:
         # What looks like a flag and is none has to be set apart from those that are.
         arguments = f"-- {one.arguments}" if one.arguments.startswith("--") else one.arguments
-    return " ".join(filter(None, (one.name, *map(written, one.flags), arguments)))
+    return " ".join(filter(None, (one.name, *map(printed_flag, one.flags), arguments)))
 
 
 def _continued(line: str, one: Instruction, escape: str) -> list[str]:
@@ -182,9 +178,9 @@ def _check_reads_back(literal: Iterable[Instruction], text: str) -> None:
         read = parse(text).instructions
     except Permanent as fault:
         raise SyntaxFault(1, f"the file {_UNPRINTABLE}: {fault.message}") from None
-    for meant, found in zip_longest(literal, read):
-        if not (meant and found and _content(meant) == _content(found)):
-            where = meant or found
+    for meant, actual in zip_longest(literal, read):
+        if not (meant and actual and _content(meant) == _content(actual)):
+            where = meant or actual
             raise SyntaxFault(where.first_line, f"{where.name}: it {_UNPRINTABLE}")
 
 

@@ -1,12 +1,10 @@
-"""The rules of a policy: what each looks at, and what it says of what it does not allow.
-
-Every violation names the line, the instruction and the stable id of its rule: `frontend`, `build-arg`, `instruction`,
-`flag`, `mount`, `add-url`, `heredoc`, `image`, `digest` or `reserved`; `syntax` is the parser's.
-
-What a Dockerfile may do on this build host: the operator's `[policy]`, judged after ARG expansion.
+"""What a Dockerfile may do on this build host: the operator's `[policy]`, judged after ARG expansion.
 
 The same rules hold for every kind of job that builds. Each list holds globs (`*` any run, `?` any character); of those
 that match, the last one decides, and `!` in front of it forbids. A list without a leading `*` so denies by default.
+
+Every violation names the line, the instruction and the stable id of its rule: `frontend`, `build-arg`, `instruction`,
+`flag`, `mount`, `add-url`, `heredoc`, `image`, `digest` or `reserved`; `syntax` is the parser's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from itertools import chain, islice
 import msgspec
 
 from imagejobd.dockerfile.expand import Steps
-from imagejobd.dockerfile.flags import spelled_out
 from imagejobd.dockerfile.parser import Dockerfile, Instruction, parse, parse_trigger
 from imagejobd.dockerfile.plan import Plan
 from imagejobd.dockerfile.remotes import UNPLAIN, remote_sources
@@ -27,15 +24,29 @@ from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.ownership import refuse_reserved
 from imagejobd.model.reference import DEFAULT_PLATFORM, ImageReference, normalize
 
-# The client of a build session serves these, and this service opens none.
+__all__ = ["DOCKERFILE_MAX_BYTES", "Policy", "PolicySettings"]
+
+DOCKERFILE_MAX_BYTES = 1 << 20
+# Of all ONBUILD triggers of one image.
+TRIGGERS_MAX_CHARS = 64 * 1024
+VIOLATIONS_MAX = 10
+# The same Dockerfile is built again and again, under other tags and with other args; reading it anew took longer than
+# all else that accepting a job does. Only small ones are remembered.
+REMEMBERED_MAX_COUNT = 256
+REMEMBERED_MAX_CHARS = 16 * 1024
+# Stands for the literal names that bases have in a build.
+ANY_NAME = "imagejobd/any:base"
+# The client of a build session would serve these, and this service offers folders only.
 SESSION_MOUNTS = frozenset({"secret", "ssh"})
 RESERVED_ARG_PREFIX = "BUILDKIT_"
-SHOWN_MAX_CHARS = 128
+WORD_MAX_CHARS = 128
 # Engines take a number that is too large for one of theirs for the name of an image.
 _STAGE_NUMBER_MAX_CHARS = len(str(STAGES_MAX))
 
+Args = tuple[tuple[str, str], ...]
 
-class Violation(msgspec.Struct, frozen=True):
+
+class _Violation(msgspec.Struct, frozen=True):
     """`line` is None for what does not stand in the Dockerfile; `subject` is the instruction, or the like."""
 
     rule: str
@@ -53,152 +64,12 @@ class Violation(msgspec.Struct, frozen=True):
         return f"{self.subject}: {self.reason} [rule {self.rule}]"
 
 
-class Rules:
-    """The settings, compiled. Raises `Permanent(invalid)` for a list that cannot be meant, naming its key.
-
-    `restrict_images` tells that some image or other is forbidden.
-    """
-
-    def __init__(self, settings: PolicySettings) -> None:
-        check(settings)
-        self._instructions = AllowList(settings.instructions)
-        self._images = AllowList(settings.images)
-        self._require_digest = settings.require_digest
-        self.restrict_images = settings.require_digest or not self._images.allows_all
-        self._flags = AllowList(map(with_value, settings.flags))
-        self._mounts = AllowList(settings.mounts)
-        self._frontends = AllowList(settings.frontends)
-        self._add_urls = AllowList(settings.add_urls)
-        self._build_args = AllowList(settings.build_args)
-
-    def frontends(self, found: Iterable[Frontend]) -> Iterator[Violation]:
-        """Judge what would have another frontend read the file."""
-        for one in found:
-            if not one.is_own and (one.image is None or not self._allows_frontend(one.image)):
-                why = "would have another frontend read this file, which is not allowed"
-                hint = "write docker/dockerfile:1, which stands for the engine's own, or remove it"
-                yield Violation("frontend", one.line, one.shown, f"{why}; {hint}")
-
-    def build_args(self, names: Iterable[str]) -> Iterator[Violation]:
-        """Judge the names of build args; those that steer the builder itself, like `BUILDKIT_SYNTAX`, never pass."""
-        for name in names:
-            subject = f"build arg {name[:64]!r}"
-            if name.startswith(RESERVED_ARG_PREFIX):
-                why = f"is not allowed: names with {RESERVED_ARG_PREFIX} in front steer the builder"
-                yield Violation("build-arg", None, subject, why)
-            elif not self._build_args.allows(name):
-                yield Violation("build-arg", None, subject, "is not allowed")
-
-    def instruction(self, one: Instruction, steps: Steps) -> Iterator[Violation]:
-        """Judge one instruction, with the one inside an ONBUILD, but for the images it names."""
-        for rule, reason in self._reasons(one, steps):
-            yield Violation(rule, one.first_line, one.name, reason)
-        if one.trigger:
-            for rule, reason in self._reasons(one.trigger, steps):
-                yield Violation(rule, one.first_line, f"{one.name} {one.trigger.name}", reason)
-
-    def heredocs(self, one: Instruction) -> Iterator[Violation]:
-        """Judge one instruction for an engine that has no heredocs: what is a body here are instructions there."""
-        if one.heredocs:
-            what = "heredocs (<<EOF) need Docker Engine 23 or newer with BuildKit"
-            why = "the engine here would read their lines as instructions"
-            yield Violation("heredoc", one.first_line, one.name, f"{what}; {why}")
-
-    def origins(self, trigger: Instruction, names: Iterable[str]) -> Iterator[Violation]:
-        """Judge the `from=` of a trigger that a base brings in.
-
-        Nobody holds the image that one names: it may be any in the engine, by an id or the beginning of one, also
-        those of other jobs and the bases that others' credentials brought in.
-        """
-        for name in names:
-            is_stage = trigger.name == "COPY" and is_number(name) and len(name) <= _STAGE_NUMBER_MAX_CHARS
-            if name != SCRATCH and not is_stage:
-                why = "could be any image in the engine; a base's trigger may copy from the number of a stage only"
-                yield Violation("image", trigger.first_line, trigger.name, f"from={name[:SHOWN_MAX_CHARS]} {why}")
-
-    def base(self, base: Base) -> Iterator[Violation]:
-        """Judge an image that a build starts from."""
-        reference = base.reference
-        name = _canonical(reference)
-        if self._require_digest and not reference.digest:
-            reason = f"image {name} must be pinned by its digest: image@sha256:…"
-            yield Violation("digest", base.line, base.instruction, reason)
-        if not self._images.allows(name):
-            yield Violation("image", base.line, base.instruction, f"image {name} is not allowed")
-        try:
-            refuse_reserved("base image", reference)
-        except Permanent as fault:
-            yield Violation("reserved", base.line, base.instruction, fault.message)
-
-    def _allows_frontend(self, image: str) -> bool:
-        try:
-            return self._frontends.allows(_canonical(ImageReference.parse(image)))
-        except Permanent:
-            return False
-
-    def _reasons(self, one: Instruction, steps: Steps) -> Iterator[tuple[str, str]]:
-        if not self._instructions.allows(one.name):
-            yield "instruction", "is not allowed"
-        for flag in one.flags:
-            if not _allows(self._flags, f"{one.name} {spelled_out(flag)}"):
-                yield "flag", f"{flag[:SHOWN_MAX_CHARS]} is not allowed{_hint(flag)}"
-        for kind in sorted({mount.type for mount in one.mounts}):
-            if kind in SESSION_MOUNTS:
-                why = "needs a build session, which this service does not offer; pass what may be seen as a build arg"
-                yield "mount", f"--mount=type={kind} {why}"
-            elif not self._mounts.allows(kind):
-                yield "mount", f"--mount=type={kind} is not allowed"
-        if one.name == "ADD" and not self._add_urls.allows_all:
-            yield from self._remote_sources(one, steps)
-
-    def _remote_sources(self, one: Instruction, steps: Steps) -> Iterator[tuple[str, str]]:
-        for source in remote_sources(one, steps):
-            shown = repr(source.word[:SHOWN_MAX_CHARS])
-            if source.is_open and not self._add_urls.allows_whatever_follows(source.text):
-                hint = "begin what is in the context with ./"
-                yield "add-url", f"source {shown} could become a URL that is not allowed; {hint}"
-            elif not source.is_open and not self._add_urls.allows(source.text):
-                yield "add-url", f"source {shown} is not allowed"
-
-
-def _allows(flags: AllowList, text: str) -> bool:
-    """Engines expand variables and remove quotes in most values; of such a value only the beginning is known."""
-    special = UNPLAIN.search(text)
-    return flags.allows_whatever_follows(text[: special.start()]) if special else flags.allows(text)
-
-
-def _hint(flag: str) -> str:
-    return ", for what a variable or quote in it may become is not known" if UNPLAIN.search(flag) else ""
-
-
-def _canonical(reference: ImageReference) -> str:
-    """`host/path@digest`, or `host/path:tag`: engines overlook a tag beside a digest."""
-    rest = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
-    return f"{reference.host}/{reference.path}{rest}"
-
-
-__all__ = ["DOCKERFILE_MAX_BYTES", "Policy", "PolicySettings"]
-
-DOCKERFILE_MAX_BYTES = 1 << 20
-# Of all ONBUILD triggers of one image.
-TRIGGERS_MAX_CHARS = 64 * 1024
-VIOLATIONS_MAX = 10
-# The same Dockerfile is built again and again, under other tags and with other args; reading it anew took longer than
-# all else at the door. Only small ones are remembered.
-REMEMBERED_MAX = 256
-REMEMBERED_MAX_CHARS = 16 * 1024
-# Stands for the literal names that bases have in a build.
-ANY_NAME = "imagejobd/any:base"
-
-Args = tuple[tuple[str, str], ...]
-
-
 class Policy:
     """The rules in force. Raises `Permanent(invalid)` for a list that cannot be used, naming its key."""
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
-        self._rules = Rules(settings or PolicySettings())
-        self._remembered = lru_cache(maxsize=REMEMBERED_MAX)(self._check)
+        self._rules = _Rules(settings or PolicySettings())
+        self._remembered = lru_cache(maxsize=REMEMBERED_MAX_COUNT)(self._check)
 
     def check(
         self,
@@ -210,8 +81,14 @@ class Policy:
         platform: str = "",
         knows_heredocs: bool = True,
     ) -> None:
-        """Judge a Dockerfile at the door, for an engine that may not be known yet; raises as `plan` does."""
-        arguments = (_args(build_args), _args(own_args), target, platform, knows_heredocs)
+        """Judge a Dockerfile that is handed in, for an engine that may not be known yet; raises as `plan` does."""
+        arguments = (
+            tuple((build_args or {}).items()),
+            tuple((own_args or {}).items()),
+            target,
+            platform,
+            knows_heredocs,
+        )
         check = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._check
         check(text, *arguments)
 
@@ -243,22 +120,20 @@ class Policy:
         platform = normalize(platform, host_platform) if platform else ""
         automatic = automatic_args(platform or normalize(host_platform), normalize(host_platform), target)
         args = {**(build_args or {}), **(own_args or {})}
-        asked = list(frontends(text))
-        found = list(_first([self._rules.frontends(asked), self._rules.build_args(build_args or ())]))
+        readers = list(frontends(text))
+        violations = list(_first([self._rules.frontends(readers), self._rules.build_args(build_args or ())]))
         try:
             parsed = parse(text)
-            found += _first(self._of_instructions(parsed, knows_heredocs=knows_heredocs))
+            violations += _first(self._of_instructions(parsed, knows_heredocs=knows_heredocs))
             bases = Bases(parsed, args, automatic, is_classic=all_stages)
-            plan = Plan(parsed, bases, target=target, platform=platform, frontend=_foreign(asked))
+            plan = Plan(parsed, bases, target=target, platform=platform, frontend=_foreign(readers))
             judged = bases.of(range(len(bases.stages))) if self._rules.restrict_images else plan.images()
-            found += _first(map(self._rules.base, judged))
+            violations += _first(map(self._rules.base, judged))
         except Permanent:
             # What is forbidden weighs more than what cannot be read.
-            if not found:
-                raise
-            _refuse(map(str, found))
+            _refuse(map(str, violations))
             raise
-        _refuse(map(str, found))
+        _refuse(map(str, violations))
         return plan
 
     def check_build_args(self, names: Iterable[str]) -> None:
@@ -307,7 +182,7 @@ class Policy:
         )
         plan.printed({base.key: ANY_NAME for base in plan.images()})
 
-    def _of_instructions(self, parsed: Dockerfile, *, knows_heredocs: bool) -> Iterator[Iterator[Violation]]:
+    def _of_instructions(self, parsed: Dockerfile, *, knows_heredocs: bool) -> Iterator[Iterator[_Violation]]:
         steps = Steps()
         for one in parsed.instructions:
             yield self._rules.instruction(one, steps)
@@ -315,13 +190,135 @@ class Policy:
                 yield self._rules.heredocs(one)
 
 
-def _args(given: Mapping[str, str] | None) -> Args:
-    return tuple((given or {}).items())
+class _Rules:
+    """The settings, compiled. Raises `Permanent(invalid)` for a list that cannot be meant, naming its key.
+
+    `restrict_images` tells that some image or other is forbidden.
+    """
+
+    def __init__(self, settings: PolicySettings) -> None:
+        check(settings)
+        self._instructions = AllowList(settings.instructions)
+        self._images = AllowList(settings.images)
+        self._require_digest = settings.require_digest
+        self.restrict_images = settings.require_digest or not self._images.allows_all
+        self._flags = AllowList(map(with_value, settings.flags))
+        self._mounts = AllowList(settings.mounts)
+        self._frontends = AllowList(settings.frontends)
+        self._add_urls = AllowList(settings.add_urls)
+        self._build_args = AllowList(settings.build_args)
+
+    def frontends(self, readers: Iterable[Frontend]) -> Iterator[_Violation]:
+        """Judge what would have another frontend read the file."""
+        for one in readers:
+            if not one.is_builtin and (one.image is None or not self._allows_frontend(one.image)):
+                why = "would have another frontend read this file, which is not allowed"
+                hint = "write docker/dockerfile:1, which stands for the engine's own, or remove it"
+                yield _Violation("frontend", one.line, one.text, f"{why}; {hint}")
+
+    def build_args(self, names: Iterable[str]) -> Iterator[_Violation]:
+        """Judge the names of build args; those that steer the builder itself, like `BUILDKIT_SYNTAX`, never pass."""
+        for name in names:
+            subject = f"build arg {name[:64]!r}"
+            if name.startswith(RESERVED_ARG_PREFIX):
+                why = f"is not allowed: names with {RESERVED_ARG_PREFIX} in front steer the builder"
+                yield _Violation("build-arg", None, subject, why)
+            elif not self._build_args.allows(name):
+                yield _Violation("build-arg", None, subject, "is not allowed")
+
+    def instruction(self, one: Instruction, steps: Steps) -> Iterator[_Violation]:
+        """Judge one instruction, with the one inside an ONBUILD, but for the images it names."""
+        for rule, reason in self._reasons(one, steps):
+            yield _Violation(rule, one.first_line, one.name, reason)
+        if one.trigger:
+            for rule, reason in self._reasons(one.trigger, steps):
+                yield _Violation(rule, one.first_line, f"{one.name} {one.trigger.name}", reason)
+
+    def heredocs(self, one: Instruction) -> Iterator[_Violation]:
+        """Judge one instruction for an engine that has no heredocs: what is a body here are instructions there."""
+        if one.heredocs:
+            what = "heredocs (<<EOF) need Docker Engine 23 or newer with BuildKit"
+            why = "the engine here would read their lines as instructions"
+            yield _Violation("heredoc", one.first_line, one.name, f"{what}; {why}")
+
+    def origins(self, trigger: Instruction, names: Iterable[str]) -> Iterator[_Violation]:
+        """Judge the `from=` of a trigger that a base brings in.
+
+        Nobody holds the image that one names: it may be any in the engine, by an id or the beginning of one, also
+        those of other jobs and the bases that others' credentials brought in.
+        """
+        for name in names:
+            is_stage = trigger.name == "COPY" and is_number(name) and len(name) <= _STAGE_NUMBER_MAX_CHARS
+            if name != SCRATCH and not is_stage:
+                why = "could be any image in the engine; a base's trigger may copy from the number of a stage only"
+                yield _Violation("image", trigger.first_line, trigger.name, f"from={name[:WORD_MAX_CHARS]} {why}")
+
+    def base(self, base: Base) -> Iterator[_Violation]:
+        """Judge an image that a build starts from."""
+        reference = base.reference
+        name = _canonical(reference)
+        if self._require_digest and not reference.digest:
+            reason = f"image {name} must be pinned by its digest: image@sha256:…"
+            yield _Violation("digest", base.line, base.instruction, reason)
+        if not self._images.allows(name):
+            yield _Violation("image", base.line, base.instruction, f"image {name} is not allowed")
+        try:
+            refuse_reserved("base image", reference)
+        except Permanent as fault:
+            yield _Violation("reserved", base.line, base.instruction, fault.message)
+
+    def _allows_frontend(self, image: str) -> bool:
+        try:
+            return self._frontends.allows(_canonical(ImageReference.parse(image)))
+        except Permanent:
+            return False
+
+    def _reasons(self, one: Instruction, steps: Steps) -> Iterator[tuple[str, str]]:
+        if not self._instructions.allows(one.name):
+            yield "instruction", "is not allowed"
+        for flag in one.flags:
+            # Engines take `--link` for `--link=true`.
+            full = flag if "=" in flag else f"{flag}=true"
+            if not _allows(self._flags, f"{one.name} {full}"):
+                yield "flag", f"{flag[:WORD_MAX_CHARS]} is not allowed{_hint(flag)}"
+        for kind in sorted({mount.type for mount in one.mounts}):
+            if kind in SESSION_MOUNTS:
+                why = "needs a build session, which this service does not offer; pass what may be seen as a build arg"
+                yield "mount", f"--mount=type={kind} {why}"
+            elif not self._mounts.allows(kind):
+                yield "mount", f"--mount=type={kind} is not allowed"
+        if one.name == "ADD" and not self._add_urls.allows_all:
+            yield from self._remote_sources(one, steps)
+
+    def _remote_sources(self, one: Instruction, steps: Steps) -> Iterator[tuple[str, str]]:
+        for source in remote_sources(one, steps):
+            word = repr(source.word[:WORD_MAX_CHARS])
+            if source.is_open and not self._add_urls.allows_whatever_follows(source.text):
+                hint = "begin what is in the context with ./"
+                yield "add-url", f"source {word} could become a URL that is not allowed; {hint}"
+            elif not source.is_open and not self._add_urls.allows(source.text):
+                yield "add-url", f"source {word} is not allowed"
 
 
-def _foreign(asked: Iterable[Frontend]) -> str:
-    """The image that the text chooses for its frontend, as far as it is not the engine's own."""
-    return next((one.image for one in asked if one.image and not one.is_own), "")
+def _allows(flags: AllowList, text: str) -> bool:
+    """Engines expand variables and remove quotes in most values; of such a value only the beginning is known."""
+    special = UNPLAIN.search(text)
+    return flags.allows_whatever_follows(text[: special.start()]) if special else flags.allows(text)
+
+
+def _hint(flag: str) -> str:
+    return ", for what a variable or quote in it may become is not known" if UNPLAIN.search(flag) else ""
+
+
+def _canonical(reference: ImageReference) -> str:
+    """`host/path@digest`, or `host/path:tag`: engines overlook a tag beside a digest."""
+    rest = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
+    return f"{reference.host}/{reference.path}{rest}"
+
+
+def _foreign(readers: Iterable[Frontend]) -> str:
+    """The image that the text chooses for its frontend, if not the engine's own."""
+    return next((one.image for one in readers if one.image and not one.is_builtin), "")
 
 
 def _check_size(text: str) -> None:
@@ -335,13 +332,13 @@ def _check_size(text: str) -> None:
 
 def _refuse(faults: Iterable[str]) -> None:
     """Raise `Permanent(policy)` with all `faults` in one line, if there are any."""
-    shown = list(islice(faults, VIOLATIONS_MAX + 1))
-    if len(shown) > VIOLATIONS_MAX:
-        shown[-1] = "and more"
-    if shown:
-        raise Permanent(ErrorCode.POLICY, "; ".join(shown))
+    reasons = list(islice(faults, VIOLATIONS_MAX + 1))
+    if len(reasons) > VIOLATIONS_MAX:
+        reasons[-1] = "and more"
+    if reasons:
+        raise Permanent(ErrorCode.POLICY, "; ".join(reasons))
 
 
-def _first(violations: Iterable[Iterable[Violation]]) -> Iterator[Violation]:
-    """As many as are told, and one more."""
+def _first(violations: Iterable[Iterable[_Violation]]) -> Iterator[_Violation]:
+    """As many as one message names, and one more."""
     return islice(chain.from_iterable(violations), VIOLATIONS_MAX + 1)

@@ -1,12 +1,9 @@
-"""Sources of ADD that an engine would fetch from elsewhere.
+"""The sources of ADD that an engine would fetch from elsewhere, and from which host, as far as a Dockerfile says it.
 
 Engines know ever more forms of remote sources, and expand variables, quotes and escapes before they look: so whatever
-could be one counts as one. A source that begins with `./` or `/` never does.
-
-Whom the engine would ask for the sources of ADD: the hosts, as far as a Dockerfile tells them.
-
-Engines fetch http(s) URLs, and git repositories by URL or as `user@host:path` (BuildKit, util/gitutil and
-frontend/dockerfile/dfgitutil). An authority is read only in the one plain form that every URL parser reads alike.
+could be one counts as one. A source that begins with `./` or `/` never does. They fetch http(s) URLs, and git
+repositories by URL or as `user@host:path` (BuildKit, util/gitutil and frontend/dockerfile/dfgitutil). An authority is
+read only in the one plain form that every URL parser reads alike.
 """
 
 import re
@@ -24,6 +21,11 @@ _REMOTE = re.compile(
 )
 # What makes a word other than it is written; the backtick is an escape where a directive says so.
 UNPLAIN = re.compile(r"[$'\"\\`]")
+_SCHEME = re.compile(r"(?:https?|git|ssh)://", re.I)
+_AUTHORITY = re.compile(
+    r"(?:[A-Za-z0-9._~!&()*+,;=:%-]*@)?(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::[0-9]*)?(?P<end>[/?#]|\Z)"
+)
+_SCP = re.compile(r"[^/\\@:]*@(?P<name>[A-Za-z0-9._-]+):")
 
 
 class RemoteSource(msgspec.Struct, frozen=True):
@@ -32,46 +34,6 @@ class RemoteSource(msgspec.Struct, frozen=True):
     word: str
     text: str
     is_open: bool
-
-
-def remote_sources(instruction: Instruction, steps: Steps) -> Iterator[RemoteSource]:
-    """What `instruction`, an ADD, may fetch; without `steps` left, every source that has to be expanded may be."""
-    words = separated(instruction.arguments) if instruction.values is None else instruction.values
-    for word in words[:-1]:
-        for source in _seen(word, steps):
-            if _REMOTE.match(source.text) or (source.is_open and _could_be_remote(source.text)):
-                yield source
-
-
-def _seen(word: str, steps: Steps) -> Iterator[RemoteSource]:
-    if not UNPLAIN.search(word):
-        yield RemoteSource(word, word, is_open=False)
-    elif "$" in word:
-        yield RemoteSource(word, UNPLAIN.split(word, maxsplit=1)[0], is_open=True)
-    else:
-        # With either escape character, for the engine reads an ONBUILD of a stage anew, without the file's directive.
-        for escape in "\\`":
-            yield _expanded(word, escape, steps)
-
-
-def _expanded(word: str, escape: str, steps: Steps) -> RemoteSource:
-    try:
-        return RemoteSource(word, expand(word, {}, escape, steps), is_open=False)
-    except BadWord:
-        # Also for what is only beyond our bounds, and which the engine may well expand.
-        return RemoteSource(word, "", is_open=True)
-
-
-def _could_be_remote(prefix: str) -> bool:
-    """Nothing that stands before a scheme's colon or git's `@` is a slash or begins with a dot."""
-    return "/" not in prefix and not prefix.startswith(".")
-
-
-_SCHEME = re.compile(r"(?:https?|git|ssh)://", re.I)
-_AUTHORITY = re.compile(
-    r"(?:[A-Za-z0-9._~!&()*+,;=:%-]*@)?(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::[0-9]*)?(?P<end>[/?#]|\Z)"
-)
-_SCP = re.compile(r"[^/\\@:]*@(?P<name>[A-Za-z0-9._-]+):")
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -85,6 +47,17 @@ class Remote(msgspec.Struct, frozen=True):
     is_url: bool
 
 
+def remote_sources(instruction: Instruction, steps: Steps) -> Iterator[RemoteSource]:
+    """What `instruction`, an ADD, may fetch; when no `steps` are left, every source that has to be expanded counts."""
+    words = separated(instruction.arguments) if instruction.values is None else instruction.values
+    for word in words[:-1]:
+        for source in _readings(word, steps):
+            # Nothing that stands before a scheme's colon or git's `@` is a slash or begins with a dot.
+            could_be = source.is_open and "/" not in source.text and not source.text.startswith(".")
+            if could_be or _REMOTE.match(source.text):
+                yield source
+
+
 def remotes(instructions: Iterable[Instruction]) -> Iterator[Remote]:
     """What the ADDs among `instructions` may have fetched, also those inside of ONBUILD; each host of a line once."""
     steps = Steps()
@@ -94,13 +67,29 @@ def remotes(instructions: Iterable[Instruction]) -> Iterator[Remote]:
             yield from dict.fromkeys(_remote(one.first_line, source) for source in remote_sources(body, steps))
 
 
+def _readings(word: str, steps: Steps) -> Iterator[RemoteSource]:
+    """The word as engines may read it."""
+    if not UNPLAIN.search(word):
+        yield RemoteSource(word, word, is_open=False)
+    elif "$" in word:
+        yield RemoteSource(word, UNPLAIN.split(word, maxsplit=1)[0], is_open=True)
+    else:
+        # With either escape character, for the engine reads an ONBUILD of a stage anew, without the file's directive.
+        for escape in "\\`":
+            try:
+                yield RemoteSource(word, expand(word, {}, escape, steps), is_open=False)
+            except BadWord:
+                # Also for what is only beyond our bounds, and which the engine may well expand.
+                yield RemoteSource(word, "", is_open=True)
+
+
 def _remote(line: int, source: RemoteSource) -> Remote:
     scheme = _SCHEME.match(source.text)
     if scheme is None:
         scp = _SCP.match(source.text)
         return Remote(line, scp["name"] if scp else None, is_url=scp is not None)
-    found = _AUTHORITY.match(source.text, scheme.end())
+    authority = _AUTHORITY.match(source.text, scheme.end())
     # What follows a beginning that has not come to the end of its host may belong to the host.
-    if found is None or (source.is_open and not found["end"]):
+    if authority is None or (source.is_open and not authority["end"]):
         return Remote(line, None, is_url=not source.is_open)
-    return Remote(line, found["name"] or found["ipv6"], is_url=True)
+    return Remote(line, authority["name"] or authority["ipv6"], is_url=True)

@@ -1,12 +1,10 @@
-"""Dockerfile text to logical lines: directives, comments, continuations and heredocs.
+"""Dockerfile text to logical lines: directives, comments, continuations and heredocs; and who is to read the file.
 
 Follows BuildKit's `parser.Parse`, which decides by these rules what is an instruction and what is only the body of one.
 Lines end at a line feed and nowhere else: Python's `splitlines` knows a dozen more ends than the engine does.
 
-Where a Dockerfile chooses its own frontend.
-
 `# syntax=image` makes BuildKit pull an image and let it translate the file, so nothing that was checked here would be
-what is built. Engines differ in which forms they see; every form that one of them sees is found.
+what is built. Engines differ in which forms they see; `frontends` sees every form that one of them does.
 """
 
 import re
@@ -36,6 +34,9 @@ _DIRECTIVES = frozenset({"escape", "syntax", "check"})
 _HEREDOC = re.compile(r"[0-9]*<<(-?)([\t\f\r ]*)([^<]+)")
 # Of its name engines make other things where it holds anything else.
 _HEREDOC_NAME = re.compile(r"([\"']?)([A-Za-z0-9_][A-Za-z0-9_.-]*)\1")
+_FRONTEND_DIRECTIVE = re.compile(r"(?:#|//)\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)", re.DOTALL)
+# The frontend that every engine with BuildKit has built in, in its stable versions.
+_BUILTIN = re.compile(r"(?:docker\.io/)?docker/dockerfile(?::(?:latest|1(?:\.\d{1,4}){0,2}))?", re.ASCII)
 
 
 class SyntaxFault(Permanent):
@@ -61,6 +62,19 @@ class LogicalLine(msgspec.Struct, frozen=True):
     last: int
 
 
+class Frontend(msgspec.Struct, frozen=True):
+    """A choice of who reads the file: `image` as it is written, None for a form that cannot be allowed."""
+
+    line: int
+    text: str
+    image: str | None
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it stands for the frontend inside the engine, which then fetches none."""
+        return self.image is not None and _BUILTIN.fullmatch(self.image) is not None
+
+
 class Source:
     """Reads a Dockerfile from the top. `escape` and `directives` (by name in lower case) are right once the first
     logical line has been read."""
@@ -72,7 +86,10 @@ class Source:
         if text.count("\n", 0, -1) >= LINES_MAX:
             raise SyntaxFault(LINES_MAX + 1, f"there are more than {LINES_MAX} lines")
         lines = text.removeprefix(BOM).split("\n")
-        _check_lengths(lines)
+        if max(map(len, lines)) * 4 > LINE_MAX_BYTES:
+            for number, line in enumerate(lines, 1):
+                if len(line.encode()) > LINE_MAX_BYTES:
+                    raise SyntaxFault(number, f"the line is longer than {LINE_MAX_BYTES} bytes, the engine's limit")
         self._lines = lines if lines[-1] else lines[:-1]
         self._at = 0
         self._heredoc_lines_chars = 0
@@ -98,7 +115,16 @@ class Source:
 
     def heredocs(self, line: str) -> tuple[Heredoc, ...]:
         """Read the bodies that `line`, the logical line just read and closed by `close_heredocs`, announces."""
-        return tuple(self._heredoc(name, strip_tabs) for name, strip_tabs in _announced(line, self._at))
+        number = self._at
+        heredocs: list[Heredoc] = []
+        for word, strip_tabs in _names(line, number, joins_heredocs=False):
+            name = _HEREDOC_NAME.fullmatch(word)
+            if not name:
+                why = "the name of a heredoc has letters, digits, '_', '.' and '-' only"
+                hint = "put a '<<' that announces none in quotes, or write $((1<<2)) without spaces"
+                raise SyntaxFault(number, f"<<{word[:64]}: {why}; {hint}")
+            heredocs.append(self._heredoc(name.group(2), strip_tabs))
+        return tuple(heredocs)
 
     def close_heredocs(self, line: LogicalLine) -> LogicalLine:
         """`line` without the space that may stand between `<<` and a heredoc's name.
@@ -192,71 +218,6 @@ class Source:
         raise SyntaxFault(start, f"the heredoc <<{name[:64]} is not closed by a line that holds only {name[:64]}")
 
 
-def _check_lengths(lines: list[str]) -> None:
-    if max(map(len, lines)) * 4 <= LINE_MAX_BYTES:
-        return
-    for number, line in enumerate(lines, 1):
-        if len(line.encode()) > LINE_MAX_BYTES:
-            raise SyntaxFault(number, f"the line is longer than {LINE_MAX_BYTES} bytes, the engine's limit")
-
-
-def _announced(line: str, number: int) -> Iterator[tuple[str, bool]]:
-    """Name, and whether tabs are stripped, of each `<<name` word outside quotes."""
-    for word, is_chomped in _names(line, number, joins_heredocs=False):
-        name = _HEREDOC_NAME.fullmatch(word)
-        if not name:
-            why = "the name of a heredoc has letters, digits, '_', '.' and '-' only"
-            hint = "put a '<<' that announces none in quotes, or write $((1<<2)) without spaces"
-            raise SyntaxFault(number, f"<<{word[:64]}: {why}; {hint}")
-        yield name.group(2), is_chomped
-
-
-def _names(line: str, number: int, *, joins_heredocs: bool) -> list[tuple[str, bool]]:
-    """What stands behind each `<<` that announces a heredoc, as written, and whether a `-` was before it."""
-    found: list[tuple[str, bool]] = []
-    for word in _raw_words(line, number, joins_heredocs=joins_heredocs):
-        match = _HEREDOC.fullmatch(word)
-        if not match:
-            continue
-        try:
-            # Several words, or none, announce nothing.
-            is_one = len(split_unquoted(match.group(3))) == 1
-        except BadWord as error:
-            raise SyntaxFault(number, f"{word[:64]!r}: {error}") from None
-        if is_one:
-            found.append((match.group(3), match.group(1) == "-"))
-    return found
-
-
-def _raw_words(line: str, number: int, *, joins_heredocs: bool) -> list[str]:
-    try:
-        return split_raw(line, joins_heredocs=joins_heredocs)
-    except Ambiguous as error:
-        raise SyntaxFault(number, str(error)) from None
-    except BadWord:
-        # The engine too takes a line that it cannot split for one without heredocs.
-        return []
-
-
-_FRONTEND_DIRECTIVE = re.compile(r"(?:#|//)\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)", re.DOTALL)
-_JSON_SHOWN = "a JSON document"
-# The frontend that every engine with BuildKit has built in, in its stable versions.
-_OWN = re.compile(r"(?:docker\.io/)?docker/dockerfile(?::(?:latest|1(?:\.\d{1,4}){0,2}))?", re.ASCII)
-
-
-class Frontend(msgspec.Struct, frozen=True):
-    """`image` is what the file asks for as it is written, None for a form that cannot be allowed."""
-
-    line: int
-    shown: str
-    image: str | None
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the engine's own frontend is one: then nothing is fetched, for the engine reads the file itself."""
-        return self.image is not None and _OWN.fullmatch(self.image) is not None
-
-
 def frontends(text: str) -> Iterator[Frontend]:
     """Every choice of a frontend in `text`.
 
@@ -267,10 +228,37 @@ def frontends(text: str) -> Iterator[Frontend]:
     start = 1 if lines[0].startswith("#!") else 0
     first = next((line for line in lines[start:] if line.strip(SPACES + BOM)), "")
     if first.lstrip(SPACES + BOM).startswith("{"):
-        yield Frontend(start + 1, _JSON_SHOWN, None)
+        yield Frontend(start + 1, "a JSON document", None)
     for number, line in enumerate(lines[start:], start + 1):
         match = _FRONTEND_DIRECTIVE.match(line.lstrip(SPACES + BOM))
         if not match:
             return
         if match.group(1).lower() == "syntax":
             yield Frontend(number, repr(line.strip(SPACES)[:128]), match.group(2).strip(SPACES))
+
+
+def _names(line: str, number: int, *, joins_heredocs: bool) -> list[tuple[str, bool]]:
+    """What stands behind each `<<` that announces a heredoc, as written, and whether a `-` was before it."""
+    names: list[tuple[str, bool]] = []
+    for word in _raw_words(line, number, joins_heredocs=joins_heredocs):
+        match = _HEREDOC.fullmatch(word)
+        if not match:
+            continue
+        try:
+            # Several words, or none, announce nothing.
+            is_one = len(split_unquoted(match.group(3))) == 1
+        except BadWord as error:
+            raise SyntaxFault(number, f"{word[:64]!r}: {error}") from None
+        if is_one:
+            names.append((match.group(3), match.group(1) == "-"))
+    return names
+
+
+def _raw_words(line: str, number: int, *, joins_heredocs: bool) -> list[str]:
+    try:
+        return split_raw(line, joins_heredocs=joins_heredocs)
+    except Ambiguous as error:
+        raise SyntaxFault(number, str(error)) from None
+    except BadWord:
+        # The engine too takes a line that it cannot split for one without heredocs.
+        return []

@@ -1,12 +1,13 @@
-"""gRPC over HTTP/2, in the rôle of the server: the engine calls, over a connection that it let be upgraded.
+"""gRPC over HTTP/2, on a connection that the engine let be upgraded: the server of its calls, and a client of it.
 
-Just what BuildKit's session needs: calls by name with their metadata, messages both ways, and flow control, so that
-nothing is held in memory that the engine does not take. A call of another name is answered as unimplemented.
+Just what BuildKit's session and its own service need: calls by name with their metadata, messages, and flow control, so
+that nothing is held in memory that the engine does not take. A call of an unknown name is answered as unimplemented.
 """
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from urllib.parse import quote
 
 from h2.config import H2Configuration
@@ -18,15 +19,18 @@ from h2.events import (
     PingAckReceived,
     RemoteSettingsChanged,
     RequestReceived,
+    ResponseReceived,
     StreamEnded,
     StreamReset,
+    TrailersReceived,
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
+from imagejobd.engine import errors
 from imagejobd.engine.client import Upgraded
-from imagejobd.engine.errors import BROKEN
+from imagejobd.model.errors import ErrorCode, Permanent
 
 # A request for a file is some 15 bytes: thousands may be under way.
 RECEIVE_WINDOW_BYTES = 1 << 20
@@ -34,6 +38,9 @@ RECEIVE_WINDOW_BYTES = 1 << 20
 # this the engine hears before, and says it.
 HEADERS_MAX_BYTES = 1 << 20
 MESSAGE_MAX_BYTES = 1 << 20
+# Of an answer. BuildKit itself sends at most 16 MiB in one message; a record of a build holds all its arguments.
+ANSWER_MESSAGE_MAX_BYTES = 24 * 1024**2
+ANSWER_MAX_BYTES = 256 * 1024**2
 # At some thirty bytes a frame, what takes h2 10 ms, in which nothing else is served.
 PARSED_BYTES = 8 * 1024
 # An engine that holds its end answers at once, however slow its builds are.
@@ -41,6 +48,7 @@ PING_TIMEOUT_S = 10.0
 
 OK, CANCELLED, NOT_FOUND, UNIMPLEMENTED, INTERNAL = 0, 1, 5, 12, 13
 
+# Before each message: whether it is compressed, and its size in four bytes.
 _PREFIX_BYTES = 5
 _HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 _PING = b"is-alive"
@@ -48,9 +56,12 @@ _SETTINGS: dict[SettingCodes | int, int] = {
     SettingCodes.INITIAL_WINDOW_SIZE: RECEIVE_WINDOW_BYTES,
     SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX_BYTES,
 }
+# The statuses that say more than that something went wrong, in HTTP's: bad argument, absent, forbidden, unknown method,
+# not logged in.
+_HTTP_STATUSES = {"3": 400, "5": 404, "7": 403, "12": 404, "16": 401}
 
 
-class Refused(Exception):
+class StatusError(Exception):
     """The call ends with this status of gRPC."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -64,7 +75,7 @@ def message(content: bytes) -> bytes:
 
 
 class Call:
-    """One call that goes on."""
+    """One call by the engine, while it lasts."""
 
     def __init__(self, server: "Server", stream: int, metadata: Mapping[str, list[str]]) -> None:
         self.metadata = metadata
@@ -103,15 +114,15 @@ class Call:
 
     def take(self) -> list[bytes]:
         """The messages that have arrived since the last time."""
-        taken = list(self._messages)
+        messages = list(self._messages)
         self._messages.clear()
-        return taken
+        return messages
 
     async def wait(self) -> None:
-        """Until there are messages; raises `Refused` when there will be none."""
+        """Until there are messages; raises `StatusError` when there will be none."""
         while not self._messages:
             if self._is_ended:
-                raise Refused(CANCELLED, "the call was left")
+                raise StatusError(CANCELLED, "the call was left")
             await self.change()
 
     async def change(self) -> None:
@@ -159,12 +170,15 @@ class Server:
                     self._h2.ping(_PING)
                     self._flush()
                     await self._pong.wait()
-        except (ProtocolError, *BROKEN):
+        except (ProtocolError, *errors.BROKEN):
             return False
         return self._is_open
 
     async def send(self, call: Call, messages: bytes) -> None:
-        self._start(call)
+        """As `Call.send` says."""
+        if not call.has_headers:
+            self._h2.send_headers(call.stream, _HEADERS)
+            call.has_headers = True
         rest = memoryview(messages)
         while rest:
             room = self._h2.local_flow_control_window(call.stream)
@@ -190,16 +204,16 @@ class Server:
                 for at in range(0, len(data), PARSED_BYTES):
                     self._receive(data[at : at + PARSED_BYTES], tasks)
                     await asyncio.sleep(0)
-        except (ProtocolError, *BROKEN):
+        except (ProtocolError, *errors.BROKEN):
             return
 
     def _receive(self, data: bytes, tasks: asyncio.TaskGroup) -> None:
-        taken: Counter[int] = Counter()
+        sizes: Counter[int] = Counter()
         for event in self._h2.receive_data(data):
             if isinstance(event, DataReceived):
-                taken[event.stream_id] += event.flow_controlled_length
+                sizes[event.stream_id] += event.flow_controlled_length
             self._handle(event, tasks)
-        for stream, size in taken.items():
+        for stream, size in sizes.items():
             self._h2.acknowledge_received_data(size, stream)
         self._flush()
 
@@ -207,9 +221,8 @@ class Server:
         match event:
             case RequestReceived():
                 self._begin(event, tasks)
-            case DataReceived():
-                if event.stream_id in self._calls:
-                    self._calls[event.stream_id][0].feed(event.data)
+            case DataReceived() if event.stream_id in self._calls:
+                self._calls[event.stream_id][0].feed(event.data)
             case StreamEnded() if event.stream_id in self._calls:
                 self._calls[event.stream_id][0].end()
             case StreamReset() if event.stream_id in self._calls:
@@ -233,19 +246,15 @@ class Server:
         task.add_done_callback(lambda _: self._calls.pop(call.stream))
 
     async def _run(self, call: Call, handler: Handler) -> None:
+        status, reason = OK, ""
         try:
-            await handler(call)
-        except Refused as refused:
-            self._finish(call, refused.status, str(refused))
-        except (ProtocolError, *BROKEN):
+            try:
+                await handler(call)
+            except StatusError as error:
+                status, reason = error.status, str(error)
+            self._finish(call, status, reason)
+        except (ProtocolError, *errors.BROKEN):
             return  # The connection is at its end, which the reading of it finds too.
-        else:
-            self._finish(call, OK, "")
-
-    def _start(self, call: Call) -> None:
-        if not call.has_headers:
-            self._h2.send_headers(call.stream, _HEADERS)
-            call.has_headers = True
 
     def _finish(self, call: Call, status: int, reason: str) -> None:
         trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
@@ -257,5 +266,62 @@ class Server:
             self._connection.write(data)
 
 
+class Client:
+    """Calls the methods of one `service` of the engine, one at a time."""
+
+    def __init__(self, connection: Upgraded, service: str) -> None:
+        self._connection = connection
+        self._service = service
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._h2.initiate_connection()
+
+    async def call(self, method: str, request: bytes = b"") -> AsyncGenerator[bytes, None]:
+        """The messages of the answer. Raises what the status behind it means, and `Permanent(too_large)`."""
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", f"/{self._service}/{method}"),
+            (":authority", "engine"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+        ]
+        stream = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream, headers)
+        self._h2.send_data(stream, message(request), end_stream=True)
+        buffer, answer_bytes = bytearray(), 0
+        async with aclosing(self._blocks(stream)) as blocks:
+            async for block in blocks:
+                buffer += block
+                answer_bytes += len(block)
+                while len(buffer) >= (end := _PREFIX_BYTES + int.from_bytes(buffer[1:_PREFIX_BYTES])):
+                    yield bytes(buffer[_PREFIX_BYTES:end])
+                    del buffer[:end]
+                if answer_bytes > ANSWER_MAX_BYTES or len(buffer) > ANSWER_MESSAGE_MAX_BYTES:
+                    raise Permanent(ErrorCode.TOO_LARGE, f"BuildKit answered {method} with too many bytes")
+
+    async def _blocks(self, stream: int) -> AsyncGenerator[bytes, None]:
+        headers: dict[str, str] = {}
+        while True:
+            self._connection.write(self._h2.data_to_send())
+            data = await self._connection.read()
+            if not data:
+                raise errors.ended_early("BuildKit's answer was cut")
+            for event in self._h2.receive_data(data):
+                match event:
+                    case DataReceived():
+                        self._h2.acknowledge_received_data(event.flow_controlled_length, stream)
+                        yield event.data
+                    case ResponseReceived() | TrailersReceived():
+                        # They are text by the configuration; the types do not know that.
+                        headers |= {str(name): str(value) for name, value in event.headers}
+                    case StreamEnded():
+                        # The status stands behind the answer, or before one that is empty.
+                        if (status := headers.get("grpc-status", "")) != "0":
+                            raise errors.of_engine(_HTTP_STATUSES.get(status, 500), headers.get("grpc-message", ""))
+                        return
+                    case StreamReset() | ConnectionTerminated():
+                        raise errors.ended_early(f"BuildKit's answer was cut ({event})")
+
+
 async def _unimplemented(call: Call) -> None:
-    raise Refused(UNIMPLEMENTED, f"{call.metadata[':path'][0]} is not offered")
+    raise StatusError(UNIMPLEMENTED, f"{call.metadata[':path'][0]} is not offered")

@@ -1,8 +1,13 @@
-"""What an image that nobody trusts may do, as the engine's settings of one container."""
+"""What an image that nobody trusts may do, as the engine's settings of one container, and the bound on the disk.
 
+The engine itself keeps all bounds but one: a volume has no size, so the space that is left around it has to be watched.
+Nothing here talks to the engine.
+"""
+
+import os
 import posixpath
-from collections.abc import Collection, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -14,9 +19,11 @@ DATA_PATH = "/data"
 TMP_PATH = "/tmp"  # noqa: S108  # a place inside the container
 # An image that declares more of them is refused.
 VOLUMES_MAX_COUNT = 16
-SHOWN_MAX_CHARS = 200
+PATH_MAX_CHARS = 200
 # What the engine keeps of the output on its disk, for the last lines of it.
-LOG_KEPT_BYTES = 1024 * 1024
+LOG_MAX_BYTES = 1024 * 1024
+# Below this share of all inodes, services begin to fail that never look at bytes.
+INODES_FREE_MIN_SHARE = 0.01
 
 _TMPFS = "rw,noexec,nosuid,nodev"
 _ROOT_NAMES = ("", "0", "root")
@@ -35,7 +42,18 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str | None = None
 
 
-def confined(
+class FreeSpace(msgspec.Struct, frozen=True):
+    """The free space of a file system. One without inodes counts as having all of them free."""
+
+    free_bytes: int
+    free_inodes_share: float = 1.0
+
+
+# The space where a path is; None where it cannot be seen.
+Probe = Callable[[Path], FreeSpace | None]
+
+
+def container_body(
     image: str, config: ImageConfig, *, labels: Mapping[str, str], volume: str, limits: SandboxLimits
 ) -> dict[str, Any]:
     """The body of `POST /containers/create`. User, command, environment and working folder are the image's own.
@@ -53,7 +71,7 @@ def confined(
     }
 
 
-def opened(body: dict[str, Any], mount_path: str) -> dict[str, Any]:
+def volume_access(body: dict[str, Any], mount_path: str) -> dict[str, Any]:
     """The same for a container that never starts: its root takes an archive, and its volume is at `mount_path`.
 
     Where the image has its own VOLUMEs stands a tmpfs, which exists only in a container that runs: the engine mounts
@@ -74,6 +92,36 @@ def runs_as_root(config: ImageConfig) -> bool:
     return config.user.partition(":")[0] in _ROOT_NAMES
 
 
+def free_space(path: Path) -> FreeSpace | None:
+    """Of the file system at `path`, or at the nearest folder above it that we may look into.
+
+    None where there is no such path: the engine is on another machine, or in another mount namespace.
+    """
+    if not path.is_absolute():
+        return None  # a volume whose driver does not say where it is
+    while True:
+        try:
+            disk = os.statvfs(path)
+        except PermissionError:
+            path = path.parent
+        except OSError:
+            return None
+        else:
+            share = disk.f_favail / disk.f_files if disk.f_files else 1.0
+            return FreeSpace(disk.f_bavail * disk.f_frsize, share)
+
+
+def shortage(space: FreeSpace | None, *, free_min_bytes: int) -> str:
+    """What there is too little of, in words; empty when all is well, and where nothing can be seen."""
+    if space is None:
+        return ""
+    if space.free_bytes < free_min_bytes:
+        return f"{space.free_bytes} bytes are free, and {free_min_bytes} have to stay so"
+    if space.free_inodes_share < INODES_FREE_MIN_SHARE:
+        return f"{space.free_inodes_share:.2%} of its inodes are free, and {INODES_FREE_MIN_SHARE:.0%} have to stay so"
+    return ""
+
+
 def _host_config(config: ImageConfig, labels: Mapping[str, str], volume: str, limits: SandboxLimits) -> dict[str, Any]:
     return {
         "NetworkMode": "none",
@@ -90,11 +138,11 @@ def _host_config(config: ImageConfig, labels: Mapping[str, str], volume: str, li
         "PidsLimit": limits.pids,
         "Ulimits": [_ulimit("nofile", limits.files), _ulimit("fsize", limits.file_max_bytes), _ulimit("core", 0)],
         "Tmpfs": {TMP_PATH: f"{_TMPFS},size={limits.tmp_max_bytes}"},
-        "Mounts": [_mount(volume, DATA_PATH, {"NoCopy": True}), *_declared(config, volume, labels)],
+        "Mounts": [_mount(volume, DATA_PATH, {"NoCopy": True}), *_declared_volumes(config, volume, labels)],
         # With compression on, the local driver refuses a single file.
         "LogConfig": {
             "Type": "local",
-            "Config": {"max-size": str(LOG_KEPT_BYTES), "max-file": "1", "compress": "false"},
+            "Config": {"max-size": str(LOG_MAX_BYTES), "max-file": "1", "compress": "false"},
         },
         "RestartPolicy": {"Name": "no"},
         # It would race with the reading of state, logs and result.
@@ -110,7 +158,7 @@ def _mount(volume: str, path: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"Type": "volume", "Source": volume, "Target": path, "VolumeOptions": options}
 
 
-def _declared(config: ImageConfig, volume: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def _declared_volumes(config: ImageConfig, volume: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """The image's VOLUMEs, which would become anonymous volumes that nobody finds again: as volumes of the job, with
     what the image has there. `/data` and `/tmp` are covered anyway."""
     paths = {posixpath.normpath(f"/{path.lstrip('/')}") for path in config.volumes or ()} - {DATA_PATH, TMP_PATH}
@@ -120,18 +168,14 @@ def _declared(config: ImageConfig, volume: str, labels: Mapping[str, str]) -> li
             f"the image declares {len(paths)} VOLUMEs; at most {VOLUMES_MAX_COUNT} can be given to it, besides"
             f" {DATA_PATH} and {TMP_PATH}",
         )
-    _refuse_nested(paths)
-    options = {"Labels": labels}
-    return [_mount(f"{volume}-volume{number}", path, options) for number, path in enumerate(sorted(paths), 1)]
-
-
-def _refuse_nested(paths: Collection[str]) -> None:
-    """The engine would copy what is in the inner one into both, once for every level."""
     for path in sorted(paths):
         for outer in map(str, PurePosixPath(path).parents):
             if outer in paths:
+                # The engine would copy what is in the inner one into both, once for every level.
                 raise Permanent(
                     ErrorCode.RUN_FAILED,
-                    f"the image declares VOLUME {path[:SHOWN_MAX_CHARS]} inside VOLUME {outer[:SHOWN_MAX_CHARS]};"
+                    f"the image declares VOLUME {path[:PATH_MAX_CHARS]} inside VOLUME {outer[:PATH_MAX_CHARS]};"
                     " leave one of them out",
                 )
+    options = {"Labels": labels}
+    return [_mount(f"{volume}-volume{number}", path, options) for number, path in enumerate(sorted(paths), 1)]

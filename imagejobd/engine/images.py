@@ -20,7 +20,7 @@ import msgspec
 from imagejobd.engine import errors
 from imagejobd.engine.client import Engine, Params
 from imagejobd.engine.stream import Message, Transfer, messages
-from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary, invalid
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary, invalid
 from imagejobd.model.reference import HUB_HOST, ImageReference, is_digest, normalize
 from imagejobd.model.secrets import Credentials
 
@@ -136,9 +136,7 @@ async def list_tags(engine: Engine, *patterns: str) -> list[str]:
     for _ in range(LIST_TRIES):
         try:
             listed = await engine.request_json("GET", "images/json", list[ImageInfo], params=params)
-        except Permanent as fault:
-            if fault.code is not ErrorCode.NOT_FOUND:
-                raise
+        except NotFound as fault:
             why = fault.message
         else:
             names = {name: name.rpartition(":")[0] for image in listed for name in image.tags or ()}

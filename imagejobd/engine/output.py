@@ -1,12 +1,11 @@
-"""What a container writes, as the engine hands it on: frames of an 8-byte header and a payload, in one raw stream.
+"""What a container wrote, read as if by an enemy, which it may be: its output, and one small file that it left.
 
-The header is the number of the stream (1 out, 2 err), three zeros and the payload's size, big-endian. Frames and
-characters are cut anywhere by the blocks they arrive in; nothing is held back for them but the header and a character.
+Output comes as frames of an 8-byte header and a payload, in one raw stream. The header is the number of the stream
+(1 out, 2 err), three zeros and the payload's size, big-endian. Frames and characters are cut anywhere by the blocks
+they arrive in; nothing is held back for them but the header and a character.
 
-Reading one small file out of a container that ended, as if it were written by an enemy, which it may be.
-
-The engine tells what kind of thing the path is in a header, before the first byte of the archive; only a regular file
-of a fair size is read on. Nothing is ever extracted to this machine.
+Of a file the engine says what kind of thing it is in a header, before the first byte of the archive; only a regular
+file of a fair size is read on. Nothing is ever extracted to this machine.
 """
 
 import asyncio
@@ -29,10 +28,30 @@ from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 
-HEADER_BYTES = 8
 # What a container wrote is with us soon after its end, unless the stream stalls.
 DRAIN_TIMEOUT_S = 2.0
+
+_HEADER_BYTES = 8
 _STDERR = 2
+
+_STAT_HEADER = "X-Docker-Container-Path-Stat"
+# Headers and padding of the tar around the file.
+_TAR_ROOM_BYTES = 64 * 1024
+_LINK_TARGET_MAX_CHARS = 200
+_NO_CONTAINER = "No such container"
+# What the engine answers, with 500, to a path whose symbolic link it cannot follow.
+_BAD_LINK = re.compile(r"too many links|not a directory|file name too long", re.IGNORECASE)
+# … and, since its fixes of 2026, to any path in a container with an absolute link at the place of a mount.
+_LINK_AT_MOUNT = "path escapes from parent"
+# Go's os.FileMode, as the engine sends it: the bits of a file's kind, of which a regular file has none.
+_KINDS = {
+    1 << 27: "a symbolic link",
+    1 << 31: "a directory",
+    1 << 25: "a FIFO",
+    1 << 24: "a socket",
+    1 << 26: "a device",
+    1 << 19: "no file of a known kind",
+}
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -40,6 +59,23 @@ class Output(msgspec.Struct, frozen=True):
 
     text: str
     is_stderr: bool
+
+
+class LinkAtMount(Permanent):
+    """The engine looks into no such container: a volume is mounted where the image has a symbolic link."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.RUN_FAILED,
+            "the image has a symbolic link where /data or one of its VOLUMEs is mounted, and the Docker Engine does not"
+            " read such a container",
+        )
+
+
+class _Stat(msgspec.Struct, frozen=True):
+    size: int
+    mode: int
+    link_target: str = msgspec.field(name="linkTarget", default="")
 
 
 class Demultiplexer:
@@ -63,6 +99,12 @@ class Demultiplexer:
         for is_stderr, pieces in groupby(self._pieces(block), key=attrgetter("is_stderr")):
             yield Output("".join(piece.text for piece in pieces), is_stderr)
 
+    def finish(self) -> Iterator[Output]:
+        """The beginning of a character that the container did not end."""
+        for is_stderr, decoder in self._decoders.items():
+            if text := decoder.decode(b"", final=True):
+                yield Output(text, is_stderr)
+
     def _pieces(self, block: bytes) -> Iterator[Output]:
         view = memoryview(block)
         while view and not self.is_full:
@@ -73,29 +115,23 @@ class Demultiplexer:
             else:
                 view = self._read_header(view)
 
-    def finish(self) -> Iterator[Output]:
-        """What is left of a character that the container did not end."""
-        for is_stderr, decoder in self._decoders.items():
-            if text := decoder.decode(b"", final=True):
-                yield Output(text, is_stderr)
-
     def _read_header(self, view: memoryview) -> memoryview:
-        wanted = HEADER_BYTES - len(self._header)
-        self._header += bytes(view[:wanted])
-        if len(self._header) == HEADER_BYTES:
+        missing = _HEADER_BYTES - len(self._header)
+        self._header += bytes(view[:missing])
+        if len(self._header) == _HEADER_BYTES:
             self._is_stderr = self._header[0] == _STDERR
             self._payload_bytes = int.from_bytes(self._header[4:], "big")
             self._header = b""
-        return view[wanted:]
+        return view[missing:]
 
     def _output(self, payload: memoryview) -> Iterator[Output]:
-        kept = payload[: self._room_bytes]
+        text = self._decoders[self._is_stderr].decode(bytes(payload[: self._room_bytes]))
         self._room_bytes -= len(payload)
-        if text := self._decoders[self._is_stderr].decode(bytes(kept)):
+        if text:
             yield Output(text, self._is_stderr)
 
 
-async def live(
+async def attached_output(
     blocks: AsyncIterator[bytes], ending: asyncio.Task[Any], output: Demultiplexer
 ) -> AsyncGenerator[Output, None]:
     """The attached output, until it ends or is over its bound; one that stalls or breaks ends with the container."""
@@ -108,71 +144,13 @@ async def live(
         yield piece
 
 
-async def _next_block(blocks: AsyncIterator[bytes], ending: asyncio.Task[Any]) -> bytes:
-    """Empty when there is none any more."""
-    reading = asyncio.ensure_future(_read(blocks))
-    try:
-        await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            await asyncio.wait({reading}, timeout=DRAIN_TIMEOUT_S)
-        return reading.result() if reading.done() else b""
-    finally:
-        reading.cancel()
-
-
-async def _read(blocks: AsyncIterator[bytes]) -> bytes:
-    try:
-        return await anext(blocks, b"")
-    except errors.BROKEN:
-        return b""
-
-
-_STAT_HEADER = "X-Docker-Container-Path-Stat"
-# Headers and padding of the tar around the file.
-_TAR_ROOM_BYTES = 64 * 1024
-_SHOWN_TARGET_CHARS = 200
-_NO_CONTAINER = "No such container"
-# What the engine answers, with 500, to a path whose symbolic link it cannot follow.
-_BAD_LINK = re.compile(r"too many links|not a directory|file name too long", re.IGNORECASE)
-
-# … and, since its fixes of 2026, to any path in a container with an absolute link at the place of a mount.
-_LINK_IN_THE_WAY = "path escapes from parent"
-
-# Go's os.FileMode, as the engine sends it: the bits of a file's kind, of which a regular file has none.
-_KINDS = {
-    1 << 27: "a symbolic link",
-    1 << 31: "a directory",
-    1 << 25: "a FIFO",
-    1 << 24: "a socket",
-    1 << 26: "a device",
-    1 << 19: "no file of a known kind",
-}
-
-
-class _Stat(msgspec.Struct, frozen=True):
-    size: int
-    mode: int
-    link_target: str = msgspec.field(name="linkTarget", default="")
-
-
-class LinkInTheWay(Permanent):
-    """The engine looks into no such container: a volume is mounted where the image has a symbolic link."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            ErrorCode.RUN_FAILED,
-            "the image has a symbolic link where /data or one of its VOLUMEs is mounted, and the Docker Engine does not"
-            " read such a container",
-        )
-
-
 async def read_file(
     engine: Engine, container: str, path: str, *, max_bytes: int, place: str | None = None
 ) -> bytes | None:
     """The regular file at `path`; None when there is no such name. The last part of the path is never followed.
 
-    `place` is where it is in this container, when that is another path than it is to be called by. Raises
-    `Permanent(result_invalid)` for anything else of that name and for a file over `max_bytes`, `LinkInTheWay`, and
+    `place` is where it is in this container, if not at the `path` that messages name. Raises
+    `Permanent(result_invalid)` for anything else of that name and for a file over `max_bytes`, `LinkAtMount`, and
     `Temporary(conflict)` when there is no such container.
     """
     archive = engine.exchange(
@@ -184,7 +162,7 @@ async def read_file(
     )
     try:
         async with archive as reply:
-            _refuse_unless_readable(path, _stat(reply.headers.get(_STAT_HEADER, "")), max_bytes)
+            _check_stat(path, reply.headers.get(_STAT_HEADER, ""), max_bytes)
             raw = await _read_at_most(reply.blocks, path, max_bytes)
     except NotFound as fault:
         if _NO_CONTAINER in fault.message:
@@ -203,10 +181,29 @@ def removed_meanwhile(fault: Fault) -> Temporary:
     return Temporary(ErrorCode.CONFLICT, f"the container was removed meanwhile: {fault.message}")
 
 
+async def _next_block(blocks: AsyncIterator[bytes], ending: asyncio.Task[Any]) -> bytes:
+    """Empty when there is none any more."""
+
+    async def read() -> bytes:
+        try:
+            return await anext(blocks, b"")
+        except errors.BROKEN:
+            return b""
+
+    reading = asyncio.create_task(read())
+    try:
+        await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            await asyncio.wait({reading}, timeout=DRAIN_TIMEOUT_S)
+        return reading.result() if reading.done() else b""
+    finally:
+        reading.cancel()
+
+
 def _judge_of(path: str) -> errors.Judge:
     def judge(status: int, message: str) -> Fault:
-        if _LINK_IN_THE_WAY in message:
-            return LinkInTheWay()
+        if _LINK_AT_MOUNT in message:
+            return LinkAtMount()
         return _bad_link(path) if _BAD_LINK.search(message) else errors.of_engine(status, message)
 
     return judge
@@ -216,17 +213,14 @@ def _bad_link(path: str) -> Permanent:
     return _invalid(f"{path} is a symbolic link that leads nowhere; write a regular file")
 
 
-def _stat(header: str) -> _Stat:
+def _check_stat(path: str, header: str, max_bytes: int) -> None:
     try:
-        return msgspec.json.decode(base64.b64decode(header), type=_Stat)
+        stat = msgspec.json.decode(base64.b64decode(header), type=_Stat)
     except (binascii.Error, *errors.UNDECODABLE) as error:
         raise errors.ended_early(f"{_STAT_HEADER} is not what an engine says ({error})") from error
-
-
-def _refuse_unless_readable(path: str, stat: _Stat, max_bytes: int) -> None:
     for bit, kind in _KINDS.items():
         if stat.mode & bit:
-            target = f" (to {stat.link_target[:_SHOWN_TARGET_CHARS]})" if stat.link_target else ""
+            target = f" (to {stat.link_target[:_LINK_TARGET_MAX_CHARS]})" if stat.link_target else ""
             raise _invalid(f"{path} is {kind}{target}; write a regular file")
     if stat.size > max_bytes:
         raise _invalid(f"{path} has {stat.size} bytes; at most {max_bytes} are read")

@@ -1,7 +1,7 @@
 """Running an image that nobody trusts: no network, no rights, a read-only root, and a bound on everything.
 
-The one writable place that outlasts the container is a volume at `/data`. `confinement` says what the container may do,
-`belongings` how it is found again. Here is its life: made, started, listened to, ended, read out.
+The one writable place that outlasts the container is a volume at `/data`. What the container may do is in `hardening`,
+how it is found again in `container`. Here is its life: made, started, attached to, ended, its result read.
 """
 
 import asyncio
@@ -15,22 +15,27 @@ import msgspec
 import structlog
 
 from imagejobd.engine import errors, images
-from imagejobd.engine.client import Engine, Reply
+from imagejobd.engine.client import Engine
 from imagejobd.engine.container import (
-    FreeSpace,
-    Probe,
-    beside,
     discard,
-    free_space,
-    labels_of,
+    job_labels,
     leftovers,
+    let_all_users_write,
     make_container,
     make_volume,
-    open_to_all,
+    volume_container,
+)
+from imagejobd.engine.hardening import (
+    DATA_PATH,
+    FreeSpace,
+    Probe,
+    SandboxLimits,
+    container_body,
+    free_space,
+    runs_as_root,
     shortage,
 )
-from imagejobd.engine.hardening import DATA_PATH, SandboxLimits, confined, runs_as_root
-from imagejobd.engine.output import Demultiplexer, LinkInTheWay, Output, live, read_file, removed_meanwhile
+from imagejobd.engine.output import Demultiplexer, LinkAtMount, Output, attached_output, read_file, removed_meanwhile
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import resource_name
 
@@ -45,11 +50,11 @@ KILL_TIMEOUT_S = 0.9
 WATCH_INTERVAL_S = 1.0
 # What is fetched of an output that was cut: enough to say why it failed. The engine splits lines at 16 KiB.
 LAST_MAX_LINES = 10
+LAST_MAX_BYTES = 256 * 1024
 LAST_TRIES = 3
-SECOND_LOOK_S = 0.25
+LAST_INTERVAL_S = 0.25
 # A busy engine hears of the end before it hears that memory was the reason: up to 0.2 s, measured on 20.10.
 OOM_EVENT_TIMEOUT_S = 0.5
-LAST_MAX_BYTES = 256 * 1024
 WAIT_ANSWER_MAX_BYTES = 64 * 1024
 
 
@@ -111,8 +116,8 @@ class Sandbox:
         """
         is_over = False
         try:
-            async with contextlib.aclosing(self._told(output_max_bytes, timeout_s)) as told:
-                async for piece in told:
+            async with contextlib.aclosing(self._run_container(output_max_bytes, timeout_s)) as pieces:
+                async for piece in pieces:
                     is_over = isinstance(piece, Exit)
                     yield piece
         except NotFound as fault:
@@ -131,43 +136,42 @@ class Sandbox:
         path = f"{DATA_PATH}/{name}"
         try:
             return await read_file(self._engine, self._container, path, max_bytes=max_bytes)
-        except LinkInTheWay:
-            return await _uncut(self._read_beside(path, name, max_bytes))
+        except LinkAtMount:
+            return await _shielded(self._read_volume(path, name, max_bytes))
 
-    async def _read_beside(self, path: str, name: str, max_bytes: int) -> bytes | None:
+    async def _read_volume(self, path: str, name: str, max_bytes: int) -> bytes | None:
         """The container ran, for the runtime follows links inside its root, and the volume can be read without it."""
-        async with beside(self._engine, self._body, self._reader) as (container, folder):
+        async with volume_container(self._engine, self._body, self._reader) as (container, folder):
             place = f"/{folder}/{name}"
             return await read_file(self._engine, container, path, max_bytes=max_bytes, place=place)
 
-    async def _told(self, output_max_bytes: int, timeout_s: float) -> AsyncGenerator[Output | Exit, None]:
+    async def _run_container(self, output_max_bytes: int, timeout_s: float) -> AsyncGenerator[Output | Exit, None]:
         _refuse_full_disk(self._probe(self._volume), self._limits)
         output = Demultiplexer(max_bytes=output_max_bytes)
         # Both are asked for before the start: nothing that a quick container says or does is missed.
-        async with contextlib.AsyncExitStack() as attachment, self._waiting() as answer:
-            blocks = await attachment.enter_async_context(self._attached())
+        async with (
+            contextlib.AsyncExitStack() as attachment,
+            self._stream("wait", ("condition", "next-exit")) as answer,
+        ):
+            attached = self._stream("attach", ("stream", "1"), ("stdout", "1"), ("stderr", "1"))
+            blocks = await attachment.enter_async_context(attached)
             await self._start()
-            async with _at_once(self._ended(answer, timeout_s)) as ending:
-                async with contextlib.aclosing(live(blocks, ending, output)) as told:
-                    async for piece in told:
+            async with _background(self._wait_for_end(answer, timeout_s)) as ending:
+                async with contextlib.aclosing(attached_output(blocks, ending, output)) as pieces:
+                    async for piece in pieces:
                         yield piece
                 # Closed at once, so that endless output costs this process nothing more.
                 await attachment.aclose()
                 if output.is_full:
-                    yield _mark(f"the output is over {output_max_bytes} bytes; what follows is left out until its end")
-                ended = await ending
+                    cut = f"the output is over {output_max_bytes} bytes; what follows is left out until its end"
+                    yield Output(f"\n[{cut}]\n", is_stderr=True)
+                end = await ending
         if output.is_full:
-            for last in await self._last_output():
-                yield last
-        yield ended
+            for piece in await self._last_output():
+                yield piece
+        yield end
 
-    def _waiting(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._streamed("wait", ("condition", "next-exit"))
-
-    def _attached(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._streamed("attach", ("stream", "1"), ("stdout", "1"), ("stderr", "1"))
-
-    def _streamed(
+    def _stream(
         self, action: str, *params: tuple[str, str]
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return self._engine.stream(f"{self._path}/{action}", params=params, judge=errors.of_engine, idle_timeout_s=None)
@@ -188,24 +192,24 @@ class Sandbox:
                 await self._starting
                 await self._engine.request("POST", f"{self._path}/kill")
 
-    async def _ended(self, answer: AsyncIterator[bytes], timeout_s: float) -> Exit:
+    async def _wait_for_end(self, answer: AsyncIterator[bytes], timeout_s: float) -> Exit:
         """Wait for the end, and ask at once how it was, of an engine that still takes connections.
 
         One that shuts down kills its containers, and by that time answers nobody new: no exit code of its making is
         taken for the container's.
         """
-        async with _at_once(self._watch_disk()), _at_once(self._watch_time(timeout_s)):
-            _expect_json(await _body(answer))
-        state = await self._state()
+        async with _background(self._watch_disk()), _background(self._watch_time(timeout_s)):
+            await _read_wait_answer(answer)
+        state = (await self._engine.request_json("GET", f"{self._path}/json", _Inspected)).state
         if state.running:
             raise errors.ended_early("the wait for a container's end, while it still runs")
         if self._stopped:
             raise self._stopped
-        is_out_of_memory = state.code != 0 and (state.is_oom_killed or await self._is_oom_told())
+        is_out_of_memory = state.code != 0 and (state.is_oom_killed or await self._has_oom_event())
         return Exit(state.code, is_out_of_memory, state.error)
 
-    async def _is_oom_told(self) -> bool:
-        """Whether the engine tells, of a container that has ended, that memory was the reason. Docker 20.10 has this in
+    async def _has_oom_event(self) -> bool:
+        """Whether the engine says, of a container that has ended, that memory was the reason. Docker 20.10 has this in
         its events where the state, settled with the end, lacks it; now and then no engine has it at all."""
         filters = msgspec.json.encode({"container": [self._container], "event": ["oom"]}).decode()
         params = [("since", "0"), ("filters", filters)]
@@ -218,44 +222,39 @@ class Sandbox:
                     return True
         return False
 
-    async def _state(self) -> _State:
-        return (await self._engine.request_json("GET", f"{self._path}/json", _Inspected)).state
-
     async def _last_output(self) -> list[Output]:
-        """What of it can be had: the container has ended, and that is told in any case. A busy engine may have nothing
-        to say of it at first."""
+        """As much of it as can be had: the container has ended, and that is reported in any case. A busy engine may
+        have nothing to say of it at first."""
         for _ in range(LAST_TRIES):
-            if pieces := await self._tail():
+            if pieces := await self._logged_output():
                 return pieces
-            await asyncio.sleep(SECOND_LOOK_S)
+            await asyncio.sleep(LAST_INTERVAL_S)
         return []
 
-    async def _tail(self) -> list[Output]:
+    async def _logged_output(self) -> list[Output]:
         output = Demultiplexer(max_bytes=LAST_MAX_BYTES)
         pieces: list[Output] = []
-        with contextlib.suppress(Fault):
-            async with self._logs() as logs:
-                async for block in logs.blocks:
-                    pieces += output.feed(block)
-                    if output.is_full:
-                        break
-        return pieces
-
-    def _logs(self) -> contextlib.AbstractAsyncContextManager[Reply]:
-        return self._engine.exchange(
+        logs = self._engine.exchange(
             "GET",
             f"{self._path}/logs",
             params=[("stdout", "1"), ("stderr", "1"), ("tail", str(LAST_MAX_LINES))],
             idle_timeout_s=self._engine.settings.request_timeout_s,
         )
+        with contextlib.suppress(Fault):
+            async with logs as reply:
+                async for block in reply.blocks:
+                    pieces += output.feed(block)
+                    if output.is_full:
+                        break
+        return pieces
 
     async def _watch_disk(self) -> None:
         if self._probe(self._volume) is None:
-            _tell_unwatched(self._engine.host)
+            _warn_unwatched(self._engine.host)
             return
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            if lack := _lack(self._probe(self._volume), self._limits):
+            if lack := shortage(self._probe(self._volume), free_min_bytes=self._limits.disk_free_min_bytes):
                 why = f"the container was stopped: on the Docker Engine's disk only {lack}"
                 await self._stop(ErrorCode.STORAGE_FULL, why)
 
@@ -281,60 +280,48 @@ async def create(
     `Temporary(storage_full)`.
     """
     await discard(engine, uuid)
-    found = await images.inspect(engine, image)
-    if found is None:
+    info = await images.inspect(engine, image)
+    if info is None:
         raise NotFound(f"image {image} is not in the engine")
     name = resource_name(engine.installation, uuid, attempt)
-    body = confined(image, found.config, labels=labels_of(engine, uuid), volume=name, limits=limits)
-    volume = await _uncut(make_volume(engine, name, uuid))
+    body = container_body(image, info.config, labels=job_labels(engine, uuid), volume=name, limits=limits)
+    volume = await _shielded(make_volume(engine, name, uuid))
     # Before the container: for it the engine copies what the image has in its VOLUMEs.
     _refuse_full_disk(probe(volume), limits)
-    if not runs_as_root(found.config):
-        await _uncut(open_to_all(engine, body, f"{name}-prepare"))
-    container = await _uncut(make_container(engine, name, body))
+    if not runs_as_root(info.config):
+        await _shielded(let_all_users_write(engine, body, f"{name}-prepare"))
+    container = await _shielded(make_container(engine, name, body))
     return Sandbox(engine, container, volume, limits, probe, body=body, reader=f"{name}-read")
 
 
 def _refuse_full_disk(space: FreeSpace | None, limits: SandboxLimits) -> None:
-    if lack := _lack(space, limits):
+    if lack := shortage(space, free_min_bytes=limits.disk_free_min_bytes):
         raise Temporary(
             ErrorCode.STORAGE_FULL, f"the container was not started: on the Docker Engine's disk only {lack}"
         )
 
 
-def _lack(space: FreeSpace | None, limits: SandboxLimits) -> str:
-    return shortage(space, free_min_bytes=limits.disk_free_min_bytes) if space else ""
-
-
-async def _body(blocks: AsyncIterator[bytes]) -> bytes:
-    body = b""
-    async for block in blocks:
-        body += block
-        if len(body) > WAIT_ANSWER_MAX_BYTES:
-            raise errors.ended_early(f"the wait for a container's end said more than {WAIT_ANSWER_MAX_BYTES} bytes")
-    return body
-
-
-def _expect_json(answer: bytes) -> None:
+async def _read_wait_answer(blocks: AsyncIterator[bytes]) -> None:
     """The wait is over only when the engine says so; an engine that goes away may just end its answer."""
+    answer = b""
+    async for block in blocks:
+        answer += block
+        if len(answer) > WAIT_ANSWER_MAX_BYTES:
+            raise errors.ended_early(f"the wait for a container's end said more than {WAIT_ANSWER_MAX_BYTES} bytes")
     try:
         msgspec.json.decode(answer)
     except errors.UNDECODABLE as error:
         raise errors.ended_early(f"the wait for a container's end was cut ({error})") from error
 
 
-def _mark(text: str) -> Output:
-    return Output(f"\n[{text}]\n", is_stderr=True)
-
-
 @functools.cache
-def _tell_unwatched(host: str) -> None:
-    """Said once."""
+def _warn_unwatched(host: str) -> None:
+    """Once for each engine."""
     log.warning("the engine's disk cannot be seen from here, so no container is stopped when it runs full", host=host)
 
 
 @contextlib.asynccontextmanager
-async def _at_once(step: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+async def _background(step: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
     """A task that goes on beside the block and ends with it."""
     task = asyncio.create_task(step)
     try:
@@ -344,7 +331,7 @@ async def _at_once(step: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T
         await _settled(task)
 
 
-async def _uncut(step: Coroutine[Any, Any, T]) -> T:
+async def _shielded(step: Coroutine[Any, Any, T]) -> T:
     """Do it to the end though the caller is cancelled: what the engine is still making, `discard` would not find."""
     task = asyncio.create_task(step)
     try:

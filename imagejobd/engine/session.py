@@ -1,8 +1,8 @@
 """A build session: as long as it lasts, BuildKit may read folders of this service, and nothing else.
 
-On this connection the rôles are reversed: `POST /session` becomes HTTP/2, and the engine is its client. It asks for a
-folder by name (`moby.filesync.v1.FileSync/DiffCopy`), and is sent what fsutil's protocol has: the tree first, then the
-content of those files that it wants. Neither logins nor secrets nor sockets are offered here.
+`POST /session` becomes HTTP/2 with the engine as the client. It asks for a folder by name
+(`moby.filesync.v1.FileSync/DiffCopy`), and is sent what fsutil's protocol has: the tree first, then the content of
+those files that it wants. Neither logins nor secrets nor sockets are offered here.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
@@ -36,12 +37,12 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 _IGNORE_FILE = ".dockerignore"
 # How Docker 28 refuses a name; 26 took it.
-_NO_TEXT = "invalid UTF-8"
+_INVALID_UTF8 = "invalid UTF-8"
 # fsutil's packets (types/wire.proto): 1 type, 2 stat, 3 id, 4 data.
 _STAT, _REQUEST, _DATA, _FIN, _ERROR = range(5)
 # Go's os.FileMode, where it differs from stat(2).
-_GO_MODES = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
-_GO_DIRECTORY, _GO_SYMLINK = 1 << 31, 1 << 27
+_GO_BITS = {stat.S_ISUID: 1 << 23, stat.S_ISGID: 1 << 22, stat.S_ISVTX: 1 << 20}
+_GO_KINDS = {stat.S_IFDIR: 1 << 31, stat.S_IFLNK: 1 << 27}
 
 
 class Entry(Protocol):
@@ -95,8 +96,8 @@ class Folder(msgspec.Struct, frozen=True):
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb", buffering=0)
 
 
-# What BuildKit is told to ignore of a folder, which it asks first: nothing, as in a tar. It repeats that in the request
-# for the folder, which would else be the same, and not made, where a Dockerfile copies only the user's `.dockerignore`.
+# BuildKit asks first what to ignore of a folder: nothing, as in a tar. It repeats the answer in the request for the
+# folder, which would else be the same, and not made, where a Dockerfile copies only the user's `.dockerignore`.
 _NOTHING_IGNORED = Folder.of_file(_IGNORE_FILE, b"imagejobd.invalid\n")
 
 
@@ -124,7 +125,7 @@ async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterato
         except Fault as fault:
             if files.fault is not None:
                 raise files.fault from fault
-            if _NO_TEXT in fault.message and (name := _no_text(folders)) is not None:
+            if _INVALID_UTF8 in fault.message and (name := _undecodable_name(folders)) is not None:
                 why = f"the context has the name {name}, which is not UTF-8: this engine's BuildKit takes none such"
                 raise invalid(why) from fault
             if fault.code is not ErrorCode.ENGINE_UNAVAILABLE and not await server.is_alive():
@@ -135,13 +136,14 @@ async def session(engine: Engine, folders: Mapping[str, Folder]) -> AsyncIterato
             await asyncio.wait([serving])
 
 
-def _no_text(folders: Mapping[str, Folder]) -> str | None:
-    """The first name or link that is not UTF-8, as it may be shown."""
-    for name in (name for folder in folders.values() for entry in folder.entries for name in (entry.path, entry.link)):
-        try:
-            name.decode()
-        except UnicodeDecodeError:
-            return ascii(name.decode(errors="backslashreplace"))
+def _undecodable_name(folders: Mapping[str, Folder]) -> str | None:
+    """The first name or link that is not UTF-8, in printable characters."""
+    for entry in chain.from_iterable(folder.entries for folder in folders.values()):
+        for name in (entry.path, entry.link):
+            try:
+                name.decode()
+            except UnicodeDecodeError:
+                return ascii(name.decode(errors="backslashreplace"))
     return None
 
 
@@ -161,21 +163,21 @@ class _FileSync:
         name = call.metadata.get("dir-name", [""])[0]
         folder = self._folders.get(name)
         if folder is None:
-            raise grpc.Refused(grpc.NOT_FOUND, f"there is no folder {name}")
+            raise grpc.StatusError(grpc.NOT_FOUND, f"there is no folder {name}")
         if call.metadata.get("followpaths") == [_IGNORE_FILE] and "exclude-patterns" not in call.metadata:
             folder = _NOTHING_IGNORED
         try:
             await _Transfer(call, folder).run()
-        except grpc.Refused as refused:
-            if isinstance(refused.__cause__, OSError):
-                self.fault = refused.__cause__
+        except grpc.StatusError as error:
+            if isinstance(error.__cause__, OSError):
+                self.fault = error.__cause__
             raise
         except MalformedRecord as error:
-            raise grpc.Refused(grpc.INTERNAL, str(error)) from error
+            raise grpc.StatusError(grpc.INTERNAL, str(error)) from error
 
 
 class _Transfer:
-    """One folder on its way to BuildKit."""
+    """One folder that is being sent to BuildKit."""
 
     def __init__(self, call: grpc.Call, folder: Folder) -> None:
         self._call = call
@@ -186,22 +188,22 @@ class _Transfer:
         self._sent_bytes = 0
 
     async def run(self) -> None:
-        while not self._take_requests():
+        while not self._read_requests():
             if self._wanted or not self._is_tree_sent:
                 await self._call.send(await self._block())
             else:
                 await self._call.wait()
         await self._call.send(grpc.message(encoded(1, _FIN)))
 
-    def _take_requests(self) -> bool:
-        """Take in what has arrived; True once BuildKit has all it wants."""
+    def _read_requests(self) -> bool:
+        """Read what has arrived; True once BuildKit has all it wants."""
         for message in self._call.take():
             packet = dict(fields(message))
             kind, number = as_int(packet.get(1, 0)), as_int(packet.get(3, 0))
             if kind == _FIN:
                 return True
             if kind == _ERROR:
-                raise grpc.Refused(grpc.CANCELLED, f"BuildKit gave up: {as_text(packet.get(4, b''))}")
+                raise grpc.StatusError(grpc.CANCELLED, f"BuildKit gave up: {as_text(packet.get(4, b''))}")
             if (
                 kind != _REQUEST
                 or number >= len(self._folder.entries)
@@ -213,13 +215,13 @@ class _Transfer:
 
     async def _block(self) -> bytes:
         """The next packets, read and encoded in a thread: of files that are wanted, else of the tree."""
-        packets = self._content() if self._wanted else self._tree_block()
+        packets = self._content_packets() if self._wanted else self._next_tree_packets()
         try:
             return await asyncio.to_thread(b"".join, packets)
         except OSError as error:
-            raise grpc.Refused(grpc.INTERNAL, "the folder cannot be read") from error
+            raise grpc.StatusError(grpc.INTERNAL, "the folder cannot be read") from error
 
-    def _tree_block(self) -> Iterator[bytes]:
+    def _next_tree_packets(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
         while room > 0 and not self._is_tree_sent:
             packet = next(self._tree, None)
@@ -229,7 +231,7 @@ class _Transfer:
             yield packet
             room -= len(packet)
 
-    def _content(self) -> Iterator[bytes]:
+    def _content_packets(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
         with self._folder.open() as file:
             while room > 0 and self._wanted:
@@ -237,10 +239,12 @@ class _Transfer:
                 entry = self._folder.entries[number]
                 size = min(DATA_MAX_BYTES, entry.size - self._sent_bytes)
                 if size:
-                    yield _data_packet(number, _read(file, entry.offset + self._sent_bytes, size))
+                    content = _read(file, entry.offset + self._sent_bytes, size)
+                    yield grpc.message(encoded(1, _DATA) + encoded(3, number) + encoded(4, content))
                     self._sent_bytes += size
                 if self._sent_bytes == entry.size:
-                    yield _data_packet(number, b"")
+                    # Data without content ends the file.
+                    yield grpc.message(encoded(1, _DATA) + encoded(3, number))
                     self._wanted.popleft()
                     self._sent_bytes = 0
                 room -= size + PACKET_BYTES
@@ -252,10 +256,6 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
     if len(content) < size:
         raise OSError(errno.EIO, f"the folder's content ends within the {size} bytes at {offset}")
     return content
-
-
-def _data_packet(number: int, content: bytes) -> bytes:
-    return grpc.message(encoded(1, _DATA) + encoded(3, number) + (encoded(4, content) if content else b""))
 
 
 def _tree_packets(entries: Iterable[Entry]) -> Iterator[bytes]:
@@ -272,9 +272,5 @@ def _tree_packets(entries: Iterable[Entry]) -> Iterator[bytes]:
 
 def _go_mode(mode: int) -> int:
     """As Go's os.FileMode has it, which is what fsutil sends."""
-    go_mode = mode & 0o777
-    for bit, go_bit in _GO_MODES:
-        if mode & bit:
-            go_mode |= go_bit
-    kinds = {stat.S_IFDIR: _GO_DIRECTORY, stat.S_IFLNK: _GO_SYMLINK}
-    return go_mode | kinds.get(stat.S_IFMT(mode), 0)
+    bits = sum(go_bit for bit, go_bit in _GO_BITS.items() if mode & bit)
+    return mode & 0o777 | bits | _GO_KINDS.get(stat.S_IFMT(mode), 0)

@@ -170,6 +170,7 @@ def test_onbuild_has_its_trigger():
         ("FROM a\nSHELL sh", "line 2: SHELL: it takes the JSON form"),
         ("FROM a\nSHELL []", "line 2: SHELL: it takes the JSON form"),
         ("FROM a\nENV a", "line 2: ENV: it needs a name and a value"),
+        ("FROM a\nENV \\\v", "line 2: ENV: it needs a name and a value"),
         ("FROM a\nENV a=b c", "line 2: ENV: 'c' has no '='"),
         ("FROM a\nONBUILD LABEL a", "line 2: LABEL: it needs a name and a value"),
         ("FROM a\nADD x", "line 2: ADD: it needs a source and a destination"),

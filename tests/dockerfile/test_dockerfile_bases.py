@@ -156,6 +156,8 @@ def test_stages_know_their_bases():
         ("FROM a\nCOPY --from=B@d c d", "line 2: COPY: image name"),
         ("FROM a\nCOPY --from=0 c d", "line 2: COPY: --from=0: there is no stage of that number before"),
         ("FROM a\nCOPY --from=99999999999999999999 c d", "no stage of that number"),
+        # Python reads no number of more than 4300 digits.
+        (f"FROM a AS b\nONBUILD COPY --from={'9' * 5000} c d\nFROM b", "no stage of that number"),
         ("FROM a\nFROM b\nRUN --mount=from=0,target=/x c", "line 3: RUN: from=0: a mount takes the name"),
         ('FROM a\nRUN --mount=a,\\"b b', "--mount"),
         ("ARG =x\nFROM a", "line 1: ARG: it needs a name"),

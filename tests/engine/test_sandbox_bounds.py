@@ -11,7 +11,7 @@ from sandboxes import LIMITS, MIB, image_of, run, sandboxed, until_output
 from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
 from imagejobd.engine.client import Engine
-from imagejobd.engine.container import FreeSpace, free_space
+from imagejobd.engine.hardening import FreeSpace, free_space
 from imagejobd.engine.sandbox import Exit, Output, Sandbox, create, discard, leftovers
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import uuid7

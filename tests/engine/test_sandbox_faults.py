@@ -24,7 +24,8 @@ from harness.processes import processes, unique_seconds
 from harness.services import require
 from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
-from imagejobd.engine.container import FreeSpace, free_space, make_container, shortage
+from imagejobd.engine.container import make_container
+from imagejobd.engine.hardening import FreeSpace, free_space, shortage
 from imagejobd.engine.output import DRAIN_TIMEOUT_S, Demultiplexer, Output
 from imagejobd.engine.sandbox import Exit, Sandbox, create, discard, leftovers
 from imagejobd.engine.settings import EngineSettings
@@ -248,7 +249,7 @@ def test_space_above_a_closed_folder_is_seen(monkeypatch: pytest.MonkeyPatch, tm
             raise PermissionError(path)
         return disk
 
-    monkeypatch.setattr("imagejobd.engine.container.os.statvfs", statvfs)
+    monkeypatch.setattr("imagejobd.engine.hardening.os.statvfs", statvfs)
     assert free_space(tmp_path / "volumes/x/_data") == free_space(tmp_path)
 
 

@@ -16,7 +16,8 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RemoteSettingsChanged, ResponseReceived, StreamReset, TrailersReceived
 from h2.settings import SettingCodes
 
-from imagejobd.engine.client import Engine
+from imagejobd.engine import grpc
+from imagejobd.engine.client import Engine, Upgraded
 from imagejobd.engine.protobuf import encoded, fields
 from imagejobd.engine.session import BLOCK_BYTES, Folder, session
 from imagejobd.engine.settings import EngineSettings
@@ -298,3 +299,42 @@ async def fail_in_mid_transfer(folder: Path, how: str) -> None:
         else:
             peer.write(bytes(9) * 100)
         raise Permanent(ErrorCode.BUILD_FAILED, "no active session")
+
+
+class ClosingConnection:
+    """One call of `/x`; what is written once `is_closed` fails, and then it is at its end."""
+
+    def __init__(self) -> None:
+        peer = H2Connection()
+        peer.initiate_connection()
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", "/x"), (":authority", "localhost")]
+        peer.send_headers(1, headers)
+        self.blocks = [peer.data_to_send()]
+        self.is_closed = False
+        self.failed = asyncio.Event()
+
+    async def read(self) -> bytes:
+        if not self.blocks:
+            await self.failed.wait()
+        return self.blocks.pop() if self.blocks else b""
+
+    def write(self, _: bytes) -> None:
+        if self.is_closed:
+            self.failed.set()
+            raise ConnectionResetError
+
+    def abort(self) -> None:
+        """There is nothing to close."""
+
+
+async def test_a_status_that_cannot_be_sent_any_more_is_no_failure_of_the_server() -> None:
+    """An engine that closes the connection just as a call is refused ends the session like any other."""
+    connection = ClosingConnection()
+
+    async def refuse(_: grpc.Call) -> None:
+        connection.is_closed = True
+        raise grpc.StatusError(grpc.NOT_FOUND, "no such folder")
+
+    async with asyncio.timeout(DEADLINE_S):
+        await grpc.Server(cast(Upgraded, connection), {"/x": refuse}).serve()
+    assert connection.failed.is_set()
