@@ -33,7 +33,6 @@ from imagejobd.jobs.build import Tools as BuildKindTools
 from imagejobd.jobs.dispatch.kind import DispatchKind, check_repository
 from imagejobd.jobs.dispatch.payload import Tools as DispatchTools
 from imagejobd.jobs.distribute.kind import DistributeKind
-from imagejobd.jobs.distribute.registries import Tools as DistributeTools
 from imagejobd.jobs.run import RunKind
 from imagejobd.jobs.run import Tools as RunTools
 from imagejobd.jobs.shared.access import EngineEgress
@@ -139,7 +138,7 @@ async def serve(config: Config) -> int:
             "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
             "run": RunKind(RunTools(building=building, settings=config.kinds.run)),
             "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
-            "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
+            "distribute": DistributeKind(registry, _flights(stack, config, blobs), config.kinds.distribute),
         }
         slots = {name: getattr(config.limits, name) for name in kinds}
         runner = Runner(
@@ -226,9 +225,8 @@ def _set_modes(folder: Path) -> None:
         log.warning("the state folder belongs to another user, and keeps its permissions", state_dir=str(folder))
 
 
-def _distribute_tools(
-    stack: AsyncExitStack, config: Config, registry: RegistryClient, blobs: BlobStore
-) -> DistributeTools:
+def _flights(stack: AsyncExitStack, config: Config, blobs: BlobStore) -> Flights:
+    """The blobs that are being read from registries, for all distributions."""
     settings = config.kinds.distribute
     flights = Flights(
         blobs.spool_file,
@@ -237,4 +235,4 @@ def _distribute_tools(
         spool_max_bytes=settings.spool_max_bytes,
     )
     stack.push_async_callback(flights.close)
-    return DistributeTools(registry=registry, flights=flights, settings=settings)
+    return flights
