@@ -34,7 +34,6 @@ from imagejobd.jobs.build import Tools as BuildKindTools
 from imagejobd.jobs.dispatch.kind import DispatchKind, check_repository
 from imagejobd.jobs.dispatch.payload import Tools as DispatchTools
 from imagejobd.jobs.distribute.kind import DistributeKind
-from imagejobd.jobs.distribute.registries import Tools as DistributeTools
 from imagejobd.jobs.run import RunKind
 from imagejobd.jobs.run import Tools as RunTools
 from imagejobd.jobs.shared.access import EngineEgress
@@ -130,7 +129,7 @@ async def serve(config: Config) -> int:
             "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
             "run": RunKind(RunTools(building=building, settings=config.kinds.run)),
             "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
-            "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
+            "distribute": DistributeKind(registry, _flights(stack, config, blobs), config.kinds.distribute),
         }
 
         runner = Runner(
@@ -210,9 +209,8 @@ def _everybody(_tenant: str) -> str:
     return ""
 
 
-def _distribute_tools(
-    stack: AsyncExitStack, config: Config, registry: RegistryClient, blobs: BlobStore
-) -> DistributeTools:
+def _flights(stack: AsyncExitStack, config: Config, blobs: BlobStore) -> Flights:
+    """The blobs that are being read from registries, for all distributions."""
     settings = config.kinds.distribute
     flights = Flights(
         blobs.spool_file,
@@ -221,7 +219,7 @@ def _distribute_tools(
         spool_max_bytes=settings.spool_max_bytes,
     )
     stack.push_async_callback(flights.close)
-    return DistributeTools(registry=registry, flights=flights, settings=settings)
+    return flights
 
 
 def _queue_bounds(config: Config) -> QueueBounds:

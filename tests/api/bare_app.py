@@ -22,7 +22,6 @@ from imagejobd.jobs.build import BuildKind, BuildSettings
 from imagejobd.jobs.dispatch import kind as dispatch
 from imagejobd.jobs.dispatch.kind import DispatchKind
 from imagejobd.jobs.dispatch.payload import DispatchSettings
-from imagejobd.jobs.distribute import kind as distribute
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunKind, RunSettings
@@ -103,7 +102,7 @@ async def bare_app(
             "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),
             "run": RunKind(run.Tools(building=building, settings=RunSettings())),
             "dispatch": DispatchKind(dispatch.Tools(building=building, settings=DispatchSettings())),
-            "distribute": DistributeKind(_copying(folder, registry)),
+            "distribute": DistributeKind(registry, _flights(folder), DistributeSettings()),
         }
         intake = Intake(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
         app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
@@ -111,16 +110,15 @@ async def bare_app(
             yield BareApp(folder, client, port, intake, blobs, store, app.router.routes())
 
 
-def _copying(folder: Path, registry: RegistryClient) -> distribute.Tools:
-    """What the kind is made of; nothing is ever copied here."""
+def _flights(folder: Path) -> Flights:
+    """Nothing is ever copied here."""
     settings = DistributeSettings()
-    flights = Flights(
+    return Flights(
         lambda: nullcontext(folder / "spool-file"),
         streams_max=settings.streams_max,
         window_bytes=settings.window_bytes,
         spool_max_bytes=settings.spool_max_bytes,
     )
-    return distribute.Tools(registry=registry, flights=flights, settings=settings)
 
 
 @asynccontextmanager

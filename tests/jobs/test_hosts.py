@@ -10,6 +10,7 @@ from imagejobd.jobs.build import BuildKind
 from imagejobd.jobs.dispatch.kind import DispatchKind
 from imagejobd.jobs.dispatch.payload import DispatchSettings
 from imagejobd.jobs.distribute.kind import DistributeKind
+from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunKind
 from imagejobd.model.job import Job
 
@@ -27,6 +28,11 @@ def job(spec: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Job:
     return Job(**(empty | {"uuid": UUID, "tenant": "7", "spec": dict(spec), "checkpoint": dict(checkpoint)}))
 
 
+def distribution(_tools: Any) -> DistributeKind:
+    unused: Any = None
+    return DistributeKind(unused, unused, DistributeSettings())
+
+
 @pytest.mark.parametrize(
     ("kind", "spec", "checkpoint", "hosts"),
     [
@@ -39,8 +45,8 @@ def job(spec: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Job:
         (DispatchKind, {}, FILE, set()),
         (DispatchKind, {}, BUILT, {"registry.example"}),
         (DispatchKind, {}, {**BUILT, "pushed": {PUSHED: "sha256:x"}}, set()),
-        (DistributeKind, DISTRIBUTE, {}, {"source.example"}),
-        (DistributeKind, {**DISTRIBUTE, "source": {**SOURCE, "endpoint": "http://h"}}, {}, {"h:80"}),
+        (distribution, DISTRIBUTE, {}, {"source.example"}),
+        (distribution, {**DISTRIBUTE, "source": {**SOURCE, "endpoint": "http://h"}}, {}, {"h:80"}),
     ],
     ids=[
         "build", "fetched", "pushed", "hub", "run", "payload", "file", "to-push", "dispatched", "distribute", "http",

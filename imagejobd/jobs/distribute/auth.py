@@ -1,30 +1,22 @@
-"""Where a registry is, as distributions name it: `[http[s]://]host[:port][/v2][/]`.
+"""The `auth` block of a source or target: how a request says that it logs in there.
 
-What was sent is kept as it was sent and reported so; this is what it means. Errors never quote an endpoint: a user and
-password may stand in it.
-
-The `auth` block of a source or target: how a request says that it logs in there.
-
-All of it is secret. It travels as one JSON text per registry among the job's secrets, and is understood again when the
-job runs. With `basicauth` the token set-up is ignored.
-
-Which words of an `auth` block no log, error or history may show, because a peer may echo what it was sent.
-
-A password is hidden however short it is. A word that is in every message anyway, such as the `service: registry` of a
-token request, is not: it would make the log unreadable and protect nothing.
+All of it is secret. It travels as one JSON text per registry among the job's secrets and is decoded when the job runs.
+With `basicauth` the token set-up is ignored. A peer may echo what it was sent, so every string in it is kept out of
+logs, errors and history, whatever its name. Only short plain words and numbers are not, nor what the token protocol
+itself makes public, such as `service`: a log without the word registry could not be read.
 """
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from imagejobd.jobs.distribute.fields import FieldFault, below, convert, given, parse_endpoint, wrong
+from imagejobd.jobs.distribute.fields import FieldFault, below, convert, given, wrong
 from imagejobd.model.secrets import Credentials, Secret
-from imagejobd.registry.site import Login, Site, TokenRequest
+from imagejobd.registry.site import Login, TokenRequest
 
 AUTH_MAX_BYTES = 128 * 1024
 URL_MAX_CHARS = 4096
@@ -38,22 +30,18 @@ JSON_DEPTH_MAX = 32
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _TOKEN_TYPE = re.compile(r"[A-Za-z]{1,32}")
+# A word or number that is in every other message.
+_ORDINARY = re.compile(r"[A-Za-z]{0,5}|[0-9.-]{0,5}")
 # They frame the message or name the server: the HTTP library's own to say.
-_FRAMING = frozenset(
-    {
-        "connection",
-        "content-encoding",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+_FRAMING = re.compile(
+    "connection|content-encoding|content-length|expect|host|keep-alive|proxy-authorization|proxy-connection|te|trailer|"
+    "transfer-encoding|upgrade"
+)
+# What is asked for and who asks (distribution's token and OAuth2 specifications, RFC 6749, RFC 9110), without the
+# separators in which `client_id` and `clientId` differ.
+_PUBLIC = re.compile(
+    "accept|acceptlanguage|accesstype|account|audience|clientid|contenttype|granttype|realm|responsetype|scopes?|"
+    "service|tokentype|user|useragent|username"
 )
 
 
@@ -73,7 +61,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def parse_auth(value: Any, path: str) -> Secret | None:
-    """Check an `auth` block and make it the text that is kept; an empty one is none. Raises `FieldFault`."""
+    """Check an `auth` block and make it the text that is stored; an empty one is none. Raises `FieldFault`."""
     fields = given(value, path)
     for name in ("header", "json"):
         if name in fields:
@@ -83,13 +71,20 @@ def parse_auth(value: Any, path: str) -> Secret | None:
     auth = convert(fields, Auth, path)
     if auth.basicauth is not None:
         _check_basic(auth.basicauth, below(path, "basicauth"))
+        auth = Auth(basicauth=auth.basicauth)
     else:
         _check_token_request(auth, path)
-    return Secret(_text(auth, path))
+    try:
+        text = msgspec.json.encode(auth)
+    except UnicodeEncodeError:  # half a surrogate pair
+        raise wrong(path, "holds text that is no Unicode") from None
+    if len(text) > AUTH_MAX_BYTES:
+        raise wrong(path, f"is larger than {AUTH_MAX_BYTES} bytes")
+    return Secret(text.decode())
 
 
 def login(auth: Secret | None) -> Login | None:
-    """What a kept `auth` block means to the registry client."""
+    """What a stored `auth` block means to the registry client."""
     if auth is None:
         return None
     block = msgspec.json.decode(auth.reveal(), type=Auth)
@@ -103,20 +98,24 @@ def login(auth: Secret | None) -> Login | None:
     )
 
 
-def site(endpoint: str, verify_tls: bool | None, auth: Secret | None) -> Site:
-    """The registry at a stored `endpoint`, as the registry client takes it."""
-    parsed = parse_endpoint(endpoint, "endpoint")
-    return Site(host=parsed.host, scheme=parsed.scheme, verify_tls=verify_tls, login=login(auth))
+def secret_words(auth: Secret) -> set[Secret]:
+    """What to redact of a stored `auth` block: its passwords, and all strings that are neither ordinary nor public.
 
-
-def _text(auth: Auth, path: str) -> str:
-    try:
-        text = msgspec.json.encode(auth)
-    except UnicodeEncodeError:  # half a surrogate pair
-        raise wrong(path, "holds text that is no Unicode") from None
-    if len(text) > AUTH_MAX_BYTES:
-        raise wrong(path, f"is larger than {AUTH_MAX_BYTES} bytes")
-    return text.decode()
+    The user, the token type and the host of `url` stay readable.
+    """
+    block = msgspec.json.decode(auth.reveal(), type=Auth)
+    if block.basicauth is not None:
+        return {Secret(block.basicauth.password)}
+    words: set[str] = set()
+    parts = urlsplit(block.url or "")
+    if parts.path.strip("/") or parts.query or parts.fragment:  # else it is no more than the name of a host
+        words.add(block.url or "")
+    for name, value in (*parse_qsl(parts.query), *block.header.items(), *(block.json or {}).items()):
+        words.update(_strings(name, value))
+    for name, text in block.header.items():
+        if not _is_public(name):
+            words.update(_words_of_login(text))
+    return {Secret(word) for word in words}
 
 
 def _object(value: Any, field: str) -> Any:
@@ -183,114 +182,36 @@ def _check_headers(headers: Mapping[str, str], path: str) -> None:
     for name, value in headers.items():
         if len(name) > HEADER_NAME_MAX_CHARS or not _NAME.fullmatch(name):
             raise wrong(path, "holds a name that is no HTTP header")
-        if name.lower() in _FRAMING:
+        if _FRAMING.fullmatch(name.lower()):
             raise wrong(below(path, name), "may not be set by a request")
         if len(value) > HEADER_VALUE_MAX_CHARS or not _VALUE.fullmatch(value):
             raise wrong(below(path, name), f"must be one line of at most {HEADER_VALUE_MAX_CHARS} characters")
 
 
-# What stands under any other name may be a secret, if it is as long as this or no plain word or number.
-WORD_MAX_CHARS = 7
-
-# Names below which everything is secret, as parts of longer ones (`client_secret`, `X-Api-Key`, `apikey`) ...
-_SECRET_PART = re.compile(r"pass|secret|token|key|credential|auth|bearer|jwt|cookie|signature|session", re.IGNORECASE)
-# ... or as one of their words.
-_SECRET_WORDS = frozenset({"pw", "pwd", "pin", "otp", "sig", "code", "assertion"})
-# Names of what is asked for and of who asks; they win over the parts above (`token_type`).
-_OPEN = frozenset(
-    {
-        "accept",
-        "accept_language",
-        "access_type",
-        "account",
-        "audience",
-        "client_id",
-        "content_type",
-        "expires_in",
-        "grant_type",
-        "realm",
-        "response_type",
-        "scope",
-        "scopes",
-        "service",
-        "token_type",
-        "user",
-        "user_agent",
-        "user_name",
-        "username",
-    }
-)
-# `offline_token=true` asks for one.
-_ANSWERS = frozenset({"true", "false"})
-_SCHEME = re.compile(r"[A-Za-z]{1,32} +(?P<rest>\S.*)")
-_PLAIN = re.compile(r"[A-Za-z]+|[0-9]+|")
+def _strings(name: str, value: Any) -> Iterator[str]:
+    """The strings and numbers of a value that are neither ordinary nor public; its depth is bounded."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(key, item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(name, item)
+    elif not (_is_public(name) or _ORDINARY.fullmatch(str(value))):
+        yield str(value)
 
 
-def secret_words(auth: Secret) -> Iterator[Secret]:
-    """What to hide of a kept `auth` block."""
-    block = msgspec.json.decode(auth.reveal(), type=Auth)
-    return (Secret(word) for word in _words(block) if word)
+def _is_public(name: str) -> bool:
+    return _PUBLIC.fullmatch(re.sub(r"[^a-z]", "", name.lower())) is not None
 
 
-def _words(block: Auth) -> Iterator[str]:
-    if block.basicauth is not None:
-        yield block.basicauth.password
-    if block.url:
-        yield from _words_of_url(block.url)
-    for name, text in block.header.items():
-        yield from _words_below(name, text)
-        if (scheme := _SCHEME.fullmatch(text)) and _is_secret(name):
-            yield from _words_of_login(scheme["rest"])
-    for name, value in (block.json or {}).items():
-        yield from _words_below(name, value)
-
-
-def _words_of_url(url: str) -> Iterator[str]:
-    parts = urlsplit(url)
-    if parts.path.strip("/") or parts.query or parts.fragment:  # else it is no more than the name of a host
-        yield url
-    for name, value in parse_qsl(parts.query):
-        yield from _words_below(name, value)
-
-
-def _words_of_login(rest: str) -> Iterator[str]:
-    """`Authorization: Basic x` is echoed as `x` too, or as what is in it."""
-    yield rest
+def _words_of_login(header: str) -> Iterator[str]:
+    """`Authorization: Basic x` is echoed as `x` too, or as the password that is in it."""
+    rest = header.partition(" ")[2].strip()
+    if not _ORDINARY.fullmatch(rest):
+        yield rest
     try:
         _, mark, password = base64.b64decode(rest, validate=True).decode().partition(":")
     except ValueError:
         return
-    if mark:
+    if mark and password:
         yield password
-
-
-def _words_below(name: str, value: Any, *, is_secret: bool = False) -> Iterator[str]:
-    """What to hide of a value; its depth is bounded. A name counts for what is below it, until a name that is open."""
-    is_open = _plain_name(name) in _OPEN
-    is_secret = (is_secret or _is_secret(name)) and not is_open
-    if isinstance(value, dict | list):
-        for key, item in _items(name, value):
-            yield from _words_below(key, item, is_secret=is_secret)
-    elif isinstance(value, str):
-        if (is_secret and value not in _ANSWERS) or not (is_open or _is_ordinary(value)):
-            yield value
-    elif is_secret and isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
-
-
-def _items(name: str, value: dict[str, Any] | list[Any]) -> Iterable[tuple[str, Any]]:
-    return value.items() if isinstance(value, dict) else ((name, item) for item in value)
-
-
-def _is_secret(name: str) -> bool:
-    plain = _plain_name(name)
-    return plain not in _OPEN and bool(_SECRET_PART.search(plain) or _SECRET_WORDS.intersection(plain.split("_")))
-
-
-def _plain_name(name: str) -> str:
-    """`userName`, `User-Name` and `user_name` are one."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).strip("_").lower()
-
-
-def _is_ordinary(value: str) -> bool:
-    return len(value) <= WORD_MAX_CHARS and _PLAIN.fullmatch(value) is not None

@@ -1,44 +1,161 @@
-"""Targets that are not worth another try in this attempt, so that the images behind go on to the others.
+"""Making the copies of one attempt: the registries, the images one after the other, and what the store hears of it.
 
-One that does not answer, or that wants to be left alone, is left at once; one that answers, and fails for two images in
-a row, is not asked about the others: every knock lasts for some tries, and would keep the images behind it waiting.
-
-The phases of a distribution: listing the tags that a filter means, and copying.
-
-An attempt goes straight to what is left: a copy that is done is not asked about again, and one that failed for good is
-not tried again.
+An attempt goes straight to what remains: a copy that is done is not asked about again, and one that failed for good is
+not tried again. A target that is not worth another try in this attempt is left out, so that the images behind go on to
+the others. The copies themselves never wait for the disk: what there is to write is gathered here and written by one
+loop. What a crash takes is asked of the targets again.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from imagejobd.jobs.distribute.registries import Outage, Outages, Registries, Tools
-from imagejobd.jobs.distribute.spec import DistributeSpec, Image
-from imagejobd.jobs.distribute.table import OUTCOMES, TAGS, CopyTable, Record, found_images
-from imagejobd.jobs.distribute.tags import TagFilter, select
-from imagejobd.model.concurrency import gather_or_cancel
-from imagejobd.model.errors import ErrorCode, NotFound, Permanent
+from imagejobd.jobs.distribute.auth import secret_words
+from imagejobd.jobs.distribute.spec import (
+    SOURCE_AUTH,
+    DistributeSpec,
+    Source,
+    Target,
+    site_of,
+    target_auth,
+)
+from imagejobd.jobs.distribute.table import OUTCOMES, CopyTable, Record, Wait
+from imagejobd.model.circuit import Circuits, peer_name
+from imagejobd.model.concurrency import KeyedLock, gather_or_cancel
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Json
+from imagejobd.model.job import Json, Principal
 from imagejobd.model.kind import JobContext
+from imagejobd.model.secrets import Secret
+from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.copying import Copying, Holdings
+from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.copy.image import copy_image
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Target
+from imagejobd.registry.copy.outcome import Options, Outcome, TagState
+from imagejobd.registry.copy.outcome import Target as CopyTarget
 
 IMAGES_AT_ONCE = 8
-TAGS_PER_PROGRESS = 1_000
+# One that answers, and fails for so many images in a row, is not asked about the others: every knock lasts for some
+# tries, and would keep the images behind it waiting.
+FAILURES_IN_A_ROW_MAX = 2
 # Targets that are named as those who are waited for.
-NAMED_MAX = 3
+ENDPOINTS_NAMED_MAX = 3
+
+TICK_S = 0.25
+SAVE_EVERY_TICKS = 2
+NOTE_EVERY_TICKS = 8
+# After so many the notes become half as frequent, again and again: a day of copying is some hundred of them.
+NOTES_PER_PACE = 100
+# Handed to the store in one go; more would hold up the loop.
+NOTES_AT_ONCE = 100
+
+_DRY_RUN_STATES = {
+    TagState.WANTED: "would be copied",
+    TagState.IDENTICAL: "is there already",
+    TagState.SKIPPED: "is another image there and would be left alone",
+}
+
+
+class Registries:
+    """The registries of one job, connected once each; nothing is asked yet. `secrets` are the job's, `principal` is who
+    may use configured logins; `warn` hears what registries warn of."""
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        spec: DistributeSpec,
+        secrets: Mapping[str, Secret],
+        principal: Principal,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._secrets = secrets
+        self._principal = principal
+        self._warn = warn
+        self._connections: dict[tuple[object, ...], Connection] = {}
+        self._source = self._connection(spec.source, SOURCE_AUTH)
+        self._targets = [self._connection(target, target_auth(index)) for index, target in enumerate(spec.targets)]
+
+    def source(self, path: str) -> Repository:
+        return Repository(connection=self._source, path=path)
+
+    def target(self, index: int, path: str) -> Repository:
+        return Repository(connection=self._targets[index], path=path, may_push=True)
+
+    def peers(self, index: int) -> tuple[str, str]:
+        """Who has to answer before anything can go to a target: the source, and the target itself."""
+        source, target = (connection.site for connection in (self._source, self._targets[index]))
+        return peer_name(source.host, source.scheme), peer_name(target.host, target.scheme)
+
+    def secret_words(self) -> set[Secret]:
+        """All that must not be shown: what is secret of the requests' logins, and the configured passwords of these
+        hosts and of the source's mirrors, as far as they are used: redacting others would tell who guesses one."""
+        words = {word for auth in self._secrets.values() for word in secret_words(auth)}
+        for connection in (*self._connections.values(), *self._source.mirrors()):
+            if configured := self._client.credentials_for(connection.host, self._principal):
+                words.add(configured.password)
+        return words
+
+    def _connection(self, place: Source | Target, secret_name: str) -> Connection:
+        """One for all places that are the same registry with the same login."""
+        auth = self._secrets.get(secret_name)
+        site = replace(site_of(place, auth), principal=self._principal)
+        key = (site.host, site.scheme, site.verify_tls, auth)
+        if key not in self._connections:
+            self._connections[key] = self._client.connect(site, warn=self._warn)
+        return self._connections[key]
+
+
+class Outage(NamedTuple):
+    """Why a target is left out, without secrets, and what the rest of its copies wait for."""
+
+    error: str
+    wait: Wait
+
+
+class Outages:
+    """What the images of one attempt, and all jobs through `circuits`, found out about the targets."""
+
+    def __init__(self, registries: Registries, circuits: Circuits, now_ms: Callable[[], int]) -> None:
+        self._registries = registries
+        self._circuits = circuits
+        self._now_ms = now_ms
+        self._in_a_row: dict[int, int] = {}
+        self._last: dict[int, Outage] = {}
+
+    def note(self, target: int, fault: Fault | None, record: Record) -> None:
+        """A copy that was tried has ended with `fault`, as `record` says."""
+        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
+        if record.error is None or not is_outage:
+            self._in_a_row.pop(target, None)
+            return
+        self._in_a_row[target] = self._in_a_row.get(target, 0) + 1
+        self._last[target] = Outage(record.error, record.wait)
+
+    def find(self, target: int) -> Outage | None:
+        """Why the target, or the source, is not worth another try now; None where both are."""
+        for peer in self._registries.peers(target):
+            if refusal := self._circuits.refusal(peer):
+                return Outage(refusal.message, Wait.of(refusal, self._now_ms()))
+        if target not in self._in_a_row:
+            return None
+        last = self._last[target]
+        is_down = self._in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._now_ms()) > 0
+        return last if is_down else None
 
 
 class Reporter:
-    """Tells about one attempt. `redact` removes the job's secrets from what peers have written; `warnings` are theirs
-    too, and are taken out as they are told."""
+    """Writes what happens in one attempt to the store: log, history, progress, checkpoint.
+
+    `redact` removes the job's secrets from what peers have written; `warnings` are theirs too, and are taken out as
+    they are logged.
+    """
 
     def __init__(self, ctx: JobContext, table: CopyTable, redact: Callable[[str], str], warnings: deque[str]) -> None:
         self._ctx = ctx
@@ -49,38 +166,42 @@ class Reporter:
         self._lines: list[str] = []
         self._notes: list[Json] = []
         self._is_saved = True
-        self._left: set[int] = set()
-        self._shown: Json = {}
-        self._noted: list[Json] = []
+        self._postponed_targets: set[int] = set()
+        self._progress: Json = {}
+        self._noted_targets: list[Json] = []
         self._notes_written = 0
         self._ticks_per_note = NOTE_EVERY_TICKS
 
-    async def tell(self, line: str) -> None:
+    async def log(self, line: str) -> None:
         """One line for people; the end of a line is added. The log redacts by itself."""
         self._lines.append(line.rstrip("\n") + "\n")
 
-    def ended(self, number: int, target: int, outcome: Outcome) -> Record:
-        """A copy has ended: into the ledger, the history and the log. Its record is fit to be shown."""
+    def end(self, number: int, target: int, outcome: Outcome) -> Record:
+        """A copy has ended: into the table, the history and the log. Its record has no secrets."""
         error = None if outcome.fault is None else self._redact(outcome.fault.message)
         record = self._table.end(number, target, outcome, error)
-        self._notes.append(self._note_of(number, target, record))
-        self._lines.append(self._line_of(number, target, record))
+        image, place = self._table.images[number], self._table.place(number, target)
+        endpoint = self._table.spec.targets[target].endpoint
+        fields: Json = to_builtins(record)
+        self._notes.append({"endpoint": endpoint, "source": str(image), "image": place.path, **fields})
+        summary = _summary(record, is_dry_run=self._table.spec.dry_run)
+        self._lines.append(f"{image} to {endpoint} {place.path}: {summary}\n")
         self._is_saved = False
         return record
 
-    def postponed(self, number: int, target: int, outage: Outage) -> None:
-        """A copy is left to the next attempt. Of thousands each would be a line that says the same: one is told."""
+    def postpone(self, number: int, target: int, outage: Outage) -> None:
+        """A copy is left to the next attempt. Of thousands each would be a line that says the same: one is logged."""
         self._table.postpone(number, target, outage.error, outage.wait)
         self._is_saved = False
-        if target not in self._left:
-            self._left.add(target)
+        if target not in self._postponed_targets:
+            self._postponed_targets.add(target)
             endpoint = self._table.spec.targets[target].endpoint
             self._lines.append(f"{endpoint}: the other images wait for the next attempt: {outage.error}\n")
 
     async def run(self) -> None:
         """Write what has gathered, again and again, and after `stop` the rest. Raises what the store raises.
 
-        It is not to be cancelled: what was on its way to the store would be lost or told twice.
+        It is not to be cancelled: what was on its way to the store would be lost or written twice.
         """
         ticks = 0
         while not await self._stops_within(TICK_S):
@@ -106,21 +227,21 @@ class Reporter:
     async def _write(self) -> None:
         """Progress and log, which may be behind by a tick or two after a crash."""
         progress = self._table.progress()
-        if progress != self._shown:
-            self._shown = progress
+        if progress != self._progress:
+            self._progress = progress
             self._ctx.progress(**progress)
         while self._warnings:
-            await self.tell(f"warning: {self._warnings.popleft()}")
+            await self.log(f"warning: {self._warnings.popleft()}")
         lines, self._lines = self._lines, []
         if lines:
             await self._ctx.log("".join(lines))
 
     async def _save(self) -> None:
-        """Outcomes: first what an attempt goes on from, then what is told of it."""
+        """Outcomes: first what an attempt goes on from, then the history."""
         if self._is_saved:
             return
         notes, self._notes, self._is_saved = self._notes, [], True
-        await self._ctx.save(**{OUTCOMES: self._table.records})
+        await self._ctx.save(**{OUTCOMES: self._table.checkpoint})
         failpoint("after_outcomes")
         for start in range(0, len(notes), NOTES_AT_ONCE):
             # One commit takes all that wait at once.
@@ -128,8 +249,8 @@ class Reporter:
 
     async def _note_progress(self) -> None:
         """Note the targets whose bytes have moved since the last note."""
-        before, self._noted = self._noted, self._shown.get("targets", [])
-        moved = [target for target in self._noted if target not in before]
+        before, self._noted_targets = self._noted_targets, self._progress.get("targets", [])
+        moved = [target for target in self._noted_targets if target not in before]
         if not moved:
             return
         await self._ctx.note("progress", targets=moved)
@@ -137,108 +258,63 @@ class Reporter:
         if self._notes_written % NOTES_PER_PACE == 0:
             self._ticks_per_note *= 2
 
-    def _note_of(self, number: int, target: int, record: Record) -> Json:
-        endpoint = self._table.spec.targets[target].endpoint
-        told: Json = to_builtins(record)
-        image, place = self._table.images[number], self._table.place(number, target)
-        return {"endpoint": endpoint, "source": str(image), "image": place.path, **told}
 
-    def _line_of(self, number: int, target: int, record: Record) -> str:
-        image, place = self._table.images[number], self._table.place(number, target)
-        where = f"{image} to {self._table.spec.targets[target].endpoint} {place.path}"
-        if record.error is not None:
-            again = "" if record.is_final else "for now "
-            return f"{where}: failed {again}after {record.seconds:.1f} s: {record.error}\n"
-        if self._table.spec.dry_run:
-            return f"{where}: {_dry_line(record)}\n"
-        tags = ", ".join(f"{name} {state}" for name, state in record.tags.items())
-        return f"{where}: {tags}; {record.digest}; {_bytes_line(record)}, {record.seconds:.1f} s\n"
+class Copies:
+    """Copies what remains, `IMAGES_AT_ONCE` images at once. `flights` and `turns` are shared with all jobs: they let
+    these share a read or wait for one another."""
 
-
-async def find_images(tools: Tools, ctx: JobContext, spec: DistributeSpec, registries: Registries) -> tuple[Image, ...]:
-    """The images to copy; with a filter, once found, they stay the same for all attempts.
-
-    Raises `Permanent(not_found)` when the filter finds nothing, `Permanent(too_large)` when it finds too much.
-    """
-    tag_filter, path = spec.source.tags, spec.source.repository
-    if tag_filter is not None and path is not None and TAGS not in ctx.checkpoint:
-        source = spec.source.endpoint
-        async with ctx.phase("listing", timeout_s=tools.settings.listing_timeout_s, waits_for=source):
-            tags = await _list_tags(registries.source(path), tag_filter, ctx)
-            copies = len(tags) * len(spec.targets)
-            if copies > tools.settings.copies_max:
-                limit = f"kinds.distribute.copies_max = {tools.settings.copies_max}"
-                raise Permanent(
-                    ErrorCode.TOO_LARGE,
-                    f"tags that the filter finds: {len(tags)}, which makes {copies} copies; the limit is {limit}",
-                )
-            await ctx.save(**{TAGS: tags})
-    return found_images(spec, ctx.checkpoint)
-
-
-async def _list_tags(repository: Repository, tag_filter: TagFilter, ctx: JobContext) -> list[str]:
-    tags: list[str] = []
-    async for tag in repository.tags():
-        tags.append(tag)
-        if len(tags) % TAGS_PER_PROGRESS == 0:
-            ctx.progress(tags_listed=len(tags))
-    # In a thread: a hundred thousand tags take more time than the loop may stand still.
-    chosen = await asyncio.to_thread(select, tags, tag_filter)
-    await ctx.log(f"tags of {repository}: {len(tags)}; meant by source.tags: {len(chosen)}\n")
-    if not chosen:
-        raise NotFound(f"tags of {repository}: {len(tags)}; source.tags means none of them")
-    return chosen
-
-
-async def copy_images(
-    tools: Tools, ctx: JobContext, table: CopyTable, registries: Registries, reporter: Reporter
-) -> None:
-    """Copy what is left, `IMAGES_AT_ONCE` images at once. How each copy ended is in the ledger.
-
-    Raises what the store raises; the faults of registries are outcomes.
-    """
-    copies = _Copies(tools, table, registries, reporter)
-    waits_for = _waited_for(table)
-    async with ctx.phase("copying", timeout_s=tools.settings.copy_timeout_s, waits_for=waits_for):
-        await copies.run()
-
-
-class _Copies:
-    def __init__(self, tools: Tools, table: CopyTable, registries: Registries, reporter: Reporter) -> None:
-        self._tools = tools
+    def __init__(
+        self,
+        table: CopyTable,
+        registries: Registries,
+        reporter: Reporter,
+        circuits: Circuits,
+        *,
+        flights: Flights,
+        turns: KeyedLock,
+    ) -> None:
         self._table = table
         self._registries = registries
         self._reporter = reporter
+        self._circuits = circuits
+        self._flights = flights
+        self._turns = turns
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
-        self._circuits = tools.registry.circuits
-        self._outages = Outages(registries, self._circuits, table.now_ms)
+        self._outages = Outages(registries, circuits, table.now_ms)
+
+    def endpoints(self) -> str:
+        """The registries that have something to do with what remains, for people."""
+        spec = self._table.spec
+        targets = {target for image in range(len(self._table.images)) for target in self._table.remaining(image)}
+        endpoints = list(dict.fromkeys(spec.targets[target].endpoint for target in sorted(targets)))
+        text = ", ".join([spec.source.endpoint, *endpoints[:ENDPOINTS_NAMED_MAX]])
+        more = len(endpoints) - ENDPOINTS_NAMED_MAX
+        return f"{text} and {more} more" if more > 0 else text
 
     async def run(self) -> None:
-        report = asyncio.create_task(self._reporter.run())
-        ctx = asyncio.create_task(self._copy_all())
+        """How each copy ended is in the table: the faults of registries are outcomes. Raises what the store raises."""
+        images = iter(self._table.order())
+        workers = gather_or_cancel(self._copy_all(images) for _ in range(IMAGES_AT_ONCE))
+        report, copies = asyncio.create_task(self._reporter.run()), asyncio.create_task(workers)
         try:
             # The report ends by itself only when the store fails, and then there is no use in going on.
-            await asyncio.wait((report, ctx), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((report, copies), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ctx.cancel()
+            copies.cancel()
             self._reporter.stop()
-            await _settled(report, ctx)
+            await _wait_for_end(report, copies)
         report.result()
-        ctx.result()
+        copies.result()
 
-    async def _copy_all(self) -> None:
-        images = iter(self._table.order())
-        await gather_or_cancel(self._work_off(images) for _ in range(IMAGES_AT_ONCE))
-
-    async def _work_off(self, images: Iterator[int]) -> None:
+    async def _copy_all(self, images: Iterator[int]) -> None:
         for number in images:
-            left = [target for target in self._table.left(number) if self._is_due(number, target)]
-            if left:
-                await self._copy(number, left)
+            targets = [target for target in self._table.remaining(number) if self._is_due(number, target)]
+            if targets:
+                await self._copy(number, targets)
 
     def _is_due(self, number: int, target: int) -> bool:
-        """Whether a copy that is left is to be tried now; where not, the next attempt sees to it."""
+        """Whether a remaining copy is to be tried now; where not, the next attempt sees to it."""
         wait = self._table.wait(number, target)
         if wait.rest_s(self._table.now_ms()) > 0:
             return False
@@ -246,109 +322,73 @@ class _Copies:
             return False
         outage = self._outages.find(target)
         if outage is not None:
-            self._reporter.postponed(number, target, outage)
+            self._reporter.postpone(number, target, outage)
         return outage is None
 
-    async def _copy(self, number: int, left: list[int]) -> None:
-        image, pinned = self._table.images[number], self._table.pinned(number)
-        copying = Copying(
-            source=self._registries.source(image.path),
-            flights=self._tools.flights,
-            turns=self._tools.turns,
-            holdings=self._holdings,
-            tell=self._reporter.tell,
+    async def _copy(self, number: int, targets: list[int]) -> None:
+        spec, image, pinned_digest = self._table.spec, self._table.images[number], self._table.pinned_digest(number)
+
+        async def end(index: int, outcome: Outcome) -> None:
+            if pinned_digest is not None and _lacks_source(outcome):
+                why = f"{image} was {pinned_digest} when other targets got it, and the source no longer has that"
+                message = f"image not found: {why}; a new job would copy what the name means now"
+                outcome = replace(outcome, fault=NotFound(message))
+            record = self._reporter.end(number, targets[index], outcome)
+            self._outages.note(targets[index], outcome.fault, record)
+
+        await copy_image(
+            Copying(
+                source=self._registries.source(image.path),
+                flights=self._flights,
+                turns=self._turns,
+                holdings=self._holdings,
+                tell=self._reporter.log,
+            ),
+            pinned_digest or image.name,
+            [self._target(number, target) for target in targets],
+            self._table.start(number, targets),
+            Options(platforms=spec.platforms, referrers=spec.referrers, dry_run=spec.dry_run),
+            end,
         )
 
-        async def ended(index: int, outcome: Outcome) -> None:
-            if pinned is not None and _is_gone(outcome):
-                outcome = replace(outcome, fault=_gone(image, pinned))
-            self._end(number, left[index], outcome)
-
-        targets = [self._target(number, target) for target in left]
-        tallies = self._table.start(number, left)
-        await copy_image(copying, pinned or image.name, targets, tallies, _options(self._table.spec), ended)
-
-    def _end(self, number: int, target: int, outcome: Outcome) -> None:
-        self._outages.note(target, outcome.fault, self._reporter.ended(number, target, outcome))
-
-    def _target(self, image: int, target: int) -> Target:
-        place = self._table.place(image, target)
+    def _target(self, number: int, target: int) -> CopyTarget:
+        place, overwrite = self._table.place(number, target), self._table.spec.targets[target].overwrite
         repository = self._registries.target(target, place.path)
-        return Target(repository=repository, names=place.names, overwrite=self._table.spec.targets[target].overwrite)
+        return CopyTarget(repository=repository, names=place.names, overwrite=overwrite)
 
 
-def _waited_for(table: CopyTable) -> str:
-    """The registries that have something to do with what is left."""
-    left = {target for image in range(len(table.images)) for target in table.left(image)}
-    endpoints = dict.fromkeys(table.spec.targets[target].endpoint for target in sorted(left))
-    named = [table.spec.source.endpoint, *list(endpoints)[:NAMED_MAX]]
-    return ", ".join(named) + (f" and {len(endpoints) - NAMED_MAX} more" if len(endpoints) > NAMED_MAX else "")
-
-
-async def _settled(*tasks: asyncio.Task[None]) -> None:
+async def _wait_for_end(*tasks: asyncio.Task[None]) -> None:
     """Wait until all have ended, however often that is cancelled; only then the cancellation goes on."""
-    ending = asyncio.gather(*tasks, return_exceptions=True)
+    end = asyncio.gather(*tasks, return_exceptions=True)
     cancelled: asyncio.CancelledError | None = None
-    while not ending.done():
+    while not end.done():
         try:
-            await asyncio.shield(ending)
+            await asyncio.shield(end)
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
         raise cancelled
 
 
-def _is_gone(outcome: Outcome) -> bool:
+def _lacks_source(outcome: Outcome) -> bool:
     """Whether the source does not have what it was asked for; a target that lacks something has a `source_digest`."""
     fault = outcome.fault
-    return isinstance(fault, Permanent) and fault.code is ErrorCode.NOT_FOUND and outcome.source_digest is None
+    return isinstance(fault, NotFound) and outcome.source_digest is None
 
 
-def _gone(image: Image, pinned: str) -> Permanent:
-    return NotFound(
-        f"image not found: {image} was {pinned} when other targets got it, and the source no longer has that; "
-        "a new job would copy what the name means now",
-    )
-
-
-def _options(spec: DistributeSpec) -> Options:
-    return Options(platforms=spec.platforms, referrers=spec.referrers, dry_run=spec.dry_run)
-
-
-TICK_S = 0.25
-
-
-SAVE_EVERY_TICKS = 2
-
-
-NOTE_EVERY_TICKS = 8
-
-
-# After so many the notes become half as frequent, again and again: a day of copying is some hundred of them.
-NOTES_PER_PACE = 100
-
-
-# Handed to the store in one go; more would hold up the loop.
-NOTES_AT_ONCE = 100
-
-
-def _bytes_line(record: Record) -> str:
-    if not record.total_bytes:
-        return "nothing to send"
-    sent, mounted = f"{record.sent_bytes} bytes sent", f"{record.mounted_bytes} mounted"
-    return f"{sent}, {mounted}, {record.skipped_bytes} there already"
-
-
-_DRY = {
-    TagState.WANTED: "would be copied",
-    TagState.IDENTICAL: "is there already",
-    TagState.SKIPPED: "is another image there and would be left alone",
-}
-
-
-def _dry_line(record: Record) -> str:
-    tags = ", ".join(f"{name} {_DRY.get(state, state)}" for name, state in record.tags.items())
-    if TagState.WANTED not in record.tags.values():
-        return f"dry run: {tags}"
-    missing_bytes = record.total_bytes - record.skipped_bytes - record.mounted_bytes
-    return f"dry run: {tags}; {record.digest}; {missing_bytes} of {record.total_bytes} bytes are missing there"
+def _summary(record: Record, *, is_dry_run: bool) -> str:
+    """How a copy ended, for people."""
+    if record.error is not None:
+        again = "" if record.is_final else "for now "
+        return f"failed {again}after {record.seconds:.1f} s: {record.error}"
+    if is_dry_run:
+        tags = ", ".join(f"{name} {_DRY_RUN_STATES.get(state, state)}" for name, state in record.tags.items())
+        if TagState.WANTED not in record.tags.values():
+            return f"dry run: {tags}"
+        missing_bytes = record.total_bytes - record.skipped_bytes - record.mounted_bytes
+        return f"dry run: {tags}; {record.digest}; {missing_bytes} of {record.total_bytes} bytes are missing there"
+    tags = ", ".join(f"{name} {state}" for name, state in record.tags.items())
+    sizes = "nothing to send"
+    if record.total_bytes:
+        sizes = f"{record.sent_bytes} bytes sent, {record.mounted_bytes} mounted, {record.skipped_bytes} there already"
+    return f"{tags}; {record.digest}; {sizes}, {record.seconds:.1f} s"

@@ -1,6 +1,7 @@
-"""What is wrong with a spec, told by field: the API that the spec came through may put it into words of its own.
+"""What is wrong with a field of a request, and what its endpoints and repository paths mean.
 
-Messages never quote a value, because anything may stand where a password was meant to.
+A fault names its field, so that the API that the request came through can put it into its own words. Messages never
+quote a value, because anything may stand where a password was meant to.
 """
 
 import re
@@ -15,26 +16,27 @@ from imagejobd.model.job import Json
 from imagejobd.model.reference import HUB_HOST, ImageReference
 
 NAME_MAX_CHARS = 80
-
-
+ENDPOINT_MAX_CHARS = 300
+PORT_MAX = 65_535
 BOOLEANS = frozenset({"overwrite", "verify_tls", "referrers", "dry_run"})
-
 
 # How msgspec says it; there is no typed way to know.
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
-
-
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
-
-
 _OTHER = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 
+_HUB_HOSTS = frozenset({HUB_HOST, "index.docker.io", "registry-1.docker.io"})
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ENDPOINT = re.compile(
+    rf"(?:(?P<scheme>https?)://)?(?P<name>{_LABEL}(?:\.{_LABEL})*|\[[a-f0-9:.]+\])(?::(?P<port>[0-9]{{1,5}}))?(?:/v2)?/?",
+    re.ASCII | re.IGNORECASE,
+)
 
 T = TypeVar("T")
 
 
 class Problem(StrEnum):
-    """What kind of wrong a field is."""
+    """In which way a field is wrong."""
 
     MISSING = "missing"
     UNKNOWN = "unknown"
@@ -61,6 +63,20 @@ class FieldFault(Permanent):
         return self.field.rpartition(".")[2]
 
 
+class Endpoint(msgspec.Struct, frozen=True):
+    """`host` is `name[:port]` in lower case, the Hub by its one name; `scheme` is None where the text has none."""
+
+    host: str
+    scheme: Literal["http", "https"] | None
+
+    @property
+    def key(self) -> str:
+        """The same for two endpoints that are surely one: with the port that a scheme stands for."""
+        if self.host.rpartition("]")[2].count(":"):
+            return self.host
+        return f"{self.host}:{80 if self.scheme == 'http' else 443}"
+
+
 def wrong(field: str, why: str) -> FieldFault:
     return FieldFault(field, Problem.WRONG, why)
 
@@ -70,7 +86,7 @@ def below(path: str, name: str) -> str:
 
 
 def given(value: Any, path: str) -> Json:
-    """What an object says: null means that a field was not given, booleans may be words.
+    """The fields of an object: null is as if the field were not there, booleans may be words.
 
     Raises `FieldFault` for what is no object.
     """
@@ -96,69 +112,21 @@ def convert(value: Any, kind: type[T], path: str) -> T:
         raise _field_fault(str(error), path) from None
 
 
-def _field_fault(text: str, path: str) -> FieldFault:
-    if missing := _MISSING.fullmatch(text):
-        return FieldFault.missing(below(below(path, missing[2] or ""), missing[1]))
-    if unknown := _UNKNOWN.fullmatch(text):
-        name = below(below(path, unknown[2] or ""), unknown[1][:NAME_MAX_CHARS])
-        return FieldFault(name, Problem.UNKNOWN, "unknown field")
-    other = _OTHER.fullmatch(text)
-    why, where = (other[1], other[2]) if other else (text, "")
-    return wrong(below(path, where or ""), why)
-
-
-def _boolean(name: str, value: Any) -> Any:
-    if name in BOOLEANS and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    return value
-
-
-ENDPOINT_MAX_CHARS = 300
-
-
-PORT_MAX = 65_535
-
-
-_HUB_HOSTS = frozenset({HUB_HOST, "index.docker.io", "registry-1.docker.io"})
-
-
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-
-
-_ENDPOINT = re.compile(
-    rf"(?:(?P<scheme>https?)://)?(?P<name>{_LABEL}(?:\.{_LABEL})*|\[[a-f0-9:.]+\])(?::(?P<port>[0-9]{{1,5}}))?(?:/v2)?/?",
-    re.ASCII | re.IGNORECASE,
-)
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """`host` is `name[:port]` in lower case, the Hub by its one name; `scheme` is None where it was not said."""
-
-    host: str
-    scheme: Literal["http", "https"] | None
-
-    @property
-    def key(self) -> str:
-        """The same for two endpoints that are surely one: with the port that a scheme stands for."""
-        if self.host.rpartition("]")[2].count(":"):
-            return self.host
-        return f"{self.host}:{80 if self.scheme == 'http' else 443}"
-
-
 def parse_endpoint(text: str, field: str) -> Endpoint:
-    """Raises `FieldFault` on `field`."""
+    """What `[http[s]://]host[:port][/v2][/]` means. Raises `FieldFault` on `field`."""
     match = _ENDPOINT.fullmatch(text) if len(text) <= ENDPOINT_MAX_CHARS else None
     if match is None or not _is_name(match["name"]):
-        raise wrong(field, f"must be {_why(text)}")
-    port = match["port"]
+        raise wrong(field, f"must be {_endpoint_form(text)}")
+    name, port = match["name"].lower(), match["port"]
     if port is not None and not 0 < int(port) <= PORT_MAX:
         raise wrong(field, f"its port must lie between 1 and {PORT_MAX}")
-    host = match["name"].lower()
     # The Hub speaks TLS only.
-    if host in _HUB_HOSTS and port in (None, "443"):
+    if name in _HUB_HOSTS and port in (None, "443"):
         return Endpoint(HUB_HOST, "https" if match["scheme"] else None)
-    scheme = (match["scheme"] or "").lower()
-    return Endpoint(f"{host}:{port}" if port else host, _SCHEMES.get(scheme))
+    host = f"{name}:{port}" if port else name
+    if not match["scheme"]:
+        return Endpoint(host, None)
+    return Endpoint(host, "http" if match["scheme"].lower() == "http" else "https")
 
 
 def parse_path(text: str, host: str, field: str) -> str:
@@ -182,7 +150,21 @@ def path_at(host: str, path: str) -> str:
     return f"library/{path}" if host == HUB_HOST and "/" not in path else path
 
 
-_SCHEMES: dict[str, Literal["http", "https"]] = {"http": "http", "https": "https"}
+def _field_fault(text: str, path: str) -> FieldFault:
+    if missing := _MISSING.fullmatch(text):
+        return FieldFault.missing(below(below(path, missing[2] or ""), missing[1]))
+    if unknown := _UNKNOWN.fullmatch(text):
+        name = below(below(path, unknown[2] or ""), unknown[1][:NAME_MAX_CHARS])
+        return FieldFault(name, Problem.UNKNOWN, "unknown field")
+    other = _OTHER.fullmatch(text)
+    why, where = (other[1], other[2]) if other else (text, "")
+    return wrong(below(path, where or ""), why)
+
+
+def _boolean(name: str, value: Any) -> Any:
+    if name in BOOLEANS and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
 
 
 def _is_name(name: str) -> bool:
@@ -193,7 +175,8 @@ def _is_name(name: str) -> bool:
         return False
 
 
-def _why(text: str) -> str:
+def _endpoint_form(text: str) -> str:
+    """What an endpoint looks like, with a hint at what is probably wrong with this one."""
     form = "[http[s]://]host[:port], optionally with /v2"
     if "@" in text:
         return f"{form}; user and password go into auth"

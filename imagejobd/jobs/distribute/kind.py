@@ -1,10 +1,4 @@
-"""Bounds on what copies may take at once, and how long they may last.
-
-The registries of one job: connected once each, and their logins kept out of everything the job tells.
-
-What a distribution works with: the registries, the blobs in flight over all jobs, and the settings of this kind.
-
-The `distribute` kind: images from one registry to many, read once, without the engine.
+"""The `distribute` kind: images from one registry to many, read once, without the engine.
 
 It leaves nothing behind but what it was asked for: tags move last, and spool files end with the blobs in flight.
 """
@@ -17,34 +11,41 @@ from typing import Any
 import msgspec
 
 from imagejobd.jobs.distribute import spec as specs
-from imagejobd.jobs.distribute.copies import Reporter, copy_images, find_images
+from imagejobd.jobs.distribute.copies import Copies, Registries, Reporter
 from imagejobd.jobs.distribute.fields import parse_endpoint
-from imagejobd.jobs.distribute.registries import Registries, Tools
-from imagejobd.jobs.distribute.spec import DistributeSpec
-from imagejobd.jobs.distribute.table import CopyTable, records_of
+from imagejobd.jobs.distribute.spec import DistributeSettings, DistributeSpec, Image
+from imagejobd.jobs.distribute.table import TAGS, CopyTable, images_of, records_of
+from imagejobd.jobs.distribute.tags import select
 from imagejobd.model.circuit import peer_name
+from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secrets import Redactor
+from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.copy.flight import Flights
 
 PREFLIGHT_TIMEOUT_S = 10.0
+TAGS_PER_PROGRESS = 1_000
 # Warnings of registries that wait to be logged; a registry that has more to say is not worth more memory.
 WARNINGS_MAX = 100
-# What a client can be told at once, and has to change. All else the job finds out, with more patience.
-TOLD_AT_ONCE = frozenset({ErrorCode.NOT_FOUND, ErrorCode.DENIED, ErrorCode.EGRESS})
+# What a client has to change, and can hear at once. All else the job finds out, with more tries.
+PREFLIGHT_CODES = frozenset({ErrorCode.NOT_FOUND, ErrorCode.DENIED, ErrorCode.EGRESS})
 
 
 class DistributeKind:
-    """Implements `model.work.Kind`."""
+    """Implements `model.kind.JobKind`. All jobs share `flights`, the blobs that are being read."""
 
     name = "distribute"
     uses_engine = False
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, registry: RegistryClient, flights: Flights, settings: DistributeSettings) -> None:
+        self._registry = registry
+        self._flights = flights
+        self._settings = settings
+        self._turns = KeyedLock()
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
         raise _no_file()
@@ -55,22 +56,23 @@ class DistributeKind:
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         if upload is not None:
             raise _no_file()
-        return specs.parse(spec, copies_max=self._tools.settings.copies_max)
+        return specs.parse(spec, copies_max=self._settings.copies_max)
 
     async def preflight(self, job: NewJob) -> None:
-        """Ask the source for its one image. Raises `Permanent(not_found | denied | egress)`; what cannot be told within
-        `PREFLIGHT_TIMEOUT_S` is the job's to find out, and so is everything about several images."""
+        """Ask the source for its one image. Raises `Permanent(not_found | denied | egress)`; what the source does not
+        say within `PREFLIGHT_TIMEOUT_S` is the job's to find out, and so is everything about several images."""
         spec = msgspec.convert(job.spec, DistributeSpec)
-        if spec.source.ref is None or spec.source.repository is None:
+        name, path = spec.source.ref, spec.source.repository
+        if name is None or path is None:
             return
-        registries = Registries(self._tools.registry, spec, job.secrets, job.principal, _unheard)
-        redact = Redactor(registries.secret_words())
+        # The job will hear the same warnings.
+        registries = Registries(self._registry, spec, job.secrets, job.principal, warn=lambda line: None)
         try:
             async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
-                await _find(registries.source(spec.source.repository), spec.source.ref)
+                await _find_image(registries.source(path), name)
         except Permanent as fault:
-            if fault.code in TOLD_AT_ONCE:
-                raise Permanent(fault.code, redact(fault.message)) from None
+            if fault.code in PREFLIGHT_CODES:
+                raise Permanent(fault.code, Redactor(registries.secret_words())(fault.message)) from None
         except (Temporary, TimeoutError):
             pass
 
@@ -82,34 +84,64 @@ class DistributeKind:
     async def run(self, ctx: JobContext) -> Json:
         spec = msgspec.convert(ctx.job.spec, DistributeSpec)
         warnings: deque[str] = deque(maxlen=WARNINGS_MAX)
-        registries = Registries(self._tools.registry, spec, ctx.secrets, ctx.job.principal, warnings.append)
+        registries = Registries(self._registry, spec, ctx.secrets, ctx.job.principal, warn=warnings.append)
         words = registries.secret_words()
         for word in words:
             ctx.conceal(word)
-        images = await find_images(self._tools, ctx, spec, registries)
+        images = await _find_images(ctx, spec, registries, self._settings)
         table = CopyTable(spec, images, records_of(ctx.checkpoint))
         reporter = Reporter(ctx, table, Redactor(words), warnings)
-        await copy_images(self._tools, ctx, table, registries, reporter)
-        if fault := table.fault(self._tools.registry.circuits.is_open):
+        circuits = self._registry.circuits
+        copies = Copies(table, registries, reporter, circuits, flights=self._flights, turns=self._turns)
+        async with ctx.phase("copying", timeout_s=self._settings.copy_timeout_s, waits_for=copies.endpoints()):
+            await copies.run()
+        if fault := table.fault(circuits.is_open):
             raise fault
         return table.result()
 
     async def leftovers(self) -> set[str]:
-        """Spool files have no owner: they go with their flight, and at boot."""
+        """Spool files have no owner: they go with the blob in flight, and at boot."""
         return set()
 
     async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
         """What targets have is theirs."""
 
 
-async def _find(repository: Repository, name: str) -> None:
+async def _find_image(repository: Repository, name: str) -> None:
     if await repository.head_manifest(name) is None:
         mark = "@" if is_digest(name) else ":"
         raise NotFound(f"Image not found: {repository}{mark}{name}")
 
 
-def _unheard(line: str) -> None:
-    """The job will hear the same."""
+async def _find_images(
+    ctx: JobContext, spec: DistributeSpec, registries: Registries, settings: DistributeSettings
+) -> tuple[Image, ...]:
+    """The images to copy. The tags that match a filter are listed once, and stay the same for all attempts.
+
+    Raises `Permanent(not_found)` when no tag matches, `Permanent(too_large)` when too many do.
+    """
+    tag_filter, path = spec.source.tags, spec.source.repository
+    if tag_filter is not None and path is not None and TAGS not in ctx.checkpoint:
+        repository = registries.source(path)
+        async with ctx.phase("listing", timeout_s=settings.listing_timeout_s, waits_for=spec.source.endpoint):
+            tags: list[str] = []
+            async for tag in repository.tags():
+                tags.append(tag)
+                if len(tags) % TAGS_PER_PROGRESS == 0:
+                    ctx.progress(tags_listed=len(tags))
+            # In a thread: a hundred thousand tags take more time than the loop may stand still.
+            matches = await asyncio.to_thread(select, tags, tag_filter)
+            verb = "matches" if len(matches) == 1 else "match"
+            summary = f"{len(matches)} of {len(tags)} tags of {repository} {verb} source.tags"
+            await ctx.log(f"{summary}\n")
+            if not matches:
+                raise NotFound(summary)
+            count = len(matches) * len(spec.targets)
+            if count > settings.copies_max:
+                limit = f"the limit is kinds.distribute.copies_max = {settings.copies_max}"
+                raise Permanent(ErrorCode.TOO_LARGE, f"{summary}, which makes {count} copies; {limit}")
+            await ctx.save(**{TAGS: matches})
+    return images_of(spec, ctx.checkpoint)
 
 
 def _no_file() -> Permanent:

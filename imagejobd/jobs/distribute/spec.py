@@ -1,21 +1,16 @@
-"""What is wrong with a spec, told by field: the API that the spec came through may put it into words of its own.
+"""What a distribution is asked to do: the caller's spec, checked, and what of it is stored.
 
-Messages never quote a value, because anything may stand where a password was meant to.
-
-What a distribution is asked to do: the caller's spec, checked, and what of it is stored.
-
-The words are those of the distribute API's own document (`endpoint`, `image`, `ref`, `overwrite`, `verify_tls`,
-`auth`), with more of them. Everything under `auth` is secret and goes to the job's secrets whole; the stored spec has
-none of it.
+The names are those of the distribute API's own document (`endpoint`, `image`, `ref`, `overwrite`, `verify_tls`,
+`auth`), with more of them. Everything under `auth` goes to the job's secrets whole; the stored spec has none of it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from imagejobd.jobs.distribute.auth import parse_auth, secret_words, site
+from imagejobd.jobs.distribute.auth import login, parse_auth, secret_words
 from imagejobd.jobs.distribute.fields import (
     FieldFault,
     below,
@@ -35,6 +30,18 @@ from imagejobd.model.reference import is_digest, is_tag
 from imagejobd.model.secrets import Secret
 from imagejobd.registry.site import Site
 
+TARGETS_MAX = 100
+IMAGES_MAX = 1_000
+TAGS_MAX = 20
+PLATFORMS_MAX = 50
+# Each is looked for in every line that the job logs.
+SECRET_WORDS_MAX = 1_000
+SOURCE_AUTH = "auth.source"
+
+_PLATFORM = re.compile(r"[a-z0-9._-]{1,32}/[a-z0-9._-]{1,32}(?:/[a-z0-9._-]{1,32})?")
+
+S = TypeVar("S", "Source", "Target")
+
 
 class DistributeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[kinds.distribute]`. `streams_max` large blobs are read at once from one source host, thrice as many in all;
@@ -50,19 +57,7 @@ class DistributeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     copy_timeout_s: Seconds = 3600.0
 
 
-TARGETS_MAX = 100
-IMAGES_MAX = 1_000
-TAGS_MAX = 20
-PLATFORMS_MAX = 50
-# Each is looked for in every line that the job logs.
-SECRET_WORDS_MAX = 1_000
 COPIES_MAX = DistributeSettings().copies_max
-
-SOURCE_AUTH = "auth.source"
-
-_PLATFORM = re.compile(r"[a-z0-9._-]{1,32}/[a-z0-9._-]{1,32}(?:/[a-z0-9._-]{1,32})?")
-
-S = TypeVar("S", "Source", "Target")
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -129,9 +124,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def places(self, images: Sequence[Image]) -> list[Place]:
         """Where each of `images` goes at this target."""
         host = parse_endpoint(self.endpoint, "endpoint").host
-        own_path = None if self.image is None else parse_path(self.image, host, "image")
+        renamed_path = None if self.image is None else parse_path(self.image, host, "image")
         renames = self.renames
-        return [Place(own_path or path_at(host, image.path), renames or (image.name,)) for image in images]
+        return [Place(renamed_path or path_at(host, image.path), renames or (image.name,)) for image in images]
 
 
 class DistributeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,12 +138,28 @@ class DistributeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     referrers: bool = False
     dry_run: bool = False
 
-    def source_site(self, secrets: Mapping[str, Secret]) -> Site:
-        return site(self.source.endpoint, self.source.verify_tls, secrets.get(SOURCE_AUTH))
 
-    def target_site(self, index: int, secrets: Mapping[str, Secret]) -> Site:
-        target = self.targets[index]
-        return site(target.endpoint, target.verify_tls, secrets.get(target_auth(index)))
+def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
+    """Check a caller's spec. Raises `FieldFault`, a `Permanent(invalid)` that names the field."""
+    secrets: dict[str, Secret] = {}
+    fields = given(spec, "")
+    if "source" in fields:
+        fields["source"] = _without_auth(fields["source"], Source, "source", SOURCE_AUTH, secrets)
+    if "targets" in fields:
+        fields["targets"] = [
+            _without_auth(target, Target, f"targets[{index}]", target_auth(index), secrets)
+            for index, target in enumerate(items(fields["targets"], "targets", most=TARGETS_MAX))
+        ]
+    request = convert(fields, DistributeSpec, "")
+    _check_source(request.source, copies_max)
+    _check_options(request)
+    images = request.source.listed
+    for index, target in enumerate(request.targets):
+        _check_target(request, images, target, f"targets[{index}]")
+    _check_copies(request, images, copies_max)
+    if len(set().union(*map(secret_words, secrets.values()))) > SECRET_WORDS_MAX:
+        raise wrong("", f"its auth blocks hold more than {SECRET_WORDS_MAX} different strings")
+    return Accepted(spec=_pruned(msgspec.to_builtins(request)), secrets=secrets)
 
 
 def target_auth(index: int) -> str:
@@ -156,30 +167,13 @@ def target_auth(index: int) -> str:
     return f"auth.target.{index}"
 
 
-def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
-    """Check a caller's spec. Raises `FieldFault`, a `Permanent(invalid)` that names the field."""
-    secrets: dict[str, Secret] = {}
-    fields = given(spec, "")
-    if "source" in fields:
-        fields["source"] = _site_of(fields["source"], Source, "source", SOURCE_AUTH, secrets)
-    if "targets" in fields:
-        fields["targets"] = [
-            _site_of(target, Target, f"targets[{index}]", target_auth(index), secrets)
-            for index, target in enumerate(items(fields["targets"], "targets", most=TARGETS_MAX))
-        ]
-    request = convert(fields, DistributeSpec, "")
-    _check_source(request.source, copies_max)
-    _check_options(request)
-    listed = request.source.listed
-    for index, target in enumerate(request.targets):
-        _check_target(request, listed, target, f"targets[{index}]")
-    _check_copies(request, listed, copies_max)
-    if len({word for auth in secrets.values() for word in secret_words(auth)}) > SECRET_WORDS_MAX:
-        raise wrong("", f"its auth blocks hold more than {SECRET_WORDS_MAX} different strings")
-    return Accepted(spec=_stored(request), secrets=secrets)
+def site_of(place: Source | Target, auth: Secret | None) -> Site:
+    """The registry of a stored source or target with its `auth`, as the registry client takes it."""
+    endpoint = parse_endpoint(place.endpoint, "endpoint")
+    return Site(host=endpoint.host, scheme=endpoint.scheme, verify_tls=place.verify_tls, login=login(auth))
 
 
-def _site_of(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
+def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
     """A source or target without its `auth`, which is put among the secrets."""
     fields = given(value, path)
     auth = parse_auth(fields.pop("auth"), below(path, "auth")) if "auth" in fields else None
@@ -194,7 +188,12 @@ def _site_of(value: Any, kind: type[S], path: str, secret_name: str, secrets: di
 def _check_source(source: Source, copies_max: int) -> None:
     parse_endpoint(source.endpoint, "source.endpoint")
     if source.images:
-        return _check_images(source)
+        for name in ("image", "ref", "tags"):
+            if getattr(source, name) is not None:
+                raise wrong(f"source.{name}", "does not go with images, which name repositories and tags already")
+        if len(set(source.images)) < len(source.images):
+            raise wrong("source.images", "names an image twice")
+        return
     if source.image is None:
         raise FieldFault.missing("source.image", "an image with its ref or tags, or images")
     parse_path(source.image, source.host, "source.image")
@@ -206,15 +205,6 @@ def _check_source(source: Source, copies_max: int) -> None:
         raise FieldFault.missing("source.ref", "the tag or digest to copy, or tags")
     else:
         _check_name(source.ref, "source.ref")
-    return None
-
-
-def _check_images(source: Source) -> None:
-    for name in ("image", "ref", "tags"):
-        if getattr(source, name) is not None:
-            raise wrong(f"source.{name}", "does not go with images, which name repositories and tags already")
-    if len(set(source.images)) < len(source.images):
-        raise wrong("source.images", "names an image twice")
 
 
 def _check_options(request: DistributeSpec) -> None:
@@ -227,22 +217,22 @@ def _check_options(request: DistributeSpec) -> None:
             raise wrong(f"platforms[{index}]", "is not os/architecture[/variant], such as linux/arm/v7")
 
 
-def _check_target(request: DistributeSpec, listed: Sequence[Image], target: Target, path: str) -> None:
+def _check_target(request: DistributeSpec, images: Sequence[Image], target: Target, path: str) -> None:
     host = parse_endpoint(target.endpoint, f"{path}.endpoint").host
     if target.image is not None:
         parse_path(target.image, host, f"{path}.image")
-        if len({image.path for image in listed}) > 1:
+        if len({image.path for image in images}) > 1:
             raise wrong(f"{path}.image", "can rename one repository only; the source has several")
     if target.ref is not None and target.tags:
         raise wrong(f"{path}.tags", "does not go with ref; name all tags in tags")
     field = f"{path}.{'ref' if target.ref is not None else 'tags'}"
-    if target.renames and len(listed) != 1:
+    if target.renames and len(images) != 1:
         raise wrong(field, "can rename one image only; the source has several")
     for name in target.renames:
         _check_name(name, field)
-        if is_digest(name) and name != listed[0].name:
+        if is_digest(name) and name != images[0].name:
             raise wrong(field, "must be a tag: the digest is that of the source")
-    if request.platforms and any(is_digest(name) for name in target.renames or [image.name for image in listed]):
+    if request.platforms and any(is_digest(name) for name in target.renames or [image.name for image in images]):
         raise wrong(
             field if target.renames else f"{path}.ref",
             "must be given as a tag: with platforms the index, and so its digest, may become another",
@@ -288,13 +278,8 @@ def _check_name(name: str, field: str) -> None:
         )
 
 
-def _stored(request: DistributeSpec) -> Json:
+def _pruned(value: Any) -> Any:
     """Without what was not given."""
-
-    def pruned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: pruned(item) for name, item in value.items() if item is not None and item != ()}
-        return [pruned(item) for item in value] if isinstance(value, list | tuple) else value
-
-    stored: Json = pruned(msgspec.to_builtins(request))
-    return stored
+    if isinstance(value, dict):
+        return {name: _pruned(item) for name, item in value.items() if item is not None and item != ()}
+    return [_pruned(item) for item in value] if isinstance(value, list | tuple) else value

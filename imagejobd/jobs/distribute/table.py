@@ -1,18 +1,10 @@
-"""How each copy of a distribution ended, as the job's checkpoint keeps it: one record for each image and target.
+"""What of one distribution is done, under way and failed: a record for each image and target.
 
-From these a later attempt knows what it need not do again, and an API what became of each endpoint.
-
-What of one distribution is done, going on and failed: image by image, target by target, in memory.
-
-It answers three questions: what is left to do, how far it is, and how it ended. It writes nowhere.
-
-Everything that a running distribution tells the store: log, history, progress, checkpoint.
-
-The copies themselves never wait for the disk: what they tell is gathered here and written by one loop. What a crash
-takes is asked of the targets again.
+The records are the job's checkpoint: from them a later attempt knows what it need not do again, and an API what became
+of each endpoint. Nothing here does I/O.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,12 +17,18 @@ from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, Json, State
 from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
 
-# Keys of the checkpoint: the records by `record_key`, and the tags that a filter found.
+# Keys of the checkpoint: the records by `record_key`, and the tags that match the filter.
 OUTCOMES = "outcomes"
 TAGS = "tags"
 
 CANCELLED = "cancelled"
 NOT_REACHED = "the job ended before this copy was made"
+
+# Targets that an error names, and characters of what each says.
+FAILURES_NAMED_MAX = 5
+ERROR_MAX_CHARS = 400
+
+_BYTES = ("sent_bytes", "mounted_bytes", "skipped_bytes", "total_bytes")
 
 
 class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,13 +53,13 @@ class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
         return rest_ms / 1000 if 0 < rest_ms <= self.wish_ms else 0.0
 
 
-# One object, by which a record is known that has nothing to say of it.
+# One object: `omit_defaults` knows a default by its identity.
 NO_WAIT = Wait()
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the copy of one image to one target ended. With an `error` it is not done; `is_final` says that trying again
-    cannot help. `tries` counts the attempts that tried it: 0 where the target was found to be down before.
+    cannot help. `tries` counts the attempts that tried it: 0 where the target was known to be down before.
 
     `source_digest` is what the source's name pointed at; with platforms another one than `digest`, the target's.
     """
@@ -81,15 +79,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def of(cls, outcome: Outcome, error: str | None, *, tries: int = 1, now_ms: int = 0) -> "Record":
-        """`error` is the message of the outcome's fault, fit to be shown."""
+        """`error` is the message of the outcome's fault without secrets."""
         return cls(
+            **{name: getattr(outcome.tally, name) for name in _BYTES},
             tags=outcome.tags,
             digest=outcome.digest,
             source_digest=outcome.source_digest,
-            total_bytes=outcome.tally.total_bytes,
-            sent_bytes=outcome.tally.sent_bytes,
-            mounted_bytes=outcome.tally.mounted_bytes,
-            skipped_bytes=outcome.tally.skipped_bytes,
             seconds=round(outcome.seconds, 3),
             error=error,
             is_final=isinstance(outcome.fault, Permanent),
@@ -124,66 +119,9 @@ class Endpoints(msgspec.Struct, frozen=True):
     failed: list[tuple[str, str]]
 
 
-def endpoints(job: Job) -> Endpoints:
-    """What became of the endpoints of a distribution so far. `job` is whole, with its checkpoint."""
-    spec = msgspec.convert(job.spec, DistributeSpec)
-    records = records_of(job.checkpoint)
-    images = image_count(spec, job.checkpoint)
-    told = Endpoints([], [], [])
-    for index, target in enumerate(spec.targets):
-        own = [record for image in range(images) if (record := records.get(record_key(image, index)))]
-        error = next((record.error for record in own if record.error is not None), None)
-        is_whole = 0 < images == len(own)
-        if error is None and not is_whole and job.finished_ms is not None:
-            error = _why(job)
-        if error is not None:
-            told.failed.append((target.endpoint, error))
-        elif is_whole:
-            ended = told.skipped if any(record.is_skipped for record in own) else told.finished
-            ended.append(target.endpoint)
-    return told
-
-
-def record_key(image: int, target: int) -> str:
-    """The key of a record: the places of image and target in their lists."""
-    return f"{image}.{target}"
-
-
-def records_of(checkpoint: Mapping[str, Any]) -> dict[str, Record]:
-    return msgspec.convert(checkpoint.get(OUTCOMES, {}), dict[str, Record])
-
-
-def image_count(spec: DistributeSpec, checkpoint: Mapping[str, Any]) -> int:
-    """How many images are copied; 0 while a filter has not found them yet."""
-    if spec.source.tags is not None:
-        return len(checkpoint.get(TAGS, ()))
-    return len(spec.source.images) or 1
-
-
-def found_images(spec: DistributeSpec, checkpoint: Mapping[str, Any]) -> tuple[Image, ...]:
-    """All images to copy, in a stable order; empty while a filter has not found them yet."""
-    if spec.source.tags is None:
-        return spec.source.listed
-    path = spec.source.repository or ""
-    return tuple(Image(path, tag) for tag in checkpoint.get(TAGS, ()))
-
-
-def _why(job: Job) -> str:
-    """Why a target of a job that has ended has no outcome."""
-    if job.error is not None:
-        return job.error.message
-    return CANCELLED if job.state is State.CANCELLED else NOT_REACHED
-
-
-# Targets that an error names, and characters of what each says.
-NAMED_MAX = 5
-ERROR_MAX_CHARS = 400
-
-_BYTES = ("sent_bytes", "mounted_bytes", "skipped_bytes", "total_bytes")
-
-
 class CopyTable:
-    """`records` are those of earlier attempts; `now_ms` is the wall clock."""
+    """All copies of one attempt, image by image and target by target. `records` are those of earlier attempts; `now_ms`
+    is the wall clock."""
 
     def __init__(
         self,
@@ -197,156 +135,199 @@ class CopyTable:
         self.spec = spec
         self.images = images
         self._places = [target.places(images) for target in spec.targets]
-        self._records: dict[str, Json] = {}
+        self._checkpoint: dict[str, Json] = {}
         self._live: list[dict[int, Tally]] = [{} for _ in spec.targets]
-        self._ended: list[dict[int, Record]] = [{} for _ in spec.targets]
-        self._tried: dict[tuple[int, int], int] = {}
+        self._records: list[dict[int, Record]] = [{} for _ in spec.targets]
+        self._tries: dict[tuple[int, int], int] = {}
         for image in range(len(images)):
             for target in range(len(spec.targets)):
                 if record := records.get(record_key(image, target)):
-                    self._keep(image, target, record)
+                    self._put(image, target, record)
 
     @property
-    def records(self) -> dict[str, Json]:
-        """How everything has ended so far, as the checkpoint keeps it."""
-        return dict(self._records)
+    def checkpoint(self) -> dict[str, Json]:
+        """How everything has ended so far, as the checkpoint holds it."""
+        return dict(self._checkpoint)
 
     def place(self, image: int, target: int) -> Place:
         """Where an image goes at a target."""
         return self._places[target][image]
 
-    def left(self, image: int) -> list[int]:
+    def remaining(self, image: int) -> list[int]:
         """The targets that this image still has to go to: neither there, nor known to be beyond help."""
         return [
             target
-            for target, ended in enumerate(self._ended)
-            if (record := ended.get(image)) is None or not (record.is_done or record.is_final)
+            for target, records in enumerate(self._records)
+            if (record := records.get(image)) is None or not (record.is_done or record.is_final)
         ]
 
     def wait(self, image: int, target: int) -> Wait:
-        """What a copy that is left waits for since it failed."""
-        record = self._ended[target].get(image)
+        """What a remaining copy waits for since it failed."""
+        record = self._records[target].get(image)
         return record.wait if record is not None else NO_WAIT
 
     def order(self) -> list[int]:
         """The images, first those that were tried least: of those that failed before some may fail again, and look like
         a target that is down."""
-        return sorted(range(len(self.images)), key=self._tries)
 
-    def _tries(self, image: int) -> int:
-        """By how many attempts it was tried at the target that tried it least."""
-        ended = (self._ended[target].get(image) for target in self.left(image))
-        return min((record.tries if record else 0 for record in ended), default=0)
+        def tries(image: int) -> int:
+            records = (self._records[target].get(image) for target in self.remaining(image))
+            return min((record.tries if record else 0 for record in records), default=0)
 
-    def pinned(self, image: int) -> str | None:
+        return sorted(range(len(self.images)), key=tries)
+
+    def pinned_digest(self, image: int) -> str | None:
         """The source's digest of what a target has of this image already, so that all targets get the same even when
         the tag has moved since. A digest that no target got pins nothing: the source may have lost it meanwhile."""
-        records = (ended[image] for ended in self._ended if image in ended)
+        records = (records[image] for records in self._records if image in records)
         return next((record.source_digest for record in records if record.has_image), None)
 
     def postpone(self, image: int, target: int, error: str, wait: Wait) -> None:
         """Leave a copy to the next attempt, which tries it first; `error` is why."""
-        known = self._ended[target].get(image, Record(tries=0))
-        self._keep(image, target, replace(known, error=error[:ERROR_MAX_CHARS], wait=wait))
+        record = self._records[target].get(image, Record(tries=0))
+        self._put(image, target, replace(record, error=error[:ERROR_MAX_CHARS], wait=wait))
 
     def start(self, image: int, targets: Sequence[int]) -> list[Tally]:
         """Fresh tallies for copies that begin; they are watched until their copies end."""
         tallies = [Tally() for _ in targets]
         for target, tally in zip(targets, tallies, strict=True):
-            known = self._ended[target].pop(image, None)
-            self._tried[image, target] = 1 + (known.tries if known else 0)
+            record = self._records[target].pop(image, None)
+            self._tries[image, target] = 1 + (record.tries if record else 0)
             self._live[target][image] = tally
         return tallies
 
     def end(self, image: int, target: int, outcome: Outcome, error: str | None) -> Record:
         """`error` is the fault's message without secrets."""
-        shown = None if error is None else error[:ERROR_MAX_CHARS]
-        record = Record.of(outcome, shown, tries=self._tried.get((image, target), 1), now_ms=self.now_ms())
+        error = None if error is None else error[:ERROR_MAX_CHARS]
+        record = Record.of(outcome, error, tries=self._tries.get((image, target), 1), now_ms=self.now_ms())
         self._live[target].pop(image, None)
-        self._keep(image, target, record)
+        self._put(image, target, record)
         return record
-
-    def _keep(self, image: int, target: int, record: Record) -> None:
-        self._ended[target][image] = record
-        # Made once and not with every checkpoint: of thousands it would hold up the loop.
-        self._records[record_key(image, target)] = to_builtins(record)
 
     def progress(self) -> Json:
         """What a job shows while it runs, and after it failed."""
+        images = range(len(self.images))
         return {
             "images": len(self.images),
-            "images_done": sum(all(image in ended for ended in self._ended) for image in range(len(self.images))),
-            "targets": [self._standing(target) for target in range(len(self.spec.targets))],
+            "images_done": sum(all(image in records for records in self._records) for image in images),
+            "targets": [self._progress_of(target) for target in range(len(self.spec.targets))],
         }
 
     def result(self) -> Json:
         """What a job that succeeded leaves: every image with what became of it at each target."""
-        spec = self.spec
-        images = [
-            {"source": str(image), "digest": self._digest(number), "targets": list(self._results(number))}
-            for number, image in enumerate(self.images)
-        ]
-        options: Json = {"dry_run": True} if spec.dry_run else {}
-        if spec.platforms:
-            options["platforms"] = list(spec.platforms)
-        return {"source": spec.source.endpoint, **options, "images": images}
+        images = []
+        for number, image in enumerate(self.images):
+            digests = (records[number].digest for records in self._records)
+            targets = [self._result_of(number, target) for target in range(len(self.spec.targets))]
+            images.append({"source": str(image), "digest": next(filter(None, digests), None), "targets": targets})
+        options: Json = {"dry_run": True} if self.spec.dry_run else {}
+        if self.spec.platforms:
+            options["platforms"] = list(self.spec.platforms)
+        return {"source": self.spec.source.endpoint, **options, "images": images}
 
     def fault(self, is_down: Callable[[str], bool]) -> Fault | None:
         """What the attempt ends with: nothing where all is done; worth another attempt where any copy is, as soon as
         the first of them may be tried. Where every copy waits for the same host to answer, that is its peer."""
-        failed = [record for ended in self._ended for record in ended.values() if not record.is_done]
-        if not failed:
+        failures = [record for records in self._records for record in records.values() if not record.is_done]
+        if not failures:
             return None
-        message = self._failures()
-        if all(record.is_final for record in failed):
+        message = self._message()
+        if all(record.is_final for record in failures):
             return Permanent(ErrorCode.COPY_FAILED, message)
-        waits = [record.wait for record in failed if not record.is_final]
+        waits = [record.wait for record in failures if not record.is_final]
         rests_s = [wait.rest_s(self.now_ms()) for wait in waits if wait.peer is None or not is_down(wait.peer)]
-        if not rests_s:
-            peers = {wait.peer for wait in waits}
-            return Temporary(ErrorCode.COPY_FAILED, message, peer=peers.pop() if len(peers) == 1 else None)
-        return Temporary(ErrorCode.COPY_FAILED, message, retry_after_s=min(rests_s))
+        if rests_s:
+            return Temporary(ErrorCode.COPY_FAILED, message, retry_after_s=min(rests_s))
+        peers = {wait.peer for wait in waits}
+        return Temporary(ErrorCode.COPY_FAILED, message, peer=peers.pop() if len(peers) == 1 else None)
 
-    def _standing(self, target: int) -> Json:
-        ended, live = self._ended[target], self._live[target]
-        standing: Json = {"endpoint": self.spec.targets[target].endpoint}
+    def _put(self, image: int, target: int, record: Record) -> None:
+        self._records[target][image] = record
+        # Made once and not with every checkpoint: of thousands it would hold up the loop.
+        self._checkpoint[record_key(image, target)] = to_builtins(record)
+
+    def _progress_of(self, target: int) -> Json:
+        records, live = self._records[target], self._live[target]
+        progress: Json = {"endpoint": self.spec.targets[target].endpoint}
         if self.spec.targets[target].image is not None:
-            standing["image"] = self.spec.targets[target].image
+            progress["image"] = self.spec.targets[target].image
         for name in _BYTES:
-            standing[name] = sum(getattr(copy, name) for copies in (ended, live) for copy in copies.values())
-        errors = [record.error for record in ended.values() if record.error is not None]
-        standing["done"] = len(ended) - len(errors)
-        standing["failed"] = len(errors)
+            progress[name] = sum(getattr(copy, name) for copies in (records, live) for copy in copies.values())
+        errors = [record.error for record in records.values() if record.error is not None]
+        progress["done"] = len(records) - len(errors)
+        progress["failed"] = len(errors)
         if errors:
-            standing["error"] = errors[0]
-        return standing
+            progress["error"] = errors[0]
+        return progress
 
-    def _results(self, image: int) -> Iterator[Json]:
-        for target, ended in enumerate(self._ended):
-            record = ended[image]
-            yield {
-                "endpoint": self.spec.targets[target].endpoint,
-                "image": self.place(image, target).path,
-                "tags": dict(record.tags),
-                "digest": record.digest,
-                "sent_bytes": record.sent_bytes,
-                "mounted_bytes": record.mounted_bytes,
-                "skipped_bytes": record.skipped_bytes,
-                "seconds": record.seconds,
-            }
+    def _result_of(self, image: int, target: int) -> Json:
+        record = self._records[target][image]
+        return {
+            "endpoint": self.spec.targets[target].endpoint,
+            "image": self.place(image, target).path,
+            "tags": dict(record.tags),
+            "digest": record.digest,
+            "sent_bytes": record.sent_bytes,
+            "mounted_bytes": record.mounted_bytes,
+            "skipped_bytes": record.skipped_bytes,
+            "seconds": record.seconds,
+        }
 
-    def _digest(self, image: int) -> str | None:
-        return next((ended[image].digest for ended in self._ended if ended[image].digest), None)
-
-    def _failures(self) -> str:
+    def _message(self) -> str:
         """`2 of 4 targets failed: <endpoint>: <first error>; …`"""
-        standings = [self._standing(target) for target in range(len(self._ended))]
-        failed = [standing for standing in standings if standing["failed"]]
-        named = [
-            f"{standing['endpoint']}: {standing['error']}"
-            + (f" (and {standing['failed'] - 1} more images)" if standing["failed"] > 1 else "")
-            for standing in failed[:NAMED_MAX]
+        targets = [self._progress_of(target) for target in range(len(self.spec.targets))]
+        failures = [target for target in targets if target["failed"]]
+        lines = [
+            f"{target['endpoint']}: {target['error']}"
+            + (f" (and {target['failed'] - 1} more images)" if target["failed"] > 1 else "")
+            for target in failures[:FAILURES_NAMED_MAX]
         ]
-        more = [f"and {len(failed) - NAMED_MAX} more"] if len(failed) > NAMED_MAX else []
-        noun = "target" if len(standings) == 1 else "targets"
-        return f"{len(failed)} of {len(standings)} {noun} failed: {'; '.join([*named, *more])}"
+        if len(failures) > FAILURES_NAMED_MAX:
+            lines.append(f"and {len(failures) - FAILURES_NAMED_MAX} more")
+        noun = "target" if len(targets) == 1 else "targets"
+        return f"{len(failures)} of {len(targets)} {noun} failed: {'; '.join(lines)}"
+
+
+def endpoints(job: Job) -> Endpoints:
+    """What became of the endpoints of a distribution so far. `job` is whole, with its checkpoint."""
+    spec = msgspec.convert(job.spec, DistributeSpec)
+    records = records_of(job.checkpoint)
+    image_count = len(job.checkpoint.get(TAGS, ())) if spec.source.tags is not None else len(spec.source.images) or 1
+    by_outcome = Endpoints([], [], [])
+    for index, target in enumerate(spec.targets):
+        copies = [record for image in range(image_count) if (record := records.get(record_key(image, index)))]
+        error = next((record.error for record in copies if record.error is not None), None)
+        is_whole = 0 < image_count == len(copies)
+        if error is None and not is_whole and job.finished_ms is not None:
+            error = _job_error(job)
+        if error is not None:
+            by_outcome.failed.append((target.endpoint, error))
+        elif is_whole and any(record.is_skipped for record in copies):
+            by_outcome.skipped.append(target.endpoint)
+        elif is_whole:
+            by_outcome.finished.append(target.endpoint)
+    return by_outcome
+
+
+def record_key(image: int, target: int) -> str:
+    """The key of a record: the places of image and target in their lists."""
+    return f"{image}.{target}"
+
+
+def records_of(checkpoint: Mapping[str, Any]) -> dict[str, Record]:
+    return msgspec.convert(checkpoint.get(OUTCOMES, {}), dict[str, Record])
+
+
+def images_of(spec: DistributeSpec, checkpoint: Mapping[str, Any]) -> tuple[Image, ...]:
+    """All images to copy, in a stable order; empty while the tags that match a filter have not been listed yet."""
+    if spec.source.tags is None:
+        return spec.source.listed
+    path = spec.source.repository or ""
+    return tuple(Image(path, tag) for tag in checkpoint.get(TAGS, ()))
+
+
+def _job_error(job: Job) -> str:
+    """Why a target of a job that has ended has no outcome."""
+    if job.error is not None:
+        return job.error.message
+    return CANCELLED if job.state is State.CANCELLED else NOT_REACHED

@@ -1,12 +1,12 @@
-"""Which tags of a repository a filter means.
+"""Which tags of a repository match a filter.
 
 Patterns come from users, so they run on RE2, whose time is linear whatever the pattern; what it lacks for that
-(look-around, back-references) is refused at the door.
+(look-around, back-references) is refused with the request.
 """
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 import re2
@@ -49,13 +49,18 @@ def check_filter(tag_filter: TagFilter, path: str, *, newest_max: int) -> None:
 
 
 def select(tags: Iterable[str], tag_filter: TagFilter) -> list[str]:
-    """The tags that `tag_filter`, which was checked, lets through, each once: in the order they came, with `newest`
-    the highest first."""
-    matches = [test for test in (_by_pattern(tag_filter.regex), _by_range(tag_filter.semver)) if test]
-    chosen = [tag for tag in dict.fromkeys(tags) if all(test(tag) for test in matches)]
-    if tag_filter.newest is None:
-        return chosen
-    return sorted(chosen, key=_age_key, reverse=True)[: tag_filter.newest]
+    """The tags that match `tag_filter`, which was checked, each once: in the order they came, with `newest` the highest
+    first."""
+    matches = list(dict.fromkeys(tags))
+    if tag_filter.regex is not None:
+        pattern = _compiled(tag_filter.regex)
+        matches = [tag for tag in matches if pattern.fullmatch(tag)]
+    if tag_filter.semver is not None:
+        wanted = NpmSpec(tag_filter.semver)
+        matches = [tag for tag in matches if (version := _version(tag)) is not None and wanted.match(version)]
+    if tag_filter.newest is not None:
+        matches = sorted(matches, key=_age_key, reverse=True)[: tag_filter.newest]
+    return matches
 
 
 def _check_pattern(pattern: str, field: str) -> None:
@@ -71,35 +76,12 @@ def _check_pattern(pattern: str, field: str) -> None:
 def _check_range(semver: str, field: str) -> None:
     if len(semver) > RANGE_MAX_CHARS:
         raise wrong(field, f"is {len(semver)} characters long; the limit is {RANGE_MAX_CHARS}")
-    if not _is_range(semver):
-        raise wrong(field, "is no range of versions, such as ^1.2 or '>=1.0.0 <2.0.0 || 3.x'")
-
-
-def _is_range(text: str) -> bool:
     try:
-        NpmSpec(text)
+        is_range = bool(semver.strip() and NpmSpec(semver))
     except ValueError:
-        return False
-    return bool(text.strip())
-
-
-def _by_pattern(pattern: str | None) -> Callable[[str], bool] | None:
-    if pattern is None:
-        return None
-    compiled = _compiled(pattern)
-    return lambda tag: compiled.fullmatch(tag) is not None
-
-
-def _by_range(semver: str | None) -> Callable[[str], bool] | None:
-    if semver is None:
-        return None
-    wanted = NpmSpec(semver)
-
-    def matches(tag: str) -> bool:
-        version = _version(tag)
-        return version is not None and wanted.match(version)
-
-    return matches
+        is_range = False
+    if not is_range:
+        raise wrong(field, "is no range of versions, such as ^1.2 or '>=1.0.0 <2.0.0 || 3.x'")
 
 
 def _compiled(pattern: str) -> "re2._Regexp":
@@ -123,5 +105,5 @@ def _age_key(tag: str) -> tuple[object, ...]:
     if version is not None:
         return (1, version.precedence_key, tag)
     parts = _DIGITS.split(tag)
-    # Text and digits take turns, so that only like is compared with like.
+    # Text and digits alternate, so that only like is compared with like.
     return (0, [int(part) if index % 2 else part for index, part in enumerate(parts)], tag)

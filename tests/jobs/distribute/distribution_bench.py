@@ -8,7 +8,6 @@ import pytest
 
 from imagejobd.jobs.distribute import copies as copying_module
 from imagejobd.jobs.distribute.kind import DistributeKind
-from imagejobd.jobs.distribute.registries import Tools
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.errors import Fault, NotFound
@@ -132,8 +131,8 @@ class DistributionBench(Bench):
         self.copy = copy
         self._monkeypatch.setattr(copying_module, "copy_image", copy)
         self.registries = NamedRegistries(configured, configured_host)
-        tools: dict[str, Any] = {"registry": self.registries, "flights": None}
-        return DistributeKind(Tools(**tools, settings=DistributeSettings(**settings)))
+        shared: dict[str, Any] = {"registry": self.registries, "flights": None}
+        return DistributeKind(**shared, settings=DistributeSettings(**settings))
 
     async def submit(self, kind: DistributeKind, spec: Json) -> Enqueued:
         accepted = kind.parse(spec)

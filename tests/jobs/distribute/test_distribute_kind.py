@@ -199,10 +199,12 @@ async def test_a_second_cancel_loses_nothing(bench: DistributionBench, monkeypat
 
 async def test_what_failed_for_good_is_not_tried_again(bench: DistributionBench) -> None:
     """With one target denied and one down, only the second is tried until the time is over."""
-    copy = ScriptedCopy(**{"b.example": [DENIED], "c.example": [DOWN] * 9})
+    copy = ScriptedCopy(**{"b.example": [DENIED], "c.example": [DOWN] * 1000})
     job = await bench.run(bench.kind(copy), SPEC, limits=msgspec.structs.replace(QUICK, retry_for_s=0.1))
-    assert (job.state, job.attempt) == (State.FAILED, 2)
-    assert [len(asked.targets) for asked in copy.asked] == [2, 1]
+    # How many attempts there is time for is the machine's; the first fault alone never ends the job.
+    assert job.state is State.FAILED
+    assert job.attempt >= 2
+    assert [len(asked.targets) for asked in copy.asked] == [2] + [1] * (job.attempt - 1)
     assert job.error is not None
     assert job.error.code is ErrorCode.COPY_FAILED
     assert "2 of 2 targets failed: b.example: registry c.example: no; http://c.example/: " in job.error.message

@@ -13,7 +13,7 @@ from imagejobd.jobs.distribute.table import (
     Record,
     Wait,
     endpoints,
-    found_images,
+    images_of,
     record_key,
     records_of,
 )
@@ -95,8 +95,8 @@ def test_records_survive_the_checkpoint() -> None:
     assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
 
 
-def ledger_of(count: int, faults: dict[int, Any], targets: int = 8, **clock: Any) -> CopyTable:
-    """A ledger of `count` images where each copy to the targets in `faults` failed so."""
+def table_of(count: int, faults: dict[int, Any], targets: int = 8, **clock: Any) -> CopyTable:
+    """A table of `count` images where each copy to the targets in `faults` failed so."""
     spec = spec_of({**ONE, "targets": [{"endpoint": f"t{n}"} for n in range(targets)]})
     table = CopyTable(spec, [Image("app", str(n)) for n in range(count)], {}, **clock)
     for image in range(count):
@@ -123,7 +123,7 @@ def ledger_of(count: int, faults: dict[int, Any], targets: int = 8, **clock: Any
 def test_when_to_try_again(faults: list[Fault], rest_s: float | None, peer: str | None) -> None:
     """The next attempt comes when the first copy may be tried, whatever others ask for; where all that is left waits
     for hosts that do not answer, it waits for one of these."""
-    table = ledger_of(1, dict(enumerate(faults)), now_ms=lambda: 1_000)
+    table = table_of(1, dict(enumerate(faults)), now_ms=lambda: 1_000)
     fault = table.fault(lambda host: host != "up.example")
     assert isinstance(fault, Temporary)
     assert (fault.code, fault.retry_after_s, fault.peer) == (ErrorCode.COPY_FAILED, rest_s, peer)
@@ -140,7 +140,7 @@ def test_a_wish_is_no_longer_than_it_was(passed_s: int, rest_s: float) -> None:
 
 def test_the_summary_is_bounded() -> None:
     """An error names a few targets and counts the rest, however many failed and however much they have to say."""
-    fault = ledger_of(3, {n: Permanent(ErrorCode.DENIED, "x" * 9999) for n in range(7)}).fault(is_up)
+    fault = table_of(3, {n: Permanent(ErrorCode.DENIED, "x" * 9999) for n in range(7)}).fault(is_up)
     assert isinstance(fault, Permanent)
     assert fault.message.startswith("7 of 8 targets failed: t0: xxx")
     assert "(and 2 more images)" in fault.message
@@ -150,9 +150,9 @@ def test_the_summary_is_bounded() -> None:
 
 def test_all_is_well() -> None:
     """Without a failure there is no fault, and nothing is left to do."""
-    table = ledger_of(2, {})
+    table = table_of(2, {})
     assert table.fault(is_up) is None
-    assert table.left(0) == table.left(1) == []
+    assert table.remaining(0) == table.remaining(1) == []
 
 
 def test_those_that_were_tried_least_go_first() -> None:
@@ -171,8 +171,8 @@ def test_those_that_were_tried_least_go_first() -> None:
             else:
                 table.postpone(image, 1, "x" * 9999, Wait())
             table.end(image, 0, outcome_of({"1": TagState.COPIED}), None)
-        records = records_of(msgspec.json.decode(msgspec.json.encode({OUTCOMES: table.records})))
-        assert all(table.left(image) == [1] for image in range(4))
+        records = records_of(msgspec.json.decode(msgspec.json.encode({OUTCOMES: table.checkpoint})))
+        assert all(table.remaining(image) == [1] for image in range(4))
     assert [records[f"{image}.1"].tries for image in range(4)] == [2, 1, 1, 1]
     assert len(records["1.1"].error or "") == 400
 
@@ -193,15 +193,15 @@ def test_pinned(states: list[TagState], fault: Any, pinned: str | None) -> None:
     table.start(0, [0])
     tags = {str(number): state for number, state in enumerate(states)}
     table.end(0, 0, outcome_of(tags, fault=fault), fault and fault.message)
-    assert table.pinned(0) == pinned
+    assert table.pinned_digest(0) == pinned
 
 
 def outcome_of(tags: dict[str, TagState], fault: Any = None) -> Outcome:
     return Outcome(tags=tags, digest="d", source_digest="s", tally=Tally(), seconds=0.0, fault=fault)
 
 
-def test_found_images_are_those_of_the_checkpoint() -> None:
+def test_images_are_those_of_the_checkpoint() -> None:
     """The tags that the first attempt found are the images of all attempts, in that order."""
-    images = found_images(spec_of(FILTER), {"tags": ["2", "1"]})
+    images = images_of(spec_of(FILTER), {"tags": ["2", "1"]})
     assert images == (Image("app", "2"), Image("app", "1"))
     assert record_key(1, 0) == "1.0"

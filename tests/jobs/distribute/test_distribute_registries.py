@@ -13,7 +13,6 @@ from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
 from imagejobd.jobs.distribute import copies as reporter_module
 from imagejobd.jobs.distribute.kind import DistributeKind
-from imagejobd.jobs.distribute.registries import Tools
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.distribute.table import CopyTable, endpoints
 from imagejobd.model.egress import Egress, EgressSettings
@@ -49,7 +48,7 @@ async def open_kind(folder: Path, egress: EgressSettings, **bounds: int) -> Asyn
         spool_max_bytes=settings.spool_max_bytes,
     )
     async with RegistryClient({}, Egress(egress)) as client:
-        yield DistributeKind(Tools(registry=client, flights=flights, settings=settings))
+        yield DistributeKind(client, flights, settings)
     await flights.close()
 
 
@@ -134,7 +133,7 @@ async def test_a_filter_that_means_too_much_fails(
         job = await bench.run(kind, {"source": source, "targets": targets})
     assert job.error is not None
     assert job.error.code is ErrorCode.TOO_LARGE
-    assert "finds: 2, which makes 4 copies; the limit is kinds.distribute.copies_max = 3" in job.error.message
+    assert "match source.tags, which makes 4 copies; the limit is kinds.distribute.copies_max = 3" in job.error.message
     assert target.tags("d/much") == []
 
 

@@ -9,8 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute import copies as reporter_module
-from imagejobd.jobs.distribute.copies import Reporter
-from imagejobd.jobs.distribute.registries import Outage
+from imagejobd.jobs.distribute.copies import Outage, Reporter
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Source, Target
 from imagejobd.jobs.distribute.table import CopyTable, Wait
 from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
@@ -113,7 +112,7 @@ async def test_nothing_is_told_when_nothing_happens() -> None:
     for _ in range(20):
         await asyncio.sleep(0.001)
     assert (len(ctx.shown), len(ctx.notes), ctx.saved) == (shown, noted, 0)
-    reporter.ended(0, 1, COPIED)
+    reporter.end(0, 1, COPIED)
     reporter.stop()
     await running
     assert ctx.saved == 1
@@ -140,7 +139,7 @@ async def test_outcomes_reach_the_store_in_portions() -> None:
     ctx.note = note  # type: ignore[method-assign]
     for number in range(len(images)):
         table.start(number, [0])
-        reporter.ended(number, 0, COPIED)
+        reporter.end(number, 0, COPIED)
     reporter.stop()
     await asyncio.wait_for(reporter.run(), 10)
     assert [data["source"] for _, data in ctx.notes] == [str(image) for image in images]
@@ -151,11 +150,11 @@ async def test_what_is_postponed_is_kept() -> None:
     """A crash does not lose that a target was down, though nothing else has ended."""
     ctx, table = ListeningWork(), CopyTable(SPEC, [Image("app", "1")], {})
     reporter = reporter_of(ctx, table)
-    reporter.postponed(0, 1, Outage("down", Wait(peer="c.example")))
+    reporter.postpone(0, 1, Outage("down", Wait(peer="c.example")))
     reporter.stop()
     await reporter.run()
     assert (ctx.saved, ctx.notes) == (1, [])
-    assert table.records["0.1"] == {"error": "down", "tries": 0, "wait": {"peer": "c.example"}}
+    assert table.checkpoint["0.1"] == {"error": "down", "tries": 0, "wait": {"peer": "c.example"}}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ async def test_a_dry_run_reads_well(state: TagState, line: str) -> None:
     ctx.log = log  # type: ignore[method-assign]
     reporter = reporter_of(ctx, CopyTable(replace(SPEC, dry_run=True), [Image("app", "1")], {}))
     tally = Tally(total_bytes=100, skipped_bytes=40)
-    reporter.ended(0, 0, Outcome(tags={"1": state}, digest="sha256:d", tally=tally, seconds=1.0))
+    reporter.end(0, 0, Outcome(tags={"1": state}, digest="sha256:d", tally=tally, seconds=1.0))
     reporter.stop()
     await reporter.run()
     assert lines == [f"app:1 to b app: dry run: {line}\n"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imagejobd.jobs.distribute.auth import login
 from imagejobd.jobs.distribute.fields import FieldFault, Problem
-from imagejobd.jobs.distribute.spec import DistributeSpec, Place, parse
+from imagejobd.jobs.distribute.spec import DistributeSpec, Place, parse, site_of
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.kind import Accepted
 from imagejobd.model.secrets import Credentials
@@ -59,8 +59,8 @@ def test_minimal_spec() -> None:
 def test_sites() -> None:
     """The endpoint says host and scheme; trust and login come with it."""
     spec = stored(parse(with_target(verify_tls=False)))
-    assert spec.source_site({}) == Site(host="a.example", scheme="https")
-    assert spec.target_site(0, {}) == Site(host="b.example:5000", verify_tls=False)
+    assert site_of(spec.source, None) == Site(host="a.example", scheme="https")
+    assert site_of(spec.targets[0], None) == Site(host="b.example:5000", verify_tls=False)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_endpoints(endpoint: str, host: str, scheme: str | None) -> None:
     """With and without scheme, port, /v2 and a final slash."""
     accepted = parse(with_target(endpoint=endpoint))
     assert accepted.spec["targets"][0]["endpoint"] == endpoint
-    site = stored(accepted).target_site(0, {})
+    site = site_of(stored(accepted).targets[0], None)
     assert (site.host, site.scheme) == (host, scheme)
 
 
@@ -302,11 +302,12 @@ def test_secrets_are_parted_from_the_spec() -> None:
     }
     accepted = parse(spec)
     assert accepted.secrets.keys() == {"auth.source", "auth.target.1"}
-    shown = repr(accepted) + json.dumps(accepted.spec) + repr(stored(accepted).source_site(accepted.secrets))
+    source = site_of(stored(accepted).source, accepted.secrets["auth.source"])
+    shown = repr(accepted) + json.dumps(accepted.spec) + repr(source)
     for word in ("qu3rysecret", "aGVhZGVy", "b0dysecret", "s3cret-basic", "auth.example"):
         assert word not in shown
     assert "auth" not in json.dumps(accepted.spec)
-    source_login = stored(accepted).source_site(accepted.secrets).login
+    source_login = source.login
     assert isinstance(source_login, TokenRequest)
     assert (source_login.url.reveal(), source_login.token_type) == (AUTH["url"], "JWT")
     assert source_login.headers["Authorization"].reveal() == "Basic aGVhZGVyc2VjcmV0"
@@ -315,7 +316,6 @@ def test_secrets_are_parted_from_the_spec() -> None:
     target_login = login(accepted.secrets["auth.target.1"])
     assert isinstance(target_login, Credentials)
     assert (target_login.username, target_login.password.reveal()) == ("me", "s3cret-basic")
-    assert stored(accepted).target_site(0, accepted.secrets).login is None
 
 
 def test_the_number_of_secret_words_is_bounded() -> None:
@@ -330,8 +330,9 @@ def test_the_number_of_secret_words_is_bounded() -> None:
 
 def test_basicauth_goes_before_the_token_setup() -> None:
     """With basicauth the rest is ignored."""
-    accepted = parse(with_source(auth={**AUTH, "url": "nonsense", "basicauth": {"user": "me", "password": "p"}}))
-    assert isinstance(login(accepted.secrets["auth.source"]), Credentials)
+    for url in ("nonsense", "http://["):
+        accepted = parse(with_source(auth={**AUTH, "url": url, "basicauth": {"user": "me", "password": "p"}}))
+        assert isinstance(login(accepted.secrets["auth.source"]), Credentials)
 
 
 @pytest.mark.parametrize("auth", [None, {}, {"url": None}, {"header": "", "json": "{}"}])
@@ -410,7 +411,8 @@ def test_anything_is_taken_or_refused(spec: Any) -> None:
         assert message.startswith("spec")
         return
     parsed = stored(accepted)
-    assert all(parsed.target_site(index, accepted.secrets) for index in range(len(parsed.targets)))
+    for index, target in enumerate(parsed.targets):
+        assert site_of(target, accepted.secrets.get(f"auth.target.{index}"))
 
 
 @given(st.fixed_dictionaries({"endpoint": st.text(), "image": st.text(), "ref": st.text()}))
