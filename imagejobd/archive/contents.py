@@ -334,7 +334,7 @@ class _Survey:
         except Permanent as fault:
             if fault.code is not ErrorCode.TOO_LARGE:
                 return ""
-            raise Permanent(fault.code, f"unpacking {quoted(name)}: {fault.message}") from None
+            raise fault.with_message(f"unpacking {quoted(name)}: {fault.message}") from None
         return f"sha256:{sha256.hexdigest()}"
 
     def _document(self, name: bytes, reader: "_Reader") -> bytes | None:

@@ -141,7 +141,7 @@ async def build(engine: Engine, request: BuildRequest) -> AsyncGenerator[BuildEv
                     bases.check(event)
                 yield bases.readable(event)
     except Permanent as fault:
-        fault = Permanent(fault.code, bases.translate(fault.message))
+        fault = fault.with_message(bases.translate(fault.message))
         explained = await _explained(engine, fault, progress.last_words())
         if isinstance(explained, Permanent):
             for event in progress.fail(fault.message):
@@ -299,7 +299,7 @@ async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, st
     if last_words is None:
         return fault
     step, lines = last_words
-    return Permanent(fault.code, f"{fault.message}\nlast output of {step}:\n{lines}")
+    return fault.with_message(f"{fault.message}\nlast output of {step}:\n{lines}")
 
 
 def _params(request: BuildRequest) -> list[tuple[str, str]]:

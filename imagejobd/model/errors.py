@@ -14,6 +14,7 @@ each API owns one table from codes to its wire. Whether work is tried again is a
         └── StoreFailed   the database takes nothing more until a restart
 """
 
+import copy
 import datetime as dt
 import email.utils
 from enum import StrEnum
@@ -89,6 +90,12 @@ class Fault(Exception):
         twin = type(self).__new__(type(self), *self.args)
         twin.__dict__.update(self.__dict__)
         twin.__cause__ = self.__cause__
+        return twin
+
+    def with_message(self, message: str) -> Self:
+        """The same failure in other words."""
+        twin = copy.copy(self)
+        twin.message, twin.args = message, (message,)
         return twin
 
 

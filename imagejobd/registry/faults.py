@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import aiohttp
 import msgspec
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary, parse_retry_after
 from imagejobd.registry.words import shown
 
 DETAIL_MAX_CHARS = 300
@@ -94,8 +94,7 @@ def refusal(
     if status >= 500 or status in _TRY_LATER:
         wish_s = parse_retry_after(retry_after, dt.datetime.now(dt.UTC))
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, told, retry_after_s=wish_s)
-    code = ErrorCode.NOT_FOUND if status == 404 else ErrorCode.REGISTRY_UNAVAILABLE
-    return Permanent(code, told)
+    return NotFound(told) if status == 404 else Permanent(ErrorCode.REGISTRY_UNAVAILABLE, told)
 
 
 def is_busy(status: int) -> bool:

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from imagejobd.model import errors
-from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, Permanent, StoreFailed, Temporary, invalid
+from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, NotFound, Permanent, StoreFailed, Temporary, invalid
 from imagejobd.model.job import JobError
 
 
@@ -58,3 +58,21 @@ def test_a_copy_is_the_same_failure_without_its_traceback() -> None:
     assert (twin.__cause__, twin.__traceback__) == (cause, None)
     assert twin is not fault
     assert copy.copy(StoreFailed("gone")).reason == "gone"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        NotFound("no such image"),
+        ClaimLost(),
+        Temporary(ErrorCode.TIMEOUT, "no answer", retry_after_s=3.0, peer="registry:5000"),
+    ],
+    ids=["not-found", "claim-lost", "temporary"],
+)
+def test_other_words_keep_the_fault(fault: Fault) -> None:
+    """What catches a type, a code, a peer or a pause finds it still there; the first fault keeps its own words."""
+    before = str(fault)
+    other = fault.with_message(f"app: {before}")
+    assert (type(other), str(other), other.message) == (type(fault), f"app: {before}", f"app: {before}")
+    assert {**vars(other), "message": ""} == {**vars(fault), "message": ""}
+    assert str(fault) == before

@@ -72,7 +72,7 @@ class DistributeKind:
                 await _find_image(registries.source(path), name)
         except Permanent as fault:
             if fault.code in PREFLIGHT_CODES:
-                raise Permanent(fault.code, Redactor(registries.secret_words())(fault.message)) from None
+                raise fault.with_message(Redactor(registries.secret_words())(fault.message)) from None
         except (Temporary, TimeoutError):
             pass
 

@@ -80,7 +80,7 @@ class EngineEgress:
             why = f"{host} does not resolve here, so that nobody can tell whether [egress] allows it"
             raise Temporary(otherwise, f"{subject}: {why}") from None
         except Permanent as fault:
-            raise Permanent(fault.code, f"{subject}: {fault.message}") from None
+            raise fault.with_message(f"{subject}: {fault.message}") from None
 
     async def _addresses(self, host: str) -> list[str]:
         """All that `host` means: which of them the engine takes is its own affair. Raises `OSError`."""
@@ -169,7 +169,7 @@ class RegistryAccess:
             advice = self._registry.withheld_login(host, self._principal)
             if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
                 raise
-            raise Permanent(fault.code, f"{fault.message}; {advice}") from fault
+            raise fault.with_message(f"{fault.message}; {advice}") from fault
 
     @asynccontextmanager
     async def pull(self, reference: ImageReference) -> AsyncIterator[None]:

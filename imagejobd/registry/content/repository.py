@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from multidict import CIMultiDictProxy
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent
 from imagejobd.model.reference import is_digest
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.content.descriptor import ACCEPT, INDEX_TYPES, Descriptor
@@ -155,10 +155,8 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     async def _tagged_referrers(self, digest: str) -> tuple[Descriptor, ...]:
         try:
             return (await self.get_manifest(fallback_tag(digest))).children
-        except Permanent as fault:
-            if fault.code is ErrorCode.NOT_FOUND:
-                return ()
-            raise
+        except NotFound:
+            return ()
 
     async def _judge_manifest(self, answer: Answer, name: str, manifest: Manifest) -> None:
         """Raise what a refused manifest means, unless the tag is immutable and already points at it."""
@@ -208,7 +206,7 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         try:
             yield
         except Permanent as fault:
-            raise Permanent(fault.code, f"registry {self.host}: {what}: {fault.message}") from None
+            raise fault.with_message(f"registry {self.host}: {what}: {fault.message}") from None
 
     def check_digest(self, answer: Answer, digest: str) -> None:
         """A registry that stored something else is not to be trusted with a tag. The header is optional."""

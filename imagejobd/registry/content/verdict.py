@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.http.transport import Answer
 
@@ -74,9 +74,7 @@ def push_refused(connection: Connection, answer: Answer, what: str) -> Fault:
     if answer.status == 413:
         return Permanent(ErrorCode.TOO_LARGE, fault.message)
     if "NAME_UNKNOWN" in codes or answer.status == 404:
-        return Permanent(
-            ErrorCode.NOT_FOUND, f"{fault.message}; where repositories are not made by pushing, create it first"
-        )
+        return NotFound(f"{fault.message}; where repositories are not made by pushing, create it first")
     if answer.status in (400, 409, 412, 422):
         return Permanent(ErrorCode.COPY_FAILED, fault.message)
     return fault

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from imagejobd.model.concurrency import gather_or_cancel
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent
 from imagejobd.registry.content.descriptor import Descriptor
 from imagejobd.registry.content.manifest import Manifest
 from imagejobd.registry.content.repository import BlobUnknown
@@ -84,7 +84,7 @@ class _ImageCopy:
         source = self._copying.source
         top = await source.head_manifest(self._name)
         if top is None:
-            raise Permanent(ErrorCode.NOT_FOUND, f"image not found: {source} has no {self._name}")
+            raise NotFound(f"image not found: {source} has no {self._name}")
         if not self._options.platforms and not self._options.referrers:
             return _Image(top.digest, top, Referrers())
         manifest = await self._tree.manifest(top)

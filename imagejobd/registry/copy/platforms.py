@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.errors import NotFound, Permanent, invalid
 from imagejobd.registry.content.descriptor import Descriptor, Platform
 from imagejobd.registry.content.manifest import Manifest, parse_manifest
 
@@ -62,6 +62,4 @@ def _variant(platform: Platform) -> str:
 
 def _missing(index: Manifest, platform: str) -> Permanent:
     shown = sorted({str(child.platform) for child in index.children if ATTESTED not in child.annotations})
-    return Permanent(
-        ErrorCode.NOT_FOUND, f"the image has no platform {platform}; it has {', '.join(shown[:SHOWN_MAX]) or 'none'}"
-    )
+    return NotFound(f"the image has no platform {platform}; it has {', '.join(shown[:SHOWN_MAX]) or 'none'}")

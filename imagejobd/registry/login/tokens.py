@@ -1,15 +1,15 @@
 """Tokens in hand: one fetch for all who want the same, renewed before they expire."""
 
 import asyncio
+import copy
 import datetime as dt
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 import msgspec
 
-from imagejobd.model.errors import Fault, Permanent, Temporary
+from imagejobd.model.errors import Fault
 from imagejobd.model.secrets import Secret
-from imagejobd.registry.faults import Unanswered
 from imagejobd.registry.http.timing import Timing
 
 # "A token should never be returned with less than 60 seconds to live" (distribution, "token authentication").
@@ -67,7 +67,7 @@ class Tokens:
                 return held, False
             number, fault = self._failed.get(key, (0, None))
             if fault is not None and number > before:
-                raise _again(fault)
+                raise copy.copy(fault)
             return await self._fetch(key, fetch), True
 
     def _good(self, key: Hashable) -> Token | None:
@@ -84,15 +84,6 @@ class Tokens:
         self._fetches += 1
         self._held[key] = token
         return token
-
-
-def _again(fault: Fault) -> Fault:
-    """The same fault for another who waited: an exception is raised once."""
-    if isinstance(fault, Unanswered):
-        return Unanswered(fault.code, fault.message, silent=fault.silent)
-    if isinstance(fault, Temporary):
-        return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s, peer=fault.peer)
-    return Permanent(fault.code, fault.message)
 
 
 def renew_at(answer: TokenAnswer, timing: Timing) -> float:
