@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.secrets import Redactor, Secret
 from imagejobd.registry.faults import DETAIL_MAX_CHARS, detail, is_busy, is_missing_content, refusal, translated
 
@@ -14,7 +14,7 @@ from imagejobd.registry.faults import DETAIL_MAX_CHARS, detail, is_busy, is_miss
         (400, Permanent, ErrorCode.REGISTRY_UNAVAILABLE),
         (401, Permanent, ErrorCode.DENIED),
         (403, Permanent, ErrorCode.DENIED),
-        (404, Permanent, ErrorCode.NOT_FOUND),
+        (404, NotFound, ErrorCode.NOT_FOUND),
         (408, Temporary, ErrorCode.REGISTRY_UNAVAILABLE),
         (429, Temporary, ErrorCode.REGISTRY_UNAVAILABLE),
         (500, Temporary, ErrorCode.REGISTRY_UNAVAILABLE),
