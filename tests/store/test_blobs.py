@@ -126,7 +126,7 @@ async def test_a_put_that_is_cancelled(blobs: BlobStore, tmp_path: Path) -> None
 async def test_a_full_disk_while_a_body_comes(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told as storage_full although the piece that found no room was written behind; nothing stays."""
+    """It fails with storage_full although another thread writes the piece that does not fit; nothing stays."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -265,7 +265,7 @@ async def test_a_name_that_is_there_is_synced_too(blobs: BlobStore, monkeypatch:
     assert folder.parent in synced
 
 
-async def test_what_is_no_blob_is_left_alone_and_told_once(blobs: BlobStore, tmp_path: Path) -> None:
+async def test_what_is_no_blob_is_left_alone_and_logged_once(blobs: BlobStore, tmp_path: Path) -> None:
     """Folders, files and links of others neither end a collection nor are removed by it, and what is old still goes."""
     digest = await put(blobs, b"old")
     blobs.release(digest)
@@ -292,7 +292,7 @@ async def test_what_is_no_blob_is_left_alone_and_told_once(blobs: BlobStore, tmp
 async def test_a_folder_that_cannot_be_read_does_not_protect_the_others(
     blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a disk fails, its error is told with the path, and all else is collected."""
+    """Where a disk fails, its error is logged with the path, and all else is collected."""
     digests = [await put(blobs, data) for data in (b"1", b"2", b"3")]
     for digest in digests:
         blobs.release(digest)
@@ -343,7 +343,7 @@ async def test_a_probe_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
 
 
 def test_a_start_survives_what_others_put_there(blobs: BlobStore, tmp_path: Path) -> None:
-    """A folder in the spool stays and is told, a dangling link goes, and links are not followed to files of others."""
+    """A folder in the spool stays and is logged, a dangling link goes, and links to others' files are not followed."""
     theirs = tmp_path / "theirs"
     theirs.write_text("theirs")
     theirs.chmod(0o644)

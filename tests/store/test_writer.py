@@ -224,7 +224,7 @@ async def assert_stopped(bench: Bench, reason: str) -> None:
 async def test_a_writer_that_breaks_leaves_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: dict[str, BaseException]
 ) -> None:
-    """Whatever goes wrong around the requests, all that wait are told, nothing is half-written, and the store stops."""
+    """Whatever goes wrong around the requests, all of them fail, nothing is half-written, and the store stops."""
     bench = Bench(tmp_path / "numbers.db", factory=FailingConnection)
     await bench.writer.open()
     await bench.writer.run(insert, 1)
@@ -244,7 +244,7 @@ async def test_a_writer_that_breaks_leaves_nobody_waiting(
 
 
 async def test_a_verb_that_answers_for_too_few_stops_the_store(tmp_path: Path) -> None:
-    """Whose answer is missing can't be known: nobody is told of a success, and nothing is kept."""
+    """Whose answer is missing can't be known: nobody hears of a success, and nothing is kept."""
     bench = Bench(tmp_path / "numbers.db")
     await bench.writer.open()
 
