@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ async def put(blobs: BlobStore, data: bytes, *, chunk_bytes: int = 10_000) -> st
     return digest_of(data)
 
 
+async def only_spool(blobs: BlobStore, body: AsyncIterator[bytes], *, max_bytes: int) -> None:
+    async with blobs.spooled(body, max_bytes=max_bytes):
+        pass
+
+
 async def chunked(data: bytes, chunk_bytes: int) -> AsyncIterator[bytes]:
     for start in range(0, len(data), chunk_bytes):
         yield data[start : start + chunk_bytes]
@@ -62,27 +67,6 @@ async def test_a_blob_is_what_was_written(blobs: BlobStore, tmp_path: Path, size
     assert spooled(tmp_path) == []
 
 
-async def test_what_is_not_committed_is_gone(blobs: BlobStore, tmp_path: Path) -> None:
-    """A body that breaks off leaves neither a blob nor a spool file."""
-
-    async def body() -> AsyncIterator[bytes]:
-        yield bytes(FLUSH_BYTES)
-        raise ConnectionResetError
-
-    with pytest.raises(ConnectionResetError):
-        async with blobs.spooled(body(), max_bytes=MAX_BYTES):
-            pass
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-async def test_too_much_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
-    """One byte past the bound is too_large, before it is written."""
-    with pytest.raises(Permanent) as refused:
-        await put(blobs, bytes(MAX_BYTES + 1))
-    assert refused.value.code is ErrorCode.TOO_LARGE
-    assert spooled(tmp_path) == []
-
-
 @pytest.mark.parametrize("size", [0, 1, FLUSH_BYTES, 3 * FLUSH_BYTES + 17, MAX_BYTES])
 @pytest.mark.parametrize("chunk_bytes", [10_000, FLUSH_BYTES, MAX_BYTES])
 async def test_a_body_is_kept_as_it_comes(blobs: BlobStore, tmp_path: Path, size: int, chunk_bytes: int) -> None:
@@ -95,17 +79,21 @@ async def test_a_body_is_kept_as_it_comes(blobs: BlobStore, tmp_path: Path, size
     assert await blobs.collect(set(), min_age_s=-1) == 0
 
 
+@pytest.mark.parametrize("store", [BlobStore.put, only_spool], ids=["put", "spooled"])
 @pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
-async def test_a_body_that_is_not_whole_is_not_kept(blobs: BlobStore, tmp_path: Path, size: int) -> None:
-    """One that breaks off, or is too large at its end, leaves neither a blob nor a spool file."""
+async def test_a_body_that_is_not_whole_leaves_nothing(
+    blobs: BlobStore, tmp_path: Path, store: Callable[..., Awaitable[object]], size: int
+) -> None:
+    """One that breaks off, or is one byte too large, leaves neither a blob nor a spool file."""
 
     async def body() -> AsyncIterator[bytes]:
         async for chunk in chunked(bytes(size), FLUSH_BYTES):
             yield chunk
         raise ConnectionResetError
 
-    with pytest.raises(ConnectionResetError if size == MAX_BYTES else Permanent):
-        await blobs.put(body(), max_bytes=MAX_BYTES)
+    with pytest.raises((ConnectionResetError, Permanent)) as refused:
+        await store(blobs, body(), max_bytes=MAX_BYTES)
+    assert getattr(refused.value, "code", None) is (ErrorCode.TOO_LARGE if size > MAX_BYTES else None)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
