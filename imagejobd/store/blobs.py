@@ -32,7 +32,7 @@ from imagejobd.store.protocol import BlobInfo
 FLUSH_BYTES = 256 * 1024
 # What a probe writes: more than a file system keeps within an inode.
 PROBE_BYTES = 64 * 1024
-# Files that are not ours and are logged; more are passed over in silence.
+# Of the files that it leaves alone, so many are logged.
 REPORTED_MAX = 200
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -150,7 +150,7 @@ class BlobStore:
             with self._names_lock:
                 if target.exists():
                     os.utime(target)  # young again: `collect` spares it
-                    # Who named it may have died before its own fsync of the folder.
+                    # Whoever renamed it may have died before the fsync of the folder.
                     fsync_folder(target.parent)
                 else:
                     self._rename(path, target)
@@ -196,7 +196,7 @@ class BlobStore:
         )
 
     def _all(self) -> Iterator[Path]:
-        """Every blob. What is none, and what cannot be listed, is reported."""
+        """Every blob. What is none, and what cannot be listed, is logged."""
         for folder in self._listed(self._blobs):
             for entry in self._listed(Path(folder)) if folder.is_dir(follow_symlinks=False) else (folder,):
                 path = Path(entry)

@@ -280,7 +280,7 @@ class Store(Protocol):
         ...
 
     async def optimize(self) -> None:
-        """Refresh what the store knows of its own data to read it quickly; once a day is enough."""
+        """Refresh the statistics that make queries quick; once a day is enough."""
         ...
 
     def watch(self, topic: str) -> AbstractContextManager[Subscription]:
@@ -329,7 +329,10 @@ class ContentStore(Protocol):
         ...
 
     def path(self, digest: str) -> Path:
-        """Where the blob is, or would be. Raises `Permanent(invalid)` for what is not a SHA-256 digest."""
+        """The file to read the blob from, or where it would be.
+
+        Raises `Permanent(invalid)` for what is not a SHA-256 digest.
+        """
         ...
 
     def exists(self, digest: str) -> bool: ...

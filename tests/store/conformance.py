@@ -113,7 +113,7 @@ class StoreConformance:
         assert (await store.stats()).queued == {"build": 1}
 
     async def test_a_repeated_request_is_answered_even_by_a_full_queue(self, store: Store) -> None:
-        """A client that asks again about an accepted job is not told that the queue is full."""
+        """A client that repeats its request for an accepted job does not hear that the queue is full."""
         job = NewJob(kind="build", spec={}, idempotency_key="k")
         await store.enqueue(job, queue_max=1)
         assert not (await store.enqueue(job, queue_max=1)).is_new
@@ -145,7 +145,7 @@ class StoreConformance:
         claims = await store.claim("w1", Capacity({"build": 3, "run": 1}, 9))
         assert [claim.job.uuid for claim in claims] == [high.uuid, first.uuid, second.uuid, low.uuid]
 
-    async def test_room_bounds_kinds_and_tenants(self, store: Store) -> None:
+    async def test_capacity_bounds_kinds_and_tenants(self, store: Store) -> None:
         """A claim takes no more than a kind's free slots, and no more than a tenant may have running in all."""
         for kind in ("build", "run"):
             for tenant in ("a", "b"):
@@ -429,21 +429,21 @@ class StoreConformance:
             assert len(await claim_up_to(store, 2, worker=f"boot{boot}")) == 2
             await store.rescue("next", crashes_max=CRASHES_MAX)
         innocent = await enqueue(store, kind="run", tenant="other", priority=9)
-        room = Capacity({"build": 2, "run": 2}, 9, crashes_max=CRASHES_MAX)
-        (alone,) = await store.claim("w", room)
+        capacity = Capacity({"build": 2, "run": 2}, 9, crashes_max=CRASHES_MAX)
+        (alone,) = await store.claim("w", capacity)
         assert alone.job.uuid == first.uuid
-        assert await store.claim("w", room) == []
+        assert await store.claim("w", capacity) == []
         assert await store.enter_phase(alone, "building") == 0
-        assert await store.claim("w", room) == []
+        assert await store.claim("w", capacity) == []
         await store.enter_phase(alone, "pushing")
         job = await job_of(store, first.uuid)
         assert (job.crashes, job.crashes_in_phase) == (3, 0)
-        assert await store.claim("w", room) == []
+        assert await store.claim("w", capacity) == []
         await store.finish(alone, Ending(State.SUCCEEDED))
-        (alone,) = await store.claim("w", room)
+        (alone,) = await store.claim("w", capacity)
         assert alone.job.uuid == second.uuid
         await store.finish(alone, Ending(State.SUCCEEDED))
-        (claim,) = await store.claim("w", room)
+        (claim,) = await store.claim("w", capacity)
         assert claim.job.uuid == innocent.uuid
 
     async def test_one_crash_in_company_clears_the_count_of_those_alone(self, store: Store) -> None:
@@ -472,7 +472,7 @@ class StoreConformance:
         assert len(await claim_up_to(store, 2)) == 2
 
     async def test_what_a_drain_left_is_no_crash(self, store: Store) -> None:
-        """A worker that was told to stop, and then died, was not brought down by its jobs."""
+        """A worker that was asked to stop, and then died, was not brought down by its jobs."""
         made = await enqueue(store)
         for _ in range(CRASHES_MAX + 1):
             await claim_one(store, worker="old")
@@ -508,8 +508,8 @@ class StoreConformance:
         """While two wait for four slots none gets more than two; who waits alone gets all that are free."""
         for tenant in ("a", "a", "a", "a", "b"):
             await enqueue(store, tenant=tenant)
-        room = Capacity({"build": 4}, 9, slots={"build": 4})
-        first = await store.claim("w", room)
+        capacity = Capacity({"build": 4}, 9, slots={"build": 4})
+        first = await store.claim("w", capacity)
         assert sorted(claim.job.tenant for claim in first) == ["a", "a", "b"]
         (rest,) = await store.claim("w", Capacity({"build": 1}, 9, slots={"build": 4}))
         assert rest.job.tenant == "a"
@@ -531,8 +531,8 @@ class StoreConformance:
         """Slots are not kept free for who is at its own bound."""
         for tenant in ("a", "a", "a", "b", "b"):
             await enqueue(store, tenant=tenant)
-        room = Capacity({"build": 4}, 9, slots={"build": 4}, per_tenant={"build": 1})
-        assert sorted(claim.job.tenant for claim in await store.claim("w", room)) == ["a", "b"]
+        capacity = Capacity({"build": 4}, 9, slots={"build": 4}, per_tenant={"build": 1})
+        assert sorted(claim.job.tenant for claim in await store.claim("w", capacity)) == ["a", "b"]
 
     async def test_a_tenant_has_a_queue_and_room_of_its_own(self, store: Store) -> None:
         """One tenant's bound refuses its next job, with the key's name, and nobody else's."""
@@ -710,7 +710,7 @@ class StoreConformance:
         claim = await claim_one(store, kind="run")
         assert await store.position(claim.job) == 0
 
-    async def test_history_is_told_as_events(self, store: Store, clock: SimulatedClock) -> None:
+    async def test_history_is_a_list_of_events(self, store: Store, clock: SimulatedClock) -> None:
         """Each move is one event with its time, in order; the cursor continues without gap or repetition."""
         made = await enqueue(store)
         claim = await claim_one(store)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ async def put(blobs: BlobStore, data: bytes, *, chunk_bytes: int = 10_000) -> st
     return digest_of(data)
 
 
+async def only_spool(blobs: BlobStore, body: AsyncIterator[bytes], *, max_bytes: int) -> None:
+    async with blobs.spooled(body, max_bytes=max_bytes):
+        pass
+
+
 async def chunked(data: bytes, chunk_bytes: int) -> AsyncIterator[bytes]:
     for start in range(0, len(data), chunk_bytes):
         yield data[start : start + chunk_bytes]
@@ -62,27 +67,6 @@ async def test_a_blob_is_what_was_written(blobs: BlobStore, tmp_path: Path, size
     assert spooled(tmp_path) == []
 
 
-async def test_what_is_not_committed_is_gone(blobs: BlobStore, tmp_path: Path) -> None:
-    """A body that breaks off leaves neither a blob nor a spool file."""
-
-    async def body() -> AsyncIterator[bytes]:
-        yield bytes(FLUSH_BYTES)
-        raise ConnectionResetError
-
-    with pytest.raises(ConnectionResetError):
-        async with blobs.spooled(body(), max_bytes=MAX_BYTES):
-            pass
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-async def test_too_much_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
-    """One byte past the bound is too_large, before it is written."""
-    with pytest.raises(Permanent) as refused:
-        await put(blobs, bytes(MAX_BYTES + 1))
-    assert refused.value.code is ErrorCode.TOO_LARGE
-    assert spooled(tmp_path) == []
-
-
 @pytest.mark.parametrize("size", [0, 1, FLUSH_BYTES, 3 * FLUSH_BYTES + 17, MAX_BYTES])
 @pytest.mark.parametrize("chunk_bytes", [10_000, FLUSH_BYTES, MAX_BYTES])
 async def test_a_body_is_kept_as_it_comes(blobs: BlobStore, tmp_path: Path, size: int, chunk_bytes: int) -> None:
@@ -95,17 +79,21 @@ async def test_a_body_is_kept_as_it_comes(blobs: BlobStore, tmp_path: Path, size
     assert await blobs.collect(set(), min_age_s=-1) == 0
 
 
+@pytest.mark.parametrize("store", [BlobStore.put, only_spool], ids=["put", "spooled"])
 @pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
-async def test_a_body_that_is_not_whole_is_not_kept(blobs: BlobStore, tmp_path: Path, size: int) -> None:
-    """One that breaks off, or is too large at its end, leaves neither a blob nor a spool file."""
+async def test_a_body_that_is_not_whole_leaves_nothing(
+    blobs: BlobStore, tmp_path: Path, store: Callable[..., Awaitable[object]], size: int
+) -> None:
+    """One that breaks off, or is one byte too large, leaves neither a blob nor a spool file."""
 
     async def body() -> AsyncIterator[bytes]:
         async for chunk in chunked(bytes(size), FLUSH_BYTES):
             yield chunk
         raise ConnectionResetError
 
-    with pytest.raises(ConnectionResetError if size == MAX_BYTES else Permanent):
-        await blobs.put(body(), max_bytes=MAX_BYTES)
+    with pytest.raises((ConnectionResetError, Permanent)) as refused:
+        await store(blobs, body(), max_bytes=MAX_BYTES)
+    assert getattr(refused.value, "code", None) is (ErrorCode.TOO_LARGE if size > MAX_BYTES else None)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -126,7 +114,7 @@ async def test_a_put_that_is_cancelled(blobs: BlobStore, tmp_path: Path) -> None
 async def test_a_full_disk_while_a_body_comes(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told as storage_full although the piece that found no room was written behind; nothing stays."""
+    """It fails with storage_full although another thread writes the piece that does not fit; nothing stays."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -265,7 +253,7 @@ async def test_a_name_that_is_there_is_synced_too(blobs: BlobStore, monkeypatch:
     assert folder.parent in synced
 
 
-async def test_what_is_no_blob_is_left_alone_and_told_once(blobs: BlobStore, tmp_path: Path) -> None:
+async def test_what_is_no_blob_is_left_alone_and_logged_once(blobs: BlobStore, tmp_path: Path) -> None:
     """Folders, files and links of others neither end a collection nor are removed by it, and what is old still goes."""
     digest = await put(blobs, b"old")
     blobs.release(digest)
@@ -292,7 +280,7 @@ async def test_what_is_no_blob_is_left_alone_and_told_once(blobs: BlobStore, tmp
 async def test_a_folder_that_cannot_be_read_does_not_protect_the_others(
     blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a disk fails, its error is told with the path, and all else is collected."""
+    """Where a disk fails, its error is logged with the path, and all else is collected."""
     digests = [await put(blobs, data) for data in (b"1", b"2", b"3")]
     for digest in digests:
         blobs.release(digest)
@@ -343,7 +331,7 @@ async def test_a_probe_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
 
 
 def test_a_start_survives_what_others_put_there(blobs: BlobStore, tmp_path: Path) -> None:
-    """A folder in the spool stays and is told, a dangling link goes, and links are not followed to files of others."""
+    """A folder in the spool stays and is logged, a dangling link goes, and links to others' files are not followed."""
     theirs = tmp_path / "theirs"
     theirs.write_text("theirs")
     theirs.chmod(0o644)

@@ -268,7 +268,7 @@ async def test_attempts_are_run_and_pauses_are_not(database: Path, store: Sqlite
     assert seconds.splitlines() == ["1.0|2.8", "1.0|", "|"]
 
 
-async def test_a_changed_key_is_told_once(database: Path, clock: SimulatedClock) -> None:
+async def test_a_changed_key_is_noticed_once(database: Path, clock: SimulatedClock) -> None:
     """How many jobs a new key loses is known at the start; none when the old one is back, or nothing has changed."""
     old, new = Vault(b"1" * 32), Vault(b"2" * 32)
     async with SqliteStore.open(database, vault=old, clock=clock) as store:

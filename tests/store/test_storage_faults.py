@@ -70,7 +70,7 @@ async def test_a_full_database_refuses_and_recovers(store: SqliteStore) -> None:
 
 
 async def test_finishing_on_a_full_disk_leaves_the_job_running(store: SqliteStore) -> None:
-    """A job whose ending could not be kept is still claimed, so that its runner can try again."""
+    """A job whose ending could not be stored is still claimed, so that its runner can try again."""
     await enqueue(store)
     claim = await claim_one(store)
     (pages,) = await store._writer.do(lambda tx: tx.db.execute("pragma page_count").fetchone())
@@ -122,8 +122,8 @@ async def test_a_full_disk_refuses_and_recovers(store_on_small_disk: tuple[Sqlit
     accepted.append(await enqueue(store))
     await assert_kept(store, accepted)
     assert not store.failed.done()
-    (verdict,) = await store._writer.do(lambda tx: tx.db.execute("pragma integrity_check").fetchone())
-    assert verdict == "ok"
+    (result,) = await store._writer.do(lambda tx: tx.db.execute("pragma integrity_check").fetchone())
+    assert result == "ok"
 
 
 async def put(blobs: BlobStore, data: bytes) -> str:
@@ -159,7 +159,7 @@ def files_bounded(size_bytes: int) -> Iterator[None]:
 
 
 async def test_an_io_error_stops_the_store(database: Path, vault: Vault, clock: SimulatedClock) -> None:
-    """After a failed write no request is carried out any more, `failed` tells why, and what was accepted is there."""
+    """After a failed write no request is carried out any more, `failed` says why, and what was accepted is there."""
     async with SqliteStore.open(database, vault=vault, clock=clock) as store:
         accepted = [await enqueue(store) for _ in range(5)]
         wal_bytes = (await store.stats()).wal_bytes

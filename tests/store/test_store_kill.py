@@ -19,7 +19,7 @@ KILLS = 3
 
 
 def run_and_kill(database: Path, after_s: float) -> list[tuple[str, str]]:
-    """What the process had been told before it was killed: (word, uuid)."""
+    """What the process was answered before it was killed: (word, uuid)."""
     output = database.with_suffix(".out")
     command = [sys.executable, str(SCRIPT), str(database)]
     environment = os.environ | {"PYTHONPATH": str(Path(imagejobd.__file__).parents[1])}
@@ -35,11 +35,11 @@ def run_and_kill(database: Path, after_s: float) -> list[tuple[str, str]]:
 
 async def test_nothing_acknowledged_is_lost(database: Path, vault: Vault) -> None:
     """Every accepted job is there, every finished one is finished, lanes count right, and the file is sound."""
-    told: list[tuple[str, str]] = []
+    answers: list[tuple[str, str]] = []
     for _ in range(KILLS):
-        told += run_and_kill(database, random.uniform(0.05, 0.3))
-    accepted = {uuid for word, uuid in told if word == "accepted"}
-    finished = {uuid for word, uuid in told if word == "finished"}
+        answers += run_and_kill(database, random.uniform(0.05, 0.3))
+    accepted = {uuid for word, uuid in answers if word == "accepted"}
+    finished = {uuid for word, uuid in answers if word == "finished"}
     assert len(accepted) > KILLS
     async with SqliteStore.open(database, vault=vault) as store:
         await store.rescue("after", crashes_max=KILLS + 1)

@@ -80,12 +80,12 @@ class Expected(msgspec.Struct):
         self.crashes_alone = self.crashes_alone + 1 if alone else 0
         self.crash_phase = self.phase
 
-    def leave(self, state: State, now_ms: int) -> None:
+    def move_to(self, state: State, now_ms: int) -> None:
         self.state, self.token, self.phase = state, None, None
         self.finished_ms = None if state is State.QUEUED else now_ms
 
     def back_to_queue(self, now_ms: int) -> None:
-        self.leave(State.CANCELLED if self.cancel_requested else State.QUEUED, now_ms)
+        self.move_to(State.CANCELLED if self.cancel_requested else State.QUEUED, now_ms)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -145,17 +145,17 @@ class StoreMachine(RuleBasedStateMachine):
         for job in self.in_state(State.QUEUED):
             if job.delayed and (job.not_before_ms or 0) <= self.clock.now_ms:
                 job.delayed = job.waits = False
-        room = Capacity({"build": build, "run": run}, per_tenant, crashes_max=CRASHES_MAX)
-        claims: list[Claim] = self.run(self.store.claim(self.worker, room))
+        capacity = Capacity({"build": build, "run": run}, per_tenant, crashes_max=CRASHES_MAX)
+        claims: list[Claim] = self.run(self.store.claim(self.worker, capacity))
         if any(job.is_suspect for job in self.in_state(State.RUNNING)) or self._ready_suspects():
             self._check_suspect(claims)
             return claims
         for claim in claims:
-            self._check_turn(claim, dict(room.free), per_tenant)
+            self._check_turn(claim, dict(capacity.free), per_tenant)
             job = self.model[claim.job.uuid]
-            room = Capacity(room.free | {job.kind: room.free[job.kind] - 1}, per_tenant)  # type: ignore[operator]
+            capacity = Capacity(capacity.free | {job.kind: capacity.free[job.kind] - 1}, per_tenant)  # type: ignore[operator]
             self._start(job, claim)
-        assert not self._claimable(dict(room.free), per_tenant), "there was room for more"
+        assert not self._claimable(dict(capacity.free), per_tenant), "there was room for more"
         return claims
 
     def _start(self, job: Expected, claim: Claim) -> None:
@@ -209,7 +209,7 @@ class StoreMachine(RuleBasedStateMachine):
     def finish(self, claims: list[Claim], state: State) -> None:
         for claim in claims:
             if job := self._if_held(claim, self.store.finish(claim, Ending(state))):
-                job.leave(state, self.clock.now_ms)
+                job.move_to(state, self.clock.now_ms)
 
     @rule(claims=claims, delay_ms=st.sampled_from([-5, 0, 5, HOUR_MS]))
     def retry(self, claims: list[Claim], delay_ms: int) -> None:
@@ -282,7 +282,7 @@ class StoreMachine(RuleBasedStateMachine):
         answer = self.run(self.store.request_cancel(uuid, tenant=None))
         job = self.model.get(uuid)
         if job is not None and job.state is State.QUEUED:
-            job.leave(State.CANCELLED, self.clock.now_ms)
+            job.move_to(State.CANCELLED, self.clock.now_ms)
         elif job is not None and job.state is State.RUNNING:
             job.cancel_requested = True
         assert answer == (job and job.state)
@@ -300,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
             if not job.drained:
                 job.crash(alone=len(crashed) == 1)
             if not job.cancel_requested and not job.drained and job.crashes_alone >= CRASHES_MAX:
-                job.leave(State.FAILED, self.clock.now_ms)
+                job.move_to(State.FAILED, self.clock.now_ms)
                 continue
             job.attempt -= not job.cancel_requested
             job.back_to_queue(self.clock.now_ms)

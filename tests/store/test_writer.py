@@ -152,15 +152,18 @@ async def test_a_cancelled_caller_harms_nobody(bench: Bench) -> None:
     assert given_up.cancelled()
 
 
-async def test_callers_wait_when_too_much_is_pending(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inbox is bounded; past the bound callers wait their turn and none is lost."""
-    monkeypatch.setattr(bench.writer, "_slots", asyncio.Semaphore(3))
+async def test_callers_wait_when_too_much_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past `PENDING_MAX` requests, the unanswered ones included, callers wait their turn, and none is lost."""
+    monkeypatch.setattr(writer_module, "PENDING_MAX", 3)
+    bench = Bench(tmp_path / "numbers.db")
+    await bench.writer.open()
     go_on = await bench.pause()
     waiting = [asyncio.create_task(bench.writer.run(insert, n)) for n in range(20)]
     await asyncio.sleep(0)
-    assert len(bench.writer._inbox) == 2  # and the pause itself
     go_on()
     assert await asyncio.gather(*waiting) == list(range(20))
+    assert bench.counts["commit"] >= 1 + 1 + 6  # the pause, two beside it, and three at a time
+    await bench.writer.close()
 
 
 async def test_a_batch_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +227,7 @@ async def assert_stopped(bench: Bench, reason: str) -> None:
 async def test_a_writer_that_breaks_leaves_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: dict[str, BaseException]
 ) -> None:
-    """Whatever goes wrong around the requests, all that wait are told, nothing is half-written, and the store stops."""
+    """Whatever goes wrong around the requests, all of them fail, nothing is half-written, and the store stops."""
     bench = Bench(tmp_path / "numbers.db", factory=FailingConnection)
     await bench.writer.open()
     await bench.writer.run(insert, 1)
@@ -244,7 +247,7 @@ async def test_a_writer_that_breaks_leaves_nobody_waiting(
 
 
 async def test_a_verb_that_answers_for_too_few_stops_the_store(tmp_path: Path) -> None:
-    """Whose answer is missing can't be known: nobody is told of a success, and nothing is kept."""
+    """Whose answer is missing can't be known: nobody hears of a success, and nothing is kept."""
     bench = Bench(tmp_path / "numbers.db")
     await bench.writer.open()
 

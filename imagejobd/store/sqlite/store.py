@@ -1,7 +1,7 @@
 """The durable queue on SQLite: verbs in, each one transaction of the writer or one read.
 
-Only this folder knows SQL. The class is read in four parts: here its opening, what it takes in and hands out, and the
-topics; `transitions.py` changes running jobs, `maintenance.py` all others, `queries.py` reads. Only the writer's one
+Only this folder knows SQL. The class has four parts: here are its opening, the verbs that need the vault, and topics;
+`transitions.py` changes running jobs, `maintenance.py` does what no run needs, `queries.py` reads. Only the writer's
 connection writes; everything that is read was committed.
 """
 

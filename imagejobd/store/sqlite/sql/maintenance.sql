@@ -2,7 +2,7 @@
 select id, state from job where uuid = :uuid and (:tenant is null or tenant = :tenant);
 
 -- name: unstarted
--- Queued jobs that no worker has ever taken up, though they were due before then. A delayed one is not due yet.
+-- Queued jobs that no worker has ever started, though they were due before then. A delayed one is not due yet.
 select id, kind, max(created_ms, coalesce(not_before_ms, 0)) as due_ms from job indexed by job_ready
 where state = 'queued' and delayed = 0 and started_ms is null
     and max(created_ms, coalesce(not_before_ms, 0)) < :before_ms;
@@ -35,7 +35,7 @@ delete from log_block where id in (
 returning job_id;
 
 -- name: note_pruned_logs
--- Of the jobs whose blocks have just gone: to look at all old ones again would cost each batch as much as the history.
+-- Of the jobs whose blocks were just deleted: to read all old ones again would cost each batch as much as the history.
 update job set log_bytes = 0
 where id in (select value from json_each(:ids)) and not exists (select 1 from log_block where job_id = job.id);
 
