@@ -133,9 +133,8 @@ async def serve(config: Config) -> int:
             "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
         }
 
-        runner = Runner(
-            store, kinds, limits, slots=limits.slots, worker=worker, gate=gate, circuits=circuits, clock=clock
-        )
+        slots = {name: getattr(limits, name) for name in kinds}
+        runner = Runner(store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock)
         intake = Intake(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
         app = _create_app(config, intake, authentication, store, blobs, gate, presence)
