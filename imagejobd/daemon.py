@@ -131,10 +131,8 @@ async def serve(config: Config) -> int:
             "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
             "distribute": DistributeKind(registry, _flights(stack, config, blobs), config.kinds.distribute),
         }
-
-        runner = Runner(
-            store, kinds, limits, slots=limits.slots, worker=worker, gate=gate, circuits=circuits, clock=clock
-        )
+        slots = {name: getattr(limits, name) for name in kinds}
+        runner = Runner(store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock)
         intake = Intake(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
         app = _create_app(config, intake, authentication, store, blobs, gate, presence)
@@ -142,9 +140,7 @@ async def serve(config: Config) -> int:
         await rescue(store, worker, crashes_max=limits.crashes_max)
         addresses = await open_listeners(stack, config, app, intake, umask=umask)
         log.info("ready", listen=", ".join(addresses), installation=engine.installation)
-        supervisor = Supervisor(
-            signals, Notifier(), store, intake, runner, authentication.reload, config.server.drain_timeout_s
-        )
+        supervisor = Supervisor(config.server, signals, Notifier(), store, intake, runner, authentication.reload)
         return await supervisor.run(
             sweep=lambda: sweep_loop(store, kinds.values()),
             expire=lambda: expire_loop(store, limits.queue_timeout_s, clock, runner.downtime_ms),

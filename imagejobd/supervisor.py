@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from imagejobd.api.intake import Intake
+from imagejobd.api.settings import Server
 from imagejobd.model.errors import Fault, StoreFailed, Temporary
 from imagejobd.runner.runner import Runner
 from imagejobd.store.sqlite.store import SqliteStore
@@ -62,20 +63,20 @@ class Supervisor:
 
     def __init__(
         self,
+        server: Server,
         signals: Signals,
         notifier: Notifier,
         store: SqliteStore,
         intake: Intake,
         runner: Runner,
         reload: Callable[[], Awaitable[None]],
-        drain_timeout_s: float,
     ) -> None:
         self._notifier = notifier
         self._store = store
         self._intake = intake
         self._runner = runner
         self._reload = reload
-        self._drain_timeout_s = drain_timeout_s
+        self._drain_timeout_s = server.drain_timeout_s
         self._stop = signals.stop
         self._hangup = signals.hangup
         signals.hurry = self._hurry

@@ -1,11 +1,11 @@
-"""What the daemon tells its supervisor while it runs, on a real store."""
+"""What the supervisor does, and what it tells systemd, on a real store."""
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -57,30 +57,39 @@ class DeafManager:
         return 0.001
 
 
-def idle_runner(store: SqliteStore) -> Runner:
-    gate = EngineGate(nothing_to_reload)
-    return Runner(store, {}, Limits(), slots={}, worker="w", gate=gate, circuits=Circuits(), clock=Clock())
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
+        yield store
 
 
-async def nothing_to_reload() -> None:
+async def nothing() -> None:
     pass
 
 
-async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def started(
+    manager: DeafManager, store: SqliteStore, reload: Callable[[], Awaitable[None]] = nothing
+) -> asyncio.Task[int]:
+    """A supervisor with no job to run; the task's result is the exit code."""
+    gate, circuits, clock = EngineGate(nothing), Circuits(), Clock()
+    runner = Runner(store, {}, Limits(), slots={}, worker="w", gate=gate, circuits=circuits, clock=clock)
+    server = Server(drain_timeout_s=1)
+    intake = Intake(store, {}, server, bounds=QueueBounds(1))
+    supervisor = Supervisor(server, Signals(), cast(Notifier, manager), store, intake, runner, reload)
+    return asyncio.create_task(supervisor.run())
+
+
+async def test_ready_is_sent_until_it_is_taken(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """READY=1 that the manager dropped is sent again until it is taken; the status names the log's size."""
     monkeypatch.setattr(supervisor_module, "READY_RETRY_S", 0.001)
     manager = DeafManager(dropped=3)
-    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
-        runner = idle_runner(store)
-        intake = Intake(store, {}, Server(), bounds=QueueBounds(1))
-        supervisor = Supervisor(Signals(), cast(Notifier, manager), store, intake, runner, nothing_to_reload, 1)
-        keeping: asyncio.Task[Any] = asyncio.create_task(supervisor.run())
-        async with asyncio.timeout(20):
-            while manager.said.count("ready") < 4 or not any("queued" in said for said in manager.said):
-                await asyncio.sleep(0.001)
-        await asyncio.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert await keeping == 0
+    running = started(manager, store)
+    async with asyncio.timeout(20):
+        while manager.said.count("ready") < 4 or not any("queued" in said for said in manager.said):
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
     assert manager.said.count("ready") == 4
     assert manager.said[-1] == "stopping"
     [status] = [said for said in manager.said if "queued" in said]
@@ -88,7 +97,7 @@ async def test_ready_is_said_until_it_is_heard(tmp_path: Path, monkeypatch: pyte
     assert status.endswith(" bytes")
 
 
-async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hangup_reloads(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGHUP calls `reload` between RELOADING=1 and a READY=1 that is heard; signals during one make one more."""
     monkeypatch.setattr(supervisor_module, "READY_RETRY_S", 0.001)
     manager = DeafManager(dropped=0)
@@ -106,34 +115,22 @@ async def test_a_hangup_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             while not is_so():
                 await asyncio.sleep(0.001)
 
-    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
-        runner = idle_runner(store)
-        intake = Intake(store, {}, Server(), bounds=QueueBounds(1))
-        supervisor = Supervisor(Signals(), cast(Notifier, manager), store, intake, runner, reload, 1)
-        keeping: asyncio.Task[Any] = asyncio.create_task(supervisor.run())
-        await until(lambda: "ready" in manager.said)
+    running = started(manager, store, reload)
+    await until(lambda: "ready" in manager.said)
+    os.kill(os.getpid(), signal.SIGHUP)
+    await until(lambda: reloads == 1)
+    for _ in range(3):
         os.kill(os.getpid(), signal.SIGHUP)
-        await until(lambda: reloads == 1)
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGHUP)
-            await asyncio.sleep(0.002)
-        go_on.set()
-        await until(lambda: manager.said.count("ready") == 3)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert await keeping == 0
+        await asyncio.sleep(0.002)
+    go_on.set()
+    await until(lambda: manager.said.count("ready") == 3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
     said = [word for word in manager.said if "queued" not in word]
     assert said == ["ready", *(["reloading", "read", "ready"] * 2), "stopping"]
 
 
-async def kept(manager: DeafManager, store: SqliteStore) -> int:
-    """The exit code of a supervisor with nothing to do."""
-    runner = idle_runner(store)
-    intake = Intake(store, {}, Server(), bounds=QueueBounds(1))
-    supervisor = Supervisor(Signals(), cast(Notifier, manager), store, intake, runner, nothing_to_reload, 1)
-    return await supervisor.run()
-
-
-async def test_the_watchdog_hears_of_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watchdog_is_fed_by_commits(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is fed while commits go on, and on a full disk, which no restart frees; not while the writer hangs."""
     manager = DeafManager(dropped=0)
     probe = SqliteStore.probe
@@ -151,34 +148,32 @@ async def test_the_watchdog_hears_of_commits(tmp_path: Path, monkeypatch: pytest
         while manager.fed < before + 2:
             await asyncio.sleep(0.001)
 
-    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
-        monkeypatch.setattr(SqliteStore, "probe", probing)
-        keeping = asyncio.create_task(kept(manager, store))
-        async with asyncio.timeout(20):
-            await fed_again()
-            is_full = True
-            await fed_again()
-            is_full, hangs = False, True
-            await asyncio.sleep(0.05)  # what was under way
-            before = manager.fed
-            await asyncio.sleep(0.2)
-            assert manager.fed == before
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert await keeping == 0
+    monkeypatch.setattr(SqliteStore, "probe", probing)
+    running = started(manager, store)
+    async with asyncio.timeout(20):
+        await fed_again()
+        is_full = True
+        await fed_again()
+        is_full, hangs = False, True
+        await asyncio.sleep(0.05)  # what was under way
+        before = manager.fed
+        await asyncio.sleep(0.2)
+        assert manager.fed == before
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
 
 
-async def test_a_failed_store_ends_the_daemon(tmp_path: Path) -> None:
+async def test_a_failed_store_ends_the_daemon(store: SqliteStore, tmp_path: Path) -> None:
     """With a non-zero code, when nobody submits anything too, and with the reason in the log."""
-    async with SqliteStore.open(tmp_path / "imagejobd.db", vault=Vault(b"k" * KEY_BYTES)) as store:
-        keeping = asyncio.create_task(kept(DeafManager(dropped=0), store))
-        await asyncio.sleep(0.05)
-        with capture_logs() as logs:
-            (tmp_path / "imagejobd.db").rename(tmp_path / "moved.db")
-            assert await asyncio.wait_for(keeping, 20) == 1
-        with pytest.raises(StoreFailed):
-            await store.probe()
-    [told] = [line for line in logs if line["log_level"] == "critical" and "exc_info" not in line]
-    assert "cannot be found any more" in told["error"]
+    running = started(DeafManager(dropped=0), store)
+    await asyncio.sleep(0.05)
+    with capture_logs() as logs:
+        (tmp_path / "imagejobd.db").rename(tmp_path / "moved.db")
+        assert await asyncio.wait_for(running, 20) == 1
+    with pytest.raises(StoreFailed):
+        await store.probe()
+    [line] = [line for line in logs if line["log_level"] == "critical" and "exc_info" not in line]
+    assert "cannot be found any more" in line["error"]
 
 
 async def test_housekeeping_outlives_its_failures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,12 +190,12 @@ async def test_housekeeping_outlives_its_failures(monkeypatch: pytest.MonkeyPatc
         await asyncio.Event().wait()
 
     with capture_logs() as logs:
-        keeping = asyncio.create_task(restart_on_failure("prune", loop))
+        task = asyncio.create_task(restart_on_failure("prune", loop))
         async with asyncio.timeout(20):
             while runs < 6:
                 await asyncio.sleep(0.001)
-        keeping.cancel()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await keeping
+            await task
     assert [line["error"] for line in logs] == ["OSError('no')", "KeyError('x')", "OSError('no')"]
     assert {line["part"] for line in logs} == {"prune"}

@@ -1,11 +1,9 @@
-"""When to try a job again: the error's type decides whether, this decides when, and when it is enough.
+"""One attempt at one job, from claim to ending, and when there is another one.
 
-One attempt at one job, from claim to ending.
-
-An attempt ends with a verdict: an ending for good, a retry, or an interruption. Only the inner task, the kind's
-own work, is ever cancelled; the verdict is always written, whatever goes wrong on the way to it, so an attempt is never
-left `running`. Work that does not end when its user cancels it is left to itself: its claim is gone, so it can change
-nothing any more.
+Whether a job is tried again says the type of the error; when, and when it is enough, is decided here. Only the inner
+task, the kind's own work, is ever cancelled; the outcome is always written, whatever goes wrong before, so an attempt
+is never left `running`. Work that does not end when its user cancels it is abandoned: its claim is gone, so it can
+change nothing any more.
 """
 
 import asyncio
@@ -30,30 +28,10 @@ from imagejobd.store.protocol import Ending, Store
 
 # Far past any ceiling, and far from where a float ends.
 DOUBLINGS_MAX = 30
-
-
-def delay_s(
-    fault: Temporary, faults: int, spent_s: float, limits: Limits, *, jitter: float | None = None
-) -> float | None:
-    """Seconds to wait after the `faults`-th temporary fault in a row, or None when there is to be no further attempt
-    because the first of them is `limits.retry_for_s` ago or longer.
-
-    Exponential with jitter over the upper half, so that jobs that failed together do not come back together; never
-    sooner than the peer's Retry-After. The last attempt comes when the time is over, not before.
-    """
-    left_s = limits.retry_for_s - spent_s
-    if left_s <= 0:
-        return None
-    ceiling_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(faults - 1, DOUBLINGS_MAX))
-    share = random.random() if jitter is None else jitter  # noqa: S311 - spreads load, guards nothing
-    backoff_s = ceiling_s * (0.5 + 0.5 * share)
-    return min(max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S)), left_s)
-
-
-# The cleaning comes before the verdict, so that whoever reads that a job is over finds nothing of it in the engine.
-# That must leave time for the verdict within the runner's `INTERRUPT_TIMEOUT_S`; what takes longer is the sweep's.
+# Cleaning up comes before the outcome is written, so that whoever reads that a job is over finds nothing of it in the
+# engine. That must leave time to write within the runner's `INTERRUPT_TIMEOUT_S`; what takes longer is the sweep's.
 DISCARD_TIMEOUT_S = 8.0
-# Who cancels does not wait for an engine that hangs: so long the work has to end and to be cleaned up after.
+# Who cancels does not wait for an engine that hangs: the time in which the work has to end, and to be cleaned up after.
 CANCEL_TIMEOUT_S = 1.5
 CANCEL_WORK_TIMEOUT_S = 1.0
 STORAGE_RETRY_S = 1.0
@@ -73,7 +51,7 @@ class Cause(StrEnum):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """The verdict after a temporary fault. `waits_for` is a peer that has to answer first; what the engine cut by going
+    """The outcome after a temporary fault. `waits_for` is a peer that has to answer first; what the engine cut by going
     away is no attempt. With `is_repeat` it failed as the attempt before it."""
 
     error: JobError
@@ -84,7 +62,7 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 class Interruption(msgspec.Struct, frozen=True):
-    """The verdict when the daemon stops: the job goes on later, from its checkpoint."""
+    """The outcome when the daemon stops: the job goes on later, from its checkpoint."""
 
 
 AttemptOutcome = Ending | Retry | Interruption
@@ -135,12 +113,12 @@ class Attempt:
             if self._task is not None:
                 self._task.cancel()
 
-    async def give_back(self) -> None:
+    async def requeue(self) -> None:
         """Queue the job again although its work does not end, because the daemon leaves. Raises what the store does."""
         await self._store.interrupt(self._claim)
 
     async def run(self) -> None:
-        """Work, judge, tidy, write the verdict. Raises only when the store has failed."""
+        """Work, judge, tidy, write the outcome. Raises only when the store has failed."""
         started = time.monotonic()
         job = self._claim.job
         if not job.faults:
@@ -151,17 +129,17 @@ class Attempt:
             self._task.cancel()
         await self._until_ended(self._task)
         try:
-            verdict = await self._judge_surely(self._task)
-            await self._tidy(verdict)
+            outcome = await self._judge_or_fail(self._task)
+            await self._tidy(outcome)
             failpoint("before_finish")
-            verdict = await self._write_surely(verdict)
+            outcome = await self._write_or_fail(outcome)
             failpoint("after_finish")
         except ClaimLost:
-            self._log.warning("the claim was lost while the job ran; its next holder goes on")
+            self._log.warning("the claim was lost while the job ran; whoever claimed it next goes on")
             return
-        if not (isinstance(verdict, Retry) and verdict.is_repeat):
+        if not (isinstance(outcome, Retry) and outcome.is_repeat):
             seconds = round(time.monotonic() - started, 3)
-            self._log.info("job ended", **_describe(verdict), **log_fields(job), **log_image(job), seconds=seconds)
+            self._log.info("job ended", **_log_fields_of(outcome), **log_fields(job), **log_image(job), seconds=seconds)
 
     async def _until_ended(self, task: asyncio.Task[Json]) -> None:
         """Wait for the work; when its user has cancelled it, not longer than that may take."""
@@ -170,7 +148,7 @@ class Attempt:
         stopped.cancel()
         await asyncio.wait([task], timeout=CANCEL_WORK_TIMEOUT_S if self._cause is Cause.USER else None)
         if not task.done():
-            self._log.warning("the work does not end; it is left to itself, and what it leaves to the next sweep")
+            self._log.warning("the cancelled work does not end and is abandoned; the next sweep cleans up after it")
             _abandoned.add(task)
             task.add_done_callback(_forget)
 
@@ -187,12 +165,12 @@ class Attempt:
                     raise refusal
             return await self._kind.run(self._ctx)
 
-    async def _judge_surely(self, task: asyncio.Task[Json]) -> AttemptOutcome:
+    async def _judge_or_fail(self, task: asyncio.Task[Json]) -> AttemptOutcome:
         try:
             return await self._judge(task)
         except ClaimLost:
             raise
-        except Exception as defect:  # noqa: BLE001 - without a verdict the job would stay running for ever
+        except Exception as defect:  # noqa: BLE001 - without an outcome the job would stay running for ever
             return self._failed_by(defect)
 
     async def _judge(self, task: asyncio.Task[Json]) -> AttemptOutcome:
@@ -253,7 +231,7 @@ class Attempt:
         return Ending(State.FAILED, error=self._error(self._as_fault(defect)))
 
     def _error(self, fault: Fault) -> JobError:
-        return JobError(fault.code, _printable(self._ctx.redact(fault.message)))
+        return JobError(fault.code, _without_control_characters(self._ctx.redact(fault.message)))
 
     def _as_fault(self, failure: BaseException | None) -> Fault:
         if isinstance(failure, Fault):
@@ -266,23 +244,23 @@ class Attempt:
             f"internal error ({type(failure).__name__}); the daemon's log has the details under this job's id",
         )
 
-    async def _tidy(self, verdict: AttemptOutcome) -> None:
-        """Say the outcome in the job's log, and leave nothing of an ended job in the outside world.
+    async def _tidy(self, outcome: AttemptOutcome) -> None:
+        """Write the outcome into the job's log, and leave nothing of an ended job in the outside world.
 
-        The log's last words may be given up, the verdict never.
+        The end of the log may be lost, the outcome never.
         """
         try:
-            await self._ctx.end_log(self._last_words(verdict))
+            await self._ctx.end_log(self._log_end(outcome))
         except ClaimLost:
             raise
-        except Exception as failure:  # noqa: BLE001 - the verdict comes next, and says more than the log
+        except Exception as failure:  # noqa: BLE001 - the outcome comes next, and says more than the log
             self._log.warning("the end of the job's log is lost", error=self._ctx.redact(str(failure)))
-        if isinstance(verdict, Ending) and verdict.state is not State.SUCCEEDED:
+        if isinstance(outcome, Ending) and outcome.state is not State.SUCCEEDED:
             await self._discard()
 
-    def _last_words(self, verdict: AttemptOutcome) -> str | None:
+    def _log_end(self, outcome: AttemptOutcome) -> str | None:
         """What the log says of the end; None when that, and all that came before, would repeat the attempt before."""
-        match verdict:
+        match outcome:
             case Ending(state=State.FAILED, error=JobError(message=message)):
                 return f"\nfailed: {message}\n"
             case Ending(state=State.CANCELLED):
@@ -310,34 +288,34 @@ class Attempt:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._kind.discard(self.uuid, self._ctx.checkpoint)
-        except Exception as failure:  # noqa: BLE001 - the verdict comes next, and the sweep is the net
+        except Exception as failure:  # noqa: BLE001 - the outcome comes next, and the sweep is the net
             error = self._ctx.redact(str(failure) or type(failure).__name__)
-            self._log.warning("could not clean up after the job; the next sweep will", error=error)
+            self._log.warning("cannot clean up after the job now; the next sweep will", error=error)
 
-    async def _write_surely(self, verdict: AttemptOutcome) -> AttemptOutcome:
-        """Write the verdict, or a failure where the store does not take it; returns the one that is written."""
+    async def _write_or_fail(self, outcome: AttemptOutcome) -> AttemptOutcome:
+        """Write the outcome, or a failure where the store does not take it; returns the one that is written."""
         try:
-            await self._write_patiently(verdict)
+            await self._write_despite_full_disk(outcome)
         except ClaimLost:
             raise
         except Exception as defect:  # noqa: BLE001 - a result that is no JSON, say
-            verdict = self._failed_by(defect)
-            await self._write_patiently(verdict)
-        return verdict
+            outcome = self._failed_by(defect)
+            await self._write_despite_full_disk(outcome)
+        return outcome
 
-    async def _write_patiently(self, verdict: AttemptOutcome) -> None:
+    async def _write_despite_full_disk(self, outcome: AttemptOutcome) -> None:
         """A full disk is waited out, because the work is done and must not be lost."""
         while True:
             try:
-                return await self._write(verdict)
+                return await self._write(outcome)
             except Temporary as fault:
                 self._log.error("cannot write the job's ending yet", error=fault.message)
                 await asyncio.sleep(STORAGE_RETRY_S)
 
-    async def _write(self, verdict: AttemptOutcome) -> None:
-        match verdict:
+    async def _write(self, outcome: AttemptOutcome) -> None:
+        match outcome:
             case Ending():
-                await self._store.finish(self._claim, verdict)
+                await self._store.finish(self._claim, outcome)
             case Retry(error, wait_s, waits_for, is_attempt):
                 not_before_ms = self._clock.now_ms() + int(wait_s * 1000)
                 await self._store.retry(
@@ -353,7 +331,25 @@ class Attempt:
         return self._gate.is_open if peer == ENGINE else not self._circuits.is_open(peer)
 
 
-def _printable(text: str) -> str:
+def delay_s(
+    fault: Temporary, faults: int, spent_s: float, limits: Limits, *, jitter: float | None = None
+) -> float | None:
+    """Seconds to wait after the `faults`-th temporary fault in a row, or None when there is to be no further attempt
+    because the first of them is `limits.retry_for_s` ago or longer.
+
+    Exponential with jitter over the upper half, so that jobs that failed together do not come back together; never
+    sooner than the peer's Retry-After. The last attempt comes when the time is over, not before.
+    """
+    left_s = limits.retry_for_s - spent_s
+    if left_s <= 0:
+        return None
+    ceiling_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(faults - 1, DOUBLINGS_MAX))
+    share = random.random() if jitter is None else jitter  # noqa: S311 - spreads load, guards nothing
+    backoff_s = ceiling_s * (0.5 + 0.5 * share)
+    return min(max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S)), left_s)
+
+
+def _without_control_characters(text: str) -> str:
     """A message may quote a program's output: SQLite's JSON functions end it at a NUL, terminals obey an escape."""
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
@@ -364,8 +360,8 @@ def _forget(task: asyncio.Task[Json]) -> None:
         task.exception()  # nobody else asks for it
 
 
-def _describe(verdict: AttemptOutcome) -> dict[str, str]:
-    match verdict:
+def _log_fields_of(outcome: AttemptOutcome) -> dict[str, str]:
+    match outcome:
         case Ending(state=state, error=None):
             return {"outcome": state}
         case Ending(state=state, error=JobError(code, message)):

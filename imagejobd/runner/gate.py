@@ -1,6 +1,6 @@
-"""Whether the Docker Engine answers. While it does not, jobs that need it stay in the queue and cost nothing.
+"""Whether the Docker Engine answers. While it does not, jobs that need it stay in the queue.
 
-An engine that is restarted, upgraded or out of order says nothing about any job, so no job may pay for it.
+An engine that is restarted, upgraded or broken says nothing about any job, so no job loses an attempt or time by it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ log = structlog.get_logger("imagejobd.engine")
 
 class EngineGate:
     """Open while `probe` answers, closed until it first has. `probe` raises a `Fault` when it does not, within a bound
-    of its own. `on_open` hears each time that the gate opens."""
+    of its own. `on_open` is called each time that the gate opens."""
 
     def __init__(self, probe: Callable[[], Awaitable[object]], *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._probe = probe
@@ -64,8 +64,8 @@ class EngineGate:
             await self._probe()
         except Fault as fault:
             self._close(fault.message)
-        except Exception as defect:  # a probe that breaks must not end who asks
-            log.exception("asking the Docker Engine failed by a defect of imagejobd")
+        except Exception as defect:  # a broken probe must not end its caller
+            log.exception("probing the Docker Engine failed by a defect of imagejobd")
             self._close(f"{type(defect).__name__}; the daemon's log has the details")
         else:
             self._open()

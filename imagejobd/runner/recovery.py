@@ -12,58 +12,18 @@ from imagejobd.store.protocol import CANCEL_TOPIC, Store
 SWEEP_EVERY_S = 60.0
 SWEEP_RETRY_S = 5.0
 
-# The one trouble of which the daemon's log tells already.
+# The one reason that the daemon's log gives elsewhere.
 ENGINE_AWAY = "the Docker Engine does not answer"
 
 log = structlog.get_logger("imagejobd.recovery")
 
 
 async def rescue(store: Store, worker: str, *, crashes_max: int) -> None:
-    """Queue again, cancel or quarantine every job that a worker which is gone left running; and let all that wait for
-    some peer try it, for nobody knows any more whether it answers."""
+    """Queue again, cancel or quarantine every job that an earlier worker left running; and let all that wait for a
+    peer try it, for nobody knows any more whether it answers."""
     for rescued in await store.rescue(worker, crashes_max=crashes_max):
         log.warning("rescued a job that was left running", job=rescued.uuid, state=rescued.state)
     await store.answered(None)
-
-
-async def sweep(store: Store, kinds: Iterable[JobKind]) -> set[str]:
-    """Remove everything in the outside world that belongs to no live job; the messages of what did not go.
-
-    The outside is listed before the store is asked who lives: a job that starts in between is then known to live.
-    One thing that cannot be removed, by a fault or by a defect of its kind, does not protect the others.
-    """
-    troubles: set[str] = set()
-    for kind in kinds:
-        try:
-            found = await kind.leftovers()
-            ownerless = found - await store.live()
-        except Exception as failure:  # noqa: BLE001  told by the caller
-            troubles.add(_told(failure))
-            continue
-        for uuid in sorted(ownerless):
-            try:
-                await _discard(store, kind, uuid)
-            except Exception as failure:  # noqa: BLE001  told by the caller
-                troubles.add(_told(failure))
-    return troubles
-
-
-async def _discard(store: Store, kind: JobKind, uuid: str) -> None:
-    job = await store.get(uuid, tenant=None)
-    # One that was submitted between the two looks lives, too.
-    if job is not None and (job.kind != kind.name or not job.state.is_final):
-        return
-    await kind.discard(uuid, job.checkpoint if job else {})
-    log.info("removed what an ended job had left", job=uuid, kind=kind.name)
-
-
-def _told(failure: Exception) -> str:
-    if isinstance(failure, Temporary) and failure.peer == ENGINE:
-        return ENGINE_AWAY
-    if isinstance(failure, Fault):
-        return failure.message
-    *_, place = traceback.extract_tb(failure.__traceback__)
-    return f"{failure!r} at {place.filename}:{place.lineno}; this is a defect of imagejobd"
 
 
 async def sweep_loop(store: Store, kinds: Iterable[JobKind]) -> None:
@@ -73,12 +33,51 @@ async def sweep_loop(store: Store, kinds: Iterable[JobKind]) -> None:
     building the engine may name the image a moment after everything of it was removed.
     """
     kinds = tuple(kinds)
-    told: set[str] = set()
+    logged: set[str] = set()
     was_cancelled = False
     with store.watch(CANCEL_TOPIC) as cancels:
         while True:
-            troubles = await sweep(store, kinds)
-            for message in sorted(troubles - told - {ENGINE_AWAY}):
-                log.warning("cannot remove all leftovers yet", error=message)
-            told = troubles
-            was_cancelled = await cancels.changed(SWEEP_RETRY_S if troubles or was_cancelled else SWEEP_EVERY_S)
+            failures = await sweep(store, kinds)
+            for message in sorted(failures - logged - {ENGINE_AWAY}):
+                log.warning("cannot clean up leftovers yet", error=message)
+            logged = failures
+            was_cancelled = await cancels.changed(SWEEP_RETRY_S if failures or was_cancelled else SWEEP_EVERY_S)
+
+
+async def sweep(store: Store, kinds: Iterable[JobKind]) -> set[str]:
+    """Remove everything in the outside world that belongs to no live job; returns why something did not go.
+
+    The outside is listed before the store is asked which jobs live: one that starts in between is then known to live.
+    One thing that cannot be removed, by a fault or by a defect of its kind, does not protect the others.
+    """
+    failures: set[str] = set()
+    for kind in kinds:
+        try:
+            ownerless = await kind.leftovers() - await store.live()
+        except Exception as failure:  # noqa: BLE001 - logged by the caller
+            failures.add(_reason(failure))
+            continue
+        for uuid in sorted(ownerless):
+            try:
+                await _discard(store, kind, uuid)
+            except Exception as failure:  # noqa: BLE001 - logged by the caller
+                failures.add(_reason(failure))
+    return failures
+
+
+async def _discard(store: Store, kind: JobKind, uuid: str) -> None:
+    job = await store.get(uuid, tenant=None)
+    # One that was submitted after the store was asked lives, too.
+    if job is not None and (job.kind != kind.name or not job.state.is_final):
+        return
+    await kind.discard(uuid, job.checkpoint if job else {})
+    log.info("removed leftovers of an ended job", job=uuid, kind=kind.name)
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, Temporary) and failure.peer == ENGINE:
+        return ENGINE_AWAY
+    if isinstance(failure, Fault):
+        return failure.message
+    *_, place = traceback.extract_tb(failure.__traceback__)
+    return f"{failure!r} at {place.filename}:{place.lineno}; this is a defect of imagejobd"

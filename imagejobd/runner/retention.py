@@ -1,4 +1,4 @@
-"""What is forgotten when: old jobs, logs and payloads, and jobs that waited too long."""
+"""What is deleted when: old jobs, logs and payloads; and jobs that waited too long fail."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -51,24 +51,24 @@ async def _expire(store: Store, due_before_ms: int, is_over: IsOver) -> None:
 async def prune_loop(
     store: Store, blobs: ContentStore, keep: Retention, now_ms: Callable[[], int] = wall_clock_ms
 ) -> None:
-    """Forget what is older than the retention says, then the blobs that nothing refers to any more.
+    """Delete what is older than the retention says, then the blobs that nothing refers to any more.
 
-    Once a day the store looks at its data anew, because what it knew of them has aged by then. Each is tried whatever
-    became of the others: on a full disk rows cannot be deleted, but blobs can.
+    Once a day the store looks at its data anew, because what it knew of them has aged by then. Each step is tried,
+    whatever became of the others: on a full disk rows cannot be deleted, but blobs can.
     """
     optimized_ms = now_ms()  # the store was, when it was closed
     while True:
-        await _try("prune", _prune(store, keep, now_ms()))
-        await _try("collect blobs", _collect(store, blobs))
-        if now_ms() - optimized_ms >= DAY_MS and await _try("optimize the store", store.optimize()):
+        await _try("delete old jobs and logs", _prune(store, keep, now_ms()))
+        await _try("remove unused blobs", _collect(store, blobs))
+        if now_ms() - optimized_ms >= DAY_MS and await _try("optimize the database", store.optimize()):
             optimized_ms = now_ms()
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
-async def _try(what: str, ctx: Coroutine[Any, Any, None]) -> bool:
-    """Whether it was done; a fault is told, and a later round tries again."""
+async def _try(what: str, step: Coroutine[Any, Any, None]) -> bool:
+    """Whether it was done; a fault is logged, and a later round tries again."""
     try:
-        await ctx
+        await step
     except Temporary as fault:
         log.error(f"cannot {what} now", error=fault.message)
         return False

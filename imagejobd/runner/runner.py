@@ -1,6 +1,6 @@
-"""The runner: claims jobs while there is room, watches over them, and lets go of them when the daemon stops.
+"""Claims jobs while there are free slots, runs them, and interrupts them when the daemon stops.
 
-Everything it knows about the queue it asks the store; what it keeps itself is the attempts under way in this process.
+The queue is the store's: kept here are only the attempts under way in this process.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.settings import Limits
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Store
 
-# Delayed jobs become due without anybody saying so; this is how late they may start.
+# Nobody is notified of delayed jobs that become due; this is how late they may start.
 POLL_S = 1.0
 UNWRITTEN_RETRY_S = 20.0
 # How long an interrupted job may take to stop its work and to be queued again, before the daemon leaves without it.
@@ -70,7 +70,7 @@ class Runner:
         return len(self._attempts)
 
     def waiting_for(self, job: Job) -> str | None:
-        """What a queued job waits for that is not its turn, for people; None for any other job."""
+        """What a queued job waits for besides its turn, for people; None where there is nothing of the sort."""
         if job.state is not State.QUEUED:
             return None
         if job.waits_for == ENGINE:
@@ -88,20 +88,20 @@ class Runner:
 
     def downtime_ms(self, kind: str, since_ms: int) -> int:
         """Milliseconds after `since_ms` (epoch) in which no job of the kind could start."""
-        known = self._kinds.get(kind)
-        return self._gate.downtime_ms(since_ms) if known is not None and known.uses_engine else 0
+        job_kind = self._kinds.get(kind)
+        return self._gate.downtime_ms(since_ms) if job_kind is not None and job_kind.uses_engine else 0
 
     def _on_engine(self) -> None:
         self._answered.put_nowait(ENGINE)
         self._wake.set()
 
     async def run(self) -> None:
-        """Claim and watch until cancelled. Returns only by raising: a loop that ends is a defect."""
+        """Claim and run jobs until cancelled. Returns only by raising: a loop that ends is a defect."""
         async with asyncio.TaskGroup() as loops:
             for loop in (
                 self._gate.run,
                 self._claim_loop,
-                self._hear_queue,
+                self._queue_loop,
                 self._cancel_loop,
                 self._unwritten_loop,
                 self._answer_loop,
@@ -111,7 +111,7 @@ class Runner:
                 loops.create_task(loop(), name=loop.__name__)
 
     async def drain(self, timeout_s: float) -> None:
-        """Claim nothing more, wait for what runs, interrupt what is left after `timeout_s`."""
+        """Claim nothing more, wait for what runs, interrupt the rest after `timeout_s`."""
         self._is_draining = True
         async with self._claiming:
             pass
@@ -124,9 +124,12 @@ class Runner:
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=INTERRUPT_TIMEOUT_S)
         for attempt in list(self._attempts.values()):
-            log.error("leaving a job that does not stop; it goes on after the next start", job=attempt.uuid)
+            log.error(
+                "a job does not stop in time; it goes on after the next start",
+                job=attempt.uuid,
+            )
             with contextlib.suppress(Fault):
-                await attempt.give_back()
+                await attempt.requeue()
 
     def interrupt_all(self) -> None:
         """Stop what runs now; each job is queued again and keeps its checkpoint."""
@@ -147,7 +150,7 @@ class Runner:
         free = self._free()
         if self._is_draining or not free:
             return []
-        room = Capacity(
+        capacity = Capacity(
             free,
             self._limits.per_tenant_running,
             per_tenant=self._limits.per_tenant.running,
@@ -155,7 +158,7 @@ class Runner:
             crashes_max=self._limits.crashes_max,
         )
         try:
-            return await self._store.claim(self._worker, room)
+            return await self._store.claim(self._worker, capacity)
         except Temporary as fault:
             log.error("cannot claim jobs now", error=fault.message)
             return []
@@ -194,20 +197,20 @@ class Runner:
             log.error("a job's ending could not be written; it runs again", job=attempt.uuid, exc_info=failure)
             self._unwritten.append(attempt)
 
-    async def _hear_queue(self) -> None:
+    async def _queue_loop(self) -> None:
         with self._store.watch(QUEUE_TOPIC) as queue:
             while True:
                 if await queue.changed(POLL_S) and self._free():
                     self._wake.set()
 
     async def _cancel_loop(self) -> None:
-        with self._store.watch(CANCEL_TOPIC) as requests:
+        with self._store.watch(CANCEL_TOPIC) as cancels:
             while True:
-                wanted = await self._cancel_requests()
+                requested = await self._cancel_requests()
                 for attempt in self._attempts.values():
-                    if attempt.uuid in wanted:
+                    if attempt.uuid in requested:
                         attempt.stop(Cause.USER)
-                await requests.changed(POLL_S)
+                await cancels.changed(POLL_S)
 
     async def _cancel_requests(self) -> set[str]:
         try:
@@ -219,13 +222,14 @@ class Runner:
     async def _unwritten_loop(self) -> None:
         while True:
             await asyncio.sleep(UNWRITTEN_RETRY_S)
-            await self._give_back_unwritten()
+            await self._requeue_unwritten()
 
-    async def _give_back_unwritten(self) -> None:
-        """Jobs that nobody works on any more may not stay running: a suspect would wait for them for ever."""
+    async def _requeue_unwritten(self) -> None:
+        """Queue the jobs again whose ending could not be written: a suspect would wait for ever for one that stays
+        `running` without anybody who works on it."""
         for attempt in list(self._unwritten):
             try:
-                await attempt.give_back()
+                await attempt.requeue()
             except ClaimLost:
                 pass
             except StoreFailed:
@@ -242,36 +246,36 @@ class Runner:
             try:
                 count = await self._store.answered(peer)
             except Temporary as fault:
-                log.error("cannot take up the jobs that wait for a peer yet", peer=peer, error=fault.message)
+                log.error("cannot make the jobs ready yet that waited for a peer", peer=peer, error=fault.message)
                 await asyncio.sleep(POLL_S)
                 self._answered.put_nowait(peer)
             else:
                 log.info("jobs that waited for a peer go on", peer=peer, jobs=count)
 
     async def _trial_loop(self) -> None:
-        """Let one of the jobs that wait for a silent peer find out whether it is back."""
+        """Let one of the jobs that wait for a peer find out whether it answers again."""
         while True:
             await asyncio.sleep(POLL_S)
             for peer in self._circuits.due():
                 try:
                     await self._store.try_one(peer, self._free())
                 except Temporary as fault:
-                    log.error("cannot try a peer now", peer=peer, error=fault.message)
+                    log.error("cannot start a job that tries a peer now", peer=peer, error=fault.message)
 
     async def _clock_loop(self) -> None:
-        """See to it that a clock that was set back delays nothing: at once where that is noticed, and every hour."""
+        """Delay no job by a clock that was set back: correct delays at once where that is noticed, and every hour."""
         seen_ms = 0
-        looked_at = -CLAMP_EVERY_S
+        clamped_at = -CLAMP_EVERY_S
         while True:
             set_back_ms = self._clock.set_back_ms - seen_ms
-            if set_back_ms or time.monotonic() - looked_at > CLAMP_EVERY_S:
+            if set_back_ms or time.monotonic() - clamped_at > CLAMP_EVERY_S:
                 try:
                     await self._store.clamp_delays(set_back_ms)
                 except Temporary as fault:
-                    log.error("cannot look after delayed jobs now", error=fault.message)
+                    log.error("cannot correct the delays of jobs now", error=fault.message)
                 else:
                     seen_ms += set_back_ms
-                    looked_at = time.monotonic()
+                    clamped_at = time.monotonic()
             await asyncio.sleep(POLL_S)
 
 

@@ -8,8 +8,6 @@ from msgspec import Meta
 from imagejobd.model.bounds import MIB, Bytes, Count, Days, Seconds
 from imagejobd.store.protocol import CRASHES_MAX
 
-KINDS = ("build", "run", "dispatch", "distribute")
-
 
 class PerTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits.per_tenant]`: bounds on what one tenant may have: waiting jobs, running jobs of each kind, and bytes of
@@ -25,7 +23,8 @@ class PerTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def running(self) -> dict[str, int]:
         """The bounds on running jobs that are set, by kind."""
-        return {kind: most for kind in KINDS if (most := getattr(self, kind)) is not None}
+        bounds = {kind: getattr(self, kind) for kind in ("build", "run", "dispatch", "distribute")}
+        return {kind: most for kind, most in bounds.items() if most is not None}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,11 +49,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     job_timeout_s: Seconds = 24 * 3600.0
     queue_timeout_s: Seconds = 24 * 3600.0
     log_max_bytes: Bytes = 64 * MIB
-
-    @property
-    def slots(self) -> dict[str, int]:
-        """How many jobs of each kind run at once."""
-        return {kind: getattr(self, kind) for kind in KINDS}
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,9 +1,11 @@
-"""The bounds of a job's log."""
+"""How an attempt writes: the bounds of a job's log, and when and in which order changes are written."""
+
+import asyncio
 
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.runner.context import BLOCK_BYTES, JobLog
+from imagejobd.runner.context import BLOCK_BYTES, Debouncer, JobLog
 
 MAX_BYTES = 5 * BLOCK_BYTES
 
@@ -80,5 +82,51 @@ async def test_what_could_not_be_written_is_written_later() -> None:
         await log.append(text)
     with pytest.raises(Temporary):
         await log.close()
+    await log.append("last\n")
     await log.close()
-    assert "".join(written) == text
+    assert "".join(written) == text + "last\n"
+
+
+async def test_many_changes_are_one_write() -> None:
+    """Asking again before the delay has passed adds no write; `now` does not wait and cancels the delayed one."""
+    written: asyncio.Queue[None] = asyncio.Queue()
+
+    async def write() -> None:
+        written.put_nowait(None)
+
+    debouncer = Debouncer(write, delay_s=0.02)
+    for _ in range(100):
+        debouncer.soon()
+    assert written.qsize() == 0
+    await written.get()
+    debouncer.soon()
+    await debouncer.now()
+    await written.get()
+    # Who asks later waits longer: a write that was still to come has been by then.
+    later = asyncio.Event()
+
+    async def end() -> None:
+        later.set()
+
+    Debouncer(end, delay_s=0.02).soon()
+    await later.wait()
+    assert written.qsize() == 0
+
+
+async def test_writes_never_overlap() -> None:
+    """A write that is due waits for the one under way, so that an older state cannot come after a newer one."""
+    under_way, begun = 0, asyncio.Event()
+
+    async def write() -> None:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1
+        begun.set()
+        await asyncio.sleep(0.02)
+        under_way -= 1
+
+    debouncer = Debouncer(write, delay_s=0.001)
+    debouncer.soon()
+    await begun.wait()
+    await asyncio.gather(debouncer.now(), debouncer.now())
+    assert under_way == 0
