@@ -308,7 +308,7 @@ class Engine:
                 # that died with a restart would fail the first request after it. On a socket this costs microseconds.
                 self._connector = aiohttp.UnixConnector(url.removeprefix(_UNIX), force_close=True, limit=0)
                 url = f"{_UNIX}localhost"
-            self._docker = Docker(url, connector=self._connector, api_version=_api_text(API_VERSION_MIN, prefix="v"))
+            self._docker = Docker(url, connector=self._connector, api_version=f"v{_api_text(API_VERSION_MIN)}")
         return self._docker
 
 
@@ -349,5 +349,5 @@ def _api_number(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _api_text(number: tuple[int, int], prefix: str = "") -> str:
-    return f"{prefix}{number[0]}.{number[1]}"
+def _api_text(number: tuple[int, int]) -> str:
+    return f"{number[0]}.{number[1]}"

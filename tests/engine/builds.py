@@ -33,8 +33,8 @@ def request(folder: Path, builder: str, text: str, files: Mapping[str, bytes] = 
     context = folder / f"{uuid7()}.tar"
     with context.open("wb") as file:
         rewrite(given, file, ContextBounds(max_bytes=1 << 30, max_entries=1000), lambda: False)
-    held = {"bases": {BUSYBOX: BUSYBOX}, "entries": index(context), "dockerfile": text}
-    more = {"build_id": uuid7(), "network": "none", **held, **more}
+    checked = {"bases": {BUSYBOX: BUSYBOX}, "entries": index(context), "dockerfile": text}
+    more = {"build_id": uuid7(), "network": "none", **checked, **more}
     return BuildRequest(context=context, builder=builder, **more)  # type: ignore[arg-type]  # parametrized
 
 

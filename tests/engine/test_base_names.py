@@ -27,7 +27,7 @@ def step(name: str) -> Step:
         "[2/2] RUN echo FROM evil",
     ],
 )
-def test_what_is_held_may_be_resolved(name: str) -> None:
+def test_what_is_pinned_may_be_resolved(name: str) -> None:
     """By its literal name, which is shown as the user's own."""
     NAMES.check(step(name))
     shown = NAMES.readable(step(name))
@@ -57,7 +57,7 @@ def test_nothing_else_is_resolved(name: str) -> None:
 
 @pytest.mark.parametrize("name", [f"[1/2] FROM {OTHER}@{DIGEST}", f"FROM {OTHER}"])
 def test_a_step_that_builds_share_has_the_name_of_one(name: str) -> None:
-    """It is no other image than this build's own, and the other build's name is told to nobody."""
+    """It is no other image than this build's own, and the other build's name is shown to nobody."""
     NAMES.check(step(name))
     shown = NAMES.readable(step(name))
     assert isinstance(shown, Step)

@@ -1,4 +1,4 @@
-"""Bases from real registries, held for builds under names of their own."""
+"""Bases from real registries, pinned for builds under names of their own."""
 
 import asyncio
 import hashlib
@@ -29,15 +29,15 @@ from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 
 
-class Holder:
-    """Holds bases for jobs of one process."""
+class Pins:
+    """Pins bases for the builds of one process."""
 
     def __init__(self, engine: Engine) -> None:
         self.leases = TagLeases(engine, nobody_known)
         self.records = RememberedBases()
         self.bases = BaseImages(engine, self.leases, self.records)
 
-    def hold(
+    def pin(
         self,
         reference: ImageReference,
         platform: str = "",
@@ -54,8 +54,8 @@ class Holder:
 
 
 @pytest.fixture
-def holder(client: Engine) -> Holder:
-    return Holder(client)
+def pins(client: Engine) -> Pins:
+    return Pins(client)
 
 
 def publish(engine: PrivateEngine, registry: Registry) -> ImageReference:
@@ -72,41 +72,41 @@ async def is_there(client: Engine, *names: str | ImageReference) -> bool:
 
 
 async def test_a_missing_public_base_is_pulled_and_stays(
-    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry
+    client: Engine, pins: Pins, engine: PrivateEngine, registry: Registry
 ) -> None:
-    """It is there inside the block and remains as a cache after it, but not under the job's name; the next holder pulls
+    """It is there inside the block and remains as a cache after it, but not under the job's name; the next build pulls
     nothing."""
     base = publish(engine, registry)
-    async with holder.hold(base) as held:
-        assert held.pulled == [base]
-        assert await is_there(client, base, *held.names)
-    assert not await is_there(client, *held.names)
-    async with holder.hold(base) as again:
+    async with pins.pin(base) as pinned:
+        assert pinned.pulled == [base]
+        assert await is_there(client, base, *pinned.names)
+    assert not await is_there(client, *pinned.names)
+    async with pins.pin(base) as again:
         assert again.pulled == []
-        assert again.names != held.names
+        assert again.names != pinned.names
     assert await images.remove(client, base)
 
 
 async def test_both_builders_build_on_a_private_base(
-    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry, builder: str, tmp_path: Path
+    client: Engine, pins: Pins, engine: PrivateEngine, private_registry: Registry, builder: str, tmp_path: Path
 ) -> None:
-    """Held with credentials, a base behind htpasswd can be built on by its held name; its own is never left."""
+    """Pinned with credentials, a base behind htpasswd can be built on by its pin; its own name is never left."""
     base, before = publish(engine, private_registry), holdings(engine)
-    async with holder.hold(base, credentials=rights(private_registry)) as held:
+    async with pins.pin(base, credentials=rights(private_registry)) as pinned:
         assert not await is_there(client, base)
-        names = {held.names[0]: str(base)}
-        events = await run(client, request(tmp_path, builder, f"FROM {held.names[0]}\nRUN true\n", bases=names))
+        names = {pinned.names[0]: str(base)}
+        events = await run(client, request(tmp_path, builder, f"FROM {pinned.names[0]}\nRUN true\n", bases=names))
         assert isinstance(events[-1], Built)
     assert [one for one in holdings(engine) - before if str(base) in one.name or "imagejobd" in one.name] == []
 
 
-async def test_holders_at_once_have_names_of_their_own(
-    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
+async def test_builds_at_once_have_pins_of_their_own(
+    client: Engine, pins: Pins, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """When one of two gives a private base up, the other still has it."""
+    """When one of two releases a private base, the other still has it."""
     base, login = publish(engine, private_registry), rights(private_registry)
-    async with holder.hold(base, credentials=login) as first:
-        async with holder.hold(base, credentials=login) as second:
+    async with pins.pin(base, credentials=login) as first:
+        async with pins.pin(base, credentials=login) as second:
             assert await is_there(client, *first.names, *second.names)
         assert await is_there(client, *first.names)
         assert not await is_there(client, *second.names)
@@ -114,54 +114,54 @@ async def test_holders_at_once_have_names_of_their_own(
 
 
 async def test_a_private_base_in_use_is_closed_to_others(
-    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
+    client: Engine, pins: Pins, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """Who cannot pull it cannot hold it, though it is in the engine, now and afterwards."""
+    """Who cannot pull it cannot pin it, though it is in the engine, now and afterwards."""
     base = publish(engine, private_registry)
 
     async def is_refused() -> None:
         with pytest.raises(Permanent) as denied:
-            async with holder.hold(base):
+            async with pins.pin(base):
                 pass
         assert denied.value.code is ErrorCode.DENIED
         with pytest.raises(Permanent, match="pulling is off"):
-            async with holder.hold(base, policy="never"):
+            async with pins.pin(base, policy="never"):
                 pass
 
-    async with holder.hold(base, credentials=rights(private_registry)) as held:
+    async with pins.pin(base, credentials=rights(private_registry)) as pinned:
         await is_refused()
-        assert await is_there(client, *held.names)
+        assert await is_there(client, *pinned.names)
     await is_refused()
 
 
-async def test_a_digest_is_held_and_given_up_like_a_tag(
-    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
+async def test_a_digest_is_pinned_and_released_like_a_tag(
+    client: Engine, pins: Pins, engine: PrivateEngine, private_registry: Registry
 ) -> None:
     """A tag beside it counts for nothing, and the digest is no name of the image afterwards."""
     base = publish(engine, private_registry)
     by_digest = ImageReference.parse(f"{base}@{private_registry.digest(base.path, 'v1')}")
-    async with holder.hold(by_digest, credentials=rights(private_registry)) as held:
-        assert await is_there(client, *held.names)
+    async with pins.pin(by_digest, credentials=rights(private_registry)) as pinned:
+        assert await is_there(client, *pinned.names)
         assert await images.find(client, by_digest) is None
     assert not await is_there(client, by_digest)
 
 
 async def test_what_was_there_before_credentials_stays(
-    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry, tmp_path: Path
+    client: Engine, pins: Pins, engine: PrivateEngine, private_registry: Registry, tmp_path: Path
 ) -> None:
     """An image that the operator put there is not taken away because a tenant refreshed it, or failed to."""
     base = publish(engine, private_registry)
     own = request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n", tags=(str(base),))
     before = (await run(client, own))[-1]
     assert isinstance(before, Built)
-    async with holder.hold(base, policy="always", credentials=rights(private_registry)) as held:
-        assert held.pulled == [base]
-        pulled = await images.inspect(client, held.names[0])
+    async with pins.pin(base, policy="always", credentials=rights(private_registry)) as pinned:
+        assert pinned.pulled == [base]
+        pulled = await images.inspect(client, pinned.names[0])
         assert pulled is not None
         assert pulled.id != before.image_id
     wrong = {private_registry.host: Credentials(USERNAME, Secret("wrong-password"))}
     with pytest.raises(Permanent):
-        async with holder.hold(base, policy="always", credentials=wrong):
+        async with pins.pin(base, policy="always", credentials=wrong):
             pass
     now = await images.find(client, base)
     assert now is not None
@@ -169,40 +169,38 @@ async def test_what_was_there_before_credentials_stays(
     assert await images.remove(client, base)
 
 
-async def test_holders_at_once_pull_once(
-    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry
-) -> None:
-    """Ten holders of one public base cause one pull."""
+async def test_builds_at_once_pull_once(client: Engine, pins: Pins, engine: PrivateEngine, registry: Registry) -> None:
+    """Ten builds on one public base cause one pull."""
     base = publish(engine, registry)
 
     async def pulls() -> int:
-        async with holder.hold(base) as held:
+        async with pins.pin(base) as pinned:
             await asyncio.sleep(0)
-            return len(held.pulled)
+            return len(pinned.pulled)
 
     assert sum(await asyncio.gather(*(pulls() for _ in range(10)))) == 1
     assert await images.remove(client, base)
 
 
-async def test_a_tag_that_is_leased_is_nobodys_base(client: Engine, holder: Holder, registry: Registry) -> None:
+async def test_a_tag_that_is_leased_is_nobodys_base(client: Engine, pins: Pins, registry: Registry) -> None:
     """Whoever pushes another image under it has it for himself: the base is what it names before or after."""
     base = ImageReference.parse(f"{registry.host}/leased{uuid7()}:v1")
     other = await images.inspect(client, BUSYBOX)
     assert other is not None
     async with asyncio.timeout(30):
-        async with holder.leases.turn(base), holder.leases.lease(base, image_id=other.id):
+        async with pins.leases.turn(base), pins.leases.lease(base, image_id=other.id):
             await images.tag(client, other.id, base)
-            entering = asyncio.create_task(holder.hold(base, policy="never").__aenter__())
+            entering = asyncio.create_task(pins.pin(base, policy="never").__aenter__())
             await asyncio.sleep(0)
-            assert holder.leases.is_leased(base.repository)
+            assert pins.leases.is_leased(base.repository)
         with pytest.raises(Permanent, match="pulling is off"):
             await entering
-    assert not holder.leases.is_leased(base.repository)
+    assert not pins.leases.is_leased(base.repository)
     assert await images.find(client, base) is None
 
 
 async def test_a_base_of_another_platform_is_missing(
-    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry, tmp_path: Path
+    client: Engine, pins: Pins, engine: PrivateEngine, registry: Registry, tmp_path: Path
 ) -> None:
     """What stands under the name counts only if it is for the platform that is wanted, or else for the engine's own."""
     base = publish(engine, registry)
@@ -211,52 +209,52 @@ async def test_a_base_of_another_platform_is_missing(
     built = request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n", tags=(str(base),), platform=foreign)
     await run(client, built)
     with pytest.raises(Permanent, match="pulling is off"):
-        async with holder.hold(base, policy="never"):
+        async with pins.pin(base, policy="never"):
             pass
-    async with holder.hold(base, foreign) as first:
+    async with pins.pin(base, foreign) as first:
         assert first.pulled == []
-        async with holder.hold(base, f"{own.os}/{own.architecture}") as second:
+        async with pins.pin(base, f"{own.os}/{own.architecture}") as second:
             assert second.pulled == [base]
             assert await is_there(client, *first.names, *second.names)
     assert await images.remove(client, base)
 
 
-async def test_never_pulls_nothing(holder: Holder, engine: PrivateEngine, registry: Registry) -> None:
+async def test_never_pulls_nothing(pins: Pins, engine: PrivateEngine, registry: Registry) -> None:
     """With the policy `never` a missing base is not found, though the registry has it."""
     with pytest.raises(Permanent, match="pulling is off") as caught:
-        async with holder.hold(publish(engine, registry), policy="never"):
+        async with pins.pin(publish(engine, registry), policy="never"):
             pass
     assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_cancelled_holder_gives_its_base_up(
-    client: Engine, holder: Holder, engine: PrivateEngine, private_registry: Registry
+async def test_a_cancelled_build_releases_its_base(
+    client: Engine, pins: Pins, engine: PrivateEngine, private_registry: Registry
 ) -> None:
     """Cancellation inside the block removes the name all the same."""
     base = publish(engine, private_registry)
-    held: list[str] = []
-    is_held = asyncio.Event()
+    names: list[str] = []
+    is_pinned = asyncio.Event()
 
-    async def hold() -> None:
-        async with holder.hold(base, credentials=rights(private_registry)) as bases:
-            held.extend(bases.names)
-            is_held.set()
+    async def pin() -> None:
+        async with pins.pin(base, credentials=rights(private_registry)) as bases:
+            names.extend(bases.names)
+            is_pinned.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(hold())
-    await is_held.wait()
+    task = asyncio.create_task(pin())
+    await is_pinned.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert held
-    assert not await is_there(client, *held)
+    assert names
+    assert not await is_there(client, *names)
 
 
 @pytest.mark.parametrize("stood_there", [True, False])
 async def test_a_crash_leaves_no_leased_tag(
     client: Engine, engine: PrivateEngine, registry: Registry, tmp_path: Path, stood_there: bool
 ) -> None:
-    """What a process that died left under a tag, the next one takes away before it holds anything, and puts back what
+    """What a process that died left under a tag, the next one takes away before it pins anything, and restores what
     stood there; the note of it goes, too."""
     base = ImageReference.parse(f"{registry.host}/crashed{uuid7()}:v1")
     before = ""
@@ -267,17 +265,17 @@ async def test_a_crash_leaves_no_leased_tag(
         await images.tag(client, before, base)
     found = await images.inspect(client, BUSYBOX)
     assert found is not None
-    volumes = {held for held in holdings(engine) if held.sort == "volume"}
+    volumes = {one for one in holdings(engine) if one.sort == "volume"}
     crashed = TagLeases(client, nobody_known).lease(base, image_id=found.id)
     await crashed.__aenter__()
     await images.tag(client, found.id, base)
-    assert {held for held in holdings(engine) if held.sort == "volume"} != volumes
+    assert {one for one in holdings(engine) if one.sort == "volume"} != volumes
     with pytest.raises(Permanent):
-        async with Holder(client).hold(ImageReference.parse("nobody/has:this"), policy="never"):
+        async with Pins(client).pin(ImageReference.parse("nobody/has:this"), policy="never"):
             pass
     now = await images.find(client, base)
     assert (now.id if now else "") == before
-    assert {held for held in holdings(engine) if held.sort == "volume"} == volumes
+    assert {one for one in holdings(engine) if one.sort == "volume"} == volumes
     assert await images.inspect(client, BUSYBOX)
     await crashed.__aexit__(None, None, None)
     await images.remove(client, base)
@@ -287,7 +285,7 @@ async def test_a_crash_leaves_no_leased_tag(
 async def test_a_lease_of_an_earlier_version(
     client: Engine, engine: PrivateEngine, registry: Registry, is_known: bool
 ) -> None:
-    """Its note names no installation: the tag is put back where the image under it was built for a job of ours."""
+    """Its note names no installation: the tag is restored where the image under it was built for a job of ours."""
     base, uuid = ImageReference.parse(f"{registry.host}/earlier{uuid7()}:v1"), uuid7()
     for name in (str(base), f"imagejobd/{uuid}:1"):
         engine.docker("tag", BUSYBOX, name)
@@ -329,7 +327,7 @@ async def test_two_daemons_lease_a_tag_one_at_a_time(engine: PrivateEngine, regi
 
 
 async def test_a_tag_that_somebody_else_moved_is_left_alone(
-    client: Engine, holder: Holder, registry: Registry, tmp_path: Path
+    client: Engine, pins: Pins, registry: Registry, tmp_path: Path
 ) -> None:
     """An operator who tags another image meanwhile means it."""
     base = ImageReference.parse(f"{registry.host}/moved{uuid7()}:v1")
@@ -337,7 +335,7 @@ async def test_a_tag_that_somebody_else_moved_is_left_alone(
     built = (await run(client, request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n")))[-1]
     assert found is not None
     assert isinstance(built, Built)
-    async with holder.leases.turn(base), holder.leases.lease(base, image_id=found.id):
+    async with pins.leases.turn(base), pins.leases.lease(base, image_id=found.id):
         await images.tag(client, built.image_id, base)
     now = await images.find(client, base)
     assert now is not None
@@ -345,61 +343,61 @@ async def test_a_tag_that_somebody_else_moved_is_left_alone(
     await images.remove(client, base)
 
 
-async def test_the_services_own_names_are_no_bases(holder: Holder) -> None:
+async def test_the_services_own_names_are_no_bases(pins: Pins) -> None:
     """They may stand for what another tenant built or fetched."""
     with pytest.raises(Permanent, match="reserved") as caught:
-        async with holder.hold(ImageReference.parse("imagejobd/0190:1")):
+        async with pins.pin(ImageReference.parse("imagejobd/0190:1")):
             pass
     assert caught.value.code is ErrorCode.POLICY
 
 
-async def test_the_beginning_of_an_image_id_is_no_base(holder: Holder, engine: PrivateEngine) -> None:
+async def test_the_beginning_of_an_image_id_is_no_base(pins: Pins, engine: PrivateEngine) -> None:
     """The engine would take it for the image; here it counts as a name that is missing."""
     short_id = engine.docker("inspect", "--format", "{{.Id}}", BUSYBOX).removeprefix("sha256:")[:12]
     with pytest.raises(Permanent, match="not in the engine"):
-        async with holder.hold(ImageReference.parse(short_id, default_tag=None), policy="never"):
+        async with pins.pin(ImageReference.parse(short_id, default_tag=None), policy="never"):
             pass
 
 
 @pytest.fixture
-async def frugal(engine: PrivateEngine) -> AsyncIterator[Holder]:
-    """Holds bases, of which pruning keeps nothing."""
+async def frugal(engine: PrivateEngine) -> AsyncIterator[Pins]:
+    """Pins bases, of which pruning keeps nothing."""
     async with Engine(EngineSettings(host=engine.host, bases_keep_bytes=1)) as client:
-        yield Holder(client)
+        yield Pins(client)
 
 
-async def pulled(holder: Holder, base: ImageReference) -> None:
-    async with holder.hold(base):
+async def pulled(pins: Pins, base: ImageReference) -> None:
+    async with pins.pin(base):
         pass
 
 
 async def test_bases_that_nobody_uses_are_removed(
-    client: Engine, holder: Holder, engine: PrivateEngine, registry: Registry
+    client: Engine, pins: Pins, engine: PrivateEngine, registry: Registry
 ) -> None:
-    """After `bases_keep_days`, each by its name; one that was held since stays."""
+    """After `bases_keep_days`, each by its name; one that was pinned since stays."""
     old, used = publish(engine, registry), publish(engine, registry)
     for base in (old, used):
-        await pulled(holder, base)
-    for record in await holder.records.bases():
-        holder.records.by_name[record.name] = msgspec.structs.replace(record, used_ms=1)
-    await pulled(holder, used)
-    await holder.bases.prune()
+        await pulled(pins, base)
+    for record in await pins.records.bases():
+        pins.records.by_name[record.name] = msgspec.structs.replace(record, used_ms=1)
+    await pulled(pins, used)
+    await pins.bases.prune()
     assert not await is_there(client, old)
     assert await is_there(client, used, BUSYBOX)
-    assert [record.name for record in await holder.records.bases()] == [str(used)]
+    assert [record.name for record in await pins.records.bases()] == [str(used)]
     assert await images.remove(client, used)
 
 
 async def test_bases_in_use_are_not_removed(
-    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+    client: Engine, frugal: Pins, engine: PrivateEngine, registry: Registry
 ) -> None:
-    """Neither what a build holds nor what a container was made of; both go once nobody needs them."""
+    """Neither what a build has pinned nor what a container was made of; both go once nobody needs them."""
     base = ImageReference.parse(f"{registry.host}/base{uuid7()}:v1")
     # An image of its own: of another's, which has further names, the engine would take this one away.
     engine.docker("build", "--tag", str(base), "-", input=f"FROM {BUSYBOX}\nLABEL a={uuid7()}\n".encode())
     engine.docker("push", str(base))
     engine.docker("rmi", str(base))
-    async with frugal.hold(base):
+    async with frugal.pin(base):
         await frugal.bases.prune()
         assert await is_there(client, base)
     container = engine.docker("create", "--network=none", str(base), "true")
@@ -414,7 +412,7 @@ async def test_bases_in_use_are_not_removed(
 
 
 async def test_a_base_whose_tag_is_leased_is_not_forgotten(
-    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+    client: Engine, frugal: Pins, engine: PrivateEngine, registry: Registry
 ) -> None:
     """What the tag names meanwhile says nothing about the base: the next pruning removes it."""
     base = publish(engine, registry)
@@ -428,12 +426,12 @@ async def test_a_base_whose_tag_is_leased_is_not_forgotten(
 
 
 async def test_what_the_operator_has_put_there_is_not_removed(
-    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry, tmp_path: Path
+    client: Engine, frugal: Pins, engine: PrivateEngine, registry: Registry, tmp_path: Path
 ) -> None:
     """What was there before the first build, however often it is used, and a name that means another image now."""
     before, moved = publish(engine, registry), publish(engine, registry)
     engine.docker("pull", str(before))
-    async with frugal.hold(before, policy="always"):
+    async with frugal.pin(before, policy="always"):
         pass
     await pulled(frugal, moved)
     await run(client, request(tmp_path, "classic", "FROM scratch\nCOPY Dockerfile /\n", tags=(str(moved),)))
@@ -445,7 +443,7 @@ async def test_what_the_operator_has_put_there_is_not_removed(
 
 
 async def test_a_base_whose_tag_moved_on_is_removed_by_its_digest(
-    client: Engine, frugal: Holder, engine: PrivateEngine, registry: Registry
+    client: Engine, frugal: Pins, engine: PrivateEngine, registry: Registry
 ) -> None:
     """A refreshed base leaves the old image without a tag, which is counted and removed too."""
     base = publish(engine, registry)
@@ -455,8 +453,8 @@ async def test_a_base_whose_tag_moved_on_is_removed_by_its_digest(
     engine.docker("push", str(base))
     engine.docker("tag", BUSYBOX, str(base))
     engine.docker("pull", f"{old}")
-    async with frugal.hold(base, policy="always") as held:
-        assert held.pulled == [base]
+    async with frugal.pin(base, policy="always") as pinned:
+        assert pinned.pulled == [base]
     assert await images.find(client, old)
     await frugal.bases.prune()
     assert await frugal.records.bases() == []

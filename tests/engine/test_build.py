@@ -40,7 +40,7 @@ async def test_a_build_ends_with_the_id_of_an_image_that_has_all_its_tags(
 
 
 async def test_output_carries_step_and_stream(client: Engine, builder: str, tmp_path: Path) -> None:
-    """What a RUN prints is told with the number of its step and the stream it was printed to."""
+    """What a RUN prints comes with the number of its step and the stream it was printed to."""
     dockerfile = FROM_BASE + "RUN echo to-out; echo to-err >&2; printf 'no end'\n"
     events = await run(client, request(tmp_path, builder, dockerfile, no_cache=True))
     step = _step(events, "RUN echo to-out", "started")
@@ -51,7 +51,7 @@ async def test_output_carries_step_and_stream(client: Engine, builder: str, tmp_
 
 
 async def test_steps_are_timed(client: Engine, builder: str, tmp_path: Path) -> None:
-    """A step that sleeps 0.7 s is told to have taken that long, and what the engine needs around it."""
+    """A step that sleeps 0.7 s is said to have taken that long, and what the engine needs around it."""
     events = await run(client, request(tmp_path, builder, FROM_BASE + "RUN sleep 0.7\n", no_cache=True))
     seconds = _step(events, "RUN sleep 0.7", "done").seconds
     assert seconds is not None
@@ -77,7 +77,7 @@ async def test_a_repeated_build_is_cached(client: Engine, builder: str, tmp_path
     assert _step(second, "/unique", "cached")
 
 
-async def test_a_failing_run_tells_exit_code_and_last_lines(client: Engine, builder: str, tmp_path: Path) -> None:
+async def test_a_failing_run_ends_with_exit_code_and_last_lines(client: Engine, builder: str, tmp_path: Path) -> None:
     """The fault names the exit code and the last ten lines of the step that failed, and no earlier ones."""
     events: list[BuildEvent] = []
     dockerfile = FROM_BASE + "RUN echo other-step\nRUN for i in $(seq 1 30); do echo line-$i-; done; exit 42\n"
@@ -156,7 +156,7 @@ async def test_many_lines_arrive_in_order(client: Engine, builder: str, tmp_path
 
 
 async def test_a_noisy_step_that_fails_ends_the_build(client: Engine, builder: str, tmp_path: Path) -> None:
-    """Docker 20.10 may lose its end in the flood, and never tells: it is found out, and what is known is told."""
+    """Docker 20.10 may lose its end in the flood, and never says so: it is found out, and what is known is reported."""
     noise = f"RUN yes {'noise' * 20} | head -c {NOISE_BYTES}; echo; exit 3\n"
     async with asyncio.timeout(NOISE_TIMEOUT_S):
         with pytest.raises(Permanent, match=NOISE_ENDS) as caught:

@@ -19,7 +19,7 @@ from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.stream import Built, Output
 from imagejobd.model.errors import ErrorCode, Temporary
 
-# By itself it would take a day. How soon it ends is told by the times of cancelled jobs (faults/test_cancel).
+# By itself it would take a day. How soon it ends is seen in the times of cancelled jobs (faults/test_cancel).
 STOP_S = 20.0
 START_S = 20.0
 

@@ -147,7 +147,7 @@ def read(progress: BuildkitProgress, *messages: Message) -> list[BuildEvent]:
     return list(progress.read(messages))
 
 
-def test_repeated_vertices_are_told_once() -> None:
+def test_repeated_vertices_are_one_event_each() -> None:
     """BuildKit sends a vertex again and again; each change is one event."""
     progress = BuildkitProgress()
     running, done = trace(vertex(VERTEX_1, "one")), trace(vertex(VERTEX_1, "one", end=103))
@@ -156,7 +156,7 @@ def test_repeated_vertices_are_told_once() -> None:
 
 
 def test_output_of_a_record_comes_between_start_and_end() -> None:
-    """A step that starts, prints and ends within one record is told in that order."""
+    """A step that starts, prints and ends within one record is reported in that order."""
     record = vertex(VERTEX_1, "one", end=101) + log(b"hello\n")
     states = [e.state if isinstance(e, Step) else e.text for e in read(BuildkitProgress(), trace(record))]
     assert states == ["started", "hello\n", "done"]
@@ -217,8 +217,8 @@ def test_endless_empty_records_end_a_build_that_is_done() -> None:
     assert [type(e) for e in events] == [BuildWarning, Step, Step]
 
 
-def test_a_build_that_is_lost_tells_what_was_seen_last() -> None:
-    """Of the steps that were going on, the last words of the latest are the best that can be told."""
+def test_a_build_that_is_lost_reports_what_was_seen_last() -> None:
+    """Of the steps that were going on, the last words of the latest are the best there is."""
     progress = BuildkitProgress()
     read(progress, trace(vertex(VERTEX_1, "one") + log(b"long ago\n") + vertex(VERTEX_2, "two")))
     read(progress, trace(log(b"just now\n", vertex=VERTEX_2)), *[trace(b"")] * STUCK_RECORDS)
@@ -232,7 +232,7 @@ def test_a_build_that_is_lost_tells_what_was_seen_last() -> None:
 
 
 def test_when_the_dockerfile_came_in_is_known() -> None:
-    """By the engine's clock, for the build cache tells the same time."""
+    """By the engine's clock, for the build cache has the same times."""
     progress = BuildkitProgress()
     read(progress, trace(vertex(VERTEX_1, "[internal] load build definition from Dockerfile")))
     assert progress.dockerfile_span is None

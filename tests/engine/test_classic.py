@@ -43,7 +43,7 @@ def test_steps_are_timed_by_the_clock() -> None:
 
 
 def test_red_is_stderr() -> None:
-    """The engine's colour is taken off and told as the stream."""
+    """The engine's colour is taken off and becomes the stream."""
     events = read(ClassicProgress(), *step(1, "RUN x"), "\x1b[91moops\n\x1b[0m")
     assert events[-1] == Output(1, "err", "oops\n")
 
@@ -72,7 +72,7 @@ def test_last_words_are_the_programs() -> None:
 
 
 def test_the_id_of_an_earlier_stage_is_no_result() -> None:
-    """The engine tells an id at the end of each stage; only that of the last step counts."""
+    """The engine reports an id at the end of each stage; only that of the last step counts."""
     progress = ClassicProgress()
     read(progress, *step(1, "FROM x", 2))
     list(progress.read([Message(aux=msgspec.Raw(b'{"ID":"sha256:stage"}'))]))
@@ -96,7 +96,7 @@ async def test_a_context_that_is_cut_short_is_the_disks_fault(tmp_path: Path) ->
                 pass
 
 
-def held(engine: PrivateEngine) -> set[str]:
+def everything_in(engine: PrivateEngine) -> set[str]:
     """All containers and images, those without a name too."""
     images = engine.docker("images", "--all", "--quiet", "--no-trunc").split()
     return {*images, *engine.docker("ps", "--all", "--quiet").split()}
@@ -108,16 +108,16 @@ def a_build() -> bytes:
 
 async def test_a_failed_build_leaves_nothing(client: Engine, engine: PrivateEngine, tmp_path: Path) -> None:
     """Neither the images of its steps, in any of its stages, nor a container."""
-    before = held(engine)
+    before = everything_in(engine)
     with pytest.raises(Permanent, match="non-zero code: 3"):
         await run(client, request(tmp_path, "classic", STAGES + "COPY --from=two /2 /\nRUN exit 3\n", **OWN))
-    assert held(engine) == before
+    assert everything_in(engine) == before
     assert client.remains == {}
 
 
 async def test_a_cancelled_build_leaves_nothing(client: Engine, engine: PrivateEngine, tmp_path: Path) -> None:
     """What the engine still uses as it stops the build is removed a moment later."""
-    before, sleep = held(engine), unique_seconds()
+    before, sleep = everything_in(engine), unique_seconds()
     text = STAGES + f"COPY --from=two /2 /\nRUN sleep {sleep}\n"
     task = asyncio.create_task(run(client, request(tmp_path, "classic", text, **OWN)))
     await until(lambda: bool(processes(sleep)), timeout_s=TIMEOUT_S)
@@ -128,17 +128,17 @@ async def test_a_cancelled_build_leaves_nothing(client: Engine, engine: PrivateE
         while client.remains:
             await remove_remains(client)
             await asyncio.sleep(0.1)
-    assert held(engine) == before
+    assert everything_in(engine) == before
 
 
 async def test_a_good_build_leaves_its_image_only(client: Engine, engine: PrivateEngine, tmp_path: Path) -> None:
     """The stages beside the last one go at once, and those that it is built on with it."""
-    before, tag = held(engine), f"imagejobd/{uuid7()}:1"
+    before, tag = everything_in(engine), f"imagejobd/{uuid7()}:1"
     text = STAGES + "COPY --from=two /2 /\n"
     await run(client, request(tmp_path, "classic", text, tags=(tag,), **OWN))
     engine.docker("rmi", tag)
     await remove_remains(client)
-    assert held(engine) == before
+    assert everything_in(engine) == before
     assert client.remains == {}
 
 

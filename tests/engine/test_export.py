@@ -87,7 +87,7 @@ def sends(*blocks: bytes, is_cut: bool = False) -> Callable[[web.Request], Await
 async def test_half_an_export_is_temporary(
     tmp_path: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]], why: str
 ) -> None:
-    """An answer that is cut, or ends well without the end of a tar, is tried again; the engine's reason is told."""
+    """An answer that is cut, or ends well without the end of a tar, is tried again; the engine's reason is given."""
     async with fake_engine(tmp_path, answer) as client:
         with pytest.raises(Temporary, match=why) as caught:
             await exported(client, "sha256:1")

@@ -43,14 +43,14 @@ async def cancelled(task: asyncio.Task[Any]) -> float:
 
 
 async def test_a_build_is_cancelled(client: Engine, engine: PrivateEngine, builder: str, tmp_path: Path) -> None:
-    """Its bases are given up later, too."""
+    """Its bases are released later, too."""
     sleep, bases = unique_seconds(), BaseImages(client, TagLeases(client, nobody_known), RememberedBases())
     repository = pin_repository(NO_INSTALLATION, uuid7())
 
     async def build() -> None:
-        async with bases.pin([(ImageReference.parse(BUSYBOX), "")], repository=repository) as held:
-            text = f"FROM {held.names[0]}\nRUN sleep {sleep}\n"
-            await run(client, request(tmp_path, builder, text, bases={held.names[0]: BUSYBOX}))
+        async with bases.pin([(ImageReference.parse(BUSYBOX), "")], repository=repository) as pinned:
+            text = f"FROM {pinned.names[0]}\nRUN sleep {sleep}\n"
+            await run(client, request(tmp_path, builder, text, bases={pinned.names[0]: BUSYBOX}))
 
     task = asyncio.create_task(build())
     await until(lambda: bool(processes(sleep)), timeout_s=START_S)
@@ -68,28 +68,28 @@ async def test_a_build_is_cancelled(client: Engine, engine: PrivateEngine, build
 async def test_a_pull_with_a_login_is_cancelled(
     client: Engine, engine: PrivateEngine, private_registry: Registry
 ) -> None:
-    """The tag is put back by the next sweep, if the engine has not carried out what it was asked before."""
+    """The tag is restored by the next sweep, if the engine has not carried out what it was asked before."""
     leases = TagLeases(client, nobody_known)
     bases = BaseImages(client, leases, RememberedBases())
     login = {private_registry.host: Credentials(USERNAME, Secret(PASSWORD))}
     base = ImageReference.parse(publish_busybox(engine, private_registry, f"hang{uuid7()}", "v1"))
-    is_held = asyncio.Event()
+    is_leased = asyncio.Event()
 
-    async def hold() -> None:
+    async def lease() -> None:
         async with leases.turn(base), leases.lease(base):
             await images.tag(client, BUSYBOX, base)
-            is_held.set()
+            is_leased.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(hold())
-    await is_held.wait()
+    task = asyncio.create_task(lease())
+    await is_leased.wait()
     with engine.frozen():
         assert await cancelled(task) < CLEANED_UP_S
     await leases.sweep()
     assert await images.find(client, base) is None
     repository = pin_repository(NO_INSTALLATION, uuid7())
-    async with bases.pin([(base, "")], repository=repository, credentials=login) as held:
-        assert held.pulled == [base]
+    async with bases.pin([(base, "")], repository=repository, credentials=login) as pinned:
+        assert pinned.pulled == [base]
 
 
 async def test_a_container_is_cancelled(client: Engine, engine: PrivateEngine) -> None:
@@ -121,11 +121,11 @@ async def test_who_waits_for_anothers_pull_is_cancelled(
         published = ImageReference.parse(publish_busybox(engine, registry, f"hang{uuid7()}", "v1"))
         base = ImageReference.parse(f"{proxy.host}/{published.path}:v1")
 
-        async def hold() -> int:
-            async with bases.pin([(base, "")], repository=pin_repository(NO_INSTALLATION, uuid7())) as held:
-                return len(held.pulled)
+        async def pulls() -> int:
+            async with bases.pin([(base, "")], repository=pin_repository(NO_INSTALLATION, uuid7())) as pinned:
+                return len(pinned.pulled)
 
-        first, second = asyncio.create_task(hold()), asyncio.create_task(hold())
+        first, second = asyncio.create_task(pulls()), asyncio.create_task(pulls())
         await asyncio.to_thread(proxy.wait_for, "GET|HEAD", ".*/manifests/.*", timeout_s=START_S)
         assert await cancelled(second) < CLEANED_UP_S
         proxy.release()
@@ -134,7 +134,7 @@ async def test_who_waits_for_anothers_pull_is_cancelled(
 
 
 async def test_a_denied_push_stays_denied(engine: PrivateEngine, private_registry: Registry) -> None:
-    """Also where the tag cannot be put back: that comes later, and the refusal is what the user hears."""
+    """Also where the tag cannot be restored: that comes later, and the refusal is what the user hears."""
     target = ImageReference.parse(f"{private_registry.host}/hang{uuid7()}:v1")
     async with Engine(EngineSettings(host=engine.host, request_timeout_s=2)) as client:
         leases = TagLeases(client, nobody_known)

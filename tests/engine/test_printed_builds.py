@@ -1,6 +1,6 @@
 """What is printed builds the same image as the text it was printed from, as the engine reads that.
 
-Generated Dockerfiles of many stages are built twice by the real engine: as printed, with held names, and as written.
+Generated Dockerfiles of many stages are built twice by the real engine: as printed, with pinned names, and as written.
 What one of the two refuses is skipped; what both build has to be the same. `IMAGEJOBD_FUZZ_FILES` says how many files.
 """
 
@@ -165,9 +165,9 @@ async def test_what_is_printed_builds_what_was_written(client: Engine, engine: P
             [(base.reference, base.platform or "") for base in wanted],
             repository=f"imagejobd/{uuid7()}",
             policy="never",
-        ) as held:
-            sent = plan.printed({base.key: name for base, name in zip(wanted, held.names, strict=True)})
-            printed = await build_id(client, tmp_path, sent, {name: name for name in held.names})
+        ) as pinned:
+            sent = plan.printed({base.key: name for base, name in zip(wanted, pinned.names, strict=True)})
+            printed = await build_id(client, tmp_path, sent, {name: name for name in pinned.names})
         # As it is written, the engine may take a frontend from a registry that is not there.
         written = await build_id(client, tmp_path, text.replace("# syntax=", "# was="), {base: base for base in BASES})
         if printed and written:

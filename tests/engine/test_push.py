@@ -43,7 +43,7 @@ async def named(client: Engine) -> AsyncIterator[list[ImageReference]]:
 async def test_a_push_is_proved_by_the_registrys_digest(
     client: Engine, registry: Registry, named: list[ImageReference]
 ) -> None:
-    """The digest that is told is the one under which the registry has the tag."""
+    """The digest that is reported is the one under which the registry has the tag."""
     target = ImageReference.parse(f"{registry.host}/t{uuid7()}:v1")
     named.append(target)
     await images.tag(client, BUSYBOX, target)
@@ -117,14 +117,14 @@ async def test_a_reference_without_tag_is_refused(client: Engine) -> None:
     ],
 )
 async def test_the_digest_is_read_from_either_place(tmp_path: Path, line: str) -> None:
-    """The containerd image store tells it in the status text only."""
+    """The containerd image store has it in the status text only."""
     async with fake_engine(tmp_path, lines(line, '{"aux":{"manifestPushedInsteadOfIndex":true}}')) as client:
         assert await pushed(client, HERE, None) == images.Pushed(DIGEST, 739)
 
 
 @pytest.mark.parametrize("line", ['{"status":"done"}', f'{{"status":"v2: digest: {DIGEST} size: 739"}}'])
 async def test_no_digest_of_this_tag_is_no_success(tmp_path: Path, line: str) -> None:
-    """A stream that ends quietly, or tells another tag's digest, did not push this one."""
+    """A stream that ends quietly, or names another tag's digest, did not push this one."""
     async with fake_engine(tmp_path, lines(line)) as client:
         with pytest.raises(Temporary, match="no digest"):
             await pushed(client, HERE, None)
