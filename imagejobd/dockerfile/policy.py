@@ -10,6 +10,7 @@ Every violation names the line, the instruction and the stable id of its rule: `
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
+from typing import Any
 
 import msgspec
 
@@ -82,15 +83,15 @@ class Policy:
         knows_heredocs: bool = True,
     ) -> None:
         """Judge a Dockerfile that is handed in, for an engine that may not be known yet; raises as `plan` does."""
-        arguments = (
+        check = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._check
+        check(
+            text,
             tuple((build_args or {}).items()),
             tuple((own_args or {}).items()),
-            target,
-            platform,
-            knows_heredocs,
+            target=target,
+            platform=platform,
+            knows_heredocs=knows_heredocs,
         )
-        check = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._check
-        check(text, *arguments)
 
     def plan(
         self,
@@ -169,17 +170,8 @@ class Policy:
         for violation in chain(self._rules.instruction(trigger, steps), self._rules.origins(trigger, names)):
             yield violation.in_subject
 
-    def _check(
-        self, text: str, build_args: Args, own_args: Args, target: str, platform: str, knows_heredocs: bool
-    ) -> None:
-        plan = self.plan(
-            text,
-            build_args=dict(build_args),
-            own_args=dict(own_args),
-            target=target,
-            platform=platform,
-            knows_heredocs=knows_heredocs,
-        )
+    def _check(self, text: str, build_args: Args, own_args: Args, **options: Any) -> None:
+        plan = self.plan(text, build_args=dict(build_args), own_args=dict(own_args), **options)
         plan.printed({base.key: ANY_NAME for base in plan.images()})
 
     def _of_instructions(self, parsed: Dockerfile, *, knows_heredocs: bool) -> Iterator[Iterator[_Violation]]:

@@ -227,8 +227,8 @@ def test_unknown_flags_are_refused(instruction, reason):
 def test_any_text_parses_or_is_refused(text):
     """No text breaks the parser, and instructions never overlap."""
     with suppress(Permanent):
-        found = lines_of("FROM a\n" + text)
-        assert all(end < start for (_, _, end), (_, start, _) in pairwise(found))
+        lines = lines_of("FROM a\n" + text)
+        assert all(end < start for (_, _, end), (_, start, _) in pairwise(lines))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,20 @@ def test_any_text_parses_or_is_refused(text):
         "# check" + " " * 65_000 + "x\nFROM a",
         "#" + "x" * 65_000 + "\nFROM a",
         "FROM a\nRUN <<A " + "x\\y" * 20_000 + ("\\\n" + "x\\y" * 20_000) * 16 + "\nA",
+    ],
+    ids=[
+        "word",
+        "dollars",
+        "quotes",
+        "escapes",
+        "continuations",
+        "flags",
+        "comment",
+        "spaces-in-check",
+        "spaces-in-comment",
+        "spaces-before-equals",
+        "long-name",
+        "long-heredoc-line",
     ],
 )
 def test_a_mebibyte_of_anything_is_read_quickly(text):

@@ -136,9 +136,13 @@ def test_platforms_of_bases():
 
 def test_stages_know_their_bases():
     """A stage keeps name, line and the earlier stage it begins from."""
-    found = stages(parse("FROM a AS x\nFROM b AS Y\nFROM y AS last\nRUN y"), {}, {})
-    assert [(stage.name, stage.line, stage.base) for stage in found] == [("x", 1, None), ("y", 2, None), ("last", 3, 1)]
-    assert [one.name for one in found[2].instructions] == ["RUN"]
+    x, y, last = stages(parse("FROM a AS x\nFROM b AS Y\nFROM y AS last\nRUN y"), {}, {})
+    assert [(stage.name, stage.line, stage.base) for stage in (x, y, last)] == [
+        ("x", 1, None),
+        ("y", 2, None),
+        ("last", 3, y.index),
+    ]
+    assert [one.name for one in last.instructions] == ["RUN"]
 
 
 @pytest.mark.parametrize(

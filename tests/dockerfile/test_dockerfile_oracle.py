@@ -308,10 +308,10 @@ def mutated(draw: st.DrawFn) -> str:
 
 
 def assert_read_alike(text: str) -> None:
-    found = read_here(text)
+    ours = read_here(text)
     # Written as one word a heredoc is the same to all; the oracle's engine is too old for the space.
     if not re.search(r"<<[\t\r ]", text):
-        assert found == read_there(text)
+        assert ours == read_there(text)
     with suppress(Permanent):
         sent = printed(text)
         assert [_without_names(one) for one in read_there(sent)] == literal(text)

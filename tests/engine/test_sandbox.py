@@ -64,7 +64,7 @@ async def test_the_engine_was_given_every_setting(client: Engine, engine: Privat
     uuid = uuid7()
     try:
         await create(client, uuid=uuid, attempt=7, image=BUSYBOX, limits=LIMITS)
-        told = engine.docker(
+        settings = engine.docker(
             "inspect",
             resource_name(NO_INSTALLATION, uuid, 7),
             "--format",
@@ -74,16 +74,16 @@ async def test_the_engine_was_given_every_setting(client: Engine, engine: Privat
         assert await leftovers(client) == {Owner(NO_INSTALLATION, uuid)}
     finally:
         await discard(client, uuid)
-    assert told == f"{64 * MIB} {64 * MIB} 1000000000 64 true none private no false local"
+    assert settings == f"{64 * MIB} {64 * MIB} 1000000000 64 true none private no false local"
 
 
 async def looked_at_twice(sandbox: Sandbox, name: str) -> bytes | None:
     """As the run kind does it: a busy engine may miss a file at first."""
-    found = await sandbox.read_data(name, max_bytes=100)
-    if found is None:
+    data = await sandbox.read_data(name, max_bytes=100)
+    if data is None:
         await asyncio.sleep(0.5)
-        found = await sandbox.read_data(name, max_bytes=100)
-    return found
+        data = await sandbox.read_data(name, max_bytes=100)
+    return data
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ async def test_what_has_the_jobs_name_in_the_image_is_no_hindrance(
 ) -> None:
     """A build knows its job's id, but no path that it can know of is used to open `/data`."""
     uuid = uuid7()
-    made = "".join(
+    steps = "".join(
         f"RUN {there}/{name}\n"
         for name in (f"imagejobd-{NO_INSTALLATION}-{uuid}", resource_name(NO_INSTALLATION, uuid, 1))
     )
-    image = image_of(engine, f"{made}USER 1000\n" + shell("echo 1 >/data/x && cat /data/x"))
+    image = image_of(engine, f"{steps}USER 1000\n" + shell("echo 1 >/data/x && cat /data/x"))
     try:
         sandbox = await create(client, uuid=uuid, attempt=1, image=image, limits=LIMITS)
         assert await run(sandbox) == ("1\n", "", Exit(0, is_out_of_memory=False))
@@ -131,16 +131,26 @@ async def test_volumes_of_the_image_are_the_jobs_own(client: Engine, engine: Pri
     text = f'{folder}VOLUME ["/cache", "/a/b/", "/tmp", "/data"]\nUSER nobody\n' + shell("cat /cache/x; echo >/cache/y")
     async with sandboxed(client, engine, text) as sandbox:
         assert await run(sandbox) == ("old\n", "", Exit(0, is_out_of_memory=False))
-        made = volumes(engine) - before
-        assert len(made) == 3
-        assert all(name.startswith("imagejobd-") for name in made)
+        new = volumes(engine) - before
+        assert len(new) == 3
+        assert all(name.startswith("imagejobd-") for name in new)
 
 
-async def test_too_many_volumes_are_refused(client: Engine, engine: PrivateEngine) -> None:
-    """The fault says how many there are and may be."""
-    text = f"VOLUME {' '.join(f'/v{number}' for number in range(17))}\n"
-    with pytest.raises(Permanent, match="17 VOLUMEs; at most 16") as caught:
-        async with sandboxed(client, engine, text):
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ([f"/v{number}" for number in range(17)], "17 VOLUMEs; at most 16"),
+        # The engine would copy its content once for every level.
+        (["/a", "/a-b", "/a/b/c"], "VOLUME /a/b/c inside VOLUME /a;"),
+    ],
+    ids=["many", "nested"],
+)
+async def test_volumes_that_cannot_be_given_are_refused(
+    client: Engine, engine: PrivateEngine, paths: list[str], message: str
+) -> None:
+    """Too many, with how many there are and may be, or one inside another."""
+    with pytest.raises(Permanent, match=message) as caught:
+        async with sandboxed(client, engine, f"VOLUME {' '.join(paths)}\nCMD true\n"):
             pass
     assert caught.value.code is ErrorCode.RUN_FAILED
 

@@ -53,8 +53,8 @@ def test_output_is_the_same_however_it_is_cut(written: list[tuple[int, bytes]], 
     pieces = [piece for start, end in itertools.pairwise(edges) for piece in output.feed(raw[start:end])]
     pieces += output.finish()
     for stream in (1, 2):
-        told = "".join(piece.text for piece in pieces if piece.is_stderr == (stream == 2))
-        assert told == b"".join(payload for number, payload in written if number == stream).decode(errors="replace")
+        text = "".join(piece.text for piece in pieces if piece.is_stderr == (stream == 2))
+        assert text == b"".join(payload for number, payload in written if number == stream).decode(errors="replace")
     assert not output.is_full
 
 
@@ -76,11 +76,11 @@ class Engineered:
         self.waited: bytes | None = b'{"StatusCode":0}\n'
         self.state = {"Running": False, "ExitCode": 0, "OOMKilled": False, "Error": ""}
         self.events = b""
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         action = request.path.rpartition("/")[2]
-        self.asked.append(action)
+        self.requests.append(action)
         if action == "json":
             return web.json_response({"State": self.state})
         if action == "events":
@@ -96,7 +96,7 @@ class Engineered:
         if action == "attach":
             for block in self.attached:
                 await reply.write(block)
-        while "start" not in self.asked or (action == "attach" and self.attach_stalls):
+        while "start" not in self.requests or (action == "attach" and self.attach_stalls):
             await asyncio.sleep(0.01)
         if action == "wait" and self.waited is not None:
             await reply.write(self.waited)
@@ -122,8 +122,8 @@ async def test_both_streams_are_open_before_the_start(tmp_path: Path) -> None:
     container = Engineered()
     async with engineered(tmp_path, container) as sandbox:
         assert await run(sandbox) == ("hello", "", Exit(0, is_out_of_memory=False))
-    assert set(container.asked[:2]) == {"attach", "wait"}
-    assert container.asked[2:] == ["start", "json"]
+    assert set(container.requests[:2]) == {"attach", "wait"}
+    assert container.requests[2:] == ["start", "json"]
 
 
 @pytest.mark.parametrize("is_told", [True, False])
@@ -134,7 +134,7 @@ async def test_memory_as_the_reason_may_be_told_by_an_event_only(tmp_path: Path,
     container.events = b'{"Type":"container","Action":"oom"}\n' if is_told else b""
     async with engineered(tmp_path, container) as sandbox:
         assert (await run(sandbox)).exit == Exit(137, is_out_of_memory=is_told)
-    assert container.asked[-2:] == ["json", "events"]
+    assert container.requests[-2:] == ["json", "events"]
 
 
 async def test_an_output_that_stalls_does_not_hold_up_the_end(tmp_path: Path) -> None:
@@ -160,13 +160,13 @@ async def test_a_slow_reader_costs_the_container_no_time(tmp_path: Path) -> None
     """The limit is on the container, which is over when the time comes, not on who reads its output."""
     container = Engineered()
     async with engineered(tmp_path, container) as sandbox:
-        told: list[Output | Exit] = []
+        events: list[Output | Exit] = []
         async with contextlib.aclosing(sandbox.run(output_max_bytes=100, timeout_s=1.0)) as pieces:
             async for piece in pieces:
-                told.append(piece)
+                events.append(piece)
                 await asyncio.sleep(1.3)
-    assert told == [Output("hello", is_stderr=False), Exit(0, is_out_of_memory=False)]
-    assert "kill" not in container.asked
+    assert events == [Output("hello", is_stderr=False), Exit(0, is_out_of_memory=False)]
+    assert "kill" not in container.requests
 
 
 @pytest.mark.parametrize("waited", [None, b'{"StatusC', b'{"StatusCode":0}'])
@@ -179,7 +179,7 @@ async def test_a_wait_that_ends_early_is_temporary(tmp_path: Path, waited: bytes
         with pytest.raises(Temporary) as caught:
             await run(sandbox)
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
-    assert container.asked[-1] == "kill"
+    assert container.requests[-1] == "kill"
 
 
 async def test_private_shared_memory_where_none_is_refused(tmp_path: Path) -> None:
@@ -298,8 +298,8 @@ def test_newer_engines_words_for_an_unknown_runtime_are_known() -> None:
 
 def test_a_failed_build_does_not_tell_the_engines_folders() -> None:
     """What is within them is the user's; a path of a stranger's making costs no more time than its length."""
-    told = errors.of_build(200, "lstat /var/lib/docker/tmp/buildkit-mount123/app: no such file").message
-    assert told == "lstat /app: no such file"
+    message = errors.of_build(200, "lstat /var/lib/docker/tmp/buildkit-mount123/app: no such file").message
+    assert message == "lstat /app: no such file"
     began = time.process_time()
     errors.of_container(400, "/" * 1_000_000)
     # 0.1 s; if each of its slashes were tried, hours.
@@ -312,8 +312,8 @@ async def test_a_failed_step_does_not_tell_the_engines_folders(client: Engine, t
     wanted = request(tmp_path, "buildkit", f"{FROM_BASE}WORKDIR /etc/passwd/x\n")
     with pytest.raises(Permanent) as caught:
         await build(client, wanted, events)
-    told = [event.error for event in events if isinstance(event, Step) and event.error]
-    assert told == [caught.value.message] == ["lstat /etc/passwd/x: not a directory"]
+    reasons = [event.error for event in events if isinstance(event, Step) and event.error]
+    assert reasons == [caught.value.message] == ["lstat /etc/passwd/x: not a directory"]
 
 
 async def test_a_container_may_take_longer_to_make_than_other_requests(tmp_path: Path) -> None:

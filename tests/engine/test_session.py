@@ -116,8 +116,8 @@ async def files_of(client: Engine, engine: PrivateEngine, image: str) -> dict[st
             digest = hashlib.sha256(data.read()).hexdigest() if data else ""
             # A directory that no member announces has no time, and 20.10 gives the others the time of the build.
             mtime = None if info.isdir() else int(info.mtime)
-            own = (info.type, info.mode, info.uid, info.gid, info.size, mtime, info.linkname, digest)
-            files[info.name] = files[info.linkname] if info.islnk() else own
+            value = (info.type, info.mode, info.uid, info.gid, info.size, mtime, info.linkname, digest)
+            files[info.name] = files[info.linkname] if info.islnk() else value
     return files
 
 
@@ -136,10 +136,10 @@ class WatchedFolder(Folder, frozen=True):
     """Says, in the loop, that BuildKit has begun to read its content."""
 
     loop: asyncio.AbstractEventLoop
-    told: Callable[[], None]
+    on_open: Callable[[], None]
 
     def open(self) -> BinaryIO:
-        self.loop.call_soon_threadsafe(self.told)
+        self.loop.call_soon_threadsafe(self.on_open)
         return super().open()
 
 
@@ -369,7 +369,7 @@ async def test_an_engine_behind_tcp(
 
 
 @pytest.mark.parametrize(
-    ("ignored", "left"),
+    ("ignored", "result"),
     [
         (None, None),
         (b"", b"\n.imagejobd.Dockerfile\n"),
@@ -379,7 +379,7 @@ async def test_an_engine_behind_tcp(
     ids=["none", "empty", "pleads", "hides-itself"],
 )
 async def test_the_classic_builder_sees_the_users_files_only(
-    client: Engine, engine: PrivateEngine, tmp_path: Path, ignored: bytes | None, left: bytes | None
+    client: Engine, engine: PrivateEngine, tmp_path: Path, ignored: bytes | None, result: bytes | None
 ) -> None:
     """It builds the text of the request, of which the image has nothing; a `.dockerignore` has one line more."""
     own = () if ignored is None else (entry(".dockerignore", ignored, mode=0o600), hard_link("other", ".dockerignore"))
@@ -388,11 +388,11 @@ async def test_the_classic_builder_sees_the_users_files_only(
     events = await run(client, build)
     assert isinstance(events[-1], Built)
     files = await files_of(client, engine, events[-1].image_id)
-    names = {"x", "x/a", "x/Dockerfile"} | ({"x/other"} if own else set()) | ({"x/.dockerignore"} if left else set())
+    names = {"x", "x/a", "x/Dockerfile"} | ({"x/other"} if own else set()) | ({"x/.dockerignore"} if result else set())
     assert files.keys() == names
     assert files["x/Dockerfile"][-1] == hashlib.sha256(COPY_ALL.encode()).hexdigest()
-    if left is not None:
-        assert files["x/.dockerignore"][-1] == hashlib.sha256(left).hexdigest()
+    if result is not None:
+        assert files["x/.dockerignore"][-1] == hashlib.sha256(result).hexdigest()
         assert files["x/.dockerignore"][5] == MTIME
         assert files["x/other"][-1] == hashlib.sha256(ignored or b"").hexdigest()
 

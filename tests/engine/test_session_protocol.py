@@ -61,9 +61,9 @@ class BuildKit:
 
     def call(self, path: str, *messages: bytes, **metadata: str) -> int:
         stream = self.h2.get_next_available_stream_id()
-        own = [(name.replace("_", "-"), value) for name, value in metadata.items()]
+        extra = [(name.replace("_", "-"), value) for name, value in metadata.items()]
         self.h2.send_headers(
-            stream, [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost"), *own]
+            stream, [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost"), *extra]
         )
         for message in messages:
             self.send(stream, message)
@@ -76,11 +76,11 @@ class BuildKit:
 
     def messages(self, stream: int) -> list[bytes]:
         """The whole messages that have come."""
-        found, rest = [], bytes(self.received[stream])
+        messages, rest = [], bytes(self.received[stream])
         while len(rest) >= 5 and len(rest) >= 5 + (size := int.from_bytes(rest[1:5])):
-            found.append(rest[5 : 5 + size])
+            messages.append(rest[5 : 5 + size])
             rest = rest[5 + size :]
-        return found
+        return messages
 
     async def until(self, is_reached: Callable[[], bool], *, takes: bool = True) -> None:
         """Read until it is so; `takes` gives room for as much as came."""
