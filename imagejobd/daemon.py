@@ -24,28 +24,22 @@ from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.keys import load_keys
 from imagejobd.config import Config, ConfigError
 from imagejobd.dockerfile.policy import Policy
-from imagejobd.engine.base_images import Bases
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence, presence_loop
-from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.jobs.build import BuildKind
-from imagejobd.jobs.build import Tools as BuildKindTools
 from imagejobd.jobs.dispatch.kind import DispatchKind, check_repository
-from imagejobd.jobs.dispatch.payload import Tools as DispatchTools
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.registries import Tools as DistributeTools
 from imagejobd.jobs.run import RunKind
-from imagejobd.jobs.run import Tools as RunTools
 from imagejobd.jobs.shared.access import EngineEgress
-from imagejobd.jobs.shared.build import BuildTools
-from imagejobd.jobs.shared.purge import build_cache_loop
+from imagejobd.jobs.shared.builder import ImageBuilder
 from imagejobd.listeners import open_listeners
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
-from imagejobd.model.kind import JobKind
+from imagejobd.model.kind import by_name
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.http.resolver import Resolver
@@ -122,26 +116,24 @@ async def serve(config: Config) -> int:
             )
         )
         clock, gate = Clock(), EngineGate(engine.probe)
-        leases = TagLeases(engine, store.engine.known)
-        bases = Bases(engine, leases, store.engine)
-        building = BuildTools(
-            engine=engine,
-            bases=bases,
-            leases=leases,
+        builder = ImageBuilder(
+            engine,
+            registry,
+            EngineEgress(egress, names),
+            blobs,
+            Policy(config.policy),
+            records=store.engine,
             known=store.engine.known,
-            registry=registry,
-            egress=EngineEgress(egress, names),
-            blobs=blobs,
-            policy=Policy(config.policy),
             cache_scope=_everybody if config.engine.share_build_cache else vault.fingerprint,
         )
-        kinds: dict[str, JobKind] = {
-            "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
-            "run": RunKind(RunTools(building=building, settings=config.kinds.run)),
-            "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
-            "distribute": DistributeKind(_distribute_tools(stack, config, registry, blobs)),
-        }
-        slots = {name: getattr(config.limits, name) for name in kinds}
+        # A new kind of job is one more line here, and needs no other.
+        kinds = by_name(
+            BuildKind(builder, egress, config.kinds.build),
+            RunKind(builder, config.kinds.run),
+            DispatchKind(builder, config.kinds.dispatch),
+            DistributeKind(_distribute_tools(stack, config, registry, blobs)),
+        )
+        slots = {name: config.limits.slots(name) for name in kinds}
         runner = Runner(
             store, kinds, config.limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock
         )
@@ -175,7 +167,7 @@ async def serve(config: Config) -> int:
                 "expire", lambda: expire_loop(store, config.limits.queue_timeout_s, clock, runner.downtime_ms)
             ),
             prune=lasting("prune", lambda: prune_loop(store, blobs, config.retention)),
-            build_cache=lasting("build_cache", lambda: build_cache_loop(engine, bases)),
+            build_cache=lasting("build_cache", builder.prune_loop),
             presence=lasting("presence", lambda: presence_loop(presence)),
         )
 

@@ -25,7 +25,7 @@ from imagejobd.jobs.distribute.table import CopyTable, records_of
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
 from imagejobd.model.job import Job, Json, NewJob
-from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secrets import Redactor
 from imagejobd.registry.content.repository import Repository
@@ -37,8 +37,8 @@ WARNINGS_MAX = 100
 TOLD_AT_ONCE = frozenset({ErrorCode.NOT_FOUND, ErrorCode.DENIED, ErrorCode.EGRESS})
 
 
-class DistributeKind:
-    """Implements `model.work.Kind`."""
+class DistributeKind(JobKind):
+    """Implements `JobKind`."""
 
     name = "distribute"
     uses_engine = False
