@@ -11,8 +11,7 @@ It leaves nothing behind but what it was asked for: tags move last, and spool fi
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Collection, Mapping
-from typing import Any
+from collections.abc import AsyncIterable, Collection
 
 import msgspec
 
@@ -38,23 +37,15 @@ TOLD_AT_ONCE = frozenset({ErrorCode.NOT_FOUND, ErrorCode.DENIED, ErrorCode.EGRES
 
 
 class DistributeKind(JobKind):
-    """Implements `JobKind`."""
-
     name = "distribute"
-    uses_engine = False
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        raise _no_file()
-
-    def release(self, upload: Upload) -> None:
-        """There are no uploads."""
+        raise invalid("a distribution takes no file: it names registries and images")
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
-        if upload is not None:
-            raise _no_file()
         return specs.parse(spec, copies_max=self._tools.settings.copies_max)
 
     async def preflight(self, job: NewJob) -> None:
@@ -94,13 +85,6 @@ class DistributeKind(JobKind):
             raise fault
         return table.result()
 
-    async def leftovers(self) -> set[str]:
-        """Spool files have no owner: they go with their flight, and at boot."""
-        return set()
-
-    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        """What targets have is theirs."""
-
 
 async def _find(repository: Repository, name: str) -> None:
     if await repository.head_manifest(name) is None:
@@ -110,7 +94,3 @@ async def _find(repository: Repository, name: str) -> None:
 
 def _unheard(line: str) -> None:
     """The job will hear the same."""
-
-
-def _no_file() -> Permanent:
-    return invalid("a distribution takes no file: it names registries and images")
