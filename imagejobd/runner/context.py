@@ -84,15 +84,22 @@ class JobLog:
         self._tail: deque[str] = deque()
         self._tail_bytes = 0
         self._cut_bytes = 0
+        self._is_line_open = False
 
     async def append(self, text: str) -> None:
         """Add text; a line may arrive in pieces. Raises what the store raises."""
+        if text:
+            self._is_line_open = not text.endswith("\n")
         for piece in _pieces(self._redact(text)):
             self._add(piece)
         if self._pending_bytes >= FULL_BYTES:
             await self._behind.now()
         elif self._pending:
             self._behind.soon()
+
+    async def append_line(self, text: str) -> None:
+        """Add text that begins on a line of its own, as `append` does."""
+        await self.append(f"\n{text}" if text and self._is_line_open else text)
 
     def _add(self, piece: str) -> None:
         size = _size_bytes(piece)
@@ -276,9 +283,9 @@ class AttemptContext:
             self._unsaid_timer.cancel()
         if text is not None:
             if self._unsaid is not None and self.job.faults > 1:
-                await self._joblog.append(f"\n(this happened {self.job.faults} times)\n")
+                await self._joblog.append_line(f"(this happened {self.job.faults} times)\n")
             await self._say()
-            await self._joblog.append(text)
+            await self._joblog.append_line(text)
         await self._progress_behind.now()
         await self._joblog.close()
 
