@@ -190,7 +190,7 @@ class AttemptContext:
         self._progressed_at = 0.0
         self._downtime_s = downtime_s
         self._progress_behind = Debouncer(self._write_progress, delay_s=PROGRESS_EVERY_S)
-        self._concealed = set(claim.secrets.values())
+        self._secrets = set(claim.secrets.values())
         self._redactor: Redactor | None = None
         self._joblog = JobLog(self._write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
         # What an attempt says that may turn out to repeat the one before it; None once it is in the log.
@@ -207,16 +207,16 @@ class AttemptContext:
     def secrets(self) -> Mapping[str, Secret]:
         return self._claim.secrets
 
-    def conceal(self, secret: Secret) -> None:
-        if secret not in self._concealed:
-            self._concealed.add(secret)
+    def add_secret(self, secret: Secret) -> None:
+        if secret not in self._secrets:
+            self._secrets.add(secret)
             self._redactor = None
 
     def redact(self, text: str) -> str:
-        """`text` without the job's own secrets and those that were concealed."""
+        """`text` without the job's own secrets and those that were added."""
         if self._redactor is None:
-            # Not before it is needed: a job may conceal hundreds of words, one by one.
-            self._redactor = _redactor(self._concealed)
+            # Not before it is needed: a job may add hundreds of words, one by one.
+            self._redactor = _redactor(self._secrets)
         return self._redactor(text)
 
     @property

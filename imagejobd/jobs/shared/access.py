@@ -118,7 +118,7 @@ class RegistryAccess:
         own = self._own if host == self._own_host else None
         credentials = own or self._registry.credentials_for(host, self._principal)
         if credentials is not None:
-            self._ctx.conceal(credentials.password)
+            self._ctx.add_secret(credentials.password)
         return credentials
 
     def credentials_at(self, hosts: Iterable[str]) -> dict[str, Credentials]:
