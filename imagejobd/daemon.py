@@ -25,27 +25,21 @@ from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.keys import load_keys
 from imagejobd.config import Config, ConfigError
 from imagejobd.dockerfile.policy import Policy
-from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence, presence_loop
-from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.jobs.build import BuildKind
-from imagejobd.jobs.build import Tools as BuildKindTools
 from imagejobd.jobs.dispatch.kind import DispatchKind, check_repository
-from imagejobd.jobs.dispatch.payload import Tools as DispatchTools
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.run import RunKind
-from imagejobd.jobs.run import Tools as RunTools
 from imagejobd.jobs.shared.access import EngineEgress
-from imagejobd.jobs.shared.build import BuildTools
-from imagejobd.jobs.shared.purge import build_cache_loop
+from imagejobd.jobs.shared.builder import ImageBuilder
 from imagejobd.listeners import open_listeners
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
-from imagejobd.model.kind import JobKind
+from imagejobd.model.kind import by_name
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.http.resolver import Resolver
@@ -112,26 +106,24 @@ async def serve(config: Config) -> int:
         egress, names, circuits = Egress(config.egress), Resolver(), Circuits()
         registry = await _open_registry(stack, config, egress, names, circuits)
 
-        leases = TagLeases(engine, store.engine.known)
-        bases = BaseImages(engine, leases, store.engine)
-        building = BuildTools(
-            engine=engine,
-            bases=bases,
-            leases=leases,
+        builder = ImageBuilder(
+            engine,
+            registry,
+            EngineEgress(egress, names),
+            blobs,
+            Policy(config.policy),
+            records=store.engine,
             known=store.engine.known,
-            registry=registry,
-            egress=EngineEgress(egress, names),
-            blobs=blobs,
-            policy=Policy(config.policy),
             cache_scope=_everybody if config.engine.share_build_cache else vault.fingerprint,
         )
-        kinds: dict[str, JobKind] = {
-            "build": BuildKind(BuildKindTools(building=building, egress=egress, settings=config.kinds.build)),
-            "run": RunKind(RunTools(building=building, settings=config.kinds.run)),
-            "dispatch": DispatchKind(DispatchTools(building=building, settings=config.kinds.dispatch)),
-            "distribute": DistributeKind(registry, _flights(stack, config, blobs), config.kinds.distribute),
-        }
-        slots = {name: getattr(limits, name) for name in kinds}
+        # A new kind of job is one more line here, and needs no other.
+        kinds = by_name(
+            BuildKind(builder, egress, config.kinds.build),
+            RunKind(builder, config.kinds.run),
+            DispatchKind(builder, config.kinds.dispatch),
+            DistributeKind(registry, _flights(stack, config, blobs), config.kinds.distribute),
+        )
+        slots = {name: limits.slots(name) for name in kinds}
         runner = Runner(store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock)
         intake = Intake(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
         authentication = Authentication(config.auth)
@@ -145,7 +137,7 @@ async def serve(config: Config) -> int:
             sweep=lambda: sweep_loop(store, kinds.values()),
             expire=lambda: expire_loop(store, limits.queue_timeout_s, clock, runner.downtime_ms),
             prune=lambda: prune_loop(store, blobs, config.retention),
-            build_cache=lambda: build_cache_loop(engine, bases),
+            build_cache=builder.prune_loop,
             presence=lambda: presence_loop(presence),
         )
 

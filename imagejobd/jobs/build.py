@@ -1,43 +1,43 @@
-"""Bounds on what a build may take in, and how long its phases may last.
+"""The `build` kind: fetch → build → push → purge, each phase resumable from its checkpoint.
 
-What a build is asked to do: the caller's spec, checked, and what of it is stored.
-
-Exactly one source of the context: `dockerfile` (text, alone), an uploaded tar, or `tar_url`. Passwords and the query
-of a URL, where tokens hide, go to the job's secrets; the stored spec has neither.
-
-What a build works with.
-
-The fetching phase: the context that `tar_url` names, checked and in the content store.
-
-The `build` kind: fetch → build → push → purge, each phase resumable from its checkpoint.
+A build has exactly one source of its context: `dockerfile` (text, alone), an uploaded tar, or `tar_url`. Passwords and
+the query of a URL, where tokens hide, go to the job's secrets; the stored spec has neither.
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
 import msgspec
 
 from imagejobd.archive import ContextBounds
-from imagejobd.dockerfile.policy import Policy
-from imagejobd.jobs.shared.build import BuildOptions, BuildTools, build_image
+from imagejobd.jobs.shared.builder import BuildingKind, BuildOptions, ImageBuilder
 from imagejobd.jobs.shared.context import Context, take_in
-from imagejobd.jobs.shared.fetch import FetchBounds, fetched, parse_url, shown_url
-from imagejobd.jobs.shared.purge import leftovers, purge, purge_surely
-from imagejobd.jobs.shared.push import push_image
+from imagejobd.jobs.shared.fetch import bare_url, fetch, parse_url
 from imagejobd.model.bounds import GIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Job, Json, NewJob
+from imagejobd.model.job import Job, Json
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.ownership import LABEL_PREFIX, refuse_reserved
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.faults import Unanswered
 from imagejobd.registry.http.address import host_of, peer_of
+
+PASSWORD = "password"  # noqa: S105 - the name of a secret, not one
+TAR_URL = "tar_url"
+
+TAGS_MAX = 20
+BUILD_ARGS_MAX = 100
+LABELS_MAX = 100
+VALUE_MAX_CHARS = 4096
+
+# os, os/architecture or os/architecture/variant.
+_PLATFORM = re.compile(r"[a-z0-9._-]{1,32}(?:/[a-z0-9._-]{1,32}){0,2}")
 
 
 class BuildSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,18 +57,6 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def bounds(self) -> ContextBounds:
         return ContextBounds(max_bytes=self.context_max_bytes, max_entries=self.context_max_entries)
-
-
-PASSWORD = "password"  # noqa: S105 - the name of a secret, not one
-TAR_URL = "tar_url"
-
-TAGS_MAX = 20
-BUILD_ARGS_MAX = 100
-LABELS_MAX = 100
-VALUE_MAX_CHARS = 4096
-
-# os, os/architecture or os/architecture/variant.
-_PLATFORM = re.compile(r"[a-z0-9._-]{1,32}(?:/[a-z0-9._-]{1,32}){0,2}")
 
 
 class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,35 +97,136 @@ class _Request(BuildSpec, frozen=True, kw_only=True, forbid_unknown_fields=True)
     password: str | None = None
 
 
-def parse(spec: Json, upload: Upload | None = None, *, policy: Policy, knows_heredocs: bool = True) -> Accepted:
-    """Check a caller's spec for an engine that knows heredocs or not. Raises `Permanent(invalid | policy)` that names
-    the field, or the Dockerfile's line."""
-    fields = {name: value for name, value in spec.items() if value not in (None, "")}
-    _check_source(fields, upload)
-    try:
-        request = msgspec.convert(fields | (upload.fields if upload else {}), _Request)
-    except msgspec.ValidationError as error:
-        raise invalid(f"spec: {error}") from None
-    _check_names(request)
-    _check_sizes(request)
-    if request.dockerfile is None:
-        policy.check_build_args(request.build_args)
-    else:
-        policy.check(
-            request.dockerfile,
-            build_args=request.build_args,
-            target=request.target or "",
-            platform=request.platform or "",
-            knows_heredocs=knows_heredocs,
+class BuildKind(BuildingKind):
+    name = "build"
+
+    def __init__(self, builder: ImageBuilder, egress: Egress, settings: BuildSettings) -> None:
+        super().__init__(builder)
+        self._egress = egress
+        self._settings = settings
+
+    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+        """Take a request's tar. Raises `Permanent(invalid | too_large)` naming the member."""
+        context = await self._take_in(body)
+        digest = str(context.digest)
+        return Upload(fields={"context": digest, "dockerfile": context.dockerfile}, blobs=(digest,))
+
+    def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
+        """Raises `Permanent(invalid | policy)` that names the field, or the Dockerfile's line."""
+        fields = {name: value for name, value in spec.items() if value not in (None, "")}
+        _check_source(fields, upload)
+        try:
+            request = msgspec.convert(fields | (upload.fields if upload else {}), _Request)
+        except msgspec.ValidationError as error:
+            raise invalid(f"spec: {error}") from None
+        _check_names(request)
+        _check_sizes(request)
+        if request.dockerfile is None:
+            self._builder.policy.check_build_args(request.build_args)
+        else:
+            self._builder.policy.check(
+                request.dockerfile,
+                build_args=request.build_args,
+                target=request.target or "",
+                platform=request.platform or "",
+                knows_heredocs=self._builder.knows_heredocs,
+            )
+        return _split(request, upload)
+
+    def hosts(self, job: Job) -> Collection[str]:
+        """The registry of the image, and where the context is while it has not been fetched."""
+        spec = msgspec.convert(job.spec, BuildSpec)
+        if _is_pushed(spec, job.checkpoint):
+            return ()
+        hosts = {peer_name(reference.host) for reference in spec.references}
+        if spec.tar_url is not None and "context" not in job.checkpoint:
+            hosts.add(peer_of(parse_url(spec.tar_url)))
+        return hosts
+
+    async def run(self, ctx: JobContext) -> Json:
+        spec = msgspec.convert(ctx.job.spec, BuildSpec)
+        # After the last push the purge takes the image away: an attempt that resumes there has nothing to push.
+        if not _is_pushed(spec, ctx.checkpoint):
+            await self._build_and_push(ctx, spec)
+        await self.purge(ctx, timeout_s=self._settings.purge_timeout_s)
+        image, digests = str(spec.references[0]), ctx.checkpoint["pushed"]
+        return {
+            "image": image,
+            "digest": digests[image],
+            "image_id": ctx.checkpoint["built"]["id"],
+            "pushed": digests,
+        }
+
+    async def fetch_context(self, ctx: JobContext, spec: BuildSpec) -> Context:
+        """The fetching phase; a context that an earlier attempt fetched is used again."""
+        if spec.tar_url is None:
+            return Context(spec.context, spec.dockerfile or "")
+        earlier = msgspec.convert(ctx.checkpoint.get("context"), Context | None)
+        if earlier is not None and self._blobs.exists(str(earlier.digest)):
+            return earlier
+        host = host_of(parse_url(spec.tar_url))
+        async with ctx.phase("fetching", timeout_s=self._settings.fetch_timeout_s, waits_for=host):
+            await ctx.log(f"fetching {spec.tar_url}\n")
+            secret = ctx.secrets.get(TAR_URL)
+            context = await self._fetch(ctx, secret.reveal() if secret else spec.tar_url)
+            digest = str(context.digest)
+            try:
+                await ctx.save(blobs=[digest], context=msgspec.to_builtins(context))
+            finally:
+                self._blobs.release(digest)
+        failpoint("after_fetch")
+        return context
+
+    async def _build_and_push(self, ctx: JobContext, spec: BuildSpec) -> None:
+        builder, settings = self._builder, self._settings
+        host = spec.references[0].host
+        access = builder.access(ctx, own_host=host, own=spec.credentials(ctx.secrets))
+        await builder.egress.check_registry(host)
+        context = await self.fetch_context(ctx, spec)
+        options = BuildOptions(
+            timeout_s=settings.build_timeout_s,
+            build_args=spec.build_args,
+            target=spec.target or "",
+            labels=spec.labels,
+            platform=spec.platform or "",
+            nocache=spec.nocache,
+            pull=spec.pull,
         )
-    return _split(request, upload)
+        image = await builder.build(ctx, options, context, access)
+        await builder.push(ctx, spec.references, image, access, timeout_s=settings.push_timeout_s)
+
+    async def _fetch(self, ctx: JobContext, url: str) -> Context:
+        settings, registry = self._settings, self._builder.registry
+        body = fetch(
+            url,
+            egress=self._egress,
+            circuits=registry.circuits,
+            max_bytes=settings.upload_max_bytes,
+            idle_s=settings.fetch_idle_s,
+            redirects_max=settings.fetch_redirects_max,
+            progress=lambda received, total: ctx.progress(fetched_bytes=received, total_bytes=total),
+        )
+        try:
+            async with aclosing(body):
+                return await self._take_in(body)
+        except Unanswered as fault:
+            raise await registry.blamed(fault, fault.silent) from None
+
+    async def _take_in(self, body: AsyncIterable[bytes]) -> Context:
+        settings = self._settings
+        return await take_in(self._blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes)
+
+
+def _is_pushed(spec: BuildSpec, checkpoint: Mapping[str, Any]) -> bool:
+    pushed: Mapping[str, str] = checkpoint.get("pushed", {})
+    return pushed.keys() >= {str(reference) for reference in spec.references}
 
 
 def _check_source(fields: Json, upload: Upload | None) -> None:
     if "context" in fields:
         raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
-    given = sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None)
-    if given != 1:
+    sources = sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None)
+    if sources != 1:
         raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
 
 
@@ -177,15 +266,15 @@ def _check_sizes(request: _Request) -> None:
 
 
 def _split(request: _Request, upload: Upload | None) -> Accepted:
-    """Part what may be read by everybody from what may not."""
+    """Separate what may be read by everybody from what may not."""
     secrets: dict[str, Secret] = {}
     changes: dict[str, str] = {}
     if request.password is not None:
         secrets[PASSWORD] = Secret(request.password)
     if request.tar_url is not None:
         url = parse_url(request.tar_url)
-        changes["tar_url"] = shown_url(url)
-        # One without user and query is no secret, and would be masked wherever the log tells of it.
+        changes["tar_url"] = bare_url(url)
+        # One without user and query is no secret, and would be masked wherever the log has it.
         if changes["tar_url"] != str(url):
             secrets[TAR_URL] = Secret(request.tar_url)
     stored = msgspec.to_builtins(request) | changes
@@ -194,143 +283,4 @@ def _split(request: _Request, upload: Upload | None) -> Accepted:
         spec={name: value for name, value in stored.items() if value or value is False},
         secrets=secrets,
         blobs=upload.blobs if upload else (),
-    )
-
-
-class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """One set for the whole daemon."""
-
-    building: BuildTools
-    egress: Egress
-    settings: BuildSettings
-
-
-async def fetch_context(tools: Tools, ctx: JobContext, spec: BuildSpec) -> Context:
-    """The context of a build; one that an earlier attempt fetched is used again."""
-    if spec.tar_url is None:
-        return Context(spec.context, spec.dockerfile or "")
-    blobs = tools.building.blobs
-    kept = ctx.checkpoint.get("context")
-    if kept is not None and blobs.exists(kept["digest"]):
-        return Context(**kept)
-    host = host_of(parse_url(spec.tar_url))
-    async with ctx.phase("fetching", timeout_s=tools.settings.fetch_timeout_s, waits_for=host):
-        await ctx.log(f"fetching {spec.tar_url}\n")
-        secret = ctx.secrets.get(TAR_URL)
-        context = await _take_in(tools, ctx, secret.reveal() if secret else spec.tar_url)
-        digest = str(context.digest)
-        try:
-            await ctx.save(blobs=[digest], context=msgspec.to_builtins(context))
-        finally:
-            blobs.release(digest)
-    failpoint("after_fetch")
-    return context
-
-
-async def _take_in(tools: Tools, ctx: JobContext, url: str) -> Context:
-    settings = tools.settings
-    try:
-        async with aclosing(_body(tools, ctx, url)) as body:
-            return await take_in(
-                tools.building.blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes
-            )
-    except Unanswered as fault:
-        raise await tools.building.registry.blamed(fault, fault.silent) from None
-
-
-def _body(tools: Tools, ctx: JobContext, url: str) -> AsyncGenerator[bytes, None]:
-    settings = tools.settings
-    bounds = FetchBounds(
-        max_bytes=settings.upload_max_bytes,
-        idle_s=settings.fetch_idle_s,
-        redirects_max=settings.fetch_redirects_max,
-    )
-    return fetched(
-        url,
-        egress=tools.egress,
-        circuits=tools.building.registry.circuits,
-        bounds=bounds,
-        progress=lambda received, total: ctx.progress(fetched_bytes=received, total_bytes=total),
-    )
-
-
-class BuildKind:
-    """Implements `model.work.Kind`."""
-
-    name = "build"
-    uses_engine = True
-
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._building = tools.building
-
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        """Take a request's tar. Raises `Permanent(invalid | too_large)` naming the member."""
-        settings = self._tools.settings
-        context = await take_in(self._building.blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes)
-        digest = str(context.digest)
-        return Upload(fields={"context": digest, "dockerfile": context.dockerfile}, blobs=(digest,))
-
-    def release(self, upload: Upload) -> None:
-        for digest in upload.blobs:
-            self._building.blobs.release(digest)
-
-    def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
-        engine = self._building.engine
-        # Nothing is asked at the door: what an engine that is not known yet would refuse, the build refuses.
-        knows_heredocs = engine.info is None or engine.info.knows_heredocs(engine.settings.builder)
-        return parse(spec, upload, policy=self._building.policy, knows_heredocs=knows_heredocs)
-
-    async def preflight(self, job: NewJob) -> None:
-        """A build's bases are asked for when it runs."""
-
-    def hosts(self, job: Job) -> Collection[str]:
-        """The registry of the image, and where the context is while it has not been fetched."""
-        spec = msgspec.convert(job.spec, BuildSpec)
-        if job.checkpoint.get("pushed", {}).keys() >= {str(reference) for reference in spec.references}:
-            return ()
-        found = {peer_name(reference.host) for reference in spec.references}
-        if spec.tar_url is not None and "context" not in job.checkpoint:
-            found.add(peer_of(parse_url(spec.tar_url)))
-        return found
-
-    async def run(self, ctx: JobContext) -> Json:
-        spec = msgspec.convert(ctx.job.spec, BuildSpec)
-        names = [str(reference) for reference in spec.references]
-        # After the last push the purge takes the image away, so an attempt that resumes there has nothing to find.
-        if not ctx.checkpoint.get("pushed", {}).keys() >= set(names):
-            await self._build_and_push(ctx, spec)
-        failpoint("before_purge")
-        await purge_surely(ctx, self.discard, timeout_s=self._tools.settings.purge_timeout_s)
-        failpoint("after_purge")
-        digests = ctx.checkpoint["pushed"]
-        image_id = ctx.checkpoint["built"]["id"]
-        return {"image": names[0], "digest": digests[names[0]], "image_id": image_id, "pushed": digests}
-
-    async def _build_and_push(self, ctx: JobContext, spec: BuildSpec) -> None:
-        settings = self._tools.settings
-        own_host = ImageReference.parse(spec.image).host
-        access = self._building.access(ctx, own_host=own_host, own=spec.credentials(ctx.secrets))
-        await self._building.egress.check_registry(own_host)
-        context = await fetch_context(self._tools, ctx, spec)
-        options = _options(spec, timeout_s=settings.build_timeout_s)
-        image = await build_image(self._building, ctx, options, context, access)
-        await push_image(self._building, ctx, spec.references, image, access, timeout_s=settings.push_timeout_s)
-
-    async def leftovers(self) -> set[str]:
-        return await leftovers(self._building)
-
-    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        await purge(self._building, uuid)
-
-
-def _options(spec: BuildSpec, *, timeout_s: float) -> BuildOptions:
-    return BuildOptions(
-        timeout_s=timeout_s,
-        build_args=spec.build_args,
-        target=spec.target or "",
-        labels=spec.labels,
-        platform=spec.platform or "",
-        nocache=spec.nocache,
-        pull=spec.pull,
     )

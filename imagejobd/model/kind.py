@@ -1,14 +1,16 @@
 """What a kind of job is, and what it is given to work with.
 
-The runner drives kinds and the kinds know nothing of it: both meet in these two protocols.
+The runner drives kinds and the kinds know nothing of it: both meet here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import msgspec
 
+from imagejobd.model.errors import invalid
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.secrets import Secret
 
@@ -22,7 +24,7 @@ class JobContext(Protocol):
     @property
     def secrets(self) -> Mapping[str, Secret]: ...
 
-    def conceal(self, secret: Secret) -> None:
+    def add_secret(self, secret: Secret) -> None:
         """Keep a secret that is not the job's own (a configured login) out of its log and error too."""
         ...
 
@@ -50,7 +52,7 @@ class JobContext(Protocol):
         ...
 
     async def note(self, event: str, **data: Any) -> None:
-        """Append a line to the job's history, where `event` must be none of a job's moves. `data` is JSON, small."""
+        """Append a line to the job's history; `event` is none of a job's transitions, `data` is small JSON."""
         ...
 
     def progress(self, **values: Any) -> None:
@@ -67,58 +69,62 @@ class Upload(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A spec that passed its kind's door: what is stored in clear, what is stored encrypted, what it refers to."""
+    """A spec that its kind has checked: what is stored in clear, what is stored encrypted, what it refers to."""
 
     spec: Json
     secrets: Mapping[str, Secret] = {}
     blobs: tuple[str, ...] = ()
 
 
-class JobKind(Protocol):
-    """One kind of job. Stateless between jobs: what must survive is in the checkpoint."""
+class JobKind(ABC):
+    """One kind of job. Stateless between jobs: what must survive is in the checkpoint.
 
-    @property
-    def name(self) -> str: ...
+    A new kind has a `name`, `parse` and `run`. The rest is for kinds that take files, need a peer before they start, or
+    leave something behind; as it stands here there is nothing of the sort.
+    """
 
-    @property
-    def uses_engine(self) -> bool:
-        """Whether all its jobs need the Docker Engine: then none is started while it does not answer. Of another kind a
-        job waits once it has found that it needs it."""
-        ...
+    name: str
+    # Whether all its jobs need the Docker Engine: then none is started while it does not answer. Of another kind a job
+    # waits once it has found that it needs it.
+    uses_engine = False
+
+    @abstractmethod
+    def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
+        """Check and normalise a caller's spec. Raises `Permanent(invalid)` that names the field."""
+
+    @abstractmethod
+    async def run(self, ctx: JobContext) -> Json:
+        """Do the work and return the result. Raises `Temporary` or `Permanent`; must be safe to repeat."""
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
         """Take the file of a request into the content store, checked. Raises `Permanent` where it is no good.
 
         It is kept until `release`, which the caller owes; after that only while a job refers to it.
         """
-        ...
+        raise invalid(f"a job of kind {self.name} takes no file")
 
-    def release(self, upload: Upload) -> None: ...
+    def release(self, upload: Upload) -> None:  # noqa: B027 - nothing is taken
+        """Let go of what `receive` took."""
 
-    def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
-        """Check and normalise a caller's spec. Raises `Permanent(invalid)` that names the field."""
-        ...
+    async def preflight(self, job: NewJob) -> None:  # noqa: B027 - nobody is asked
+        """Ask the outside world, shortly, whether a job can be done at all.
 
-    async def preflight(self, job: NewJob) -> None:
-        """Ask the outside world, shortly, whether a job can be done at all; most kinds have nothing to ask.
-
-        Raises `Permanent` where it surely cannot. What can't be told now is left to the job.
+        Raises `Permanent` where it surely cannot. What cannot be known now is left to the job.
         """
-        ...
 
     def hosts(self, job: Job) -> Collection[str]:
         """The hosts (see `model.circuit.peer_name`) without which `job` can do nothing now: while one of them does not
         answer there is no use in starting it."""
-        ...
-
-    async def run(self, ctx: JobContext) -> Json:
-        """Do the work and return the result. Raises `Temporary` or `Permanent`; must be safe to repeat."""
-        ...
+        return ()
 
     async def leftovers(self) -> set[str]:
         """UUIDs of all jobs, live or not, that something in the outside world still belongs to."""
-        ...
+        return set()
 
-    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
+    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:  # noqa: B027 - nothing is made
         """Remove everything a job made outside the store. Safe to repeat; absent things are fine."""
-        ...
+
+
+def by_name(*kinds: JobKind) -> dict[str, JobKind]:
+    """Kinds as the runner and the APIs look them up."""
+    return {kind.name: kind for kind in kinds}

@@ -262,20 +262,20 @@ class Attempt:
         """What the log says of the end; None when that, and all that came before, would repeat the attempt before."""
         match outcome:
             case Ending(state=State.FAILED, error=JobError(message=message)):
-                return f"\nfailed: {message}\n"
+                return f"failed: {message}\n"
             case Ending(state=State.CANCELLED):
-                return "\ncancelled\n"
+                return "cancelled\n"
             case Retry(is_repeat=True):
                 return None
             case Retry(error, is_attempt=False):
-                return f"\n{error.message}\nthe job goes on when {ENGINE} answers\n"
+                return f"{error.message}\nthe job goes on when {ENGINE} answers\n"
             case Retry(error, _, waits_for=str(peer)):
-                return f"\n{error.message}\nthe job goes on when {peer} answers\n"
+                return f"{error.message}\nthe job goes on when {peer} answers\n"
             case Retry(error, wait_s):
                 attempt = self._claim.job.attempt
-                return f"\n{error.message}\nattempt {attempt} failed; the next one comes in {wait_s:.0f} s\n"
+                return f"{error.message}\nattempt {attempt} failed; the next one comes in {wait_s:.0f} s\n"
             case Interruption():
-                return "\ninterrupted: the daemon stops; the job goes on when it is back\n"
+                return "interrupted: the daemon stops; the job goes on when it is back\n"
         return ""
 
     async def _discard(self) -> None:

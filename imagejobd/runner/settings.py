@@ -8,6 +8,10 @@ from msgspec import Meta
 from imagejobd.model.bounds import MIB, Bytes, Count, Days, Seconds
 from imagejobd.store.protocol import CRASHES_MAX
 
+SLOTS_DEFAULT = 2
+# The bounds in `[limits.per_tenant]` that are not on the running jobs of one kind.
+_OF_ALL_KINDS = frozenset({"queue_max", "stored_max_bytes"})
+
 
 class PerTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits.per_tenant]`: bounds on what one tenant may have: waiting jobs, running jobs of each kind, and bytes of
@@ -23,8 +27,8 @@ class PerTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def running(self) -> dict[str, int]:
         """The bounds on running jobs that are set, by kind."""
-        bounds = {kind: getattr(self, kind) for kind in ("build", "run", "dispatch", "distribute")}
-        return {kind: most for kind, most in bounds.items() if most is not None}
+        bounds = msgspec.structs.asdict(self)
+        return {name: most for name, most in bounds.items() if name not in _OF_ALL_KINDS and most is not None}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +53,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     job_timeout_s: Seconds = 24 * 3600.0
     queue_timeout_s: Seconds = 24 * 3600.0
     log_max_bytes: Bytes = 64 * MIB
+
+    def slots(self, kind: str) -> int:
+        """How many jobs of a kind run at once; of one that has no key here `SLOTS_DEFAULT`."""
+        slots: int = getattr(self, kind, SLOTS_DEFAULT)
+        return slots
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

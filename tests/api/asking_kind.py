@@ -1,14 +1,12 @@
 """A kind of job whose preflight does what a test says; its jobs do nothing."""
 
 import asyncio
-from collections.abc import AsyncIterable, Mapping
-from typing import Any
 
 from imagejobd.model.job import Json, NewJob
-from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 
 
-class AskingKind:
+class AskingKind(JobKind):
     """`answer` is raised by preflight; while `hush` is set it waits until `speak` is called."""
 
     def __init__(self, name: str = "asking") -> None:
@@ -22,12 +20,6 @@ class AskingKind:
         """Let all who wait go on."""
         self._speech.set()
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        raise NotImplementedError
-
-    def release(self, upload: Upload) -> None:
-        raise NotImplementedError
-
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return Accepted(spec)
 
@@ -40,9 +32,3 @@ class AskingKind:
 
     async def run(self, ctx: JobContext) -> Json:
         return {}
-
-    async def leftovers(self) -> set[str]:
-        return set()
-
-    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        """It makes nothing."""

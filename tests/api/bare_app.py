@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from harness.building import building_tools
+from harness.building import image_builder
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import Intake, QueueBounds
@@ -16,10 +16,7 @@ from imagejobd.api.settings import Auth, Server
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.jobs import build as build
-from imagejobd.jobs import run as run
 from imagejobd.jobs.build import BuildKind, BuildSettings
-from imagejobd.jobs.dispatch import kind as dispatch
 from imagejobd.jobs.dispatch.kind import DispatchKind
 from imagejobd.jobs.dispatch.payload import DispatchSettings
 from imagejobd.jobs.distribute.kind import DistributeKind
@@ -27,7 +24,7 @@ from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
-from imagejobd.model.kind import JobKind
+from imagejobd.model.kind import JobKind, by_name
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.store.blobs import BlobStore
@@ -97,13 +94,13 @@ async def bare_app(
         RegistryClient({}, Egress()) as registry,
     ):
         blobs = BlobStore(folder)
-        building = building_tools(engine, registry, blobs, policy=policy)
-        own: dict[str, JobKind] = {
-            "build": BuildKind(build.Tools(building=building, egress=Egress(), settings=bounds)),
-            "run": RunKind(run.Tools(building=building, settings=RunSettings())),
-            "dispatch": DispatchKind(dispatch.Tools(building=building, settings=DispatchSettings())),
-            "distribute": DistributeKind(registry, _flights(folder), DistributeSettings()),
-        }
+        builder = image_builder(engine, registry, blobs, policy=policy)
+        own = by_name(
+            BuildKind(builder, Egress(), bounds),
+            RunKind(builder, RunSettings()),
+            DispatchKind(builder, DispatchSettings()),
+            DistributeKind(registry, _flights(folder), DistributeSettings()),
+        )
         intake = Intake(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
         app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:

@@ -6,7 +6,6 @@ Prints how many seconds passed from the first acceptance to the last job's durab
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import uvloop
 from imagejobd import logs
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
-from imagejobd.model.job import Job, Json, NewJob, uuid7
-from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.job import Json, NewJob, uuid7
+from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
@@ -29,36 +28,20 @@ KIND = "noop"
 POLL_S = 0.005
 
 
-class Noop:
+class Noop(JobKind):
     """A kind of job that does nothing but be counted."""
 
     name = KIND
-    uses_engine = False
 
     def __init__(self) -> None:
         self.runs = 0
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        raise NotImplementedError
-
-    def release(self, upload: Upload) -> None:
-        pass
-
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return Accepted(spec)
-
-    def hosts(self, job: Job) -> Collection[str]:
-        return ()
 
     async def run(self, ctx: JobContext) -> Json:
         self.runs += 1
         return {}
-
-    async def leftovers(self) -> set[str]:
-        return set()
-
-    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        pass
 
 
 async def _answer() -> None:

@@ -1,13 +1,13 @@
 """What the kinds that build work with, made for tests without a daemon."""
 
 from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
 
 from imagejobd.dockerfile.policy import Policy
-from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
-from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.jobs.shared.access import EngineEgress
-from imagejobd.jobs.shared.build import BuildTools
+from imagejobd.jobs.shared.builder import ImageBuilder
 from imagejobd.model.clock import now_ms
 from imagejobd.model.egress import Egress
 from imagejobd.model.ownership import PulledBase
@@ -17,7 +17,7 @@ from imagejobd.store.blobs import BlobStore
 
 
 class RememberedBases:
-    """`model.bases.PulledBases` in memory; a test may set the times."""
+    """`model.ownership.PulledBases` in memory; a test may set the times."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, PulledBase] = {}
@@ -41,24 +41,27 @@ async def nobody_known(uuids: Collection[str]) -> set[str]:
     return set()
 
 
-def building_tools(
+def parsing_builder() -> Any:
+    """As much of an `ImageBuilder` as a kind needs to parse specs and to say which hosts a job needs."""
+    return SimpleNamespace(policy=Policy(), knows_heredocs=True, blobs=None)
+
+
+def image_builder(
     engine: Engine,
     registry: RegistryClient,
     blobs: BlobStore,
     *,
     policy: Policy | None = None,
     egress: Egress | None = None,
-) -> BuildTools:
-    """A set of them, of one tenant."""
-    leases = TagLeases(engine, nobody_known)
-    return BuildTools(
-        engine=engine,
-        bases=BaseImages(engine, leases, RememberedBases()),
-        leases=leases,
+) -> ImageBuilder:
+    """One of a daemon with a single tenant."""
+    return ImageBuilder(
+        engine,
+        registry,
+        EngineEgress(egress or Egress(), Resolver()),
+        blobs,
+        policy or Policy(),
+        records=RememberedBases(),
         known=nobody_known,
-        registry=registry,
-        egress=EngineEgress(egress or Egress(), Resolver()),
-        blobs=blobs,
-        policy=policy or Policy(),
         cache_scope=lambda tenant: "",
     )

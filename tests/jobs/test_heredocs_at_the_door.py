@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 
-from harness.building import building_tools
+from harness.building import image_builder
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.jobs.build import BuildKind, BuildSettings
-from imagejobd.jobs.build import Tools as BuildTool
 from imagejobd.jobs.run import RunKind, RunSettings
-from imagejobd.jobs.run import Tools as RunTool
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
@@ -25,9 +23,9 @@ def kinds(
     engine: Engine, registry: RegistryClient, egress: Egress, blobs: BlobStore
 ) -> list[tuple[BuildKind | RunKind, dict[str, Any]]]:
     """Each kind that takes a Dockerfile, with the rest of a spec."""
-    building = building_tools(engine, registry, blobs, egress=egress)
-    build = BuildKind(BuildTool(building=building, egress=egress, settings=BuildSettings()))
-    return [(build, {"image": "app"}), (RunKind(RunTool(building=building, settings=RunSettings())), {})]
+    builder = image_builder(engine, registry, blobs, egress=egress)
+    build, run = BuildKind(builder, egress, BuildSettings()), RunKind(builder, RunSettings())
+    return [(build, {"image": "app"}), (run, {})]
 
 
 async def test_heredocs_are_refused_as_soon_as_the_engine_is_known(engine: PrivateEngine, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A real store and a kind whose work each test writes itself."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.errors import Fault
 from imagejobd.model.job import Enqueued, Job, Json, NewJob
-from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.runner import Runner
 from imagejobd.runner.settings import Limits
@@ -21,7 +21,7 @@ QUICK = Limits(retry_first_s=0.01, retry_max_s=0.02)
 Behaviour = Callable[[JobContext], Awaitable[Json]]
 
 
-class ScriptedKind:
+class ScriptedKind(JobKind):
     """The kind `noop`, or any other name; what it does is `behaviour`, what it was told to discard is kept."""
 
     def __init__(self, behaviour: Behaviour, name: str = "noop", *, uses_engine: bool = False) -> None:
@@ -32,9 +32,6 @@ class ScriptedKind:
         self.discarded: list[str] = []
         self.outside: set[str] = set()
         self.discard_fault: Fault | None = None
-
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        raise NotImplementedError
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         return Accepted(spec)

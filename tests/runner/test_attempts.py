@@ -85,7 +85,20 @@ async def test_permanent_faults_end_at_once(bench: Bench) -> None:
         job = await bench.ended((await bench.enqueue()).uuid)
     assert (job.state, job.attempt) == (State.FAILED, 1)
     assert kind.discarded == [job.uuid]
-    assert "failed: line 3: no" in await bench.log_of(job.uuid)
+    assert await bench.log_of(job.uuid) == "failed: line 3: no\n"
+
+
+@pytest.mark.parametrize("words", ["pushing app:1\n", "10%"], ids=["whole-line", "open-line"])
+async def test_the_last_words_have_a_line_of_their_own(bench: Bench, words: str) -> None:
+    """Right below what the job has logged, whether or not that has ended its line."""
+
+    async def behaviour(ctx: JobContext) -> Json:
+        await ctx.log(words)
+        raise Permanent(ErrorCode.PUSH_FAILED, "no")
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert await bench.log_of(job.uuid) == f"{words.rstrip()}\nfailed: no\n"
 
 
 async def test_defects_fail_the_job_and_not_the_daemon(bench: Bench) -> None:
@@ -386,11 +399,11 @@ async def test_a_discard_that_hangs_is_left_to_the_sweep(bench: Bench, monkeypat
         assert (await bench.ended((await bench.enqueue()).uuid)).state is State.FAILED
 
 
-async def test_concealed_secrets_and_lines_of_secrets_are_masked(bench: Bench) -> None:
+async def test_added_secrets_and_lines_of_secrets_are_masked(bench: Bench) -> None:
     """A login that is not the job's own is masked once the kind has named it, and a long secret also line by line."""
 
     async def behaviour(ctx: JobContext) -> Json:
-        ctx.conceal(Secret("configured-password"))
+        ctx.add_secret(Secret("configured-password"))
         await ctx.log("configured-password and then second-line-of-it\n")
         raise Permanent(ErrorCode.DENIED, "bad configured-password")
 

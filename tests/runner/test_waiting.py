@@ -115,6 +115,7 @@ async def test_the_same_fault_is_said_once_and_counted(bench: Bench) -> None:
     assert log.count("answered 503") == 1
     assert log.count("(this happened 3 times)") == 1
     assert log.count("answered 500") == 1
+    assert "\n\n" not in log
     events = await bench.store.changes_since(0, job_id=job.id, limit=500)
     retries = [event.data for event in events if event.type == "retry"]
     assert [(data["error"]["message"][-3:], data.get("faults")) for data in retries] == [

@@ -1,10 +1,8 @@
-"""A payload on its way in, as a file for those who look at it, and what a job has made of it, on its way out.
+"""A dispatched payload: taken in, checked, as a file for those who read it, and what its job has made of it.
 
 A payload of few bytes is kept in its job's row, where the commit that acknowledges the job makes it durable: a file of
 its own would cost two more fsyncs, more than all else that accepting a job takes. A larger one is a file of the content
 store.
-
-The checking phase: what a payload is, and whether it is sound. What is to be built passes the operator's policy.
 """
 
 import asyncio
@@ -19,15 +17,21 @@ from typing import BinaryIO, TypeVar, cast
 import msgspec
 
 from imagejobd.archive import ContextBounds, Detected, Stop, What, check_image_archive, detect
-from imagejobd.jobs.shared.build import BuildTools
+from imagejobd.dockerfile.policy import Policy
 from imagejobd.jobs.shared.context import Context, keep_context
 from imagejobd.model.bounds import GIB, KIB, Bytes, Count, Seconds
-from imagejobd.model.errors import NotFound, invalid
+from imagejobd.model.errors import NotFound
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Job, Json
-from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.job import Job
+from imagejobd.model.kind import JobContext, Upload
 from imagejobd.store.files import storage_faults
 from imagejobd.store.protocol import ContentStore
+
+# Up to here it is cheaper to carry the bytes through the database's log than to make a file of them.
+INLINE_MAX_BYTES = 16 * KIB
+PROGRESS_EVERY_S = 0.25
+
+T = TypeVar("T")
 
 
 class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +61,7 @@ class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 class DispatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A payload of `size_bytes`. `payload` is its digest (`sha256:…`), which names a file of the content store unless
-    `content` (base64 in JSON) holds the bytes; see `payload.payload_file`.
+    `content` (base64 in JSON) holds the bytes; see `payload_file`.
 
     `md5` is the sender's own checksum, in lower case, where one came along; it was checked as the payload arrived.
     """
@@ -66,26 +70,6 @@ class DispatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     size_bytes: int
     md5: str | None = None
     content: bytes | None = None
-
-
-class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """One set for the whole daemon."""
-
-    building: BuildTools
-    settings: DispatchSettings
-
-
-def parse(spec: Json, upload: Upload | None = None) -> Accepted:
-    """All that a dispatched job is told is its payload. Raises `Permanent(invalid)` for anything else, and for none."""
-    if unknown := [name for name, value in spec.items() if value is not None]:
-        raise invalid(f"spec.{unknown[0][:80]}: a dispatched job takes no fields, only a payload")
-    if upload is None:
-        raise invalid("the payload is missing; send it as the context of the request")
-    return Accepted(spec=upload.fields, blobs=upload.blobs)
-
-
-# Up to here it is cheaper to carry the bytes through the database's log than to make a file of them.
-INLINE_MAX_BYTES = 16 * KIB
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +87,14 @@ class Content(Location, frozen=True, kw_only=True):
     inline: bytes = b""
 
 
+class Checked(msgspec.Struct, frozen=True):
+    """What a payload is. `context` is what is to be built, None for what is kept as it is."""
+
+    what: What
+    media_type: str
+    context: Context | None = None
+
+
 async def take_in(blobs: ContentStore, body: AsyncIterable[bytes], *, max_bytes: int) -> Upload:
     """Keep a payload as it arrives, hashed on the way. What is in the content store is pinned: the caller releases it.
 
@@ -113,8 +105,8 @@ async def take_in(blobs: ContentStore, body: AsyncIterable[bytes], *, max_bytes:
     head = await _up_to(chunks, inline_max_bytes)
     if len(head) <= inline_max_bytes:
         return inlined(head)
-    kept = await blobs.put(_joined(head, chunks), max_bytes=max_bytes)
-    return Upload({"payload": kept.digest, "size_bytes": kept.size_bytes}, blobs=(kept.digest,))
+    blob = await blobs.put(_joined(head, chunks), max_bytes=max_bytes)
+    return Upload({"payload": blob.digest, "size_bytes": blob.size_bytes}, blobs=(blob.digest,))
 
 
 def inlined(payload: bytes) -> Upload:
@@ -152,6 +144,33 @@ def output(blobs: ContentStore, job: Job) -> Content | None:
     return Content(**fields, path=blobs.path(location.digest)) if blobs.exists(location.digest) else None
 
 
+@asynccontextmanager
+async def checked(
+    blobs: ContentStore, policy: Policy, settings: DispatchSettings, ctx: JobContext, spec: DispatchSpec
+) -> AsyncIterator[Checked]:
+    """The checking phase: what the payload is, and whether it is sound; what is to be built passes `policy`. What an
+    earlier attempt has found out holds as long as its context is there.
+
+    A context is pinned within the block, and no job refers to it: once it is built only the payload is kept.
+
+    Raises `Permanent(invalid | too_large | policy)` that says what is wrong where, `Permanent(not_found)` for a payload
+    that is gone.
+    """
+    with ExitStack() as pins:
+        earlier = await _checked_earlier(blobs, ctx, pins)
+        if earlier is not None:
+            yield earlier
+            return
+        if spec.content is None and not blobs.exists(spec.payload):
+            raise NotFound("the payload is no longer in the content store; submit it again")
+        async with ctx.phase("checking", timeout_s=settings.check_timeout_s), payload_file(blobs, spec) as path:
+            result = await _check(blobs, policy, settings, ctx, path, pins)
+            failpoint("while_checking")
+            await ctx.save(checked=msgspec.to_builtins(result))
+        failpoint("after_check")
+        yield result
+
+
 async def _up_to(chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
     """All of `chunks`, or their beginning when that is already more than `max_bytes`."""
     head: list[bytes] = []
@@ -170,116 +189,67 @@ async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield chunk
 
 
-PROGRESS_EVERY_S = 0.25
-
-T = TypeVar("T")
-
-
-class Checked(msgspec.Struct, frozen=True):
-    """What a payload was found to be. `context` is what is to be built, None for what is kept as it is."""
-
-    what: What
-    media_type: str
-    context: Context | None = None
-
-
-@asynccontextmanager
-async def checked_payload(tools: Tools, ctx: JobContext, spec: DispatchSpec) -> AsyncIterator[Checked]:
-    """What the payload is: sorted and checked now, or by an earlier attempt whose context is still there.
-
-    A context is pinned within the block, and no job refers to it: once it is built only the payload is kept.
-
-    Raises `Permanent(invalid | too_large | policy)` that says what is wrong where, `Permanent(not_found)` for a payload
-    that is gone.
-    """
-    with ExitStack() as pins:
-        yield await _kept(tools, ctx, pins) or await _check(tools, ctx, spec, pins)
-
-
-async def _kept(tools: Tools, ctx: JobContext, pins: ExitStack) -> Checked | None:
-    """What an earlier attempt found; None where the context that it made is gone."""
-    kept = msgspec.convert(ctx.checkpoint.get("checked"), Checked | None)
-    digest = kept.context.digest if kept is not None and kept.context is not None else None
+async def _checked_earlier(blobs: ContentStore, ctx: JobContext, pins: ExitStack) -> Checked | None:
+    """What an earlier attempt has found out; None where the context that it made is gone."""
+    earlier = msgspec.convert(ctx.checkpoint.get("checked"), Checked | None)
+    digest = earlier.context.digest if earlier is not None and earlier.context is not None else None
     if digest is not None:
-        if not await tools.building.blobs.pin(digest):
+        if not await blobs.pin(digest):
             return None
-        pins.callback(tools.building.blobs.release, digest)
-    return kept
+        pins.callback(blobs.release, digest)
+    return earlier
 
 
-async def _check(tools: Tools, ctx: JobContext, spec: DispatchSpec, pins: ExitStack) -> Checked:
-    blobs = tools.building.blobs
-    if spec.content is None and not blobs.exists(spec.payload):
-        raise NotFound("the payload is no longer in the content store; submit it again")
-    async with (
-        ctx.phase("checking", timeout_s=tools.settings.check_timeout_s),
-        payload_file(blobs, spec) as path,
-    ):
-        checked = await _checked(tools, ctx, path, pins)
-        failpoint("while_checking")
-        await ctx.save(checked=msgspec.to_builtins(checked))
-    failpoint("after_check")
-    return checked
-
-
-async def _checked(tools: Tools, ctx: JobContext, path: Path, pins: ExitStack) -> Checked:
-    settings = tools.settings
-    found = await _read_through(
-        ctx,
-        path,
-        lambda source, stop: detect(
-            source, max_bytes=settings.image_max_bytes, max_entries=settings.context_max_entries, stop=stop
-        ),
+async def _check(
+    blobs: ContentStore, policy: Policy, settings: DispatchSettings, ctx: JobContext, path: Path, pins: ExitStack
+) -> Checked:
+    max_bytes, max_entries = settings.image_max_bytes, settings.context_max_entries
+    detected = await _read_through(
+        ctx, path, lambda source, stop: detect(source, max_bytes=max_bytes, max_entries=max_entries, stop=stop)
     )
-    await ctx.log(f"the payload is {_words(found)}\n")
-    match found.what:
+    await ctx.log(f"the payload is {_describe(detected)}\n")
+    context: Context | None = None
+    match detected.what:
         case What.DOCKERFILE:
-            await asyncio.to_thread(tools.building.policy.check, found.dockerfile)
-            return Checked(found.what, found.media_type, Context(None, found.dockerfile))
+            context = Context(None, detected.dockerfile)
         case What.CONTEXT:
-            return Checked(found.what, found.media_type, await _context(tools, path, pins))
+            context = await keep_context(blobs, path, settings.bounds)
+            pins.callback(blobs.release, str(context.digest))
         case What.IMAGE_ARCHIVE:
             count = await _read_through(
-                ctx,
-                path,
-                lambda source, stop: check_image_archive(source, max_bytes=settings.image_max_bytes, stop=stop),
+                ctx, path, lambda source, stop: check_image_archive(source, max_bytes=max_bytes, stop=stop)
             )
             await ctx.log(f"the image archive is whole; images in it: {count}\n")
-    return Checked(found.what, found.media_type)
+    if context is not None:
+        await asyncio.to_thread(policy.check, context.dockerfile)
+    return Checked(detected.what, detected.media_type, context)
 
 
-async def _context(tools: Tools, path: Path, pins: ExitStack) -> Context:
-    context = await keep_context(tools.building.blobs, path, tools.settings.bounds)
-    pins.callback(tools.building.blobs.release, str(context.digest))
-    await asyncio.to_thread(tools.building.policy.check, context.dockerfile)
-    return context
-
-
-def _words(found: Detected) -> str:
-    match found.what:
+def _describe(detected: Detected) -> str:
+    match detected.what:
         case What.DOCKERFILE:
             return "a Dockerfile"
         case What.CONTEXT:
-            return f"a build context ({found.media_type})"
+            return f"a build context ({detected.media_type})"
         case What.IMAGE_ARCHIVE:
-            return f"an image archive ({found.media_type})"
-    return f"a file ({found.media_type}); it is kept as it is"
+            return f"an image archive ({detected.media_type})"
+    return f"a file ({detected.media_type}); it is kept as it is"
 
 
 async def _read_through(ctx: JobContext, path: Path, read: Callable[[BinaryIO, Stop], T]) -> T:
     """Read the payload in a thread and tell how far; when the caller is cancelled it stops at its next block."""
-    given_up = threading.Event()
+    is_cancelled = threading.Event()
     total_bytes = path.stat().st_size
     with path.open("rb") as file:
         source = _Counted(file)
-        reading = asyncio.ensure_future(asyncio.to_thread(read, cast(BinaryIO, source), given_up.is_set))
+        reading = asyncio.ensure_future(asyncio.to_thread(read, cast(BinaryIO, source), is_cancelled.is_set))
         try:
             while not reading.done():
                 await asyncio.wait([reading], timeout=PROGRESS_EVERY_S)
                 ctx.progress(checked_bytes=source.position, total_bytes=total_bytes)
             return reading.result()
         finally:
-            given_up.set()
+            is_cancelled.set()
             # The file is the thread's until it has stopped, at its next block.
             await asyncio.wait([reading])
             reading.exception()

@@ -5,8 +5,7 @@ It leaves nothing behind but what it was asked for: tags move last, and spool fi
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Collection, Mapping
-from typing import Any
+from collections.abc import AsyncIterable, Collection
 
 import msgspec
 
@@ -20,7 +19,7 @@ from imagejobd.model.circuit import peer_name
 from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.job import Job, Json, NewJob
-from imagejobd.model.kind import Accepted, JobContext, Upload
+from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secrets import Redactor
 from imagejobd.registry.client import RegistryClient
@@ -35,11 +34,10 @@ WARNINGS_MAX = 100
 PREFLIGHT_CODES = frozenset({ErrorCode.NOT_FOUND, ErrorCode.DENIED, ErrorCode.EGRESS})
 
 
-class DistributeKind:
-    """Implements `model.kind.JobKind`. All jobs share `flights`, the blobs that are being read."""
+class DistributeKind(JobKind):
+    """All jobs share `flights`, the blobs that are being read."""
 
     name = "distribute"
-    uses_engine = False
 
     def __init__(self, registry: RegistryClient, flights: Flights, settings: DistributeSettings) -> None:
         self._registry = registry
@@ -48,14 +46,9 @@ class DistributeKind:
         self._turns = KeyedLock()
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
-        raise _no_file()
-
-    def release(self, upload: Upload) -> None:
-        """There are no uploads."""
+        raise invalid("a distribution takes no file: it names registries and images")
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
-        if upload is not None:
-            raise _no_file()
         return specs.parse(spec, copies_max=self._settings.copies_max)
 
     async def preflight(self, job: NewJob) -> None:
@@ -87,7 +80,7 @@ class DistributeKind:
         registries = Registries(self._registry, spec, ctx.secrets, ctx.job.principal, warn=warnings.append)
         words = registries.secret_words()
         for word in words:
-            ctx.conceal(word)
+            ctx.add_secret(word)
         images = await _find_images(ctx, spec, registries, self._settings)
         table = CopyTable(spec, images, records_of(ctx.checkpoint))
         reporter = Reporter(ctx, table, Redactor(words), warnings)
@@ -98,13 +91,6 @@ class DistributeKind:
         if fault := table.fault(circuits.is_open):
             raise fault
         return table.result()
-
-    async def leftovers(self) -> set[str]:
-        """Spool files have no owner: they go with the blob in flight, and at boot."""
-        return set()
-
-    async def discard(self, uuid: str, checkpoint: Mapping[str, Any]) -> None:
-        """What targets have is theirs."""
 
 
 async def _find_image(repository: Repository, name: str) -> None:
@@ -142,7 +128,3 @@ async def _find_images(
                 raise Permanent(ErrorCode.TOO_LARGE, f"{summary}, which makes {count} copies; {limit}")
             await ctx.save(**{TAGS: matches})
     return images_of(spec, ctx.checkpoint)
-
-
-def _no_file() -> Permanent:
-    return invalid("a distribution takes no file: it names registries and images")

@@ -1,11 +1,9 @@
-"""The rule over addresses for what the engine connects to. It does so itself, so that only names can be asked about, a
-moment before.
+"""What a job's build may reach by way of the engine: which hosts, as whom it logs in there, and what its user is told
+where that is not enough.
 
-What the engine is led to later cannot be seen: redirects, the token server and the storage that a registry names,
-submodules of a git repository, a name that means something else by then, the engine's own mirrors and proxies.
-
-What one job may do at registries: whether the engine may go there, as whom it logs in, and what its user hears where
-that is not enough.
+The engine connects by itself, so only names can be asked about, a moment before. Where it is led to later cannot be
+seen: redirects, the token server and the storage that a registry names, submodules of a git repository, a name that
+means something else by then, the engine's own mirrors and proxies.
 """
 
 import asyncio
@@ -31,6 +29,8 @@ from imagejobd.registry.settings import origin
 
 # Of all ADDs of a build.
 HOSTS_MAX = 100
+# Engines and registries say of what is private that it is not there, too.
+_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.NOT_FOUND})
 
 
 class EngineEgress:
@@ -41,9 +41,9 @@ class EngineEgress:
     one of theirs.
     """
 
-    def __init__(self, egress: Egress, names: Resolver) -> None:
+    def __init__(self, egress: Egress, resolver: Resolver) -> None:
         self._egress = egress
-        self._names = names
+        self._resolver = resolver
 
     async def check_registry(self, host: str) -> None:
         """Ask about a registry, named as image references have it."""
@@ -51,21 +51,21 @@ class EngineEgress:
 
     async def check_dockerfile(self, text: str) -> None:
         """Ask about what the ADDs of a Dockerfile, which was judged, would fetch."""
-        found = await asyncio.to_thread(lambda: list(remotes(parse(text).instructions)))
-        await self._check_remotes(found, "Dockerfile")
+        sources = await asyncio.to_thread(lambda: list(remotes(parse(text).instructions)))
+        await self._check_remotes(sources, "Dockerfile")
 
     async def check_triggers(self, image: str, triggers: Iterable[str]) -> None:
         """Ask about what the ONBUILD triggers of a base, which were judged, would fetch."""
         await self._check_remotes(list(remotes(map(parse_trigger, triggers))), f"ONBUILD of {image}")
 
-    async def _check_remotes(self, found: list[Remote], where: str) -> None:
+    async def _check_remotes(self, sources: list[Remote], where: str) -> None:
         hosts: dict[str, str] = {}
-        for remote in found:
+        for remote in sources:
             subject = f"{where} line {remote.line}: ADD"
             if remote.host is not None:
                 hosts.setdefault(remote.host.lower(), f"{subject} from {remote.host}")
             elif remote.is_url or not self._egress.allows_private:
-                raise Permanent(ErrorCode.EGRESS, f"{subject}: {_untold(remote)}")
+                raise Permanent(ErrorCode.EGRESS, f"{subject}: {_unknown_host(remote)}")
         if len(hosts) > HOSTS_MAX:
             raise Permanent(ErrorCode.EGRESS, f"{where}: its ADDs name more than {HOSTS_MAX} hosts, the limit")
         await gather_or_cancel(self._check(host, subject, ErrorCode.FETCH_FAILED) for host, subject in hosts.items())
@@ -86,25 +86,15 @@ class EngineEgress:
         """All that `host` means: which of them the engine takes is its own affair. Raises `OSError`."""
         if address := numeric_address(host.rstrip(".")):
             return [address]
-        return [found["host"] for found in await self._names.resolve(host)]
-
-
-def _untold(remote: Remote) -> str:
-    if remote.is_url:
-        return "its host cannot be told for sure; write the URL as scheme://host[:port]/… in plain letters and digits"
-    return (
-        "what it fetches cannot be checked, and [egress] allow_private is false; write the host of a URL without "
-        "variables and quotes, and begin what is in the context with ./"
-    )
-
-
-# Engines and registries say of what is private that it is not there, too.
-_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.NOT_FOUND})
+        return [address["host"] for address in await self._resolver.resolve(host)]
 
 
 class RegistryAccess:
-    """`own`, the login of the request, is for `own_host`; all other hosts get the configured one where `principal` may
-    use it."""
+    """What one job may do at registries, on behalf of `principal`.
+
+    `own`, the login of the request, is for `own_host`; all other hosts get the configured one where `principal` may use
+    it.
+    """
 
     def __init__(
         self,
@@ -126,20 +116,22 @@ class RegistryAccess:
     def credentials(self, host: str) -> Credentials | None:
         """The login at `host`, kept out of the job's log and error from now on."""
         own = self._own if host == self._own_host else None
-        found = own or self._registry.credentials_for(host, self._principal)
-        if found is not None:
-            self._ctx.conceal(found.password)
-        return found
+        credentials = own or self._registry.credentials_for(host, self._principal)
+        if credentials is not None:
+            self._ctx.add_secret(credentials.password)
+        return credentials
 
     def credentials_at(self, hosts: Iterable[str]) -> dict[str, Credentials]:
         """The logins at those of `hosts` that have one."""
-        return {host: found for host in set(hosts) if (found := self.credentials(host)) is not None}
+        return {host: login for host in set(hosts) if (login := self.credentials(host)) is not None}
 
     @asynccontextmanager
     async def contact(self, host: str) -> AsyncIterator[None]:
-        """Have the engine speak to `host` meanwhile. A refusal says so where a login is configured, but not for this
-        job's submitter. Raises as `EngineEgress` and `Circuits.check` do, and a `Temporary` with `host` as its peer
-        where neither the engine nor this daemon gets an answer there."""
+        """Have the engine speak to `host` meanwhile.
+
+        Raises as `EngineEgress` and `Circuits.check` do, and a `Temporary` with `host` as its peer where neither the
+        engine nor this daemon gets an answer there.
+        """
         await self._egress.check_registry(host)
         peer, circuits = peer_name(host), self._registry.circuits
         # The one registry that engines may know by mirrors of their own, where it cannot be reached from here.
@@ -161,16 +153,6 @@ class RegistryAccess:
             raise
         circuits.answered(peer)
 
-    @contextmanager
-    def _advised(self, host: str) -> Iterator[None]:
-        try:
-            yield
-        except Permanent as fault:
-            advice = self._registry.withheld_login(host, self._principal)
-            if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
-                raise
-            raise fault.with_message(f"{fault.message}; {advice}") from fault
-
     @asynccontextmanager
     async def pull(self, reference: ImageReference) -> AsyncIterator[None]:
         """Have the engine pull `reference` meanwhile; raises as `contact` does.
@@ -186,6 +168,22 @@ class RegistryAccess:
         async with self.contact(reference.host):
             yield
 
+    async def head_manifest(self, reference: ImageReference) -> str | None:
+        """As `RegistryClient.head_manifest`."""
+        credentials = self.credentials(reference.host)
+        return await self._registry.head_manifest(reference, credentials, self._principal)
+
+    @contextmanager
+    def _advised(self, host: str) -> Iterator[None]:
+        """A refusal says so where a login is configured, but not for this job's submitter."""
+        try:
+            yield
+        except Permanent as fault:
+            advice = self._registry.withheld_login(host, self._principal)
+            if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
+                raise
+            raise Permanent(fault.code, f"{fault.message}; {advice}") from fault
+
     async def _check_readable(self, reference: ImageReference) -> None:
         try:
             digest = await self.head_manifest(reference)
@@ -196,7 +194,11 @@ class RegistryAccess:
         if digest is None:
             raise NotFound(f"pulling {reference}: the registry has no such manifest")
 
-    async def head_manifest(self, reference: ImageReference) -> str | None:
-        """As `RegistryClient.head_manifest`."""
-        credentials = self.credentials(reference.host)
-        return await self._registry.head_manifest(reference, credentials, self._principal)
+
+def _unknown_host(remote: Remote) -> str:
+    if remote.is_url:
+        return "its host cannot be told for sure; write the URL as scheme://host[:port]/… in plain letters and digits"
+    return (
+        "what it fetches cannot be checked, and [egress] allow_private is false; write the host of a URL without "
+        "variables and quotes, and begin what is in the context with ./"
+    )

@@ -37,25 +37,25 @@ async def take_in(
 async def keep_context(blobs: ContentStore, raw: Path, bounds: ContextBounds) -> Context:
     """Check the tar in the file `raw` and keep the rewritten one; as `take_in` otherwise."""
     with blobs.spool_file() as checked:
-        digest, dockerfile = await _rewritten(raw, checked, bounds)
+        digest, dockerfile = await _rewrite(raw, checked, bounds)
         await blobs.commit(checked, digest)
     return Context(digest, dockerfile)
 
 
-async def _rewritten(raw: Path, checked: Path, bounds: ContextBounds) -> tuple[str, str]:
+async def _rewrite(raw: Path, checked: Path, bounds: ContextBounds) -> tuple[str, str]:
     """Rewrite in a thread; when the caller is cancelled the thread stops at its next block."""
-    given_up = threading.Event()
+    is_cancelled = threading.Event()
     with storage_faults():
         # Not in the thread, which may come to it when its caller has gone, and would make a file that nobody removes.
         opened = checked.open("w+b")
 
-    def ctx() -> tuple[str, str]:
+    def rewrite_and_hash() -> tuple[str, str]:
         with storage_faults(), opened as file:
-            dockerfile = rewrite(raw, file, bounds, given_up.is_set)
+            dockerfile = rewrite(raw, file, bounds, is_cancelled.is_set)
             file.seek(0)
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", dockerfile
 
     try:
-        return await asyncio.to_thread(ctx)
+        return await asyncio.to_thread(rewrite_and_hash)
     finally:
-        given_up.set()
+        is_cancelled.set()

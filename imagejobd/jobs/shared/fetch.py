@@ -1,8 +1,8 @@
 """A build context from a URL that a user named: fetched in bounds, and never from where it may not be.
 
-Egress is judged on the address of each socket that is about to connect, so neither DNS that changes its mind, nor a
+Egress is checked on the address of each socket that is about to connect, so neither DNS that changes its answer, nor a
 redirect, nor a number written oddly gets around it. No cookies, no proxies of the environment, no decompression.
-Messages show scheme, host and path of a URL only, because user and query may hold secrets.
+Messages have only scheme, host and path of a URL, because user and query may hold secrets.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import aiohttp
-import msgspec
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
@@ -36,27 +35,24 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 Progress = Callable[[int, int | None], None]
 
 
-class FetchBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """`idle_s` is the time without a single byte; a total is the caller's phase to keep."""
-
-    max_bytes: int
-    idle_s: float
-    redirects_max: int
-
-
-def _ignore(received: int, total: int | None) -> None: ...
-
-
-async def fetched(
-    url: str, *, egress: Egress, circuits: Circuits, bounds: FetchBounds, progress: Progress = _ignore
+async def fetch(
+    url: str,
+    *,
+    egress: Egress,
+    circuits: Circuits,
+    max_bytes: int,
+    idle_s: float,
+    redirects_max: int,
+    progress: Progress = lambda received, total: None,
 ) -> AsyncGenerator[bytes, None]:
     """The body of `url`, in pieces; close the iterator to give up. No scheme means `http://`.
 
-    A user and password in the URL are sent as Basic authentication, to its own host only. `progress` hears the bytes
-    received, and in all where the server says so. Raises `Temporary` for what another attempt may mend: no connection
-    (`Unanswered`, and at once where `circuits` say so), no answer from DNS, a stall, an end before Content-Length, 408,
-    425, 429 and 5xx. Raises `Permanent` for all other
-    statuses, a host that does not exist, a bad certificate, too many bytes or redirects, and egress rules.
+    A user and password in the URL are sent as Basic authentication, to its own host only. `idle_s` is the time without
+    a single byte; a total is the caller's phase to keep. `progress` hears the bytes received, and in all where the
+    server says so. Raises `Temporary` for what another attempt may mend: no connection (`Unanswered`, and at once where
+    `circuits` say so), no answer from DNS, a stall, an end before Content-Length, 408, 425, 429 and 5xx. Raises
+    `Permanent` for all other statuses, a host that does not exist, a bad certificate, too many bytes or redirects, and
+    egress rules.
     """
     start = parse_url(url)
     connector = aiohttp.TCPConnector(
@@ -66,19 +62,18 @@ async def fetched(
         happy_eyeballs_delay=None,
         socket_factory=egress.open_socket,
     )
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=bounds.idle_s)
     async with (
         aiohttp.ClientSession(
             connector=connector,
-            timeout=timeout,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=idle_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
             headers=_HEADERS,
         ) as session,
-        await _follow(session, circuits, start, bounds) as response,
+        await _follow(session, circuits, start, redirects_max) as response,
     ):
-        async for piece in _body(response, bounds, progress):
+        async for piece in _body(response, max_bytes, progress):
             yield piece
 
 
@@ -93,8 +88,8 @@ def parse_url(text: str) -> URL:
         raise invalid("the URL cannot be read; it should look like https://host/path/context.tar.gz") from None
 
 
-def shown_url(url: URL) -> str:
-    """Scheme, host, port and path: a URL as messages and logs may have it."""
+def bare_url(url: URL) -> str:
+    """Scheme, host, port and path: as much of a URL as messages and logs may have."""
     return str(url.with_user(None).with_query(None).with_fragment(None))
 
 
@@ -109,28 +104,24 @@ def _checked(url: URL) -> URL:
 
 
 async def _follow(
-    session: aiohttp.ClientSession, circuits: Circuits, start: URL, bounds: FetchBounds
+    session: aiohttp.ClientSession, circuits: Circuits, start: URL, redirects_max: int
 ) -> aiohttp.ClientResponse:
     """GET `start`, then where it redirects to; the response is 200 and its body unread."""
-    authorization = _basic(start)
-    origin = start.origin()
+    login = {}
+    if start.user or start.password:
+        pair = f"{start.user or ''}:{start.password or ''}"
+        login = {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
     url = start.with_user(None)
-    for _ in range(bounds.redirects_max + 1):
-        response = await _get(session, circuits, url, authorization if url.origin() == origin else {})
+    for _ in range(redirects_max + 1):
+        response = await _get(session, circuits, url, login if url.origin() == start.origin() else {})
         if response.status == 200:
             return response
         response.close()
         if response.status not in _REDIRECTS:
             raise _refused(response, url)
         url = _redirected(url, response.headers.get("Location", ""))
-    raise _failed(f"{shown_url(start)} redirects more than {bounds.redirects_max} times")
-
-
-def _basic(url: URL) -> dict[str, str]:
-    if not url.user and not url.password:
-        return {}
-    pair = f"{url.user or ''}:{url.password or ''}"
-    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    limit = "once" if redirects_max == 1 else f"{redirects_max} times"
+    raise _failed(f"{bare_url(start)} redirects more than {limit}")
 
 
 async def _get(
@@ -140,9 +131,9 @@ async def _get(
     try:
         circuits.check(peer)
         response = await session.get(url, headers=headers, allow_redirects=False)
-    except Temporary as known:
-        why = f"no connection to {shown_url(url)}: its host does not answer (known from an earlier request)"
-        raise Temporary(ErrorCode.FETCH_FAILED, why, peer=known.peer) from None
+    except Temporary as refusal:
+        why = f"no connection to {bare_url(url)}: its host does not answer (known from an earlier request)"
+        raise Temporary(ErrorCode.FETCH_FAILED, why, peer=refusal.peer) from None
     except asyncio.CancelledError:
         circuits.abandoned(peer)
         raise
@@ -162,32 +153,35 @@ def _redirected(url: URL, location: str) -> URL:
     except ValueError:
         target = None
     if target is None:
-        raise _failed(f"{shown_url(url)} redirects, but not to a URL that can be read")
+        raise _failed(f"{bare_url(url)} redirects, but not to a URL that can be read")
     target = _checked(target)
     if url.scheme == "https" and target.scheme == "http":
-        raise _failed(f"{shown_url(url)} redirects from https to http ({shown_url(target)}), which is not followed")
+        raise _failed(f"{bare_url(url)} redirects from https to http ({bare_url(target)}), which is not followed")
     if target.user or target.password:
-        raise _failed(f"{shown_url(url)} redirects to a URL with a user or password, which is not followed")
+        raise _failed(f"{bare_url(url)} redirects to a URL with a user or password, which is not followed")
     return target
 
 
 def _refused(response: aiohttp.ClientResponse, url: URL) -> Fault:
-    message = f"{shown_url(url)} answered {response.status}"
+    message = f"{bare_url(url)} answered {response.status}"
     if response.status in _BUSY or response.status >= 500:
-        wish_s = parse_retry_after(response.headers.get("Retry-After"), dt.datetime.now(dt.UTC))
-        return Temporary(ErrorCode.FETCH_FAILED, message, retry_after_s=wish_s)
+        retry_after_s = parse_retry_after(response.headers.get("Retry-After"), dt.datetime.now(dt.UTC))
+        return Temporary(ErrorCode.FETCH_FAILED, message, retry_after_s=retry_after_s)
     return _failed(f"{message}; the URL must answer 200 with the tar")
 
 
-async def _body(response: aiohttp.ClientResponse, bounds: FetchBounds, progress: Progress) -> AsyncIterator[bytes]:
-    url, total = response.url, response.content_length
-    if total is not None and total > bounds.max_bytes:
-        raise _too_large(url, bounds)
+async def _body(response: aiohttp.ClientResponse, max_bytes: int, progress: Progress) -> AsyncIterator[bytes]:
+    too_large = Permanent(
+        ErrorCode.TOO_LARGE, f"{bare_url(response.url)} is larger than {max_bytes} bytes, which is the limit"
+    )
+    total = response.content_length
+    if total is not None and total > max_bytes:
+        raise too_large
     received = 0
     while piece := await _read(response):
         received += len(piece)
-        if received > bounds.max_bytes:
-            raise _too_large(url, bounds)
+        if received > max_bytes:
+            raise too_large
         progress(received, total)
         yield piece
 
@@ -200,32 +194,26 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _translated(error: aiohttp.ClientError | TimeoutError, url: URL) -> Fault:
-    """Our word for what aiohttp raises. Its own messages may hold the whole URL."""
-    shown = shown_url(url)
+    """What aiohttp raises as a fault. Its own messages may hold the whole URL."""
+    where = bare_url(url)
     match error:
         case aiohttp.ClientConnectorDNSError(os_error=socket.gaierror(errno=socket.EAI_NONAME)):
             # The resolver answered, and the answer was no; without any answer it is EAI_AGAIN.
-            return _failed(f"the host of {shown} does not exist; check its name")
+            return _failed(f"the host of {where} does not exist; check its name")
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
-            return _failed(f"the TLS certificate of {shown} does not hold for that host")
+            return _failed(f"the TLS certificate of {where} does not hold for that host")
         case aiohttp.InvalidURL():
-            return invalid(f"{shown} has a host that is no name and no address in its usual form")
+            return invalid(f"{where} has a host that is no name and no address in its usual form")
         case aiohttp.ClientConnectorError(os_error=OSError(strerror=reason)):
-            return Temporary(ErrorCode.FETCH_FAILED, f"no connection to {shown}: {reason}")
+            return Temporary(ErrorCode.FETCH_FAILED, f"no connection to {where}: {reason}")
         case aiohttp.ConnectionTimeoutError():
-            return Temporary(ErrorCode.FETCH_FAILED, f"no connection to {shown} within {CONNECT_TIMEOUT_S:g} s")
+            return Temporary(ErrorCode.FETCH_FAILED, f"no connection to {where} within {CONNECT_TIMEOUT_S:g} s")
         case aiohttp.ServerTimeoutError() | TimeoutError():
-            return Temporary(ErrorCode.FETCH_FAILED, f"{shown} sent nothing for too long")
+            return Temporary(ErrorCode.FETCH_FAILED, f"{where} sent nothing for too long")
         case aiohttp.ClientPayloadError():
-            return Temporary(ErrorCode.FETCH_FAILED, f"{shown} ended before all of it had come")
+            return Temporary(ErrorCode.FETCH_FAILED, f"{where} ended before all of it had come")
         case _:
-            return Temporary(ErrorCode.FETCH_FAILED, f"{shown} broke off the answer ({type(error).__name__})")
-
-
-def _too_large(url: URL, bounds: FetchBounds) -> Permanent:
-    return Permanent(
-        ErrorCode.TOO_LARGE, f"{shown_url(url)} is larger than {bounds.max_bytes} bytes, which is the limit"
-    )
+            return Temporary(ErrorCode.FETCH_FAILED, f"{where} broke off the answer ({type(error).__name__})")
 
 
 def _failed(message: str) -> Permanent:

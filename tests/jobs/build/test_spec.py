@@ -1,20 +1,20 @@
 """What a build may ask for, and what of it is stored in clear."""
 
-from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
-from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES, Policy
-from imagejobd.jobs import build as specs
-from imagejobd.jobs.build import VALUE_MAX_CHARS, BuildSpec
+from harness.building import parsing_builder
+from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.jobs.build import VALUE_MAX_CHARS, BuildKind, BuildSettings, BuildSpec
+from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.kind import Accepted, Upload
 
 MINIMAL = {"image": "registry.example/app", "dockerfile": "FROM scratch\n"}
 DIGEST = "sha256:" + "0" * 64
-parse = partial(specs.parse, policy=Policy())
+parse = BuildKind(parsing_builder(), Egress(), BuildSettings()).parse
 
 UPLOAD = Upload(fields={"context": DIGEST, "dockerfile": "FROM scratch\n"}, blobs=(DIGEST,))
 
@@ -175,7 +175,7 @@ def test_args_that_steer_the_builder_are_policy(source: dict[str, str]) -> None:
     assert "BUILDKIT_SYNTAX" in fault.message
 
 
-@pytest.mark.parametrize("image", ["imagejobd/0190", "docker.io/imagejobd/x:1", "imagejobd-base:abc"])
+@pytest.mark.parametrize("image", ["imagejobd/0190", "docker.io/imagejobd/x:1", "127.0.0.1:1/imagejobd/x:1"])
 def test_reserved_images_are_policy(image: str) -> None:
     """Nobody pushes under the names that hold other tenants' results and bases in the engine."""
     fault = refusal({**MINIMAL, "image": image})

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from harness.building import building_tools
+from harness.building import image_builder
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import DispatchSettings, Tools
+from imagejobd.jobs.dispatch.payload import DispatchSettings
 from imagejobd.model.job import Enqueued, Job, NewJob, uuid7
 from imagejobd.model.ownership import JOB_PREFIX
 from imagejobd.registry.client import RegistryClient
@@ -28,8 +28,8 @@ class DispatchBench(Bench):
 
     def kind(self, engine: Engine | None = None, **settings: Any) -> DispatchKind:
         client = engine or self.engine
-        building = building_tools(client, self._registry, self.blobs)
-        return DispatchKind(Tools(building=building, settings=DispatchSettings(**settings)))
+        builder = image_builder(client, self._registry, self.blobs)
+        return DispatchKind(builder, DispatchSettings(**settings))
 
     async def submit(self, kind: DispatchKind, payload: bytes, *, tenant: str = "7") -> Enqueued:
         upload = await kind.receive(_pieces(payload))

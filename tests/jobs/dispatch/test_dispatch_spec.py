@@ -9,12 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES, DispatchSpec, inlined, parse, payload_file, take_in
+from harness.building import parsing_builder
+from imagejobd.jobs.dispatch.kind import DispatchKind
+from imagejobd.jobs.dispatch.payload import (
+    INLINE_MAX_BYTES,
+    DispatchSettings,
+    DispatchSpec,
+    inlined,
+    payload_file,
+    take_in,
+)
 from imagejobd.model.bounds import MIB
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.kind import Upload
 from imagejobd.store.blobs import BlobStore
 
+parse = DispatchKind(parsing_builder(), DispatchSettings()).parse
 SIZES = [0, 1, INLINE_MAX_BYTES, INLINE_MAX_BYTES + 1, MIB]
 
 

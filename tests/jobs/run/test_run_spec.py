@@ -4,23 +4,24 @@ from typing import Any
 
 import pytest
 
-from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES, Policy
-from imagejobd.jobs.run import parse
+from harness.building import parsing_builder
+from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 
-POLICY = Policy()
+parse = RunKind(parsing_builder(), RunSettings()).parse
 
 
 def refusal(**spec: Any) -> Permanent:
     with pytest.raises(Permanent) as caught:
-        parse(spec, policy=POLICY)
+        parse(spec)
     return caught.value
 
 
 def test_a_dockerfile_is_kept_as_it_is() -> None:
     """The text is stored byte for byte: what is built is what was judged."""
     text = "\n# hello\r\nFROM scratch\nLABEL a=b\n\n"
-    accepted = parse({"dockerfile": text}, policy=POLICY)
+    accepted = parse({"dockerfile": text})
     assert accepted.spec == {"dockerfile": text}
     assert not accepted.secrets
     assert not accepted.blobs
@@ -65,10 +66,10 @@ def test_size_is_bounded() -> None:
     most = "FROM scratch\n" + comment * (DOCKERFILE_MAX_BYTES // len(comment) - 1)
     most += "\n" * (DOCKERFILE_MAX_BYTES - len(most))
     assert len(most) == DOCKERFILE_MAX_BYTES
-    parse({"dockerfile": most}, policy=POLICY)
+    parse({"dockerfile": most})
     assert refusal(dockerfile=most + "\n").code is ErrorCode.TOO_LARGE
 
 
 def test_version_is_known_at_the_door() -> None:
     """A base may be named by the version, which is only known to be some id."""
-    parse({"dockerfile": "ARG version\nFROM example.org/base:${version:?}\n"}, policy=POLICY)
+    parse({"dockerfile": "ARG version\nFROM example.org/base:${version:?}\n"})

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from harness.tls import issue
 from imagejobd.jobs.shared import fetch
-from imagejobd.jobs.shared.fetch import FetchBounds, fetched, parse_url, shown_url
+from imagejobd.jobs.shared.fetch import bare_url, parse_url
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import RETRY_AFTER_MAX_S, ErrorCode, Fault, Permanent, Temporary
@@ -26,6 +27,7 @@ Serve = Callable[..., Awaitable[TestServer]]
 ANYWHERE = Egress(EgressSettings(deny=()))
 NO_LOOPBACK = Egress(EgressSettings(deny=("127.0.0.0/8", "::1/128")))
 SECRET = "?token=hush"
+BOUNDS: dict[str, Any] = {"max_bytes": 1 << 30, "idle_s": 5.0, "redirects_max": 5}
 
 
 @pytest.fixture
@@ -60,16 +62,12 @@ async def tls(tmp_path: Path) -> AsyncIterator[tuple[int, Path]]:
     await server.close()
 
 
-def bounds_of(*, max_bytes: float = 1 << 30, idle_s: float = 5.0, redirects_max: float = 5) -> FetchBounds:
-    return FetchBounds(max_bytes=int(max_bytes), idle_s=idle_s, redirects_max=int(redirects_max))
+async def collect(url: object, *, egress: Egress = ANYWHERE, **bounds: Any) -> bytes:
+    pieces = fetch.fetch(str(url), egress=egress, circuits=Circuits(), **BOUNDS | bounds)
+    return b"".join([piece async for piece in pieces])
 
 
-async def collect(url: object, *, egress: Egress = ANYWHERE, **bounds: float) -> bytes:
-    limits = bounds_of(**bounds)
-    return b"".join([piece async for piece in fetched(str(url), egress=egress, circuits=Circuits(), bounds=limits)])
-
-
-async def fault_of(url: object, *, egress: Egress = ANYWHERE, **bounds: float) -> Fault:
+async def fault_of(url: object, *, egress: Egress = ANYWHERE, **bounds: Any) -> Fault:
     with pytest.raises(Fault) as caught:
         await collect(url, egress=egress, **bounds)
     assert "hush" not in str(caught.value)
@@ -91,15 +89,8 @@ async def test_body_arrives_whole_and_progress_is_told(serve: Serve):
     """Every byte comes, and progress counts them against Content-Length."""
     server = await serve(tar=tar)
     heard: list[tuple[int, int | None]] = []
-    bounds = bounds_of()
-    pieces = fetched(
-        str(server.make_url("/tar")),
-        egress=ANYWHERE,
-        circuits=Circuits(),
-        bounds=bounds,
-        progress=lambda n, of: heard.append((n, of)),
-    )
-    assert b"".join([piece async for piece in pieces]) == b"tar" * 100_000
+    body = await collect(server.make_url("/tar"), progress=lambda n, of: heard.append((n, of)))
+    assert body == b"tar" * 100_000
     assert heard[-1] == (300_000, 300_000)
 
 
@@ -125,7 +116,7 @@ async def test_redirects_are_followed_up_to_the_bound(serve: Serve):
     assert len(await collect(server.make_url("/a"), redirects_max=2)) == 300_000
     fault = await fault_of(server.make_url("/a" + SECRET), redirects_max=1)
     assert isinstance(fault, Permanent)
-    assert "redirects more than 1 times" in fault.message
+    assert fault.message.endswith("redirects more than once")
 
 
 @pytest.mark.parametrize(
@@ -374,10 +365,10 @@ def test_only_a_scheme_in_front_is_one(text: str, url: str):
     assert parse_url(text).human_repr() == url.replace("%20", " ")
 
 
-def test_shown_urls_have_no_secrets():
+def test_bare_urls_have_no_secrets():
     """User, query and fragment are never shown."""
-    assert shown_url(parse_url("example.org:81/a/b.tar?sig=hush#hush")) == "http://example.org:81/a/b.tar"
-    assert shown_url(parse_url("https://u:hush@example.org/a")) == "https://example.org/a"
+    assert bare_url(parse_url("example.org:81/a/b.tar?sig=hush#hush")) == "http://example.org:81/a/b.tar"
+    assert bare_url(parse_url("https://u:hush@example.org/a")) == "https://example.org/a"
 
 
 async def test_https_is_not_left_for_http(monkeypatch: pytest.MonkeyPatch, tls: tuple[int, Path]):

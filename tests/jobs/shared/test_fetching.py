@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from harness.building import building_tools
+from harness.building import image_builder
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.jobs.build import BuildSettings, BuildSpec, Tools, fetch_context
+from imagejobd.jobs.build import BuildKind, BuildSettings, BuildSpec
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.registry.client import RegistryClient
@@ -23,7 +23,7 @@ from imagejobd.store.blobs import BlobStore
 
 
 class FetchWork:
-    """As much of a `Work` as the phase uses; its `save` fails when `fault` is set, and collects before it ends."""
+    """As much of a `JobContext` as the phase uses; its `save` collects, then fails when `fault` is set."""
 
     def __init__(self, blobs: BlobStore, fault: Temporary | None) -> None:
         self.checkpoint: dict[str, Any] = {}
@@ -52,12 +52,12 @@ async def test_a_dead_server_is_found_out_once(tmp_path: Path) -> None:
         url, host = str(server.make_url("/c.tar")), f"127.0.0.1:{server.port}"
     egress, blobs = Egress(EgressSettings(deny=())), BlobStore(tmp_path)
     async with RegistryClient({}, egress, proxies=Proxies({})) as registry:
-        building = building_tools(Engine(EngineSettings(host="unix:///nowhere")), registry, blobs, egress=egress)
-        tools = Tools(building=building, egress=egress, settings=BuildSettings())
+        builder = image_builder(Engine(EngineSettings(host="unix:///nowhere")), registry, blobs, egress=egress)
+        kind = BuildKind(builder, egress, BuildSettings())
         told = []
         for _ in range(2):
             with pytest.raises(Temporary) as down:
-                await fetch_context(tools, FetchWork(blobs, None), BuildSpec(image="app", tar_url=url))  # type: ignore[arg-type]
+                await kind.fetch_context(FetchWork(blobs, None), BuildSpec(image="app", tar_url=url))  # type: ignore[arg-type]
             assert (down.value.code, down.value.peer) == (ErrorCode.FETCH_FAILED, host)
             told.append("known from an earlier request" in down.value.message)
     assert told == [False, True]
@@ -79,12 +79,11 @@ async def test_the_blob_is_pinned_until_it_is_saved(tmp_path: Path, fault: Tempo
     app.router.add_get("/c.tar", answer)
     engine, blobs = Engine(EngineSettings(host="unix:///nowhere")), BlobStore(tmp_path)
     egress = Egress(EgressSettings(deny=()))
-    building = building_tools(engine, RegistryClient({}, egress), blobs, egress=egress)
-    tools = Tools(building=building, egress=egress, settings=BuildSettings())
+    kind = BuildKind(image_builder(engine, RegistryClient({}, egress), blobs, egress=egress), egress, BuildSettings())
     ctx = FetchWork(blobs, fault)
     async with TestServer(app) as server:
         spec = BuildSpec(image="app", tar_url=str(server.make_url("/c.tar")))
         with pytest.raises(Temporary, match="full") if fault else nullcontext():
-            await fetch_context(tools, ctx, spec)  # type: ignore[arg-type]  # a part of a Work
+            await kind.fetch_context(ctx, spec)  # type: ignore[arg-type]  # a part of a JobContext
     assert ctx.collected == 0
     assert await blobs.collect([], min_age_s=-1) == 1
