@@ -20,7 +20,7 @@ from imagejobd.api import builder, dispatch, distribute, health, host_check, nat
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import CALLER, Intake
 from imagejobd.api.wire import headers_of, status_of
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import log_fields
 from imagejobd.model.text import one_line, shown
 
@@ -193,5 +193,5 @@ def _allow(error: web.HTTPException) -> dict[str, str]:
 
 def _as_fault(error: web.HTTPException) -> Fault:
     words = {404: "Resource not found", 405: "Method not allowed"}
-    code = ErrorCode.NOT_FOUND if error.status == 404 else ErrorCode.INVALID
-    return Permanent(code, words.get(error.status, error.reason))
+    message = words.get(error.status, error.reason)
+    return NotFound(message) if error.status == 404 else invalid(message)

@@ -13,7 +13,7 @@ from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, 
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.multipart import Part
 from imagejobd.api.wire import json_response, send
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
 from imagejobd.model.job import Job, Json, State, is_uuid
 from imagejobd.model.kind import Upload
 
@@ -93,7 +93,7 @@ class BuilderApi:
         tenant = self._intake.caller(request).sees
         job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
-            raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
+            raise NotFound(UNKNOWN_JOB)
         return job
 
     async def _multipart(self, request: web.Request, uploads: Uploads) -> tuple[Fields, Upload | None]:

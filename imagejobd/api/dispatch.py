@@ -17,7 +17,7 @@ from imagejobd.api.intake import Caller, Intake, Uploads, new_job
 from imagejobd.api.wire import json_response
 from imagejobd.jobs.dispatch.kind import DispatchKind
 from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES, Content, inlined
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, NotFound
 from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, JobId, State
 from imagejobd.model.kind import Upload
 from imagejobd.model.text import shown
@@ -97,7 +97,7 @@ class DispatchApi:
         job = await self._job(request)
         output = self._output(job)
         if output is None:
-            raise Permanent(ErrorCode.NOT_FOUND, f"no image of job with id: {job.id}: {_absence(job)}")
+            raise NotFound(f"no image of job with id: {job.id}: {_absence(job)}")
         return await serve(request, output, name=f"job-{job.id}", idle_s=self._intake.server.body_idle_s)
 
     def _output(self, job: Job) -> Content | None:
@@ -111,7 +111,7 @@ class DispatchApi:
         if name.isascii() and name.isdecimal() and len(name) <= ID_MAX_CHARS:
             job = await self._intake.store.get_by_id(JobId(int(name)), tenant=tenant)
         if job is None or job.kind != KIND:
-            raise Permanent(ErrorCode.NOT_FOUND, f"no job with id: {shown(name)}")
+            raise NotFound(f"no job with id: {shown(name)}")
         return job
 
 

@@ -24,7 +24,7 @@ from imagejobd.api.wire import iso, json_response
 from imagejobd.jobs.distribute.fields import FieldFault, Problem, convert, given, items, parse_endpoint, wrong
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import Job, Json, State, is_uuid
 from imagejobd.model.kind import Accepted
 
@@ -160,7 +160,7 @@ class DistributeApi:
         tenant = self._intake.caller(request).sees
         job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
-            raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
+            raise NotFound(UNKNOWN_JOB)
         return json_response(render(job))
 
     async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
@@ -209,5 +209,5 @@ def _value(job: Job) -> str:
 
 def _refused(fault: Permanent) -> Permanent:
     if fault.code is ErrorCode.NOT_FOUND:
-        return Permanent(ErrorCode.NOT_FOUND, NO_IMAGE)
+        return NotFound(NO_IMAGE)
     return invalid(fault.message)

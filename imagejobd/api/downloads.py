@@ -17,7 +17,7 @@ from aiohttp import ETag, hdrs, web
 from imagejobd.api.wire import send
 from imagejobd.jobs.dispatch.payload import Content
 from imagejobd.model.bounds import KIB
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent
 
 CHUNK_BYTES = 256 * KIB
 # As everybody writes it; aiohttp would say Etag.
@@ -126,7 +126,7 @@ def _open(path: Path, start: int) -> BinaryIO:
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
-        raise Permanent(ErrorCode.NOT_FOUND, "the content is no longer kept") from None
+        raise NotFound("the content is no longer kept") from None
     file.seek(start)
     return file
 

@@ -8,7 +8,7 @@ from aiohttp import web
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import JOB_MAX_BYTES, Intake, Submission, Uploads, new_job, parse_submission, with_options
 from imagejobd.api.wire import iso, json_response, send
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import Enqueued, Event, Job, JobId, Phase, State, is_uuid
 from imagejobd.model.kind import JobKind, Upload
 from imagejobd.store.protocol import Filter, job_topic
@@ -243,7 +243,7 @@ def _render_event(event: Event) -> dict[str, Any]:
 
 
 def _unknown(name: str) -> Permanent:
-    return Permanent(ErrorCode.NOT_FOUND, f"there is no job {name!r}")
+    return NotFound(f"there is no job {name!r}")
 
 
 def _has_gone(request: web.Request) -> bool:

@@ -14,7 +14,7 @@ from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.multipart import Part
 from imagejobd.api.wire import json_response, prefers_json
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import Job, State, is_uuid
 from imagejobd.model.kind import Accepted
 from imagejobd.model.text import one_line
@@ -92,8 +92,7 @@ class RunApi:
             raise invalid("the request names no job; ask for /status?id=…")
         job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
         if job is None or job.kind != KIND:
-            raise Permanent(
-                ErrorCode.NOT_FOUND,
+            raise NotFound(
                 f"Job with id {one_line(uuid[:ID_SHOWN_MAX_CHARS], ID_SHOWN_MAX_CHARS)} was not found",
             )
         return job

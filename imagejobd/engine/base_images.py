@@ -21,7 +21,7 @@ from imagejobd.engine.client import Engine
 from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.clock import now_ms
 from imagejobd.model.concurrency import uninterrupted
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.ownership import PIN_PREFIX, PulledBase, PulledBases, refuse_reserved
 from imagejobd.model.reference import ImageReference, normalize
 from imagejobd.model.secrets import Credentials
@@ -140,7 +140,7 @@ class BaseImages:
             await self._records.used(str(base))
         elif policy == "never":
             label = f"{base} ({platform})" if platform else str(base)
-            raise Permanent(ErrorCode.NOT_FOUND, f"base image {label} is not in the engine, and pulling is off")
+            raise NotFound(f"base image {label} is not in the engine, and pulling is off")
         return image is not None
 
     async def _public_image(self, base: ImageReference, platform: str) -> images.ImageInfo | None:

@@ -17,6 +17,7 @@ keeps itself.
 """
 
 import asyncio
+import contextlib
 import errno
 import io
 import re
@@ -32,7 +33,6 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
 from imagejobd.engine.container import remove_container
 from imagejobd.engine.session import Entry
@@ -45,7 +45,7 @@ from imagejobd.engine.stream import (
     StepState,
     Tail,
 )
-from imagejobd.model.errors import ENGINE, Permanent, Temporary, invalid
+from imagejobd.model.errors import ENGINE, NotFound, Permanent, Temporary, invalid
 
 IGNORE_FILE_MAX_BYTES = 1 << 20
 # What waits to be removed, of all builds; beyond it is left.
@@ -271,7 +271,7 @@ def _ignore_file(context: Path, by_path: Mapping[bytes, Entry]) -> tuple[tarfile
 
 async def _remove_image(engine: Engine, short_id: str, *, created_after: datetime) -> None:
     """By its id, for it has no name, and without force; its nameless parents go with it."""
-    with errors.absence_ignored():
+    with contextlib.suppress(NotFound):
         image = await engine.request_json("GET", f"images/{short_id}/json", _Image)
         if image.id.startswith(f"sha256:{short_id}") and not image.tags and image.created > created_after:
             await engine.request("DELETE", f"images/{quote(image.id, safe=':')}")

@@ -16,7 +16,7 @@ import os
 import secrets
 import tarfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import msgspec
 from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
 from imagejobd.engine.hardening import opened, with_private_ipc
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import INSTALLATION_LABEL, Owner, owner_of_resource
 
 
@@ -99,9 +99,8 @@ async def remove_container(engine: Engine, container: str, *, created_after: dat
     try:
         if (await engine.request_json("GET", f"{path}/json", _NewContainer)).created > created_after:
             await engine.request("DELETE", path, params=[("force", "1"), ("v", "1")])
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound:
+        pass
 
 
 async def make_volume(engine: Engine, name: str, uuid: str) -> Path:
@@ -246,11 +245,8 @@ async def remove(engine: Engine, container: str) -> None:
 
 
 async def _absent_is_fine(engine: Engine, method: str, path: str, *params: tuple[str, str]) -> None:
-    try:
+    with suppress(NotFound):
         await engine.request(method, path, params=params)
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
 
 
 def _filters(label: str) -> str:

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 from aiodocker.exceptions import DockerError
 
-from imagejobd.model.errors import ENGINE, ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, Fault, NotFound, Permanent, Temporary
 
 # status (200 for an error inside a stream) and the engine's text → what it means for the caller
 Judge = Callable[[int, str], Fault]
@@ -104,7 +104,7 @@ def of_engine(status: int, message: str) -> Fault:
         peer = ENGINE if is_leaving else None
         return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine answered {status}: {text}", peer=peer)
     if status == 404:
-        return Permanent(ErrorCode.NOT_FOUND, text)
+        return NotFound(text)
     if status == 409:
         return Temporary(ErrorCode.CONFLICT, text)
     if status in (401, 403):
@@ -155,10 +155,10 @@ def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
                 ErrorCode.DENIED, f"{text}; check the user name, the password and the rights they carry{also}"
             )
         if _UNKNOWN.search(message):
-            return Permanent(ErrorCode.NOT_FOUND, f"{text}; check the name and tag, or log in if it is private")
+            return NotFound(f"{text}; check the name and tag, or log in if it is private")
         if _NETWORK.search(message) or _BROKEN_OFF.search(message) or status >= 500:
             return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, text)
-        return Permanent(ErrorCode.NOT_FOUND if status == 404 else otherwise, text)
+        return NotFound(text) if status == 404 else Permanent(otherwise, text)
 
     return judge
 
@@ -184,16 +184,6 @@ def public_text(message: str) -> str:
     message = message.strip()
     text = _ENGINE_FOLDER.sub("", message[:MESSAGE_MAX_CHARS])
     return text if len(message) <= MESSAGE_MAX_CHARS else f"{text}…"
-
-
-@contextmanager
-def absence_ignored() -> Iterator[None]:
-    """End the block quietly at `Permanent(not_found)`: what is gone already is no error."""
-    try:
-        yield
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from h2.exceptions import H2Error
 from imagejobd.engine import errors, grpc
 from imagejobd.engine.client import Engine, Upgraded
 from imagejobd.engine.protobuf import MalformedRecord, as_bytes, as_int, as_text, encoded, fields
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent
 
 # For all that is asked over one connection.
 CONTROL_TIMEOUT_S = 10.0
@@ -199,9 +199,8 @@ async def _delete(service: Control, ref: str) -> None:
         async with aclosing(service.call("UpdateBuildHistory", request)) as answer:
             async for _ in answer:
                 pass
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound:
+        pass
 
 
 def _build(event: bytes) -> _Build:
@@ -222,7 +221,7 @@ def _build(event: bytes) -> _Build:
 
 
 def _tell_refused(engine: Engine, fault: Permanent) -> None:
-    if fault.code is not ErrorCode.NOT_FOUND:
+    if not isinstance(fault, NotFound):
         _tell_once(engine.host, fault.message)
 
 

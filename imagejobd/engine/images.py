@@ -20,7 +20,7 @@ import msgspec
 from imagejobd.engine import errors
 from imagejobd.engine.client import Engine, Params
 from imagejobd.engine.stream import Message, Transfer, messages
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary, invalid
 from imagejobd.model.reference import HUB_HOST, ImageReference, is_digest, normalize
 from imagejobd.model.secrets import Credentials
 
@@ -86,9 +86,10 @@ _aux_decoder = msgspec.json.Decoder(_PushAux)
 
 async def inspect(engine: Engine, reference: ImageReference | str) -> ImageInfo | None:
     """The image of that name or id; None when the engine does not have it."""
-    with errors.absence_ignored():
+    try:
         return await engine.request_json("GET", f"{_path(reference)}/json", ImageInfo)
-    return None
+    except NotFound:
+        return None
 
 
 async def find(engine: Engine, reference: ImageReference) -> ImageInfo | None:
@@ -114,16 +115,16 @@ async def remove(engine: Engine, reference: ImageReference) -> bool:
     Raises `Temporary(conflict)` while a container needs the image under this name: remove the container first.
     """
     try:
-        with errors.absence_ignored():
-            await engine.request("DELETE", _path(reference))
-            return True
+        await engine.request("DELETE", _path(reference))
+    except NotFound:
+        return False
     except Temporary as fault:
         if _DELETED_MEANWHILE in fault.message:
             return True
         if fault.code is ErrorCode.CONFLICT:
             raise Temporary(fault.code, f"cannot remove image {reference} yet: {fault.message}") from fault
         raise
-    return False
+    return True
 
 
 async def list_tags(engine: Engine, *patterns: str) -> list[str]:
@@ -136,9 +137,7 @@ async def list_tags(engine: Engine, *patterns: str) -> list[str]:
     for _ in range(LIST_TRIES):
         try:
             listed = await engine.request_json("GET", "images/json", list[ImageInfo], params=params)
-        except Permanent as fault:
-            if fault.code is not ErrorCode.NOT_FOUND:
-                raise
+        except NotFound as fault:
             why = fault.message
         else:
             names = {name: name.rpartition(":")[0] for image in listed for name in image.tags or ()}
@@ -258,7 +257,7 @@ def _pushed(message: Message, tag: str) -> Pushed | None:
 
 def _of_export(status: int, message: str) -> Fault:
     if _ABSENT.search(message):
-        return Permanent(ErrorCode.NOT_FOUND, "the Docker Engine does not have that image")
+        return NotFound("the Docker Engine does not have that image")
     return errors.of_engine(status, message)
 
 

@@ -27,7 +27,7 @@ import msgspec
 
 from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 
 HEADER_BYTES = 8
 # What a container wrote is with us soon after its end, unless the stream stalls.
@@ -186,9 +186,7 @@ async def read_file(
         async with archive as reply:
             _refuse_unless_readable(path, _stat(reply.headers.get(_STAT_HEADER, "")), max_bytes)
             raw = await _read_at_most(reply.blocks, path, max_bytes)
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound as fault:
         if _NO_CONTAINER in fault.message:
             raise removed_meanwhile(fault) from fault
         return None

@@ -5,6 +5,7 @@ note of a daemon that died counts for `ALIVE_FOR_S` at most. No daemon removes a
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -13,9 +14,8 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from imagejobd.engine import errors
 from imagejobd.engine.client import Engine
-from imagejobd.model.errors import Fault
+from imagejobd.model.errors import Fault, NotFound
 from imagejobd.model.ownership import INSTALLATION_LABEL
 
 RENEW_EVERY_S = 60.0
@@ -57,7 +57,7 @@ async def make_note(engine: Engine, name: str, labels: dict[str, str]) -> None:
 
 async def remove_note(engine: Engine, name: str) -> None:
     """Remove such a volume; one that is gone is no error."""
-    with errors.absence_ignored():
+    with contextlib.suppress(NotFound):
         await engine.request("DELETE", f"volumes/{quote(name, safe='')}")
 
 

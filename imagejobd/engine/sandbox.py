@@ -31,7 +31,7 @@ from imagejobd.engine.container import (
 )
 from imagejobd.engine.hardening import DATA_PATH, SandboxLimits, confined, runs_as_root
 from imagejobd.engine.output import Demultiplexer, LinkInTheWay, Output, live, read_file, removed_meanwhile
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import resource_name
 
 __all__ = ["DATA_PATH", "Exit", "Output", "Sandbox", "SandboxLimits", "create", "discard", "leftovers"]
@@ -115,9 +115,7 @@ class Sandbox:
                 async for piece in told:
                     is_over = isinstance(piece, Exit)
                     yield piece
-        except Permanent as fault:
-            if fault.code is not ErrorCode.NOT_FOUND:
-                raise
+        except NotFound as fault:
             raise removed_meanwhile(fault) from fault
         finally:
             if not is_over:
@@ -285,7 +283,7 @@ async def create(
     await discard(engine, uuid)
     found = await images.inspect(engine, image)
     if found is None:
-        raise Permanent(ErrorCode.NOT_FOUND, f"image {image} is not in the engine")
+        raise NotFound(f"image {image} is not in the engine")
     name = resource_name(engine.installation, uuid, attempt)
     body = confined(image, found.config, labels=labels_of(engine, uuid), volume=name, limits=limits)
     volume = await _uncut(make_volume(engine, name, uuid))

@@ -39,7 +39,7 @@ from imagejobd.jobs.shared.build import BuildOptions, BuildTools, BuiltImage, bu
 from imagejobd.jobs.shared.context import Context
 from imagejobd.jobs.shared.purge import leftovers, ours, purge, purge_surely
 from imagejobd.model.bounds import GIB, KIB, MIB, Bytes, Seconds
-from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
+from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
@@ -302,9 +302,7 @@ async def _create(tools: Tools, ctx: JobContext, image: BuiltImage) -> Sandbox:
         return await sandbox.create(
             tools.building.engine, uuid=job.uuid, attempt=job.attempt, image=image.tag, limits=limits
         )
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound as fault:
         why = "somebody removed the built image from the engine; it has to be built again"
         raise Temporary(ErrorCode.CONFLICT, why) from fault
 

@@ -9,6 +9,7 @@ each API owns one table from codes to its wire. Whether work is tried again is a
     Fault
     ├── Temporary   may succeed later: network, 5xx, 429, engine restarting
     └── Permanent   will not: their Dockerfile fails, denied, not found, bad input
+        ├── NotFound      what was asked for is not there
         ├── ClaimLost     the job is no longer ours to change
         └── StoreFailed   the database takes nothing more until a restart
 """
@@ -108,6 +109,13 @@ class Temporary(Fault):
 
 class Permanent(Fault):
     """Trying the same again cannot help."""
+
+
+class NotFound(Permanent):
+    """What was asked for is not there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.NOT_FOUND, message)
 
 
 class ClaimLost(Permanent):

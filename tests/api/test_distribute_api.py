@@ -13,7 +13,7 @@ from bare_app import BareApp, bare_app
 from imagejobd.api.distribute import REQUEST_MAX_BYTES
 from imagejobd.api.settings import Server
 from imagejobd.jobs.distribute.table import OUTCOMES, record_key
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.job import JobError, NewJob, State
 from imagejobd.store.protocol import Ending
 
@@ -83,7 +83,7 @@ async def test_accepted(app: BareApp) -> None:
 @pytest.mark.parametrize(
     ("fault", "status", "msg"),
     [
-        (Permanent(ErrorCode.NOT_FOUND, "registry r: manifest of a:1: answered 404"), 404, "Image not found"),
+        (NotFound("registry r: manifest of a:1: answered 404"), 404, "Image not found"),
         (Permanent(ErrorCode.DENIED, "registry r asks for a login"), 400, "registry r asks for a login"),
         (Permanent(ErrorCode.EGRESS, "10.0.0.1 is off limits"), 400, "10.0.0.1 is off limits"),
         (Permanent(ErrorCode.REGISTRY_UNAVAILABLE, "not trusted"), 400, "not trusted"),

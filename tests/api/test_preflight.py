@@ -11,7 +11,7 @@ from bare_app import MINIMAL, BareApp, bare_app
 
 from imagejobd.api import intake
 from imagejobd.model.bounds import MIB
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES
 
 ASKING: dict[str, Any] = {"kind": "asking", "spec": {"n": 1}}
@@ -91,7 +91,7 @@ def test_memory_of_those_who_wait() -> None:
 async def test_idempotency_key_is_stronger(app: BareApp, kind: AskingKind) -> None:
     """A request that is repeated finds its job even when the image has gone since."""
     first = await post(app, ASKING, **{"Idempotency-Key": "once"})
-    kind.answer = Permanent(ErrorCode.NOT_FOUND, "gone")
+    kind.answer = NotFound("gone")
     again = await post(app, ASKING, **{"Idempotency-Key": "once"})
     assert (first[0], again[0]) == (201, 200)
     assert first[1]["id"] == again[1]["id"]

@@ -33,7 +33,7 @@ from imagejobd.jobs.shared.context import Context
 from imagejobd.jobs.shared.purge import leftovers, purge, purge_surely
 from imagejobd.jobs.shared.push import push_image
 from imagejobd.model.circuit import peer_name
-from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
+from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
@@ -105,9 +105,7 @@ async def _blocks(tools: Tools, ctx: JobContext, image: BuiltImage) -> AsyncGene
                 _check_size(size_bytes, tools.settings.image_max_bytes)
                 ctx.progress(exported_bytes=size_bytes)
                 yield block
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound as fault:
         why = "somebody removed the built image from the engine; it has to be built again"
         raise Temporary(ErrorCode.CONFLICT, why) from fault
     failpoint("while_exporting")

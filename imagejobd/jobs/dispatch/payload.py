@@ -22,7 +22,7 @@ from imagejobd.archive import ContextBounds, Detected, Stop, What, check_image_a
 from imagejobd.jobs.shared.build import BuildTools
 from imagejobd.jobs.shared.context import Context, keep_context
 from imagejobd.model.bounds import GIB, KIB, Bytes, Count, Seconds
-from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.errors import NotFound, invalid
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json
 from imagejobd.model.kind import Accepted, JobContext, Upload
@@ -209,7 +209,7 @@ async def _kept(tools: Tools, ctx: JobContext, pins: ExitStack) -> Checked | Non
 async def _check(tools: Tools, ctx: JobContext, spec: DispatchSpec, pins: ExitStack) -> Checked:
     blobs = tools.building.blobs
     if spec.content is None and not blobs.exists(spec.payload):
-        raise Permanent(ErrorCode.NOT_FOUND, "the payload is no longer in the content store; submit it again")
+        raise NotFound("the payload is no longer in the content store; submit it again")
     async with (
         ctx.phase("checking", timeout_s=tools.settings.check_timeout_s),
         payload_file(blobs, spec) as path,

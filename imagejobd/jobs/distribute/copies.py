@@ -21,7 +21,7 @@ from imagejobd.jobs.distribute.spec import DistributeSpec, Image
 from imagejobd.jobs.distribute.table import OUTCOMES, TAGS, CopyTable, Record, found_images
 from imagejobd.jobs.distribute.tags import TagFilter, select
 from imagejobd.model.concurrency import gather_or_cancel
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Json
 from imagejobd.model.kind import JobContext
@@ -186,7 +186,7 @@ async def _list_tags(repository: Repository, tag_filter: TagFilter, ctx: JobCont
     chosen = await asyncio.to_thread(select, tags, tag_filter)
     await ctx.log(f"tags of {repository}: {len(tags)}; meant by source.tags: {len(chosen)}\n")
     if not chosen:
-        raise Permanent(ErrorCode.NOT_FOUND, f"tags of {repository}: {len(tags)}; source.tags means none of them")
+        raise NotFound(f"tags of {repository}: {len(tags)}; source.tags means none of them")
     return chosen
 
 
@@ -305,8 +305,7 @@ def _is_gone(outcome: Outcome) -> bool:
 
 
 def _gone(image: Image, pinned: str) -> Permanent:
-    return Permanent(
-        ErrorCode.NOT_FOUND,
+    return NotFound(
         f"image not found: {image} was {pinned} when other targets got it, and the source no longer has that; "
         "a new job would copy what the name means now",
     )

@@ -23,7 +23,7 @@ from imagejobd.jobs.distribute.registries import Registries, Tools
 from imagejobd.jobs.distribute.spec import DistributeSpec
 from imagejobd.jobs.distribute.table import CopyTable, records_of
 from imagejobd.model.circuit import peer_name
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary, invalid
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.reference import is_digest
@@ -105,7 +105,7 @@ class DistributeKind:
 async def _find(repository: Repository, name: str) -> None:
     if await repository.head_manifest(name) is None:
         mark = "@" if is_digest(name) else ":"
-        raise Permanent(ErrorCode.NOT_FOUND, f"Image not found: {repository}{mark}{name}")
+        raise NotFound(f"Image not found: {repository}{mark}{name}")
 
 
 def _unheard(line: str) -> None:

@@ -19,7 +19,7 @@ from imagejobd.dockerfile.remotes import Remote, remotes
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.egress import Egress
-from imagejobd.model.errors import ClaimLost, ErrorCode, Permanent, StoreFailed, Temporary
+from imagejobd.model.errors import ClaimLost, ErrorCode, NotFound, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import Principal
 from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import HUB_HOST, ImageReference
@@ -194,7 +194,7 @@ class RegistryAccess:
                 return
             raise
         if digest is None:
-            raise Permanent(ErrorCode.NOT_FOUND, f"pulling {reference}: the registry has no such manifest")
+            raise NotFound(f"pulling {reference}: the registry has no such manifest")
 
     async def head_manifest(self, reference: ImageReference) -> str | None:
         """As `RegistryClient.head_manifest`."""

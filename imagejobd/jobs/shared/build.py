@@ -23,7 +23,7 @@ from imagejobd.engine.tag_lease import Known, TagLeases
 from imagejobd.jobs.shared.access import EngineEgress, RegistryAccess
 from imagejobd.jobs.shared.console import Console
 from imagejobd.jobs.shared.context import Context
-from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import OPERATOR, uuid7
 from imagejobd.model.kind import JobContext
@@ -113,7 +113,7 @@ def _context_file(tools: BuildTools, context: Context) -> Iterator[Path]:
     """The tar to send: the checked one, or one that holds just the Dockerfile."""
     if context.digest is not None:
         if not tools.blobs.exists(context.digest):
-            raise Permanent(ErrorCode.NOT_FOUND, "the context is no longer in the content store; submit the job again")
+            raise NotFound("the context is no longer in the content store; submit the job again")
         yield tools.blobs.path(context.digest)
         return
     with tools.blobs.spool_file() as path:

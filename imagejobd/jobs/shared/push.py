@@ -11,7 +11,7 @@ from imagejobd.engine import images
 from imagejobd.engine.stream import Transfer
 from imagejobd.jobs.shared.access import RegistryAccess
 from imagejobd.jobs.shared.build import BuildTools, BuiltImage
-from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import ImageReference
@@ -60,9 +60,7 @@ async def _push_leased(
 async def _tag(tools: BuildTools, image: BuiltImage, reference: ImageReference) -> None:
     try:
         await images.tag(tools.engine, image.id, reference)
-    except Permanent as fault:
-        if fault.code is not ErrorCode.NOT_FOUND:
-            raise
+    except NotFound as fault:
         why = "somebody removed the built image from the engine; it has to be built again"
         raise Temporary(ErrorCode.CONFLICT, why) from fault
 

@@ -21,7 +21,7 @@ from imagejobd.engine.images import export
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.jobs.dispatch import kind as exporting_module
 from imagejobd.jobs.dispatch.kind import published_name
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.job import State
 from imagejobd.model.ownership import job_repository
 from imagejobd.model.reference import ImageReference
@@ -232,7 +232,7 @@ class FailingExport:
     "fault",
     [
         Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the engine left"),
-        Permanent(ErrorCode.NOT_FOUND, "somebody removed the image"),
+        NotFound("somebody removed the image"),
     ],
 )
 async def test_an_export_is_tried_again(

@@ -11,7 +11,7 @@ from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.registries import Tools
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.model.circuit import Circuits
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import Fault, NotFound
 from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal, uuid7
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.copy.copying import Copying
@@ -23,7 +23,7 @@ from runner.runner_bench import Bench
 DIGEST = "sha256:" + "a" * 64
 SOURCE_DIGEST = "sha256:" + "5" * 64
 # What a copy meets when the source does not have what it is asked for.
-GONE = Permanent(ErrorCode.NOT_FOUND, "image not found: a.example/team/app has no such thing")
+GONE = NotFound("image not found: a.example/team/app has no such thing")
 MIRRORS = {"mirrored.example": ("mirror.example",)}
 
 
