@@ -17,6 +17,7 @@ keeps itself.
 """
 
 import asyncio
+import contextlib
 import errno
 import io
 import re
@@ -24,7 +25,6 @@ import stat
 import tarfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -271,7 +271,7 @@ def _ignore_file(context: Path, by_path: Mapping[bytes, Entry]) -> tuple[tarfile
 
 async def _remove_image(engine: Engine, short_id: str, *, created_after: datetime) -> None:
     """By its id, for it has no name, and without force; its nameless parents go with it."""
-    with suppress(NotFound):
+    with contextlib.suppress(NotFound):
         image = await engine.request_json("GET", f"images/{short_id}/json", _Image)
         if image.id.startswith(f"sha256:{short_id}") and not image.tags and image.created > created_after:
             await engine.request("DELETE", f"images/{quote(image.id, safe=':')}")

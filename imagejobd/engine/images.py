@@ -11,7 +11,7 @@ import base64
 import fnmatch
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
@@ -86,9 +86,10 @@ _aux_decoder = msgspec.json.Decoder(_PushAux)
 
 async def inspect(engine: Engine, reference: ImageReference | str) -> ImageInfo | None:
     """The image of that name or id; None when the engine does not have it."""
-    with suppress(NotFound):
+    try:
         return await engine.request_json("GET", f"{_path(reference)}/json", ImageInfo)
-    return None
+    except NotFound:
+        return None
 
 
 async def find(engine: Engine, reference: ImageReference) -> ImageInfo | None:
@@ -114,16 +115,16 @@ async def remove(engine: Engine, reference: ImageReference) -> bool:
     Raises `Temporary(conflict)` while a container needs the image under this name: remove the container first.
     """
     try:
-        with suppress(NotFound):
-            await engine.request("DELETE", _path(reference))
-            return True
+        await engine.request("DELETE", _path(reference))
+    except NotFound:
+        return False
     except Temporary as fault:
         if _DELETED_MEANWHILE in fault.message:
             return True
         if fault.code is ErrorCode.CONFLICT:
             raise Temporary(fault.code, f"cannot remove image {reference} yet: {fault.message}") from fault
         raise
-    return False
+    return True
 
 
 async def list_tags(engine: Engine, *patterns: str) -> list[str]:
