@@ -10,7 +10,6 @@ file of a fair size is read on. Nothing is ever extracted to this machine.
 
 import asyncio
 import base64
-import binascii
 import codecs
 import io
 import re
@@ -216,7 +215,7 @@ def _bad_link(path: str) -> Permanent:
 def _check_stat(path: str, header: str, max_bytes: int) -> None:
     try:
         stat = msgspec.json.decode(base64.b64decode(header), type=_Stat)
-    except (binascii.Error, *errors.UNDECODABLE) as error:
+    except (ValueError, *errors.UNDECODABLE) as error:
         raise errors.ended_early(f"{_STAT_HEADER} is not what an engine says ({error})") from error
     for bit, kind in _KINDS.items():
         if stat.mode & bit:

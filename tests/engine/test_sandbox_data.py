@@ -87,8 +87,8 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def telling(stat: object, body: bytes) -> Answer:
-    """An engine that says `stat` of every path, and sends `body` as its archive."""
-    header = base64.b64encode(json.dumps(stat).encode()).decode()
+    """An engine that says `stat` of every path, a text as it is, and sends `body` as its archive."""
+    header = stat if isinstance(stat, str) else base64.b64encode(json.dumps(stat).encode()).decode()
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=body, headers={"X-Docker-Container-Path-Stat": header})
@@ -136,7 +136,16 @@ async def test_what_header_or_archive_betray_is_refused(
 
 @pytest.mark.parametrize(
     ("stat", "body"),
-    [("no stat", archive()), ({"size": "1"}, archive()), (SMALL, b"x" * 512), (SMALL, archive()[:512]), (SMALL, b"")],
+    [
+        (["no stat"], archive()),
+        ("no base64", archive()),
+        ("grüße", archive()),
+        ({"size": "1"}, archive()),
+        (SMALL, b"x" * 512),
+        (SMALL, archive()[:512]),
+        (SMALL, b""),
+    ],
+    ids=["list", "text", "no-ascii", "size", "no-tar", "header-only", "empty"],
 )
 async def test_an_answer_that_is_cut_or_garbled_is_temporary(tmp_path: Path, stat: object, body: bytes) -> None:
     """That is the engine's trouble, not the user's result."""
