@@ -13,9 +13,9 @@ from imagejobd import __version__, config, daemon
 from imagejobd.api.auth import INTEGER_MAX, INTEGER_MIN, mint
 from imagejobd.model.errors import Fault
 
-# By it systemd knows that another start is of no use (`RestartPreventExitStatus=`).
+# Tells systemd that another start is of no use (`RestartPreventExitStatus=`).
 BAD_CONFIGURATION = os.EX_CONFIG
-# As click has it.
+# What click exits with.
 BAD_USAGE = 2
 YEAR_S = 366 * 24 * 3600
 
@@ -23,7 +23,7 @@ _INTEGER = click.IntRange(INTEGER_MIN, INTEGER_MAX)
 _CLAIMS = {"subject": "sub", "name": "name", "email": "email"}
 
 
-def _something(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def _not_empty(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value == "":
         raise click.BadParameter("it is empty; leave the option out instead")
     return value
@@ -65,10 +65,10 @@ def check_config(path: Path | None) -> None:
 @click.option("--subject", help="Claim sub: the person; auth.admin_subjects are such.")
 @click.option("--name", help="Claim name, kept with the person's jobs.")
 @click.option("--email", help="Claim email, kept with the person's jobs.")
-@click.option("--audience", callback=_something, help="Claim aud; auth.audience where it is not given.")
+@click.option("--audience", callback=_not_empty, help="Claim aud; auth.audience where it is not given.")
 @click.option("--expires-in-s", type=click.IntRange(1, YEAR_S), default=3600, show_default=True, help="Claim exp.")
 @click.option("--private-key", help="Sign with this PEM file instead of auth.jwt_secret_file.")
-@click.option("--key-id", callback=_something, help="Header kid: which key of a JWKS checks the token.")
+@click.option("--key-id", callback=_not_empty, help="Header kid: which key of a JWKS checks the token.")
 def token(
     path: Path | None,
     tenant: int,
@@ -87,7 +87,7 @@ def token(
     try:
         click.echo(mint(auth, claims, private_key_file=private_key, key_id=key_id))
     except Fault as fault:
-        _refuse(fault, BAD_USAGE)
+        _fail(fault, BAD_USAGE)
 
 
 def _load(path: Path | None) -> config.Config:
@@ -95,10 +95,10 @@ def _load(path: Path | None) -> config.Config:
         loaded = config.load(path)
         daemon.check(loaded)
     except (config.ConfigError, Fault) as error:
-        _refuse(error, BAD_CONFIGURATION)
+        _fail(error, BAD_CONFIGURATION)
     return loaded
 
 
-def _refuse(error: Exception, exit_code: int) -> NoReturn:
+def _fail(error: Exception, exit_code: int) -> NoReturn:
     click.echo(f"imagejobd: {error}", err=True)
     sys.exit(exit_code)

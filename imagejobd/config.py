@@ -1,7 +1,7 @@
-"""TOML to the frozen settings of each floor.
+"""TOML to the frozen settings of each part of the daemon.
 
-Every key is optional and every default works on a build host. What is not known is refused with the file, the key and
-a suggestion, because a misspelt bound is a bound that does not hold.
+Every key is optional and every default works on a build host. An unknown key is refused with its file and a suggestion,
+because a misspelt bound is a bound that does not hold.
 """
 
 import difflib

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -38,8 +37,8 @@ async def open_listeners(
     """Start serving `app`, until `stack` closes; returns the addresses.
 
     Raises `ConfigError` for one that may not be used, and `Temporary` for one that cannot be used now. The sockets of
-    systemd replace the configured ones: the unit file has said where. Who may connect to a unix socket says the `umask`
-    that the daemon was started with.
+    systemd replace the configured ones: the unit file has said where. The `umask` that the daemon was started with says
+    who may connect to a unix socket.
     """
     runner = web.AppRunner(
         app,
@@ -52,9 +51,8 @@ async def open_listeners(
     )
     await runner.setup()
     stack.push_async_callback(_close, runner, intake)
-    passed = listen_sockets()
-    if passed:
-        return await _serve_passed(runner, config, passed)
+    if sockets := listen_sockets():
+        return [await _serve_socket(runner, config, sock) for sock in sockets]
     return [await _serve(runner, listener, umask) for listener in listeners(config)]
 
 
@@ -65,29 +63,22 @@ async def _close(runner: web.AppRunner, intake: Intake) -> None:
     """
     for site in list(runner.sites):
         await site.stop()
-    last_request_s = time.monotonic() + LAST_REQUEST_S
-    # aiohttp tells nobody when a connection ends.
-    while _has_connections(runner) and (time.monotonic() < last_request_s or intake.is_receiving):  # noqa: ASYNC110
+    server, last_request_at = runner.server, time.monotonic() + LAST_REQUEST_S
+    # aiohttp notifies nobody when a connection ends.
+    while server and server.connections and (time.monotonic() < last_request_at or intake.is_receiving):  # noqa: ASYNC110
         await asyncio.sleep(CLOSING_POLL_S)
     await runner.cleanup()
 
 
-def _has_connections(runner: web.AppRunner) -> bool:
-    return runner.server is not None and bool(runner.server.connections)
-
-
-async def _serve_passed(runner: web.AppRunner, config: Config, passed: Sequence[socket.socket]) -> list[str]:
-    names = []
-    for sock in passed:
-        if sock.family == socket.AF_UNIX:
-            listener = Listener(path=str(sock.getsockname()))
-        else:
-            host, port = sock.getsockname()[:2]
-            listener = Listener(host=host, port=port)
-        check_listener(config, listener)
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
-        names.append(f"{_name(listener)} (from systemd)")
-    return names
+async def _serve_socket(runner: web.AppRunner, config: Config, sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        listener = Listener(path=str(sock.getsockname()))
+    else:
+        host, port = sock.getsockname()[:2]
+        listener = Listener(host=host, port=port)
+    check_listener(config, listener)
+    await web.SockSite(runner, sock, backlog=BACKLOG).start()
+    return f"{_name(listener)} (from systemd)"
 
 
 async def _serve(runner: web.AppRunner, listener: Listener, umask: int) -> str:

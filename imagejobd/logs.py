@@ -1,4 +1,4 @@
-"""The daemon's own log: one line an event on stderr, `key=value`, for the journal and for people.
+"""The daemon's own log: one line per event on stderr, `key=value`, for the journal and for people.
 
 The journal keeps a time of its own, and takes a line's priority from its start (sd-daemon(3)).
 """
@@ -21,7 +21,7 @@ def configure() -> None:
     is_journal = _goes_to_journal(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(is_journal=is_journal))
-    logging.getLogger("aiohttp.server").addFilter(_is_our_affair)
+    logging.getLogger("aiohttp.server").addFilter(_is_about_us)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     times: list[Processor] = [] if is_journal else [structlog.processors.TimeStamper(fmt="iso", utc=True)]
     priorities: list[Processor] = [_with_priority] if is_journal else []
@@ -55,12 +55,12 @@ def _prioritised(text: str, level: str) -> str:
 
 
 def _with_priority(_: WrappedLogger, level: str, line: EventDict | str) -> str:
-    """The last processor, after the one that makes a line of the event."""
+    """The last processor, after the one that renders the event as a line."""
     return _prioritised(str(line), level)
 
 
 class _Formatter(logging.Formatter):
-    """What libraries log, with its traceback."""
+    """For what libraries log, with its traceback."""
 
     def __init__(self, *, is_journal: bool) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
@@ -71,6 +71,6 @@ class _Formatter(logging.Formatter):
         return _prioritised(text, record.levelname.lower()) if self._is_journal else text
 
 
-def _is_our_affair(record: logging.LogRecord) -> bool:
-    """Not what is no HTTP, and not clients that go away: they could fill the journal with a traceback each."""
+def _is_about_us(record: logging.LogRecord) -> bool:
+    """Not what clients do: one that speaks no HTTP, or goes away, could fill the journal with tracebacks."""
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError | ConnectionError)

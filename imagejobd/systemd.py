@@ -1,10 +1,11 @@
-"""What a daemon and systemd tell each other: sd_notify(3), its watchdog, and the sockets of sd_listen_fds(3).
+"""What a daemon and systemd say to each other: sd_notify(3), its watchdog, and the sockets of sd_listen_fds(3).
 
-The protocols are one datagram and a few environment variables, so there is no library to depend on. Telling never
-blocks and never raises: a service manager that is slow or gone must not stop the queue. What is said and when is the
-daemon's business, not this module's.
+The protocols are one datagram and a few environment variables, so there is no library to depend on. Sending never
+blocks and never raises: a service manager that is slow or gone must not stop the queue. What is sent when is the
+supervisor's business, not this module's.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -81,24 +82,17 @@ def listen_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socke
         environ.pop(name, None)
     if pid != os.getpid() or not count:
         return []
-    return [_listening(fd) for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + count)]
+    return [_listening_socket(fd) for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + count)]
 
 
-def _listening(fd: int) -> socket.socket:
-    try:
+def _listening_socket(fd: int) -> socket.socket:
+    with contextlib.suppress(OSError):
         os.set_inheritable(fd, False)
-        passed = socket.socket(fileno=fd)
-        accepts = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError as error:
-        raise _not_listening(fd) from error
-    if not accepts:
-        raise _not_listening(fd)
-    passed.setblocking(False)
-    return passed
-
-
-def _not_listening(fd: int) -> Exception:
-    return invalid(
+        sock = socket.socket(fileno=fd)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.setblocking(False)
+            return sock
+    raise invalid(
         f"file descriptor {fd} passed by systemd is not a listening stream socket: "
         "the socket unit may only have ListenStream= lines, and no Accept=yes"
     )

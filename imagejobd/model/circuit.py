@@ -2,7 +2,7 @@
 
 A host's circuit opens when a request, after its own tries, found nobody there, and closes with anything that comes back
 from it, be it a refusal. While it is open whoever asks for the host is refused at once, but for one trial after each
-pause. Nothing here does I/O: who speaks to a host says what became of it.
+pause. Nothing here does I/O: who speaks to a host reports what came of it.
 """
 
 import time
@@ -15,7 +15,7 @@ from imagejobd.model.errors import ErrorCode, Temporary
 
 TRIAL_FIRST_S = 2.0
 TRIAL_MAX_S = 60.0
-# Users name hosts as they like. Which host is forgotten for another one, the next request to it finds out again.
+# Users name hosts as they like. A host that is forgotten for another one is found out again by its next request.
 OPEN_MAX = 1024
 # An open circuit that nobody asks about for so long has no job that waits for it.
 UNASKED_MAX_S = 3600.0
@@ -49,8 +49,8 @@ class _Circuit:
 
 
 class Circuits:
-    """All open circuits, by host (see `peer_name`), at most `OPEN_MAX`. `on_close` hears of each host that answers
-    again, or is no longer known to be down."""
+    """All open circuits, by host (see `peer_name`), at most `OPEN_MAX`. `on_close` is called with each host that
+    answers again, or is no longer known to be down."""
 
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, now_ms: Callable[[], int] = wall_clock_ms
@@ -101,7 +101,7 @@ class Circuits:
         circuit = self._open.get(host)
         if circuit is not None:
             now = self._clock()
-            # Many that were under way together are no more than one finding.
+            # Many requests that failed together count as one.
             if circuit.is_tried or now >= circuit.trial_at:
                 circuit.is_tried = False
                 circuit.pause_s = min(2 * circuit.pause_s, TRIAL_MAX_S)
@@ -112,8 +112,8 @@ class Circuits:
             self.answered(next(iter(self._open)))
 
     def abandoned(self, host: str) -> None:
-        """A trial, if this was one, has found out nothing: the next may be at once. One job could else keep a host that
-        is back from all others by the way in which it tries."""
+        """The trial, if this was one, has found out nothing: the next may come at once. One job could else, by the way
+        in which it tries, keep all others from a host that is back."""
         circuit = self._open.get(host)
         if circuit is not None and circuit.is_tried:
             circuit.is_tried = False

@@ -1,4 +1,4 @@
-"""Wall time as the project counts it, and how far that clock was set while this process ran.
+"""Wall time in milliseconds, and how far that clock was set while this process ran.
 
 What people read and what survives a restart is wall time; how long something took, or may wait, must not follow a clock
 that somebody corrects.

@@ -1,7 +1,5 @@
-"""Doing several things at once, as one step that succeeds or fails; and one thing to its end.
-
-Taking turns by name: of two who want the same thing at once, one does it and the other then finds it done.
-"""
+"""Several coroutines as one step that succeeds or fails, one that ends though its caller is cancelled, and a lock by
+name."""
 
 import asyncio
 import contextlib
@@ -25,24 +23,24 @@ async def gather_or_cancel(steps: Iterable[Coroutine[Any, Any, object]]) -> None
 
 async def bounded(items: Collection[T], act: Callable[[T], Coroutine[Any, Any, object]], *, at_once: int) -> None:
     """`act` on every item in order, at most `at_once` at a time; fails as `gather_or_cancel` does."""
-    left = iter(items)
+    remaining = iter(items)
 
-    async def ctx() -> None:
-        for item in left:
+    async def work() -> None:
+        for item in remaining:
             await act(item)
 
-    await gather_or_cancel(ctx() for _ in range(min(at_once, len(items))))
+    await gather_or_cancel(work() for _ in range(min(at_once, len(items))))
 
 
 async def uninterrupted(step: Coroutine[Any, Any, None], *, grace_s: float | None) -> None:
-    """Do what is due on the way out, though the caller is cancelled again; after `patience_s` it is given up."""
+    """Finish a clean-up though the caller is cancelled again; after `grace_s` it is given up."""
 
-    async def within_patience() -> None:
+    async def within_grace() -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await step
 
-    await asyncio.shield(within_patience())
+    await asyncio.shield(within_grace())
 
 
 def _first(error: BaseException) -> BaseException:
@@ -50,7 +48,8 @@ def _first(error: BaseException) -> BaseException:
 
 
 class KeyedLock:
-    """One holder at a time per name; names nobody holds or waits for are forgotten."""
+    """One holder at a time per name: of two who want to do the same thing, the second finds it done. Names that nobody
+    holds or waits for are forgotten."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
@@ -62,19 +61,14 @@ class KeyedLock:
 
     @asynccontextmanager
     async def take(self, name: Hashable, *, grace_s: float | None = None) -> AsyncIterator[None]:
-        """Hold the turn while the block lasts; who has waited `patience_s` goes ahead without it."""
+        """Hold the name's lock while the block lasts; who has waited `grace_s` goes ahead without it."""
         lock = self._locks.setdefault(name, asyncio.Lock())
-        is_held = await _acquired(lock, grace_s)
+        is_held = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                is_held = await lock.acquire()
         try:
             yield
         finally:
             if is_held:
                 lock.release()
-
-
-async def _acquired(lock: asyncio.Lock, grace_s: float | None) -> bool:
-    try:
-        async with asyncio.timeout(grace_s):
-            return await lock.acquire()
-    except TimeoutError:
-        return False

@@ -94,18 +94,18 @@ class Egress:
         self.check(sockaddr[0])
         return socket.socket(family, kind, protocol)
 
-    def _check_one(self, shown: str, address: Address) -> None:
+    def _check_one(self, name: str, address: Address) -> None:
         if address.is_unspecified:
-            raise _denied(shown, address, "the unspecified address reaches this machine itself and is never allowed")
+            raise _denied(name, address, "the unspecified address reaches this machine itself and is never allowed")
         for network in self._deny:
             if address in network:
-                raise _denied(shown, address, f"it lies in {network}, which [egress] deny lists")
+                raise _denied(name, address, f"it lies in {network}, which [egress] deny lists")
         if self.allows_private:
             return
         for network in _PRIVATE:
             if address in network:
                 raise _denied(
-                    shown, address, f"it lies in the private range {network} and [egress] allow_private is false"
+                    name, address, f"it lies in the private range {network} and [egress] allow_private is false"
                 )
 
 
@@ -148,6 +148,6 @@ def _embedded(address: Address) -> Iterator[Address]:
         yield IPv4Address(bits)
 
 
-def _denied(shown: str, address: Address, why: str) -> Permanent:
-    inner = "" if shown == str(address) else f" (that is {address})"
-    return Permanent(ErrorCode.EGRESS, f"connecting to {shown}{inner} is not allowed: {why}")
+def _denied(name: str, address: Address, why: str) -> Permanent:
+    inner = "" if name == str(address) else f" (that is {address})"
+    return Permanent(ErrorCode.EGRESS, f"connecting to {name}{inner} is not allowed: {why}")

@@ -1,10 +1,8 @@
-"""The `Retry-After` header (RFC 9110 §10.2.3): how long a peer asks us to stay away, within reason.
+"""The one vocabulary of errors.
 
-The one error vocabulary.
-
-Every failure that a user can see is a `Fault` with a machine-readable code and a message that says
-what went wrong, where, and what to do next. Adapters translate their library's errors into it once;
-each API owns one table from codes to its wire. Whether work is tried again is a type, not a guess::
+Every failure that a user can see is a `Fault` with a machine-readable code and a message that says what went wrong,
+where, and what to do next. Adapters translate their library's errors into it once; each API owns one table from codes
+to its wire. Whether work is tried again is a type, not a guess::
 
     Fault
     ├── Temporary   may succeed later: network, 5xx, 429, engine restarting
@@ -21,25 +19,6 @@ from enum import StrEnum
 from typing import Self
 
 RETRY_AFTER_MAX_S = 3600.0
-
-
-def parse_retry_after(value: str | None, now: dt.datetime) -> float | None:
-    """The seconds that a header asks for, be it seconds or a date, bounded; None without one that can be read."""
-    if value is None:
-        return None
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        wish_s = float(text[:10])
-    else:
-        try:
-            date = email.utils.parsedate_to_datetime(text)
-        except (ValueError, OverflowError):
-            return None
-        # The standard library calls a date in "-0000" naive.
-        wish_s = ((date if date.tzinfo else date.replace(tzinfo=dt.UTC)) - now).total_seconds()
-    return min(max(wish_s, 0.0), RETRY_AFTER_MAX_S)
-
-
 # The Docker Engine as a `Temporary.peer`: no host has this name, because it has a space.
 ENGINE = "the Docker Engine"
 
@@ -145,3 +124,21 @@ class StoreFailed(Permanent):
 def invalid(message: str) -> Permanent:
     """The fault for input that the caller has to change."""
     return Permanent(ErrorCode.INVALID, message)
+
+
+def parse_retry_after(value: str | None, now: dt.datetime) -> float | None:
+    """The seconds that a `Retry-After` header (RFC 9110 §10.2.3) asks for, be it seconds or a date, bounded; None
+    without one that can be read."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        wish_s = float(text[:10])
+    else:
+        try:
+            date = email.utils.parsedate_to_datetime(text)
+        except (ValueError, OverflowError):
+            return None
+        # The standard library calls a date in "-0000" naive.
+        wish_s = ((date if date.tzinfo else date.replace(tzinfo=dt.UTC)) - now).total_seconds()
+    return min(max(wish_s, 0.0), RETRY_AFTER_MAX_S)

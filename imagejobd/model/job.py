@@ -1,8 +1,4 @@
-"""Identifiers. A job has two: a row id (short, for people and the dispatcher API) and a UUID.
-
-UUIDs are version 7 (RFC 9562 §5.7), so that they sort by creation and index well; Python has no uuid7 before 3.14.
-
-The states of a job and the only ways between them.
+"""A job, what is said about it, and the states that it passes through. All times are epoch milliseconds, UTC.
 
 ::
 
@@ -14,7 +10,7 @@ The states of a job and the only ways between them.
                     ▼                                         ▼    ▼    ▼
             cancelled, failed                         succeeded failed cancelled
 
-A job and what is said about it. All times are epoch milliseconds, UTC.
+A job has two names: a row id, short, for people and the dispatcher API, and a UUID.
 """
 
 import os
@@ -30,22 +26,15 @@ from imagejobd.model.errors import ErrorCode, Fault
 from imagejobd.model.secrets import Secret
 
 JobId = NewType("JobId", int)
+Json = dict[str, Any]
 
-
-def uuid7(now_ms: int | None = None) -> str:
-    """A new UUIDv7 in its canonical text form."""
-    ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    noise = int.from_bytes(os.urandom(10))
-    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (noise >> 68) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
-    return str(uuid.UUID(int=value))
-
-
-def is_uuid(text: str) -> bool:
-    """Whether `text` is a UUID in the canonical hyphenated form."""
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False
+LOCAL_TENANT = "local"
+PRIORITY_MIN, PRIORITY_MAX = -100, 100
+LABELS_MAX = 32
+LABEL_MAX_CHARS = 256
+IDEMPOTENCY_KEY_MAX_CHARS = 255
+# What names the person behind a token best comes first.
+PERSON_CLAIMS = ("email", "name", "sub", "azp")
 
 
 class State(StrEnum):
@@ -61,7 +50,7 @@ class State(StrEnum):
 
 
 class Transition(StrEnum):
-    """A named transition; each is one event in a job's history."""
+    """What takes a job from one state to another; each is an event in its history."""
 
     CLAIM = "claim"
     SUCCEED = "succeed"
@@ -87,20 +76,26 @@ TRANSITIONS: dict[tuple[State, Transition], State] = {
 }
 
 
-def next_state(state: State, move: Transition) -> State | None:
-    """The state that `move` leads to from `state`, or None where it is not allowed."""
-    return TRANSITIONS.get((state, move))
+def next_state(state: State, transition: Transition) -> State | None:
+    """The state that `transition` leads to from `state`, or None where it is not allowed."""
+    return TRANSITIONS.get((state, transition))
 
 
-Json = dict[str, Any]
+def uuid7(now_ms: int | None = None) -> str:
+    """A new UUID of version 7 (RFC 9562 §5.7) in its canonical text form: it sorts by creation and indexes well. Python
+    has no uuid7 before 3.14."""
+    ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    noise = int.from_bytes(os.urandom(10))
+    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (noise >> 68) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
 
-LOCAL_TENANT = "local"
-PRIORITY_MIN, PRIORITY_MAX = -100, 100
-LABELS_MAX = 32
-LABEL_MAX_CHARS = 256
-IDEMPOTENCY_KEY_MAX_CHARS = 255
-# What names the person behind a token best comes first.
-PERSON_CLAIMS = ("email", "name", "sub", "azp")
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID in the canonical hyphenated form."""
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
 
 
 class Principal(msgspec.Struct, frozen=True):

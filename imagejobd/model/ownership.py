@@ -10,8 +10,6 @@ may share an engine, so each name holds the id of the installation that made it,
     imagejobd-<installation>-alive-<seconds since 1970>                a volume that says that its daemon works
 
 Earlier versions left the installation out: such a name is ours only where our store knows the job.
-
-The public base images that this service has pulled: how the engine's floor asks the store's to remember them.
 """
 
 import re
@@ -98,7 +96,8 @@ def refuse_reserved(what: str, reference: ImageReference) -> None:
 
 
 class PulledBase(msgspec.Struct, frozen=True):
-    """`name` has a tag or a digest, as the engine shows it; `image_id` is what it meant when it was pulled."""
+    """A public base image that this service has pulled. `name` has a tag or a digest, as the engine shows it;
+    `image_id` is what it meant when it was pulled."""
 
     name: str
     image_id: str
@@ -106,7 +105,7 @@ class PulledBase(msgspec.Struct, frozen=True):
 
 
 class PulledBases(Protocol):
-    """All of them, durably."""
+    """All of them, durably: how the engine's package asks the store to remember them."""
 
     async def pulled(self, name: str, image_id: str) -> None:
         """Remember a base, used now."""

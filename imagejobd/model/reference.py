@@ -1,9 +1,4 @@
-"""Platforms (`os/architecture[/variant]`) in the one spelling that engines bring them to.
-
-As containerd's `platforms.Parse` and `Normalize` do it, so that `TARGETARCH` and its kin are here what they are in a
-build, however a request or a Dockerfile writes the platform.
-
-Image references as Docker's grammar has them (distribution/reference), parsed once at the door.
+"""Image references as Docker's grammar has them (distribution/reference), parsed once where they come in; platforms.
 
 `[host/]path[:tag][@digest]`. The first component is a registry host only if it holds a `.` or a `:` or is `localhost`;
 everything else is on the Hub. Nothing here asks a registry anything.
@@ -15,6 +10,20 @@ from typing import Self
 import msgspec
 
 from imagejobd.model.errors import invalid
+
+HUB_HOST = "docker.io"
+DEFAULT_TAG = "latest"
+REFERENCE_MAX_CHARS = 512
+PATH_MAX_CHARS = 255
+
+_HOST = re.compile(
+    r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
+    r"|\[[a-fA-F0-9:]+\])(?::[0-9]{1,5})?"
+)
+_PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}")
+_HEX_NAME = re.compile(r"[a-f0-9]{64}")
 
 DEFAULT_PLATFORM = "linux/amd64"
 
@@ -38,36 +47,6 @@ _VARIANTS = {
     ("arm64", "8"): "",
     ("arm64", "v8"): "",
 }
-
-
-def normalize(platform: str, host: str = DEFAULT_PLATFORM) -> str:
-    """`platform` in one spelling; what it leaves out (all of it, the system or the architecture) is the `host`'s."""
-    parts = platform.lower().split("/")
-    if parts == [""]:
-        parts = host.split("/")
-    elif len(parts) == 1:
-        host_system, host_architecture = host.split("/")[:2]
-        parts = [parts[0], host_architecture] if parts[0] in _SYSTEMS else [host_system, parts[0]]
-    system, architecture, *variants = parts
-    architecture, _, alias_variant = _ALIASES.get(architecture, architecture).partition("/")
-    variant = alias_variant or "/".join(variants)
-    system = "darwin" if system == "macos" else system
-    return "/".join(filter(None, (system, architecture, _VARIANTS.get((architecture, variant), variant))))
-
-
-HUB_HOST = "docker.io"
-DEFAULT_TAG = "latest"
-REFERENCE_MAX_CHARS = 512
-PATH_MAX_CHARS = 255
-
-_HOST = re.compile(
-    r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
-    r"|\[[a-fA-F0-9:]+\])(?::[0-9]{1,5})?"
-)
-_PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}")
-_HEX_NAME = re.compile(r"[a-f0-9]{64}")
 
 
 def is_digest(text: str) -> bool:
@@ -124,6 +103,25 @@ class ImageReference(msgspec.Struct, frozen=True):
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
         return f"{self.repository}{tag}{digest}"
+
+
+def normalize(platform: str, host: str = DEFAULT_PLATFORM) -> str:
+    """A platform (`os/architecture[/variant]`) in one spelling; what it leaves out is the `host`'s.
+
+    As containerd's `platforms.Parse` and `Normalize` do it, so that `TARGETARCH` and its kin are here what they are in
+    a build, however a request or a Dockerfile writes the platform.
+    """
+    parts = platform.lower().split("/")
+    if parts == [""]:
+        parts = host.split("/")
+    elif len(parts) == 1:
+        host_system, host_architecture = host.split("/")[:2]
+        parts = [parts[0], host_architecture] if parts[0] in _SYSTEMS else [host_system, parts[0]]
+    system, architecture, *variants = parts
+    architecture, _, alias_variant = _ALIASES.get(architecture, architecture).partition("/")
+    variant = alias_variant or "/".join(variants)
+    system = "darwin" if system == "macos" else system
+    return "/".join(filter(None, (system, architecture, _VARIANTS.get((architecture, variant), variant))))
 
 
 def _cut_digest(text: str) -> tuple[str, str | None]:

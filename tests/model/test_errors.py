@@ -1,12 +1,26 @@
 """Promises of the error vocabulary."""
 
 import copy
+import datetime as dt
 
 import pytest
 
 from imagejobd.model import errors
-from imagejobd.model.errors import ClaimLost, ErrorCode, Fault, NotFound, Permanent, StoreFailed, Temporary, invalid
+from imagejobd.model.errors import (
+    RETRY_AFTER_MAX_S,
+    ClaimLost,
+    ErrorCode,
+    Fault,
+    NotFound,
+    Permanent,
+    StoreFailed,
+    Temporary,
+    invalid,
+    parse_retry_after,
+)
 from imagejobd.model.job import JobError
+
+NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 
 
 def test_codes_are_what_is_stored():
@@ -28,6 +42,7 @@ def test_retry_is_a_type():
     assert not isinstance(temporary, Permanent)
     assert not issubclass(Permanent, Temporary)
     assert isinstance(ClaimLost(), Permanent)
+    assert (NotFound("no such image").code, isinstance(NotFound(""), Permanent)) == (ErrorCode.NOT_FOUND, True)
 
 
 def test_faults_show_code_and_message():
@@ -76,3 +91,25 @@ def test_other_words_keep_the_fault(fault: Fault) -> None:
     assert (type(other), str(other), other.message) == (type(fault), f"app: {before}", f"app: {before}")
     assert {**vars(other), "message": ""} == {**vars(fault), "message": ""}
     assert str(fault) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "expected_s"),
+    [
+        (None, None),
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
+        ("Fri, 02 Jan 2026 03:05:05 +0200", 0.0),
+        ("Fri, 02 Jan 2026 03:03:05 GMT", 0.0),
+        ("999999999999999999999", RETRY_AFTER_MAX_S),
+        ("Fri, 02 Jan 2099 03:03:05 GMT", RETRY_AFTER_MAX_S),
+        ("soon", None),
+        ("-1", None),
+        ("٧", None),
+        ("", None),
+    ],
+)
+def test_retry_after(value: str | None, expected_s: float | None) -> None:
+    """Seconds or a date, never negative, never for ever."""
+    assert parse_retry_after(value, NOW) == expected_s

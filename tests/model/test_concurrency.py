@@ -1,4 +1,4 @@
-"""Several things as one step, and turns by name."""
+"""Several coroutines as one step, and locks by name."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def test_the_first_failure_is_raised_by_itself() -> None:
     assert other.cr_frame is None
 
 
-async def test_for_each_keeps_its_bound_and_order() -> None:
+async def test_bounded_keeps_its_bound_and_order() -> None:
     """Never more than `at_once` are under way, and they begin in order."""
     begun: list[int] = []
     under_way = most = 0
@@ -40,28 +40,28 @@ async def test_for_each_keeps_its_bound_and_order() -> None:
     assert most == 3
 
 
-async def test_for_each_of_nothing() -> None:
+async def test_bounded_of_nothing() -> None:
     """Nothing to do is done."""
     await bounded([], lambda _: fail(), at_once=5)
 
 
-async def test_turns() -> None:
-    """One at a time by name; other names do not wait; who is out of patience goes ahead without the turn."""
-    turns = KeyedLock()
-    async with turns.take("a"):
-        assert turns.is_taken("a")
-        assert not turns.is_taken("b")
-        async with turns.take("b"), asyncio.timeout(5):
-            async with turns.take("a", grace_s=0.01):
-                assert turns.is_taken("a")
-            assert turns.is_taken("a"), "it is still the first one's"
-    assert not turns.is_taken("a")
+async def test_a_lock_by_name() -> None:
+    """One holder at a time per name; other names do not wait; who has waited long enough goes ahead without it."""
+    locks = KeyedLock()
+    async with locks.take("a"):
+        assert locks.is_taken("a")
+        assert not locks.is_taken("b")
+        async with locks.take("b"), asyncio.timeout(5):
+            async with locks.take("a", grace_s=0.01):
+                assert locks.is_taken("a")
+            assert locks.is_taken("a"), "it is still the first one's"
+    assert not locks.is_taken("a")
 
 
-async def test_a_turn_is_given_back_after_a_failure() -> None:
-    """Whatever ends the block, the next one gets the turn."""
-    turns = KeyedLock()
+async def test_a_lock_is_released_after_a_failure() -> None:
+    """Whatever ends the block, the next one gets the lock."""
+    locks = KeyedLock()
     with pytest.raises(Permanent):
-        async with turns.take("a"):
+        async with locks.take("a"):
             await fail()
-    assert not turns.is_taken("a")
+    assert not locks.is_taken("a")
