@@ -8,6 +8,7 @@ from msgspec import Meta
 from imagejobd.model.bounds import MIB, Bytes, Count, Days, Seconds
 from imagejobd.store.protocol import CRASHES_MAX
 
+# How many jobs of a kind run at once that has no key in `[limits]`.
 SLOTS_DEFAULT = 2
 # The bounds in `[limits.per_tenant]` that are not on the running jobs of one kind.
 _OF_ALL_KINDS = frozenset({"queue_max", "stored_max_bytes"})
@@ -55,7 +56,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_max_bytes: Bytes = 64 * MIB
 
     def slots(self, kind: str) -> int:
-        """How many jobs of a kind run at once; of one that has no key here `SLOTS_DEFAULT`."""
+        """How many jobs of a kind run at once."""
         slots: int = getattr(self, kind, SLOTS_DEFAULT)
         return slots
 

@@ -51,7 +51,7 @@ from imagejobd.store.protocol import ContentStore
 
 PRUNE_EVERY_S = 1800.0
 
-log = structlog.get_logger("imagejobd.building")
+log = structlog.get_logger("imagejobd.jobs")
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):

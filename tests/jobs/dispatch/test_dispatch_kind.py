@@ -1,4 +1,4 @@
-"""A dispatched payload from claim to ending: what is built, kept, refused, told, and gone on with."""
+"""A dispatched payload from claim to ending: what is built, kept, refused, reported and resumed."""
 
 import asyncio
 import gzip

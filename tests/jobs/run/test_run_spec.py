@@ -1,7 +1,8 @@
-"""What the `run` kind takes at the door."""
+"""What the `run` kind takes, and which bounds an operator may set."""
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness.building import parsing_builder
@@ -70,6 +71,17 @@ def test_size_is_bounded() -> None:
     assert refusal(dockerfile=most + "\n").code is ErrorCode.TOO_LARGE
 
 
-def test_version_is_known_at_the_door() -> None:
+def test_version_is_known_when_a_run_is_submitted() -> None:
     """A base may be named by the version, which is only known to be some id."""
     parse({"dockerfile": "ARG version\nFROM example.org/base:${version:?}\n"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("memory_bytes", 1024**2), ("cpus", 0.001), ("pids", 1), ("files", 63)],
+    ids=["memory", "cpus", "pids", "files"],
+)
+def test_limits_under_which_nothing_runs_are_refused(key: str, value: float) -> None:
+    """At start, naming the key, rather than by each job."""
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{key}"):
+        msgspec.convert({key: value}, RunSettings)

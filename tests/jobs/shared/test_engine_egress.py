@@ -97,7 +97,7 @@ async def test_denied_sources(lax: EngineEgress, line: str) -> None:
     assert fault.message.startswith("Dockerfile line 3: ADD from ")
 
 
-async def test_secrets_of_urls_are_not_told(lax: EngineEgress) -> None:
+async def test_secrets_of_urls_are_in_no_message(lax: EngineEgress) -> None:
     """A user and password stay where they are."""
     fault = await fault_of(lax, "ADD http://me:hush@denied.test/x?sig=hush /x")
     assert fault is not None
@@ -113,7 +113,7 @@ async def test_urls_of_no_plain_host(lax: EngineEgress, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["${URL}", "ftp://public.test/x", "http://public.test$MORE"])
-async def test_what_cannot_be_told(lax: EngineEgress, strict: EngineEgress, word: str) -> None:
+async def test_hosts_that_cannot_be_known(lax: EngineEgress, strict: EngineEgress, word: str) -> None:
     """What may become anything is refused where private networks are off limits, and left to the engine elsewhere."""
     assert await fault_of(lax, f"ADD {word} /x") is None
     fault = await fault_of(strict, f"ADD {word} /x")

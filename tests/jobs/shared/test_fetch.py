@@ -85,7 +85,7 @@ async def tar(_: web.Request) -> web.Response:
     return web.Response(body=b"tar" * 100_000)
 
 
-async def test_body_arrives_whole_and_progress_is_told(serve: Serve):
+async def test_body_arrives_whole_and_progress_is_counted(serve: Serve):
     """Every byte comes, and progress counts them against Content-Length."""
     server = await serve(tar=tar)
     heard: list[tuple[int, int | None]] = []

@@ -54,13 +54,13 @@ async def test_a_dead_server_is_found_out_once(tmp_path: Path) -> None:
     async with RegistryClient({}, egress, proxies=Proxies({})) as registry:
         builder = image_builder(Engine(EngineSettings(host="unix:///nowhere")), registry, blobs, egress=egress)
         kind = BuildKind(builder, egress, BuildSettings())
-        told = []
+        known = []
         for _ in range(2):
             with pytest.raises(Temporary) as down:
                 await kind.fetch_context(FetchWork(blobs, None), BuildSpec(image="app", tar_url=url))  # type: ignore[arg-type]
             assert (down.value.code, down.value.peer) == (ErrorCode.FETCH_FAILED, host)
-            told.append("known from an earlier request" in down.value.message)
-    assert told == [False, True]
+            known.append("known from an earlier request" in down.value.message)
+    assert known == [False, True]
 
 
 @pytest.mark.parametrize("fault", [None, Temporary(ErrorCode.STORAGE_FULL, "full")])

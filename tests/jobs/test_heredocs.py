@@ -1,4 +1,4 @@
-"""What the kinds that build tell at the door of heredocs, for which the engine may be too old."""
+"""What the kinds that build say to a submitted heredoc, for which the engine may be too old."""
 
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ async def test_heredocs_are_refused_as_soon_as_the_engine_is_known(engine: Priva
         Engine(EngineSettings(host=engine.host, builder="classic")) as client,
         RegistryClient({}, egress) as registry,
     ):
-        found = kinds(client, registry, egress, BlobStore(tmp_path))
-        for kind, rest in found:
+        each = kinds(client, registry, egress, BlobStore(tmp_path))
+        for kind, rest in each:
             kind.parse({"dockerfile": DOCKERFILE, **rest})
         await client.ping()
-        for kind, rest in found:
+        for kind, rest in each:
             kind.parse({"dockerfile": "FROM scratch\nCOPY a b\n", **rest})
             with pytest.raises(Permanent, match="Dockerfile line 2: COPY: heredocs") as caught:
                 kind.parse({"dockerfile": DOCKERFILE, **rest})
