@@ -1,32 +1,47 @@
-"""The tree that a tar's members make, and which of them may not be part of it.
+"""What an archive holds, gathered in one pass: its tree of names, and the sizes, digests and documents of its files.
 
-Every member goes through `Tree` by name before anything is kept: no way out of the tree, nothing twice, nothing below
-what is not a directory. Kept as nested dictionaries, so that long paths cost their last component only.
-
-The JSON documents of image archives: decoded to a type, and every way in which that fails told as one.
-
-What an image archive holds, gathered in one pass: the size and digests of every file, and the documents among them.
-
-Nothing is unpacked to disk, and nothing but small JSON is kept in memory. What the files mean is judged by `saved` and
-`layout`, because the archive may name them before or after they come.
+Every member goes through `Tree` by name before anything is stored: no way out of the tree, nothing twice, nothing below
+what is not a directory. Nothing is unpacked to disk, and nothing but small JSON stays in memory. What the files of an
+image archive mean is for `images` to judge, because the archive may name them before or after they come.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, BinaryIO, TypeVar, cast
 
 import msgspec
 
-from imagejobd.archive.inflate import CHUNK_BYTES, Inflated, Stop, Stopped
+from imagejobd.archive.inflate import CHUNK_BYTES, Inflated, Stop, Stopped, over_limit
 from imagejobd.archive.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Member, Members, read_sparse
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.text import quoted
 
 # What file systems hold (NAME_MAX), and deeper than any real tree.
-DOCKERFILE = "Dockerfile"
 COMPONENT_MAX_BYTES = 255
 DEPTH_MAX = 256
+
+ENTRIES_MAX = 50_000
+NAME_MAX_BYTES = 4096
+# Of files and links, with the targets of these: all of them are held in memory.
+NAMES_MAX_BYTES = 16 << 20
+# A registry takes no larger manifest; all together they are what is held in memory.
+DOCUMENT_MAX_BYTES = 4 << 20
+DOCUMENTS_MAX_BYTES = 32 << 20
+LINKS_MAX = 16
+# How often documents may name a file; every descriptor does so two or three times.
+LOOKUPS_MAX = 500_000
+
+# Manifests, indexes and configurations; blobs may be JSON of other sorts, and larger.
+_DOCUMENT_MARKS = (b'"schemaVersion"', b'"rootfs"')
+
+# `sha256:` and 64 digits; of other algorithms, more. Strings shorter than that would fill a hundred times the memory
+# that their document has bytes.
+Digest = Annotated[str, msgspec.Meta(min_length=71, max_length=256)]
+Components = tuple[bytes, ...]
+Node = dict[bytes, "Node | Leaf"]
+
+T = TypeVar("T")
 
 
 class Leaf(Enum):
@@ -36,12 +51,9 @@ class Leaf(Enum):
     SYMLINK = "a symbolic link"
 
 
-Components = tuple[bytes, ...]
-Node = dict[bytes, "Node | Leaf"]
-
-
 class Tree:
-    """Names seen so far: at most `max_entries`, the directories that no member announced included.
+    """Names seen so far, as nested dictionaries, so that long paths cost their last component only: at most
+    `max_entries`, the directories that no member announced included.
 
     A directory that is announced again counts again, so that every member of a tar meets the bound.
     """
@@ -71,7 +83,7 @@ class Tree:
         return path
 
     def add_directory(self, path: Components) -> bool:
-        """Keep a directory; False for the root, and when a member announced it before, which is harmless."""
+        """Add a directory; False for the root, and when a member announced it before, which is harmless."""
         folder = self._enter(path, path)
         if id(folder) in self._announced:
             self._counted()
@@ -80,7 +92,7 @@ class Tree:
         return bool(path)
 
     def add(self, path: Components, leaf: Leaf) -> None:
-        """Keep a file or a link. Raises `Permanent(invalid)` for a name that is taken."""
+        """Add a file or a link. Raises `Permanent(invalid)` for a name that is taken."""
         if not path:
             raise invalid(f"the root of the tar is {leaf.value}, not a directory")
         folder = self._enter(path[:-1], path)
@@ -90,10 +102,20 @@ class Tree:
         folder[path[-1]] = leaf
 
     def add_symlink(self, path: Components, target: bytes) -> None:
-        """Keep a symbolic link, wherever it leads. Raises also for a target that is no path."""
+        """Add a symbolic link, wherever it leads. Raises also for a target that is no path."""
         if not target or b"\0" in target or len(target) > self._max_name_bytes:
             raise invalid(f"the symbolic link {_joined(path)} has an empty or over-long target")
         self.add(path, Leaf.SYMLINK)
+
+    def add_hard_link(self, path: Components, member: Member) -> Components:
+        """Add another name of a file that was added before; the path of that file."""
+        target = self.path(member.link)
+        if self.at(target) is not Leaf.FILE:
+            raise invalid(
+                f"the hard link {quoted(member.name)} leads to {quoted(member.link)}, which is no file before it"
+            )
+        self.add(path, Leaf.FILE)
+        return target
 
     def at(self, path: Components) -> "Node | Leaf | None":
         """What stands at `path`; a symbolic link on the way is not followed."""
@@ -120,27 +142,6 @@ class Tree:
             raise _too_large("the tar has too many entries", self._max_entries)
 
 
-def _not_below(path: Components, taken: Components, leaf: Leaf) -> Permanent:
-    if path == taken:
-        return invalid(f"{_joined(path)} is in the tar twice: as {leaf.value} and as a directory")
-    return invalid(f"{_joined(path)} lies below {_joined(taken)}, which is {leaf.value} in this tar")
-
-
-def _joined(path: Components) -> str:
-    return quoted(b"/".join(path))
-
-
-def _too_large(what: str, limit: int) -> Permanent:
-    return Permanent(ErrorCode.TOO_LARGE, f"{what}; the limit is {limit}")
-
-
-# `sha256:` and 64 digits; of other algorithms, more. Strings shorter than that would fill a hundred times the memory
-# that their document has bytes.
-Digest = Annotated[str, msgspec.Meta(min_length=71, max_length=256)]
-
-T = TypeVar("T")
-
-
 class _RootFs(msgspec.Struct, frozen=True):
     diff_ids: list[Digest] | None = None
 
@@ -156,30 +157,6 @@ class ImageConfig(msgspec.Struct, frozen=True):
         return self.rootfs.diff_ids or []
 
 
-def decoded(document: bytes, kind: type[T], name: str) -> T:
-    """`document` as a `kind`. Raises `Permanent(invalid)` that speaks of it as `name`."""
-    try:
-        return msgspec.json.decode(document, type=kind)
-    # Besides its own error, msgspec raises these for bytes that are not UTF-8 and for ten thousand nested brackets.
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the image archive is damaged: {quoted(name)} cannot be read: {error}") from None
-
-
-ENTRIES_MAX = 50_000
-NAME_MAX_BYTES = 4096
-# Of files and links, with the targets of these: all of them are kept in memory.
-NAMES_MAX_BYTES = 16 << 20
-# A registry takes no larger manifest; all together they are what is kept in memory.
-DOCUMENT_MAX_BYTES = 4 << 20
-DOCUMENTS_MAX_BYTES = 32 << 20
-LINKS_MAX = 16
-# How often documents may name a file; every descriptor does so two or three times.
-LOOKUPS_MAX = 500_000
-
-# Manifests, indexes and configurations; blobs may be JSON of other sorts, and larger.
-_DOCUMENT_MARKS = (b'"schemaVersion"', b'"rootfs"')
-
-
 class File(msgspec.Struct, frozen=True):
     """A regular file. `unpacked_digest` is that of what it holds when it is a compressed one, else its own.
 
@@ -193,7 +170,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Contents:
-    """The files and links of one archive by their paths. All that is asked of them raises `Stopped` when told to."""
+    """The files and links of one archive by their paths. Every lookup raises `Stopped` once `stop()` is true."""
 
     def __init__(self, stop: Stop) -> None:
         self.files: dict[bytes, File] = {}
@@ -204,14 +181,18 @@ class Contents:
 
     def file(self, name: str, *, named_by: str) -> File:
         """The file at `name`, through links within the archive. Raises `Permanent(invalid)` where there is none."""
-        found = self.find(_path(name.encode(errors="surrogateescape"), b"", named_by))
-        if found is None:
+        file = self.find(_path(name.encode(errors="surrogateescape"), b"", named_by))
+        if file is None:
             raise invalid(f"the image archive is damaged: {named_by} names {quoted(name)}, which is not in it")
-        return found
+        return file
 
     def find(self, path: bytes) -> File | None:
         """The file at `path`, through links within the archive. Raises `Permanent(invalid)` for one that leads out."""
-        self._count_lookup()
+        if self._stop():
+            raise Stopped
+        self._lookups_left -= 1
+        if self._lookups_left < 0:
+            raise over_limit(f"the documents of the image archive name files more than {LOOKUPS_MAX} times")
         for _ in range(LINKS_MAX):
             if path in self.files:
                 return self.files[path]
@@ -219,14 +200,6 @@ class Contents:
                 return None
             path = _path(self.links[path], path.rpartition(b"/")[0], f"the symbolic link {quoted(path)}")
         raise invalid(f"the image archive has a chain of more than {LINKS_MAX} links at {quoted(path)}")
-
-    def _count_lookup(self) -> None:
-        if self._stop():
-            raise Stopped
-        self._lookups_left -= 1
-        if self._lookups_left < 0:
-            what = f"the documents of the image archive name files more than {LOOKUPS_MAX} times"
-            raise Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit")
 
     def diff_ids(self, name: str, *, named_by: str) -> list[str]:
         """The layers of the configuration at `name`, which is read once, however many images name it.
@@ -240,13 +213,11 @@ class Contents:
 
     def document(self, name: str, *, named_by: str) -> bytes:
         """The JSON at `name`. Raises as `file`, and for a file that is too large for it or something else."""
-        found = self.file(name, named_by=named_by)
-        if found.document is not None:
-            return found.document
-        if found.size > DOCUMENT_MAX_BYTES:
-            raise Permanent(
-                ErrorCode.TOO_LARGE, f"{quoted(name)} has {found.size} bytes; the limit is {DOCUMENT_MAX_BYTES}"
-            )
+        file = self.file(name, named_by=named_by)
+        if file.document is not None:
+            return file.document
+        if file.size > DOCUMENT_MAX_BYTES:
+            raise _too_large(f"{quoted(name)} has {file.size} bytes", DOCUMENT_MAX_BYTES)
         raise invalid(f"the image archive is damaged: {quoted(name)} is not the JSON that belongs there")
 
 
@@ -256,11 +227,29 @@ def survey(source: BinaryIO, *, max_bytes: int, stop: Stop) -> Contents:
     What those hold has the same bound again, all together. Raises `Permanent(invalid | too_large)` that names the
     member, and `Stopped`.
     """
-    return _Survey(max_bytes, stop).run(Inflated(source, max_bytes=max_bytes, stop=stop))
+    stream = Inflated(source, max_bytes=max_bytes, stop=stop)
+    members, survey = Members(stream), _Survey(max_bytes, stop)
+    for member in members:
+        survey.add(member, members)
+    stream.drain()
+    return survey.contents
+
+
+def decoded(document: bytes, kind: type[T], name: str) -> T:
+    """`document` as a `kind`. Raises `Permanent(invalid)` that speaks of it as `name`."""
+    try:
+        return msgspec.json.decode(document, type=kind)
+    # Besides its own error, msgspec raises these for bytes that are not UTF-8 and for ten thousand nested brackets.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"the image archive is damaged: {quoted(name)} cannot be read: {error}") from None
+
+
+def _too_large(what: str, limit: int) -> Permanent:
+    return Permanent(ErrorCode.TOO_LARGE, f"{what}; the limit is {limit}")
 
 
 class _Survey:
-    """One pass over the members; what compressed files may still unpack to is counted in bytes."""
+    """One pass over the members. What is left of each bound is counted in bytes."""
 
     def __init__(self, max_bytes: int, stop: Stop) -> None:
         self._unpack_left = max_bytes
@@ -268,16 +257,9 @@ class _Survey:
         self._documents_left = DOCUMENTS_MAX_BYTES
         self._names_left = NAMES_MAX_BYTES
         self._tree = Tree(max_entries=ENTRIES_MAX, max_name_bytes=NAME_MAX_BYTES)
-        self._contents = Contents(stop)
+        self.contents = Contents(stop)
 
-    def run(self, stream: Inflated) -> Contents:
-        members = Members(stream)
-        for member in members:
-            self._member(member, members)
-        stream.drain()
-        return self._contents
-
-    def _member(self, member: Member, members: Members) -> None:
+    def add(self, member: Member, members: Members) -> None:
         sparse = read_sparse(member, members)
         path = self._tree.path(sparse.name if sparse else member.name)
         if sparse:
@@ -288,40 +270,31 @@ class _Survey:
             self._tree.add_directory(path)
         elif member.type == SYMLINK:
             self._tree.add_symlink(path, member.link)
-            self._contents.links[self._kept_name(path, len(member.link))] = member.link
+            self.contents.links[self._name(path, len(member.link))] = member.link
         elif member.type == HARD_LINK:
-            self._hard_link(path, member)
+            target = self._tree.add_hard_link(path, member)
+            self.contents.files[self._name(path)] = self.contents.files[b"/".join(target)]
         else:
             raise invalid(f"{quoted(member.name)} is a device or the like; an image archive holds files and links")
 
-    def _kept_name(self, path: Components, target_bytes: int = 0) -> bytes:
-        """What the file or link at `path` is kept under, accounted for with the target of a link."""
+    def _name(self, path: Components, target_bytes: int = 0) -> bytes:
+        """The name of the file or link at `path`, accounted for with the target of a link."""
         name = b"/".join(path)
         self._names_left -= len(name) + target_bytes
         if self._names_left < 0:
-            what = f"the image archive has names and targets of links of more than {NAMES_MAX_BYTES} bytes"
-            raise Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit")
+            raise over_limit(f"the image archive has names and targets of links of more than {NAMES_MAX_BYTES} bytes")
         return name
-
-    def _hard_link(self, path: Components, member: Member) -> None:
-        target = self._contents.files.get(b"/".join(self._tree.path(member.link)))
-        if target is None:
-            raise invalid(
-                f"the hard link {quoted(member.name)} leads to {quoted(member.link)}, which is no file before it"
-            )
-        self._tree.add(path, Leaf.FILE)
-        self._contents.files[self._kept_name(path)] = target
 
     def _file(self, path: Components, pieces: Iterator[bytes]) -> None:
         self._tree.add(path, Leaf.FILE)
-        name = self._kept_name(path)
+        name = self._name(path)
         reader = _Reader(pieces)
-        unpacked = self._unpacked(name, reader)
+        unpacked_digest = self._unpacked_digest(name, reader)
         reader.drain()
         digest = reader.digest
-        self._contents.files[name] = File(reader.size, digest, unpacked or digest, self._document(name, reader))
+        self.contents.files[name] = File(reader.size, digest, unpacked_digest or digest, self._document(name, reader))
 
-    def _unpacked(self, name: bytes, reader: "_Reader") -> str:
+    def _unpacked_digest(self, name: bytes, reader: "_Reader") -> str:
         """The digest of what a compressed file holds; "" for one that is not, or that is damaged."""
         sha256 = hashlib.sha256()
         try:
@@ -338,23 +311,23 @@ class _Survey:
         return f"sha256:{sha256.hexdigest()}"
 
     def _document(self, name: bytes, reader: "_Reader") -> bytes | None:
-        content = reader.kept
+        content = reader.document
         if content is None or (b"/" in name and not any(mark in content for mark in _DOCUMENT_MARKS)):
             return None
         self._documents_left -= len(content)
         if self._documents_left < 0:
-            what = f"the image archive has more than {DOCUMENTS_MAX_BYTES} bytes of manifests and configurations"
-            raise Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit")
+            what = f"more than {DOCUMENTS_MAX_BYTES} bytes of manifests and configurations"
+            raise over_limit(f"the image archive has {what}")
         return content
 
 
 class _Reader:
-    """One file as `Inflated` reads a source: hashed as it goes, and kept where it may be a document."""
+    """One file as `Inflated` reads a source: hashed as it goes, and remembered where it may be a document."""
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = iter(pieces)
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
         self._sha256 = hashlib.sha256()
-        self._kept: list[bytes] | None = None
+        self._document: list[bytes] | None = None
         self.size = 0
 
     @property
@@ -362,8 +335,8 @@ class _Reader:
         return f"sha256:{self._sha256.hexdigest()}"
 
     @property
-    def kept(self) -> bytes | None:
-        return b"".join(self._kept) if self._kept else None
+    def document(self) -> bytes | None:
+        return b"".join(self._document) if self._document else None
 
     def read(self, count: int) -> bytes:
         """At least `count` bytes, fewer only at the end."""
@@ -380,13 +353,13 @@ class _Reader:
 
     def _take(self, piece: bytes) -> None:
         if not self.size and piece.lstrip()[:1] in (b"{", b"["):
-            self._kept = []
+            self._document = []
         self._sha256.update(piece)
         self.size += len(piece)
         if self.size > DOCUMENT_MAX_BYTES:
-            self._kept = None
-        if self._kept is not None:
-            self._kept.append(piece)
+            self._document = None
+        if self._document is not None:
+            self._document.append(piece)
 
 
 def _path(name: bytes, folder: bytes, named_by: str) -> bytes:
@@ -406,3 +379,13 @@ def _path(name: bytes, folder: bytes, named_by: str) -> bytes:
 
 def _leads_out(name: bytes, named_by: str) -> Permanent:
     return invalid(f"the image archive is damaged: {named_by} names {quoted(name)}, which is no path within it")
+
+
+def _not_below(path: Components, taken: Components, leaf: Leaf) -> Permanent:
+    if path == taken:
+        return invalid(f"{_joined(path)} is in the tar twice: as {leaf.value} and as a directory")
+    return invalid(f"{_joined(path)} lies below {_joined(taken)}, which is {leaf.value} in this tar")
+
+
+def _joined(path: Components) -> str:
+    return quoted(b"/".join(path))

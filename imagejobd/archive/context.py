@@ -4,9 +4,8 @@ What the engine gets is not what came in but a plain PAX tar of what was underst
 same bytes for different files: no compression, nothing twice, no escape, no owner, no device. Symbolic links keep their
 targets, absolute ones too: the engine resolves them within the context. Runs in a thread; the disk is the caller's.
 
-Where each file of a checked context stands in its tar, so that it can be sent without being unpacked.
-
-Only for what `rewrite` wrote: no name twice, nothing compressed, hard links behind what they lead to.
+An index says where each file stands in such a tar, so that it can be sent without being unpacked. It reads only what
+`rewrite` wrote: no name twice, nothing compressed, hard links behind what they lead to.
 """
 
 import stat
@@ -17,8 +16,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from imagejobd.archive.contents import DOCKERFILE, Components, Leaf, Tree
-from imagejobd.archive.inflate import Inflated, Stop
+from imagejobd.archive.contents import Components, Leaf, Tree
+from imagejobd.archive.inflate import Inflated, Stop, over_limit
 from imagejobd.archive.tar import (
     BLOCK_BYTES,
     DIRECTORY,
@@ -38,13 +37,18 @@ from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.text import quoted
 
+DOCKERFILE = "Dockerfile"
 DOCKERFILE_MODE = 0o644
+# What an engine gives a directory that no member of a tar announces. Its time is nobody's.
+IMPLIED_MODE = stat.S_IFDIR | 0o755
 
 _DOCKERFILE_PATH: Components = (DOCKERFILE.encode(),)
 # The engine's own name first: the first that is there counts.
 _DOCKERFILE_NAMES = {_DOCKERFILE_PATH: DOCKERFILE, (DOCKERFILE.lower().encode(),): DOCKERFILE.lower()}
 _REFUSED_TYPES = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
-_END = bytes(2 * BLOCK_BYTES)
+_TYPES = {REGULAR: stat.S_IFREG, HARD_LINK: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
+_ZEROS = bytes(BLOCK_BYTES)
+_END = 2 * _ZEROS
 
 
 class ContextBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +58,21 @@ class ContextBounds(msgspec.Struct, frozen=True, kw_only=True):
     max_entries: int
     max_name_bytes: int = 4096
     max_dockerfile_bytes: int = DOCKERFILE_MAX_BYTES
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A file, directory or link of a context.
+
+    `mode` has the type too, as stat(2) does; `mtime` counts seconds; `offset` is where a file's bytes begin in the tar.
+    `link` is the target of a symbolic link, or the path of the entry before this one that is the same file.
+    """
+
+    path: bytes
+    mode: int
+    size: int = 0
+    mtime: int = 0
+    link: bytes = b""
+    offset: int = 0
 
 
 def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Stop) -> str:
@@ -76,6 +95,39 @@ def dockerfile_context(text: str) -> bytes:
     return header + content + bytes(-len(content) % BLOCK_BYTES) + _END
 
 
+def dockerfile_text(content: bytes, name: str) -> str:
+    """The text without a byte order mark. Raises `Permanent(invalid)`, which begins with `name`."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise invalid(f"{name} is not UTF-8 text (line {line})") from None
+
+
+def index(tar: Path) -> list[Entry]:
+    """All of a checked context in the order of a walk: siblings by their bytes, a directory right before what is in it.
+
+    Directories that no member announces are there too. Reads the headers only, blocking. Raises OSError, and
+    `Permanent(invalid)` for a file that is not what `rewrite` wrote.
+    """
+    entries: dict[bytes, Entry] = {}
+    links: dict[bytes, bytes] = {}
+    with tar.open("rb") as file:
+        for member, offset in _members(file):
+            path = member.name.rstrip(b"/")
+            target = member.link if member.type == SYMLINK else b""
+            entries[path] = Entry(path, _TYPES[member.type] | member.mode, member.size, member.mtime, target, offset)
+            if member.type == HARD_LINK:
+                links[path] = links.get(member.link, member.link)
+    for path in list(entries):
+        parent = path.rpartition(b"/")[0]
+        while parent and parent not in entries:
+            entries[parent] = Entry(parent, IMPLIED_MODE)
+            parent = parent.rpartition(b"/")[0]
+    ordered = sorted(entries.values(), key=lambda entry: entry.path.replace(b"/", b"\0"))
+    return _with_hard_links(ordered, entries, links) if links else ordered
+
+
 class _Rewriter:
     """One pass from a stream of members to `target`."""
 
@@ -84,7 +136,7 @@ class _Rewriter:
         self._bounds = bounds
         self._tree = Tree(max_entries=bounds.max_entries, max_name_bytes=bounds.max_name_bytes)
         self._tar_bytes = 0
-        # Which name counts is known at the end only, so each one's content is kept; None when it is too large.
+        # Which name counts is known at the end only, so each one's content is remembered; None when it is too large.
         self._contents: dict[str, bytes | None] = {}
 
     def run(self, stream: Inflated) -> str:
@@ -93,7 +145,7 @@ class _Rewriter:
             self._member(member, members)
         stream.drain()
         name, content = self._dockerfile()
-        text = _text(name, content)
+        text = dockerfile_text(content, f"the Dockerfile {name!r}")
         if name != DOCKERFILE:
             self._file(_DOCKERFILE_PATH, len(content), DOCKERFILE_MODE, 0, [content])
         self._write(_END)
@@ -101,36 +153,34 @@ class _Rewriter:
 
     def _member(self, member: Member, members: Members) -> None:
         sparse = read_sparse(member, members)
+        path = self._tree.path(sparse.name if sparse else member.name)
         if sparse:
-            self._file(self._tree.path(sparse.name), sparse.size, member.mode, member.mtime, sparse.data(members))
-            return
-        path = self._tree.path(member.name)
-        if member.type == REGULAR:
+            self._file(path, sparse.size, member.mode, member.mtime, sparse.data(members))
+        elif member.type == REGULAR:
             self._file(path, member.size, member.mode, member.mtime, members.data())
         elif member.type == DIRECTORY:
-            self._directory(path, member)
+            if self._tree.add_directory(path):
+                self._write(_header(path, tarfile.DIRTYPE, mode=member.mode, mtime=member.mtime))
         elif member.type == SYMLINK:
-            self._symlink(path, member)
+            self._tree.add_symlink(path, member.link)
+            self._write(_header(path, tarfile.SYMTYPE, mode=member.mode, mtime=member.mtime, link=member.link))
         elif member.type == HARD_LINK:
-            self._hard_link(path, member)
+            target = b"/".join(self._tree.add_hard_link(path, member))
+            self._write(_header(path, tarfile.LNKTYPE, mode=member.mode, mtime=member.mtime, link=target))
         else:
             what = _REFUSED_TYPES.get(member.type, f"of unknown type {quoted(member.type)}")
             raise invalid(f"{quoted(member.name)} is {what}; a build context holds only files, directories and links")
 
-    def _directory(self, path: Components, member: Member) -> None:
-        if self._tree.add_directory(path):
-            self._write(_header(path, tarfile.DIRTYPE, mode=member.mode, mtime=member.mtime))
-
     def _file(self, path: Components, size: int, mode: int, mtime: int, pieces: Iterable[bytes]) -> None:
         self._tree.add(path, Leaf.FILE)
         if self._tar_bytes + size > self._bounds.max_bytes:
-            raise self._too_large()
+            raise over_limit(f"the tar unpacks to more than {self._bounds.max_bytes} bytes")
         self._write(_header(path, tarfile.REGTYPE, size=size, mode=mode, mtime=mtime))
-        for piece in self._kept(path, size, pieces):
+        for piece in self._remember(path, size, pieces):
             self._write(piece)
         self._write(bytes(-size % BLOCK_BYTES))
 
-    def _kept(self, path: Components, size: int, pieces: Iterable[bytes]) -> Iterable[bytes]:
+    def _remember(self, path: Components, size: int, pieces: Iterable[bytes]) -> Iterable[bytes]:
         """`pieces`; those of a Dockerfile are also remembered."""
         name = _DOCKERFILE_NAMES.get(path)
         if name is None:
@@ -141,30 +191,11 @@ class _Rewriter:
         content = self._contents[name] = b"".join(pieces)
         return [content]
 
-    def _symlink(self, path: Components, member: Member) -> None:
-        self._tree.add_symlink(path, member.link)
-        self._write(_header(path, tarfile.SYMTYPE, mode=member.mode, mtime=member.mtime, link=member.link))
-
-    def _hard_link(self, path: Components, member: Member) -> None:
-        target = self._tree.path(member.link)
-        if self._tree.at(target) is not Leaf.FILE:
-            raise invalid(
-                f"the hard link {quoted(member.name)} leads to {quoted(member.link)}, which is no file before it"
-            )
-        self._tree.add(path, Leaf.FILE)
-        link = b"/".join(target)
-        self._write(_header(path, tarfile.LNKTYPE, mode=member.mode, mtime=member.mtime, link=link))
-
     def _write(self, piece: bytes) -> None:
         self._tar_bytes += len(piece)
         if self._tar_bytes > self._bounds.max_bytes:
-            raise self._too_large()
+            raise over_limit(f"the tar unpacks to more than {self._bounds.max_bytes} bytes")
         self._target.write(piece)
-
-    def _too_large(self) -> Permanent:
-        return Permanent(
-            ErrorCode.TOO_LARGE, f"the tar unpacks to more than {self._bounds.max_bytes} bytes, which is the limit"
-        )
 
     def _dockerfile(self) -> tuple[str, bytes]:
         for path, name in _DOCKERFILE_NAMES.items():
@@ -185,72 +216,12 @@ class _Rewriter:
         raise invalid(f"the tar has no {names} at its top level; pack the tar from within the folder that holds it")
 
 
-def _text(name: str, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise invalid(f"the Dockerfile {name!r} is not UTF-8 text (line {line})") from None
-
-
 def _header(path: Components, kind: bytes, *, size: int = 0, mode: int, mtime: int = 0, link: bytes = b"") -> bytes:
     """The header blocks of one member: ustar where that can say it, PAX where not. Owner is root, without names."""
     info = tarfile.TarInfo(b"/".join(path).decode(errors="surrogateescape"))
     info.type, info.size, info.mode, info.mtime = kind, size, mode, mtime
     info.linkname = link.decode(errors="surrogateescape")
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-# What an engine gives a directory that no member of a tar announces. Its time is nobody's.
-IMPLIED_MODE = stat.S_IFDIR | 0o755
-
-_TYPES = {REGULAR: stat.S_IFREG, HARD_LINK: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
-_ZEROS = bytes(BLOCK_BYTES)
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A file, directory or link of a context.
-
-    `mode` has the type too, as stat(2) does; `mtime` counts seconds; `offset` is where a file's bytes begin in the tar.
-    `link` is the target of a symbolic link, or the path of the entry before this one that is the same file.
-    """
-
-    path: bytes
-    mode: int
-    size: int = 0
-    mtime: int = 0
-    link: bytes = b""
-    offset: int = 0
-
-
-def index(tar: Path) -> list[Entry]:
-    """All of a checked context in the order of a walk: siblings by their bytes, a directory right before what is in it.
-
-    Directories that no member announces are there too. Reads the headers only, blocking. Raises OSError, and
-    `Permanent(invalid)` for a file that is not what `rewrite` wrote.
-    """
-    entries: dict[bytes, Entry] = {}
-    links: dict[bytes, bytes] = {}
-    with tar.open("rb") as file:
-        for member, offset in _members(file):
-            path = member.name.rstrip(b"/")
-            entry = Entry(path, _TYPES[member.type] | member.mode, member.size, member.mtime, b"", offset)
-            if member.type == SYMLINK:
-                entry = msgspec.structs.replace(entry, link=member.link)
-            elif member.type == HARD_LINK:
-                links[path] = links.get(member.link, member.link)
-            entries[path] = entry
-    _add_parents(entries)
-    ordered = sorted(entries.values(), key=lambda entry: entry.path.replace(b"/", b"\0"))
-    return _with_hard_links(ordered, entries, links) if links else ordered
-
-
-def _add_parents(entries: dict[bytes, Entry]) -> None:
-    for path in list(entries):
-        parent = path.rpartition(b"/")[0]
-        while parent and parent not in entries:
-            entries[parent] = Entry(parent, IMPLIED_MODE)
-            parent = parent.rpartition(b"/")[0]
 
 
 def _with_hard_links(ordered: list[Entry], entries: dict[bytes, Entry], links: dict[bytes, bytes]) -> list[Entry]:

@@ -19,12 +19,11 @@ from typing import BinaryIO
 
 import msgspec
 
-from imagejobd.archive.contents import DOCKERFILE
-from imagejobd.archive.inflate import Inflated, Stop
-from imagejobd.archive.sniff import ANYTHING, media_type_of, tar_media_type
+from imagejobd.archive.context import DOCKERFILE, dockerfile_text
+from imagejobd.archive.inflate import ANYTHING, Inflated, Stop, media_type_of, over_limit, tar_media_type
 from imagejobd.archive.tar import BLOCK_BYTES, DIRECTORY, REGULAR, Member, Members, is_header, read_sparse
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
-from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.model.errors import ErrorCode, Permanent
 
 # Room for a licence above the first instruction.
 HEAD_BYTES = 64 << 10
@@ -101,7 +100,7 @@ def _tar(stream: Inflated, max_entries: int) -> What:
             return What.CONTEXT
         is_image = is_image or _marks_image(name, member, members)
     if next(iter(members), None) is not None:
-        raise Permanent(ErrorCode.TOO_LARGE, f"the tar has more than {max_entries} members, which is the limit")
+        raise over_limit(f"the tar has more than {max_entries} members")
     return What.IMAGE_ARCHIVE if is_image else What.FILE
 
 
@@ -133,8 +132,4 @@ def _dockerfile(content: bytes, media_type: str) -> Detected:
     if len(content) > DOCKERFILE_MAX_BYTES:
         limit = f"the limit is {DOCKERFILE_MAX_BYTES} bytes"
         raise Permanent(ErrorCode.TOO_LARGE, f"the payload begins as a Dockerfile and is too large for one; {limit}")
-    try:
-        return Detected(What.DOCKERFILE, ANYTHING, content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise invalid(f"the payload begins as a Dockerfile and is not UTF-8 text (line {line})") from None
+    return Detected(What.DOCKERFILE, ANYTHING, dockerfile_text(content, "the payload begins as a Dockerfile and"))

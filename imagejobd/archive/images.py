@@ -1,15 +1,13 @@
-"""Checking an OCI image layout (image-spec v1.1, image-layout.md): `oci-layout`, `index.json`, and the blobs below it.
+"""Checking an image archive, as `docker save`, skopeo or a builder writes it, to the last byte.
 
-Every blob is what its descriptor says, in size and digest, and every layer what its configuration says. A nested index
-may name images that the archive leaves out, as `docker save` of one platform of several does, but not all of them;
-layers with URLs of their own may be elsewhere.
+An OCI image layout (image-spec v1.1, image-layout.md) has `oci-layout`, `index.json`, and the blobs below it. Every
+blob is what its descriptor says, in size and digest, and every layer what its configuration says. A nested index may
+name images that the archive leaves out, as `docker save` of one platform of several does, but not all of them; layers
+with URLs of their own may be elsewhere.
 
-Checking what `docker save` wrote: `manifest.json`, the configurations it names, and their layers.
-
-Docker image specification 1.2: a layer is a tar whose SHA-256, uncompressed, is the `diff_id` at its place in the
-configuration. Older engines wrote a layer that two images share once, and a symbolic link for the second.
-
-Checking an image archive, as `docker save`, skopeo or a builder writes it, to the last byte.
+What `docker save` writes (Docker image specification 1.2) has a `manifest.json` that names configurations and their
+layers: tars whose SHA-256, uncompressed, is the `diff_id` at their place in the configuration. Older engines wrote a
+layer that two images share once, and a symbolic link for the second.
 
 An archive may be of both sorts: Docker writes an OCI layout with a `manifest.json` beside it since version 25. Then it
 has to be right as both, because nobody knows which of them its readers look at.
@@ -21,12 +19,13 @@ from typing import Annotated, BinaryIO
 import msgspec
 
 from imagejobd.archive.contents import Contents, Digest, File, decoded, survey
-from imagejobd.archive.inflate import Stop
-from imagejobd.model.errors import ErrorCode, Permanent, invalid
+from imagejobd.archive.inflate import Stop, over_limit
+from imagejobd.model.errors import invalid
 from imagejobd.model.text import quoted
 
 LAYOUT = "oci-layout"
 INDEX = "index.json"
+MANIFEST = "manifest.json"
 # Real ones have two: an index of platforms in the index of the layout. All on the way down are held in memory.
 DEPTH_MAX = 4
 
@@ -43,6 +42,8 @@ _CONFIG_TYPES = frozenset(
 )
 # What is none of these (encrypted, say) cannot be unpacked here.
 _LAYER_TYPE = re.compile(r".*\.tar(?:[.+](?:gzip|zstd))?")
+# `<hex>.json`, `blobs/sha256/<hex>`, and `sha256:<hex>` of go-containerregistry.
+_NAMED_BY_DIGEST = re.compile(r"(?:.*[/:])?([0-9a-f]{64})(?:\.json)?")
 
 
 class _Layout(msgspec.Struct, frozen=True, rename="camel"):
@@ -65,12 +66,39 @@ class _Manifest(msgspec.Struct, frozen=True):
     layers: list[_Descriptor]
 
 
-def check_layout(contents: Contents) -> int:
+class _Saved(msgspec.Struct, frozen=True):
+    """One image of `manifest.json`; names are paths within the archive."""
+
+    config: str = msgspec.field(name="Config")
+    layers: list[str] | None = msgspec.field(name="Layers", default=None)
+
+
+def check_image_archive(source: BinaryIO, *, max_bytes: int, stop: Stop) -> int:
+    """Check the image archive in `source`, compressed or not; how many images it holds.
+
+    `max_bytes` bounds what it unpacks to, and what its layers unpack to. Raises `Permanent(invalid | too_large)` that
+    says what is wrong where, and `Stopped`.
+    """
+    contents = survey(source, max_bytes=max_bytes, stop=stop)
+    counts = [
+        check(contents)
+        for name, check in ((LAYOUT, _check_layout), (MANIFEST, _check_saved))
+        if contents.find(name.encode()) is not None
+    ]
+    if not counts:
+        raise invalid(f"the image archive has neither {LAYOUT!r} nor {MANIFEST!r}")
+    return counts[0]
+
+
+def _check_layout(contents: Contents) -> int:
     """Check every blob; how many manifests there are. Raises `Permanent(invalid | too_large)` naming what is wrong."""
     version = decoded(contents.document(LAYOUT, named_by="the archive"), _Layout, LAYOUT).image_layout_version
     if not version.startswith("1."):
         raise invalid(f"{LAYOUT} has version {quoted(version)}; only 1 is known here")
-    _check_names(contents)
+    for path, file in contents.files.items():
+        blob = _BLOB.fullmatch(path)
+        if blob and file.digest != f"sha256:{blob[1].decode()}":
+            raise invalid(f"the image archive is damaged: the blob {blob[1].decode()} has the digest {file.digest}")
     index = decoded(contents.document(INDEX, named_by=LAYOUT), _Index, INDEX)
     walk = _Walk(contents)
     for descriptor in index.manifests:
@@ -78,13 +106,6 @@ def check_layout(contents: Contents) -> int:
     if not walk.manifests:
         raise invalid(f"the image archive holds no image: {INDEX} leads to none")
     return walk.manifests
-
-
-def _check_names(contents: Contents) -> None:
-    for path, file in contents.files.items():
-        blob = _BLOB.fullmatch(path)
-        if blob and file.digest != f"sha256:{blob[1].decode()}":
-            raise invalid(f"the image archive is damaged: the blob {blob[1].decode()} has the digest {file.digest}")
 
 
 class _Walk:
@@ -102,34 +123,35 @@ class _Walk:
             return
         self._seen.add(descriptor.digest)
         if depth > DEPTH_MAX:
-            raise Permanent(ErrorCode.TOO_LARGE, f"{INDEX} nests indexes deeper than {DEPTH_MAX}, which is the limit")
+            raise over_limit(f"{INDEX} nests indexes deeper than {DEPTH_MAX}")
         if descriptor.media_type in _INDEX_TYPES:
-            self._index(descriptor.digest, self._document(descriptor), depth)
+            self._index(descriptor, depth)
         elif descriptor.media_type in _MANIFEST_TYPES:
-            self._manifest(descriptor.digest, self._document(descriptor))
+            self._manifest(descriptor)
 
-    def _index(self, name: str, document: bytes, depth: int) -> None:
-        children = decoded(document, _Index, name).manifests
-        there = [child for child in children if self._is_there(child)]
-        if children and not there:
+    def _index(self, descriptor: _Descriptor, depth: int) -> None:
+        name = descriptor.digest
+        children = decoded(self._document(descriptor), _Index, name).manifests
+        present = [child for child in children if self._is_present(child)]
+        if children and not present:
             raise invalid(f"the image archive is damaged: it has none of the images that {name} names")
-        for child in there:
+        for child in present:
             self.go(child, name, depth=depth + 1)
 
-    def _manifest(self, name: str, document: bytes) -> None:
-        manifest = decoded(document, _Manifest, name)
+    def _manifest(self, descriptor: _Descriptor) -> None:
+        name = descriptor.digest
+        manifest = decoded(self._document(descriptor), _Manifest, name)
         self.manifests += 1
         self._checked(manifest.config, name)
-        layers = [self._layer(layer, name) for layer in manifest.layers]
+        layers = [
+            self._checked(layer, name) if self._is_present(layer) or not layer.urls else None
+            for layer in manifest.layers
+        ]
         if manifest.config.media_type in _CONFIG_TYPES:
             diff_ids = self._contents.diff_ids(_path(manifest.config), named_by=name)
             _check_diff_ids(name, manifest.layers, layers, diff_ids)
 
-    def _layer(self, layer: _Descriptor, name: str) -> File | None:
-        """None where it is elsewhere."""
-        return self._checked(layer, name) if self._is_there(layer) or not layer.urls else None
-
-    def _is_there(self, descriptor: _Descriptor) -> bool:
+    def _is_present(self, descriptor: _Descriptor) -> bool:
         return self._contents.find(_path(descriptor).encode()) is not None
 
     def _checked(self, descriptor: _Descriptor, named_by: str) -> File:
@@ -148,6 +170,7 @@ class _Walk:
 
 
 def _check_diff_ids(name: str, descriptors: list[_Descriptor], layers: list[File | None], diff_ids: list[str]) -> None:
+    """The layers that a manifest names, and their files, None where a layer is elsewhere."""
     if len(layers) != len(diff_ids):
         what = f"{name} has {len(layers)} layers, and its configuration {len(diff_ids)}"
         raise invalid(f"the image archive is damaged: {what}")
@@ -166,20 +189,7 @@ def _path(descriptor: _Descriptor) -> str:
     return f"blobs/sha256/{match[1]}"
 
 
-MANIFEST = "manifest.json"
-
-# `<hex>.json`, `blobs/sha256/<hex>`, and `sha256:<hex>` of go-containerregistry.
-_NAMED_BY_DIGEST = re.compile(r"(?:.*[/:])?([0-9a-f]{64})(?:\.json)?")
-
-
-class _Saved(msgspec.Struct, frozen=True):
-    """One image of `manifest.json`; names are paths within the archive."""
-
-    config: str = msgspec.field(name="Config")
-    layers: list[str] | None = msgspec.field(name="Layers", default=None)
-
-
-def check_saved(contents: Contents) -> int:
+def _check_saved(contents: Contents) -> int:
     """Check every image; how many there are. Raises `Permanent(invalid | too_large)` that says what is wrong where."""
     images = decoded(contents.document(MANIFEST, named_by="the archive"), list[_Saved], MANIFEST)
     if not images:
@@ -200,24 +210,7 @@ def _check_image(contents: Contents, image: _Saved) -> None:
         what = f"{MANIFEST} names {len(layers)} layers for {quoted(image.config)}, which has {len(diff_ids)}"
         raise invalid(f"the image archive is damaged: {what}")
     for name, diff_id in zip(layers, diff_ids, strict=True):
-        found = contents.file(name, named_by=MANIFEST).unpacked_digest
-        if found != diff_id:
-            what = f"layer {quoted(name)} has the digest {found}; {quoted(diff_id)} is expected"
+        layer_digest = contents.file(name, named_by=MANIFEST).unpacked_digest
+        if layer_digest != diff_id:
+            what = f"layer {quoted(name)} has the digest {layer_digest}; {quoted(diff_id)} is expected"
             raise invalid(f"the image archive is damaged: {what}")
-
-
-def check_image_archive(source: BinaryIO, *, max_bytes: int, stop: Stop) -> int:
-    """Check the image archive in `source`, compressed or not; how many images it holds.
-
-    `max_bytes` bounds what it unpacks to, and what its layers unpack to. Raises `Permanent(invalid | too_large)` that
-    says what is wrong where, and `Stopped`.
-    """
-    contents = survey(source, max_bytes=max_bytes, stop=stop)
-    found = [
-        check(contents)
-        for name, check in ((LAYOUT, check_layout), (MANIFEST, check_saved))
-        if contents.find(name.encode()) is not None
-    ]
-    if not found:
-        raise invalid(f"the image archive has neither {LAYOUT!r} nor {MANIFEST!r}")
-    return found[0]

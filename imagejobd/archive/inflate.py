@@ -1,8 +1,8 @@
-"""A tar's bytes, whatever they are compressed with, under a bound.
+"""A stranger's bytes: what they are, by the first of them, and what they unpack to, under a bound.
 
-Knows gzip, bzip2, xz and zstd by their first bytes and takes everything else as it is. It never holds more than one
-chunk of decompressed data, whatever the ratio, and refuses to go beyond its bound. Says nothing about what the bytes
-mean.
+Unpacks gzip, bzip2, xz and zstd and takes everything else as it is. It never holds more than one chunk of decompressed
+data, whatever the ratio, and refuses to go beyond its bound. Gives no media type that a browser would run: text, HTML
+and SVG from strangers are bytes.
 """
 
 import bz2
@@ -32,8 +32,11 @@ STREAMS_MAX = 100_000
 XZ_MEMORY_MAX_BYTES = 128 << 20
 # 128 MiB: `zstd --ultra -22` and `--long` ask for that much, and a hostile frame header for up to 2 TiB.
 ZSTD_WINDOW_MAX_LOG2 = 27
+ANYTHING = "application/octet-stream"
+TAR = "application/x-tar"
+
 _ZEROS = bytes(CHUNK_BYTES)
-# What tells every format, and the longest of them.
+# What tells every compression, and the longest of them.
 _MAGIC_BYTES = 6
 
 # Asked before each chunk: whether to stop.
@@ -106,6 +109,35 @@ _FORMATS = (
 )
 
 
+class _Known(msgspec.Struct, frozen=True):
+    """A sort of file: what it begins with, words for it that end a sentence, its media type."""
+
+    magic: re.Pattern[bytes]
+    words: str
+    media_type: str = ANYTHING
+
+
+_KNOWN = (
+    _Known(re.compile(rb"PK\x03\x04"), "a zip archive", "application/zip"),
+    _Known(re.compile(rb"\x1f\x8b\x08"), "gzip data", "application/gzip"),
+    _Known(re.compile(rb"BZh"), "bzip2 data"),
+    _Known(re.compile(rb"\xfd7zXZ\0"), "xz data"),
+    _Known(re.compile(rb"\x28\xb5\x2f\xfd"), "zstd data"),
+    _Known(re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive"),
+    _Known(re.compile(rb"Rar!"), "a rar archive"),
+    _Known(re.compile(rb"\x7fELF"), "a program (ELF)"),
+    _Known(re.compile(rb"%PDF-"), "a PDF document", "application/pdf"),
+    _Known(re.compile(rb"\x89PNG\r\n\x1a\n"), "a picture (PNG)", "image/png"),
+    _Known(re.compile(rb"\xff\xd8\xff"), "a picture (JPEG)", "image/jpeg"),
+    _Known(re.compile(rb"GIF8[79]a"), "a picture (GIF)", "image/gif"),
+    _Known(re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "a picture (WebP)", "image/webp"),
+    _Known(re.compile(rb"<\?xml"), "an XML document"),
+    _Known(re.compile(rb"\{"), "JSON"),
+    _Known(re.compile(rb"\s*<(?:!doctype )?html", re.IGNORECASE), "a web page"),
+    _Known(re.compile(rb"\s*(?:from |arg |# ?syntax)", re.IGNORECASE), "a Dockerfile"),
+)
+
+
 class Inflated:
     """Reads `source` and hands out at most `max_bytes` decompressed bytes. `format` is "" where nothing is compressed.
 
@@ -166,9 +198,7 @@ class Inflated:
     def _charge(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise Permanent(
-                ErrorCode.TOO_LARGE, f"the tar unpacks to more than {self._max_bytes} bytes, which is the limit"
-            )
+            raise over_limit(f"the tar unpacks to more than {self._max_bytes} bytes")
 
     def _check_stop(self) -> None:
         if self._stop():
@@ -228,3 +258,33 @@ class Inflated:
             what = f"the {self.format} data consists of more than {STREAMS_MAX} streams, which is the limit"
             raise Permanent(ErrorCode.TOO_LARGE, f"{what}; compress the tar as one")
         return self._format.new()
+
+
+def over_limit(what: str) -> Permanent:
+    return Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit")
+
+
+def looks_like(head: bytes) -> str:
+    """A guess, from the first bytes, as words that end a sentence."""
+    if not head:
+        return "nothing: it is empty"
+    if known := _known(head):
+        return known.words
+    if b"\0" not in head and head.isascii():
+        return "text"
+    return "unknown binary data, or a tar that is damaged or cut short"
+
+
+def media_type_of(head: bytes) -> str:
+    """The media type of a file that begins with `head`; 16 bytes of it suffice."""
+    known = _known(head)
+    return known.media_type if known else ANYTHING
+
+
+def tar_media_type(compression: str) -> str:
+    """The media type of a tar, with the name of its compression as a suffix; "" is none."""
+    return f"{TAR}+{compression}" if compression else TAR
+
+
+def _known(head: bytes) -> _Known | None:
+    return next((known for known in _KNOWN if known.magic.match(head)), None)

@@ -4,11 +4,9 @@ Written for hostile archives, which the standard library's reader is not: it fol
 keeps whatever a header claims to be long. Here every header is bounded before it is read, every number checked, and
 each fault is `Permanent` with the member's name. Nothing is judged by its name or type; `context` does that.
 
-Sparse members: files whose holes are left out of the archive (`tar --sparse`).
-
-Turned back into plain files, because not every engine reads each form. Knows the map of old GNU archives (type `S`) and
-PAX format 1.0, the two that GNU tar has written since 2006, and refuses the others. A map is checked before its first
-use: ascending, not overlapping, within the file, and as long as its data.
+Sparse members, whose holes are left out of the archive, are turned back into plain files, because not every engine
+reads each form. Known are the map of old GNU archives (type `S`, `tar --sparse`) and PAX format 1.0, which bsdtar, the
+tar of macOS, writes without being asked wherever a file has holes; older PAX forms are refused.
 """
 
 import re
@@ -16,8 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from imagejobd.archive.inflate import Inflated
-from imagejobd.archive.sniff import looks_like
+from imagejobd.archive.inflate import Inflated, looks_like, over_limit
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.text import quoted
 
@@ -29,6 +26,8 @@ HEADERS_PER_MEMBER_MAX = 8
 # Times, owners, extended attributes: a few dozen. Each takes time to read, and a mebibyte has room for 200,000.
 RECORDS_PER_HEADER_MAX = 1024
 SIZE_MAX_BYTES = 1 << 62
+SPARSE_EXTENTS_MAX = 65_536
+SPARSE_DIGITS_MAX = 19
 
 REGULAR = b"0"
 HARD_LINK = b"1"
@@ -42,10 +41,18 @@ _HEADER_TYPES = (PAX, _PAX_SUN, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
 _KEPT_RECORDS = (b"path", b"linkpath", b"size")
 _SPARSE_PREFIX = b"GNU.sparse."
 
+# The sparse map in a header of old GNU archives, and in the blocks that go on with it.
+_MAP_OFFSET, _MAP_ENTRIES = 386, 4
+_MORE_OFFSET, _REAL_SIZE = 482, slice(483, 495)
+_EXTENSION_ENTRIES, _EXTENSION_MORE_OFFSET = 21, 504
+_ENTRY_BYTES = 24
+
 _ZEROS = bytes(BLOCK_BYTES)
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
 _OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 _RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=", re.DOTALL)
+
+Extents = list[tuple[int, int]]
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -72,11 +79,11 @@ class Members:
         self._data_left = 0
         self._padding = 0
         self._is_first = True
-        self._quoted_name = ""
+        self._name = "its first header"
 
     def __iter__(self) -> Iterator[Member]:
         while (member := self._next()) is not None:
-            self._quoted_name = quoted(member.name)
+            self._name = quoted(member.name)
             self._data_left = member.size
             self._padding = -member.size % BLOCK_BYTES
             yield member
@@ -87,7 +94,7 @@ class Members:
         while self._data_left:
             piece = self._stream.read_some(self._data_left)
             if not piece:
-                raise invalid(f"the tar is cut short within {self._quoted_name}")
+                raise invalid(f"the tar is cut short within {self._name}")
             self._data_left -= len(piece)
             yield piece
 
@@ -95,7 +102,7 @@ class Members:
         """Exactly `count` bytes of the current member's data; raises `Permanent(invalid)` when it has fewer."""
         piece = self._stream.read(count) if count <= self._data_left else b""
         if len(piece) < count:
-            raise invalid(f"the tar is damaged: {self._quoted_name} ends too early")
+            raise invalid(f"the tar is damaged: {self._name} ends too early")
         self._data_left -= count
         return piece
 
@@ -107,14 +114,14 @@ class Members:
         """One more block of an old GNU sparse map. Those stand before the data and are not counted in its size."""
         block = self._stream.read(BLOCK_BYTES)
         if len(block) < BLOCK_BYTES:
-            raise invalid(f"the tar is cut short within the sparse map of {self._quoted_name}")
+            raise invalid(f"the tar is cut short within the sparse map of {self._name}")
         return block
 
     def _skip(self) -> None:
         for _ in self.data():
             pass
         if len(self._stream.read(self._padding)) < self._padding:
-            raise invalid(f"the tar is cut short after {self._quoted_name}")
+            raise invalid(f"the tar is cut short after {self._name}")
 
     def _next(self) -> Member | None:
         extended: dict[bytes, bytes] = {}
@@ -132,7 +139,9 @@ class Members:
             if kind in (_LONG_NAME, _LONG_LINK):
                 long_names[kind] = content.split(b"\0", 1)[0]
             elif kind == _PAX_GLOBAL:
-                _check_global(parse_pax_records(content))
+                # `git archive` writes its commit into one.
+                for key in parse_pax_records(content):
+                    raise invalid(f"the tar sets {quoted(key)} for all members at once, which is not supported")
             else:
                 extended |= parse_pax_records(content)
         raise invalid(f"the tar has more than {HEADERS_PER_MEMBER_MAX} headers for one member")
@@ -147,19 +156,15 @@ class Members:
             if self._stream.read(BLOCK_BYTES).strip(b"\0"):
                 raise invalid("the tar is damaged: an empty block stands between members")
             return None
-        if not is_header(block):
-            raise invalid(self._no_header(block, is_first=is_first))
-        return block
-
-    def _no_header(self, block: bytes, *, is_first: bool) -> str:
+        if is_header(block):
+            return block
         if is_first:
             inside = f" inside the {self._stream.format} data" if self._stream.format else ""
-            return f"this is not a tar{inside}: it looks like {looks_like(block + self._stream.read(BLOCK_BYTES))}"
-        after = f" after {self._quoted_name}"
-        is_whole = len(block) == BLOCK_BYTES
-        return (
-            f"the tar is damaged{after}: a header has a wrong checksum" if is_whole else f"the tar is cut short{after}"
-        )
+            kind = looks_like(block + self._stream.read(BLOCK_BYTES))
+            raise invalid(f"this is not a tar{inside}: it looks like {kind}")
+        if len(block) < BLOCK_BYTES:
+            raise invalid(f"the tar is cut short after {self._name}")
+        raise invalid(f"the tar is damaged after {self._name}: a header has a wrong checksum")
 
     def _header_content(self, block: bytes) -> bytes:
         size = header_number(block[124:136], "size")
@@ -172,6 +177,28 @@ class Members:
         if len(content) < padded:
             raise invalid("the tar is cut short within an extended header")
         return content[:size]
+
+
+class Sparse(msgspec.Struct, frozen=True):
+    """A sparse file unrolled: its own name, its logical size in bytes, and where (offset, length) its data belongs."""
+
+    name: bytes
+    size: int
+    extents: Extents
+
+    def data(self, members: Members) -> Iterator[bytes]:
+        """The file's bytes, holes as zeros; the members' position is right behind the map."""
+        at = 0
+        pieces = members.data()
+        piece = b""
+        for offset, length in self.extents:
+            yield from members.hole(offset - at)
+            at = offset + length
+            while length:
+                piece = piece or next(pieces)
+                yield piece[:length]
+                length, piece = max(0, length - len(piece)), piece[length:]
+        yield from members.hole(self.size - at)
 
 
 def header_number(field: bytes, what: str) -> int:
@@ -197,9 +224,9 @@ def is_header(block: bytes) -> bool:
     match = _OCTAL.fullmatch(block[148:156])
     if not match or not match.group(1):
         return False
-    wanted = int(match.group(1), 8)
-    found = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    return wanted == found or wanted == found - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+    expected = int(match.group(1), 8)
+    actual = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return expected == actual or expected == actual - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
 
 
 def parse_member(block: bytes, extended: dict[bytes, bytes], long_names: dict[bytes, bytes]) -> Member:
@@ -225,6 +252,51 @@ def parse_member(block: bytes, extended: dict[bytes, bytes], long_names: dict[by
     )
 
 
+def parse_pax_records(content: bytes) -> dict[bytes, bytes]:
+    """The `length key=value\\n` records (POSIX pax) that matter here; the length counts the whole record."""
+    records: dict[bytes, bytes] = {}
+    at = count = 0
+    while at < len(content):
+        count += 1
+        if count > RECORDS_PER_HEADER_MAX:
+            raise over_limit(f"the tar has a PAX header of more than {RECORDS_PER_HEADER_MAX} records")
+        match = _RECORD.match(content, at)
+        end = at + int(match.group(1)) if match else 0
+        if not match or end <= match.end() or content[end - 1 : end] != b"\n":
+            raise invalid("the tar is damaged: a PAX header cannot be read")
+        key, value = match.group(2), content[match.end() : end - 1]
+        if b"\0" in value and key in (b"path", b"linkpath"):
+            raise invalid("the tar has a name with a NUL byte")
+        if key in _KEPT_RECORDS or key.startswith(_SPARSE_PREFIX):
+            records[key] = value
+        at = end
+    return records
+
+
+def read_sparse(member: Member, members: Members) -> Sparse | None:
+    """The map of `member`, None when it is not sparse. Raises `Permanent` for a wrong map and for other forms.
+
+    A map is checked before its first use: ascending, not overlapping, within the file, and as long as its data.
+    """
+    if member.type == GNU_SPARSE:
+        sparse, data_bytes = _old_gnu(member, members), member.size
+    elif (member.pax.get(b"GNU.sparse.major"), member.pax.get(b"GNU.sparse.minor")) == (b"1", b"0"):
+        sparse, map_bytes = _pax_1_0(member, members)
+        data_bytes = member.size - map_bytes
+    elif any(key.startswith(_SPARSE_PREFIX) for key in member.pax):
+        raise invalid(f"{quoted(member.name)} is sparse in a form that is not supported; pack it without --sparse")
+    else:
+        return None
+    at = 0
+    for offset, length in sparse.extents:
+        if offset < at:
+            raise _wrong_map(sparse.name)
+        at = offset + length
+    if at > sparse.size or sum(length for _, length in sparse.extents) != data_bytes or sparse.size > SIZE_MAX_BYTES:
+        raise _wrong_map(sparse.name)
+    return sparse
+
+
 def _ustar_name(block: bytes) -> bytes:
     name = block[:100].split(b"\0", 1)[0]
     # GNU headers have other things where ustar has the prefix.
@@ -239,86 +311,6 @@ def _mtime(field: bytes) -> int:
     return min(header_number(field, "time"), (1 << 33) - 1)
 
 
-def parse_pax_records(content: bytes) -> dict[bytes, bytes]:
-    """The `length key=value\\n` records (POSIX pax) that matter here; the length counts the whole record."""
-    records: dict[bytes, bytes] = {}
-    at = count = 0
-    while at < len(content):
-        count += 1
-        if count > RECORDS_PER_HEADER_MAX:
-            what = f"the tar has a PAX header of more than {RECORDS_PER_HEADER_MAX} records"
-            raise Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit")
-        match = _RECORD.match(content, at)
-        end = at + int(match.group(1)) if match else 0
-        if not match or end <= match.end() or content[end - 1 : end] != b"\n":
-            raise invalid("the tar is damaged: a PAX header cannot be read")
-        key, value = match.group(2), content[match.end() : end - 1]
-        if b"\0" in value and key in (b"path", b"linkpath"):
-            raise invalid("the tar has a name with a NUL byte")
-        if key in _KEPT_RECORDS or key.startswith(_SPARSE_PREFIX):
-            records[key] = value
-        at = end
-    return records
-
-
-def _check_global(records: dict[bytes, bytes]) -> None:
-    """Global headers (`git archive` writes its commit into one) must not rename or resize what follows."""
-    if records:
-        raise invalid(f"the tar sets {quoted(next(iter(records)))} for all members at once, which is not supported")
-
-
-EXTENTS_MAX = 65_536
-DIGITS_MAX = 19
-
-_MAP_OFFSET, _MAP_ENTRIES = 386, 4
-_MORE_OFFSET, _REAL_SIZE = 482, slice(483, 495)
-_EXTENSION_ENTRIES, _EXTENSION_MORE_OFFSET = 21, 504
-_ENTRY_BYTES = 24
-
-Extents = list[tuple[int, int]]
-
-
-class Sparse(msgspec.Struct, frozen=True):
-    """A sparse file unrolled: its own name, its logical size in bytes, and where (offset, length) its data belongs."""
-
-    name: bytes
-    size: int
-    extents: Extents
-
-    def data(self, members: Members) -> Iterator[bytes]:
-        """The file's bytes, holes as zeros; the members' position is right behind the map."""
-        at = 0
-        pieces = members.data()
-        piece = b""
-        for offset, length in self.extents:
-            yield from members.hole(offset - at)
-            at = offset + length
-            while length:
-                piece = piece or next(pieces)
-                yield piece[:length]
-                taken = min(length, len(piece))
-                length -= taken
-                piece = piece[taken:]
-        yield from members.hole(self.size - at)
-
-
-def read_sparse(member: Member, members: Members) -> Sparse | None:
-    """The map of `member`, None when it is not sparse. Raises `Permanent` for a wrong map and for other forms."""
-    version = member.pax.get(b"GNU.sparse.major"), member.pax.get(b"GNU.sparse.minor")
-    if member.type == GNU_SPARSE:
-        found = _old_gnu(member, members)
-        data_size = member.size
-    elif version == (b"1", b"0"):
-        found, map_size = _pax_1_0(member, members)
-        data_size = member.size - map_size
-    elif any(key.startswith(b"GNU.sparse.") for key in member.pax):
-        raise invalid(f"{quoted(member.name)} is sparse in a form that is not supported; pack it without --sparse")
-    else:
-        return None
-    _check(found, data_size)
-    return found
-
-
 def _old_gnu(member: Member, members: Members) -> Sparse:
     extents = _entries(member.header[_MAP_OFFSET:], _MAP_ENTRIES)
     more = member.header[_MORE_OFFSET]
@@ -326,7 +318,7 @@ def _old_gnu(member: Member, members: Members) -> Sparse:
         block = members.read_map_block()
         extents += _entries(block, _EXTENSION_ENTRIES)
         more = block[_EXTENSION_MORE_OFFSET]
-        _bound(member, len(extents))
+        _check_count(member, len(extents))
     return Sparse(member.name, header_number(member.header[_REAL_SIZE], "size"), extents)
 
 
@@ -341,54 +333,37 @@ def _entries(block: bytes, count: int) -> Extents:
 
 
 def _pax_1_0(member: Member, members: Members) -> tuple[Sparse, int]:
-    """The map stands in front of the data: decimal numbers, one a line, padded to whole blocks."""
-    numbers = _Numbers(member, members)
-    count = numbers.next()
-    _bound(member, count)
-    extents = [(numbers.next(), numbers.next()) for _ in range(count)]
+    """The map, and its bytes in front of the data: decimal numbers, one a line, padded to whole blocks."""
+    text, map_bytes = b"", 0
+
+    def number() -> int:
+        nonlocal text, map_bytes
+        while b"\n" not in text:
+            if len(text) > SPARSE_DIGITS_MAX:
+                raise _wrong_map(member.name)
+            text += members.read(BLOCK_BYTES)
+            map_bytes += BLOCK_BYTES
+        line, _, text = text.partition(b"\n")
+        return _decimal(member, line)
+
+    count = number()
+    _check_count(member, count)
+    extents = [(number(), number()) for _ in range(count)]
     size = _decimal(member, member.pax.get(b"GNU.sparse.realsize", b""))
-    return Sparse(member.pax.get(b"GNU.sparse.name", member.name), size, extents), numbers.bytes_read
-
-
-class _Numbers:
-    def __init__(self, member: Member, members: Members) -> None:
-        self._member = member
-        self._members = members
-        self._text = b""
-        self.bytes_read = 0
-
-    def next(self) -> int:
-        while b"\n" not in self._text:
-            if len(self._text) > DIGITS_MAX:
-                raise _broken(self._member.name)
-            self._text += self._members.read(BLOCK_BYTES)
-            self.bytes_read += BLOCK_BYTES
-        line, _, self._text = self._text.partition(b"\n")
-        return _decimal(self._member, line)
+    return Sparse(member.pax.get(b"GNU.sparse.name", member.name), size, extents), map_bytes
 
 
 def _decimal(member: Member, digits: bytes) -> int:
-    if not digits.isdigit() or len(digits) > DIGITS_MAX:
-        raise _broken(member.name)
+    if not digits.isdigit() or len(digits) > SPARSE_DIGITS_MAX:
+        raise _wrong_map(member.name)
     return int(digits)
 
 
-def _bound(member: Member, count: int) -> None:
-    if count > EXTENTS_MAX:
-        what = f"{quoted(member.name)} has a sparse map of more than {EXTENTS_MAX} entries"
+def _check_count(member: Member, count: int) -> None:
+    if count > SPARSE_EXTENTS_MAX:
+        what = f"{quoted(member.name)} has a sparse map of more than {SPARSE_EXTENTS_MAX} entries"
         raise Permanent(ErrorCode.TOO_LARGE, f"{what}, which is the limit; pack it without --sparse")
 
 
-def _check(sparse: Sparse, data_size: int) -> None:
-    at = 0
-    for offset, length in sparse.extents:
-        if offset < at:
-            raise _broken(sparse.name)
-        at = offset + length
-    stored = sum(length for _, length in sparse.extents)
-    if at > sparse.size or stored != data_size or sparse.size > SIZE_MAX_BYTES:
-        raise _broken(sparse.name)
-
-
-def _broken(name: bytes) -> Permanent:
+def _wrong_map(name: bytes) -> Permanent:
     return invalid(f"the tar is damaged: the sparse map of {quoted(name)} is wrong")

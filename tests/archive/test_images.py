@@ -41,7 +41,7 @@ from harness.base_image import BUSYBOX
 from harness.engine import PrivateEngine
 from harness.services import program
 from imagejobd.archive import Stopped, check_image_archive
-from imagejobd.archive import contents as survey_module
+from imagejobd.archive import contents as contents_module
 from imagejobd.archive.contents import (
     DOCUMENT_MAX_BYTES,
     ENTRIES_MAX,
@@ -303,7 +303,7 @@ def test_a_configuration_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         read.append(name)
         return decoded(document, kind, name)
 
-    monkeypatch.setattr(survey_module, "decoded", noted)
+    monkeypatch.setattr(contents_module, "decoded", noted)
     config = config_of()
     manifests = [
         json.dumps({"schemaVersion": 2, "n": n, "config": described(config, OCI_CONFIG), "layers": []}).encode()

@@ -1,4 +1,4 @@
-"""Promises of the sorter: bytes decide, what was meant to be built is never silently kept, and nothing else fails."""
+"""What a payload is: bytes decide, what was meant to be built is never silently kept, and nothing else fails."""
 
 import bz2
 import gzip
@@ -27,7 +27,7 @@ DOCKERFILE: Files = {"Dockerfile": b"FROM scratch\n"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 
-def sorted_of(
+def detected(
     data: bytes, *, max_bytes: int = 1 << 26, max_entries: int = 1000, stop: Callable[[], bool] = lambda: False
 ) -> Detected:
     return detect(io.BytesIO(data), max_bytes=max_bytes, max_entries=max_entries, stop=stop)
@@ -35,7 +35,7 @@ def sorted_of(
 
 def refusal(data: bytes, **bounds: int) -> Permanent:
     with pytest.raises(Permanent) as caught:
-        sorted_of(data, **bounds)  # type: ignore[arg-type]
+        detected(data, **bounds)  # type: ignore[arg-type]
     return caught.value
 
 
@@ -62,7 +62,7 @@ def refusal(data: bytes, **bounds: int) -> Permanent:
 )
 def test_what_begins_as_a_dockerfile_is_one(text: str) -> None:
     """A text that begins with FROM, ARG or a syntax directive is a Dockerfile, also one that is wrong further down."""
-    found = sorted_of(text.encode())
+    found = detected(text.encode())
     assert (found.what, found.dockerfile) == (What.DOCKERFILE, text.removeprefix("\ufeff"))
 
 
@@ -95,7 +95,7 @@ def test_what_begins_as_a_dockerfile_is_one(text: str) -> None:
 )
 def test_everything_else_is_a_file(data: bytes) -> None:
     """Prose, scripts, JSON, pictures, empty and broken things are files, whatever words are in them."""
-    assert sorted_of(data).what is What.FILE
+    assert detected(data).what is What.FILE
 
 
 @pytest.mark.parametrize("suffix", PACKS)
@@ -121,14 +121,14 @@ def test_everything_else_is_a_file(data: bytes) -> None:
 )
 def test_tars_by_what_is_at_their_top(files: Files, what: What, suffix: str) -> None:
     """A Dockerfile makes a context, else the marks of an image an image archive, else a tar is a file as any other."""
-    assert sorted_of(PACKS[suffix](tar_of(files))) == Detected(what, f"application/x-tar{suffix}")
+    assert detected(PACKS[suffix](tar_of(files))) == Detected(what, f"application/x-tar{suffix}")
 
 
 def test_a_folder_named_dockerfile_is_none() -> None:
     """A directory cannot be meant as a Dockerfile."""
     folder = tarfile.TarInfo("Dockerfile")
     folder.type = tarfile.DIRTYPE
-    assert sorted_of(tar_of({}, folder)).what is What.FILE
+    assert detected(tar_of({}, folder)).what is What.FILE
 
 
 @pytest.mark.parametrize("suffix", PACKS)
@@ -145,11 +145,11 @@ def test_bounds() -> None:
     text = b"FROM busybox\n" + b"#" * DOCKERFILE_MAX_BYTES
     assert refusal(text).code is ErrorCode.TOO_LARGE
     assert refusal(tar_of({str(number): b"" for number in range(101)}), max_entries=100).code is ErrorCode.TOO_LARGE
-    assert sorted_of(tar_of({str(number): b"" for number in range(100)}), max_entries=100).what is What.FILE
+    assert detected(tar_of({str(number): b"" for number in range(100)}), max_entries=100).what is What.FILE
     bomb = gzip.compress(tar_of({"zeros": bytes(32 << 20)}))
     assert refusal(bomb, max_bytes=1 << 20).code is ErrorCode.TOO_LARGE
     began = time.process_time()
-    assert sorted_of(gzip.compress(bytes(64 << 20)), max_bytes=8 << 20).what is What.FILE
+    assert detected(gzip.compress(bytes(64 << 20)), max_bytes=8 << 20).what is What.FILE
     assert time.process_time() - began < 20
 
 
@@ -178,7 +178,7 @@ def test_a_dockerfile_that_is_no_text() -> None:
 )
 def test_media_types(head: bytes, media_type: str) -> None:
     """What is sure by its first bytes is named; nothing that a browser would run ever is."""
-    assert sorted_of(head).media_type == media_type
+    assert detected(head).media_type == media_type
 
 
 def test_gnu_tar_and_sparse_files() -> None:
@@ -189,7 +189,7 @@ def test_gnu_tar_and_sparse_files() -> None:
     """
     for form in ("gnu", "posix"):
         data = subprocess.run(["sh", "-c", script, form], check=True, capture_output=True).stdout
-        assert sorted_of(data).what is What.CONTEXT
+        assert detected(data).what is What.CONTEXT
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_gnu_tar_and_sparse_files() -> None:
 def test_looking_at_text_takes_no_time(head: bytes) -> None:
     """No text is such that looking for an instruction in it takes long."""
     began = time.process_time()
-    sorted_of(head)
+    detected(head)
     assert time.process_time() - began < 5
 
 
-def test_sorting_stops_when_told() -> None:
+def test_detecting_stops_when_told() -> None:
     """Reading ends when the caller says so."""
     with pytest.raises(Stopped):
-        sorted_of(tar_of({"a": b"x"}), stop=lambda: True)
+        detected(tar_of({"a": b"x"}), stop=lambda: True)
 
 
 SEEDS = [
@@ -233,17 +233,17 @@ SEEDS = [
 @settings(max_examples=500, deadline=None)
 @given(data=st.binary(max_size=2000) | st.text(max_size=200).map(str.encode))
 def test_any_bytes(data: bytes) -> None:
-    """Random bytes are sorted, or refused as a Dockerfile that is no text; no other error is raised."""
+    """Random bytes are detected, or refused as a Dockerfile that is no text; no other error is raised."""
     with suppress(Permanent):
-        sorted_of(data)
+        detected(data)
 
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.sampled_from(SEEDS), change=st.data())
 def test_changed_bytes(seed: bytes, change: st.DataObject) -> None:
-    """Bytes near to those of every sort are sorted or refused, and nothing else ever is raised."""
+    """Bytes near to those of every sort are detected or refused, and nothing else ever is raised."""
     data = bytearray(seed)
     for _ in range(change.draw(st.integers(1, 6))):
         data[change.draw(st.integers(0, len(data) - 1))] = change.draw(st.integers(0, 255))
     with suppress(Permanent):
-        sorted_of(bytes(data[: change.draw(st.integers(0, len(data)))]))
+        detected(bytes(data[: change.draw(st.integers(0, len(data)))]))
