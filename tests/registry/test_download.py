@@ -7,7 +7,7 @@ import pytest
 from registry_content import noise, put_blob
 from repositories import HASTE, drained, no_wait, reader
 
-from harness.blob_store import BlobStore
+from harness.file_server import BlobStore
 from harness.proxy import Answer, CutResponse, DropRequestHeader, DropResponseHeader, FaultProxy, StallResponse
 from harness.registry import Registry
 from harness.services import require
