@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("harness")
 
 from harness.base_image import load_busybox  # noqa: E402
 from harness.engine import PrivateEngine  # noqa: E402
+from harness.proxy import FaultProxy  # noqa: E402
 from harness.registry import Registry  # noqa: E402
 from harness.services import require  # noqa: E402
 
@@ -37,6 +38,13 @@ def registry() -> Iterator[Registry]:
     require("docker-registry")
     with Registry() as registry:
         yield registry
+
+
+@pytest.fixture
+def proxy(registry: Registry) -> Iterator[FaultProxy]:
+    """A proxy before the open registry, which misbehaves as a test wants it."""
+    with FaultProxy(registry.host) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -25,20 +25,8 @@ CONTENT = noise(SIZE, seed=100)
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
 def blob(registry: Registry) -> Descriptor:
     return put_blob(registry, "down/one", CONTENT)
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 async def read(client: RegistryClient, host: str, blob: Descriptor) -> bytes:
