@@ -6,10 +6,14 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from harness.base_image import load_busybox
-from harness.engine import PrivateEngine
-from harness.registry import Registry
-from harness.services import require
+# Makes the assertions of the harness as telling as a test's own.
+pytest.register_assert_rewrite("harness")
+
+from harness.base_image import load_busybox  # noqa: E402
+from harness.engine import PrivateEngine  # noqa: E402
+from harness.proxy import FaultProxy  # noqa: E402
+from harness.registry import Registry  # noqa: E402
+from harness.services import require  # noqa: E402
 
 # A machine that is busy fails nothing: neither a time for each example, nor one for the making of examples.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -34,6 +38,13 @@ def registry() -> Iterator[Registry]:
     require("docker-registry")
     with Registry() as registry:
         yield registry
+
+
+@pytest.fixture
+def proxy(registry: Registry) -> Iterator[FaultProxy]:
+    """A proxy before the open registry, which misbehaves as a test wants it."""
+    with FaultProxy(registry.host) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,12 @@ import time
 import uuid
 
 import pytest
-from box import LOGIN, Box, box, dockerfile, is_clean, leftovers, publish_base
 
 from harness.base_image import BUSYBOX
+from harness.bodies import dockerfile
+from harness.build_box import BuildBox, publish_base
 from harness.engine import PrivateEngine
+from harness.logins import LOGIN
 from harness.processes import processes, unique_seconds
 from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
@@ -40,20 +42,9 @@ AFTER_BUILD = frozenset(
 )
 
 
-def submit_surely(b: Box, image: str, text: str, **spec: str) -> str:
-    """Submit as a client does that repeats itself until it has an answer, across a crash of the daemon."""
-    key = str(uuid.uuid4())
-    while True:
-        try:
-            return b.submit(image, text, key=key, **spec)
-        except OSError:
-            if not b.daemon.is_running:
-                b.restart()
-
-
-def check_done_once(b: Box, registry: Registry, job: str, repository: str) -> None:
+def check_done_once(b: BuildBox, registry: Registry, job: str, repository: str) -> None:
     """The job has succeeded, its image is in the registry, and it is the only job."""
-    [ended] = b.succeeded(job)
+    ended = b.succeeded(job)
     assert ended["attempt"] == 1
     assert ended["crashes"] <= 1
     assert registry.digest(repository, "1") == ended["result"]["digest"]
@@ -63,10 +54,6 @@ def check_done_once(b: Box, registry: Registry, job: str, repository: str) -> No
     b.check_clean()
 
 
-def has_restarted(b: Box) -> bool:
-    return b.daemon.log_text().count(" event=starting ") > 1
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str) -> None:
     """After a crash at this place the job still ends exactly once, and an operator's image has its name back."""
@@ -74,11 +61,9 @@ def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str)
     name = f"{registry.host}/{repository}:1"
     engine.docker("tag", BUSYBOX, name)
     before = engine.docker("inspect", "--format", "{{.Id}}", name)
-    with box(engine, failpoints=place) as b:
-        job = submit_surely(b, name, dockerfile(f"RUN echo {place} > /place"))
-        if not has_restarted(b):
-            assert b.daemon.wait() == EXIT_STATUS
-            b.restart()
+    with BuildBox(engine, failpoints=place) as b:
+        job = b.submit_surely("build", {"image": name, "dockerfile": dockerfile(f"RUN echo {place} > /place")})
+        b.go_on_after_crash()
         check_done_once(b, registry, job, repository)
         if place in AFTER_BUILD:
             assert [phase["name"] for phase in b.job(job)["phases"]].count("building") == 1
@@ -90,13 +75,13 @@ def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str)
 def test_killed_while_building(engine: PrivateEngine, registry: Registry, builder: str) -> None:
     """A daemon killed while a RUN sleeps builds again after its restart; the step of before is stopped."""
     seconds = unique_seconds()
-    with box(engine, builder=builder) as b:
+    with BuildBox(engine, builder=builder) as b:
         job = b.build(f"{registry.host}/crash/building", dockerfile(f"RUN sleep {seconds}"))
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        until(lambda: bool(processes(seconds)), what="the sleep")
         b.daemon.kill()
-        until(lambda: not processes(seconds), timeout_s=30, what="the engine to stop the step")
+        until(lambda: not processes(seconds), what="the engine to stop the step")
         b.daemon.start()
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep of the second run")
+        until(lambda: bool(processes(seconds)), what="the sleep of the second run")
         assert b.job(job)["crashes"] == 1
         assert b.job(job)["attempt"] == 1
         assert b.cancel(job) == 202
@@ -106,7 +91,7 @@ def test_killed_while_building(engine: PrivateEngine, registry: Registry, builde
 
 def test_killed_in_the_middle_of_a_push(engine: PrivateEngine, registry: Registry) -> None:
     """A daemon killed while a layer goes up pushes again after its restart, without building again."""
-    with FaultProxy(registry.host) as proxy, box(engine) as b:
+    with FaultProxy(registry.host) as proxy, BuildBox(engine) as b:
         proxy.add("PATCH|PUT", ".*/blobs/uploads/.*", StallRequest(100), times=1)
         job = b.build(f"{proxy.host}/crash/upload:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
         proxy.wait_for("PATCH|PUT", ".*/blobs/uploads/.*", timeout_s=20)
@@ -123,14 +108,14 @@ def test_private_base_after_a_crash(engine: PrivateEngine, private_registry: Reg
     """A base that one job's credentials brought in is no base for others after a crash, and does not stay."""
     base = publish_base(engine, private_registry, "crash")
     seconds = unique_seconds()
-    with box(engine) as b:
+    with BuildBox(engine) as b:
         image = f"{private_registry.host}/results/crash"
         owner = b.build(f"{image}:1", f"FROM {base}\nRUN sleep {seconds}\n", **LOGIN)
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        until(lambda: bool(processes(seconds)), what="the sleep")
         b.daemon.kill()
-        held = [name for name in leftovers(b) if name.startswith(PIN_PREFIX)]
+        held = [name for name in b.leftovers() if name.startswith(PIN_PREFIX)]
         assert held
-        assert base not in leftovers(b)
+        assert base not in b.leftovers()
         b.daemon.start()
         other = b.ended(b.build(f"{image}:2", f"FROM {base}\nRUN true\n"))
         assert (other["state"], other["error"]["code"]) == ("failed", "denied")
@@ -141,18 +126,18 @@ def test_private_base_after_a_crash(engine: PrivateEngine, private_registry: Reg
 
 def test_quarantine(engine: PrivateEngine, registry: Registry) -> None:
     """A job that takes the daemon down three times is failed as quarantined, and nothing of it stays in the engine."""
-    with box(engine, failpoints="while_pushing") as b:
-        job = submit_surely(b, f"{registry.host}/crash/loop:1", dockerfile("RUN true"))
+    with BuildBox(engine, failpoints="while_pushing") as b:
+        job = b.submit_build(f"{registry.host}/crash/loop:1", dockerfile("RUN true"))
         for _ in range(CRASHES_MAX - 1):
             assert b.daemon.wait() == EXIT_STATUS
             b.daemon.spawn(failpoints="while_pushing")
         assert b.daemon.wait() == EXIT_STATUS
-        assert leftovers(b)
+        assert b.leftovers()
         b.restart()
         ended = b.ended(job)
         assert (ended["state"], ended["error"]["code"], ended["crashes"]) == ("failed", "quarantined", CRASHES_MAX)
         assert b.status(job).startswith("Failed: the daemon died 3 times")
-        until(lambda: is_clean(b), timeout_s=10, what="the sweep at boot")
+        until(lambda: not b.leftovers(), what="the sweep at boot")
         assert f"{registry.host}/crash/loop" not in engine.docker("images")
         b.check_clean()
 
@@ -160,17 +145,17 @@ def test_quarantine(engine: PrivateEngine, registry: Registry) -> None:
 def test_suspects_run_alone(engine: PrivateEngine, registry: Registry) -> None:
     """Builds that were all running through three crashes are not quarantined: each runs alone, and what comes later
     waits for them; all succeed at their first attempt."""
-    with box(engine, limits={"build": 3}) as b:
+    with BuildBox(engine, limits={"build": 3}) as b:
         lines = (f"RUN echo {uuid.uuid4()} && sleep 2",)
         jobs = [b.build(f"{registry.host}/crash/suspect:{number}", dockerfile(*lines)) for number in range(3)]
         running = "select count(*) from job where state = 'running' and phase = 'building'"
         for _ in range(CRASHES_MAX):
-            until(lambda: b.daemon.sqlite(running) == [(3,)], timeout_s=20, what="all to be built")
+            until(lambda: b.daemon.sqlite(running) == [(3,)], what="all to be built")
             b.restart()
         innocent = b.build(f"{registry.host}/crash/suspect:9", dockerfile("RUN true"))
-        until(lambda: b.job(jobs[2])["waiting_for"] is not None, timeout_s=20, what="a suspect to wait")
+        until(lambda: b.job(jobs[2])["waiting_for"] is not None, what="a suspect to wait")
         assert b.job(jobs[2])["waiting_for"].startswith("waiting to run alone, because the daemon died 3 times")
-        ended = b.succeeded(*jobs, innocent)
+        ended = b.all_succeeded(*jobs, innocent)
         assert [job["attempt"] for job in ended] == [1, 1, 1, 1]
         assert [job["crashes"] for job in ended] == [3, 3, 3, 0]
         phases = [job["phases"] for job in ended[:3]]
@@ -184,9 +169,9 @@ def test_suspects_run_alone(engine: PrivateEngine, registry: Registry) -> None:
 
 def test_a_quarantined_job_is_tried_again(engine: PrivateEngine, private_registry: Registry) -> None:
     """With the password that it came with, by one request; the new job names the old one, and succeeds."""
-    with box(engine, failpoints="while_pushing") as b:
+    with BuildBox(engine, failpoints="while_pushing") as b:
         image = f"{private_registry.host}/crash/again:1"
-        job = submit_surely(b, image, dockerfile("RUN true"), **LOGIN)
+        job = b.submit_build(image, dockerfile("RUN true"), **LOGIN)
         for _ in range(CRASHES_MAX - 1):
             assert b.daemon.wait() == EXIT_STATUS
             b.daemon.spawn(failpoints="while_pushing")
@@ -194,8 +179,8 @@ def test_a_quarantined_job_is_tried_again(engine: PrivateEngine, private_registr
         b.restart()
         assert b.ended(job)["error"]["code"] == "quarantined"
         again = b.call("POST", f"/api/v2/jobs/{job}/retry")
-        assert (again.status, again.body["retry_of"]) == (201, job)
-        b.succeeded(again.body["id"])
+        assert (again.status, again.json["retry_of"]) == (201, job)
+        b.succeeded(again.json["id"])
 
 
 def test_acknowledged_is_kept(engine: PrivateEngine) -> None:
@@ -203,23 +188,23 @@ def test_acknowledged_is_kept(engine: PrivateEngine) -> None:
     acknowledged: dict[str, str] = {}
     stop = threading.Event()
 
-    def load(b: Box, worker: int) -> None:
+    def load(b: BuildBox, worker: int) -> None:
         number = 0
         while not stop.is_set():
             key = f"{worker}-{number}"
             try:
                 # A registry that does not answer: the jobs stay in the queue.
-                acknowledged[key] = b.submit("127.0.0.1:9/x", "FROM scratch\nCOPY nothing /\n", key=key)
+                acknowledged[key] = b.submit_build("127.0.0.1:9/x", "FROM scratch\nCOPY nothing /\n", key=key)
                 number += 1
             except OSError:
                 time.sleep(0.01)
 
-    with box(engine, limits={"queue_max": 100_000}) as b:
+    with BuildBox(engine, limits={"queue_max": 100_000}) as b:
         clients = [threading.Thread(target=load, args=(b, worker)) for worker in range(8)]
         for client in clients:
             client.start()
         for number in range(1, 7):
-            until(lambda n=number: len(acknowledged) > 20 * n, timeout_s=60, what="jobs to be acknowledged")
+            until(lambda n=number: len(acknowledged) > 20 * n, what="jobs to be acknowledged")
             time.sleep(random.uniform(0, 0.3))
             b.daemon.kill()
             b.daemon.start()

@@ -154,8 +154,9 @@ def _merged(given: Config, own: Config) -> dict[str, dict[str, Any]]:
 
 
 def _clean_environment() -> dict[str, str]:
-    """The caller's environment without what the daemon itself would obey."""
+    """The caller's environment without what the daemon itself would obey; peers on loopback are reached directly."""
     obeyed = {"PORT", "DOCKER_HOST", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", FAILPOINTS_VARIABLE}
+    obeyed |= {name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")}
     clean = {k: v for k, v in os.environ.items() if k not in obeyed}
     path = [str(SOURCE_ROOT), *filter(None, [clean.get("PYTHONPATH")])]
     return clean | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}

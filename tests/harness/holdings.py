@@ -40,7 +40,7 @@ def holdings_of(engine: PrivateEngine, uuid: str) -> list[Held]:
 
 def _containers(engine: PrivateEngine) -> Iterator[Held]:
     for found in _get(engine, "/containers/json?all=1"):
-        yield Held("container", f"{found['Names']} of {found['Image']}", _owner(found))
+        yield Held("container", f"{found['Names'][0].lstrip('/')} of {found['Image']}", _owner(found))
 
 
 def _volumes(engine: PrivateEngine) -> Iterator[Held]:

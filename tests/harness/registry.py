@@ -15,18 +15,19 @@ import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from harness import tls
-from harness.blob_store import BlobStore
-from harness.logins import PASSWORD, USERNAME
+from harness.file_server import BlobStore
+from harness.logins import HTPASSWD, PASSWORD, USERNAME
 from harness.process import Peer, Process, free_port
-from harness.registry_config import DATA_FOLDER, configuration
 from harness.services import program
-from harness.token_server import TokenServer
+from harness.token_server import ISSUER, SERVICE, TokenServer
 
 __all__ = ["PASSWORD", "USERNAME", "Registry"]
 
+DATA_FOLDER = "data"
 START_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 10.0
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -72,7 +73,7 @@ class Registry(Peer):
         self.certificate = tls.issue(self.folder) if use_tls else None
         if storage is not None:
             storage.root = self.folder / DATA_FOLDER
-        config = configuration(
+        config = _configuration(
             self.folder,
             self.host,
             certificate=self.certificate,
@@ -236,3 +237,54 @@ class Registry(Peer):
             scopes = (f"repository:{match['name']}:pull,push,delete",) if match else ()
             return f"Bearer {self.tokens.issue(USERNAME, scopes)}"
         return f"Basic {base64.b64encode(f'{USERNAME}:{PASSWORD}'.encode()).decode()}" if self.htpasswd else ""
+
+
+def _configuration(
+    folder: Path,
+    host: str,
+    *,
+    certificate: tls.Certificate | None,
+    asks_certificates: bool,
+    htpasswd: bool,
+    deletes: bool,
+    read_only: bool,
+    tokens: TokenServer | None,
+    relative_urls: bool,
+    redirect_to: str | None,
+    proxy_of: str | None,
+) -> dict[str, Any]:
+    """The configuration file (docker-registry's own document: "Configuring a registry"), ready for JSON; files that it
+    refers to are written to `folder`."""
+    config: dict[str, Any] = {
+        "version": 0.1,
+        "log": {"level": "info", "formatter": "text"},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / DATA_FOLDER)},
+            "cache": {"blobdescriptor": "inmemory"},
+            "delete": {"enabled": deletes},
+            "maintenance": {"readonly": {"enabled": read_only}, "uploadpurging": {"enabled": False}},
+        },
+        "http": {"addr": host, "secret": "one-secret-for-all-lives", "relativeurls": relative_urls},
+        # Without it every manifest with a foreign layer is refused.
+        "validation": {"manifests": {"urls": {"allow": ["^https?://"]}}},
+    }
+    if certificate:
+        config["http"]["tls"] = {"certificate": str(certificate.certificate_file), "key": str(certificate.key_file)}
+        if asks_certificates:
+            config["http"]["tls"]["clientcas"] = [str(certificate.ca_file)]
+    if redirect_to:
+        config["middleware"] = {"storage": [{"name": "redirect", "options": {"baseurl": redirect_to}}]}
+    if proxy_of:
+        config["proxy"] = {"remoteurl": proxy_of}
+    return config | _auth(folder, htpasswd=htpasswd, tokens=tokens)
+
+
+def _auth(folder: Path, *, htpasswd: bool, tokens: TokenServer | None) -> dict[str, Any]:
+    if tokens is not None:
+        tokens.write_certificate(folder / "issuer.pem")
+        names = {"realm": tokens.realm, "service": SERVICE, "issuer": ISSUER}
+        return {"auth": {"token": names | {"rootcertbundle": str(folder / "issuer.pem")}}}
+    if htpasswd:
+        (folder / "htpasswd").write_text(HTPASSWD)
+        return {"auth": {"htpasswd": {"realm": "imagejobd test", "path": str(folder / "htpasswd")}}}
+    return {}

@@ -1,14 +1,13 @@
 """An aiohttp server on a thread of its own, so that blocking callers and event loops can both use it."""
 
 import asyncio
+import socket
 import threading
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 from aiohttp import web
-
-from harness.process import free_port
 
 START_TIMEOUT_S = 5.0
 
@@ -18,7 +17,10 @@ class WebServer(ABC):
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self.address = address
-        self.port = free_port(address)
+        # Bound from now on, so that nobody else gets the port before it is served.
+        self._socket = socket.socket()
+        self._socket.bind((address, 0))
+        self.port: int = self._socket.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=type(self).__name__, daemon=True)
 
@@ -38,7 +40,7 @@ class WebServer(ABC):
         server = web.Server(self._serve)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.address, self.port).start()
+        await web.SockSite(self._runner, self._socket).start()
 
     async def _close(self) -> None:
         await self._runner.cleanup()

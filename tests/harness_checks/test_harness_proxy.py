@@ -3,7 +3,6 @@
 import http.client
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -27,12 +26,6 @@ from harness.proxy import (
 )
 from harness.registry import Registry
 from harness.waiting import until
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 def ask(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from harness import skopeo
-from harness.blob_store import BlobStore
+from harness.file_server import BlobStore
 from harness.images import put_image, random_bytes
 from harness.logins import PASSWORD, USERNAME
 from harness.process import free_port

@@ -1,18 +1,17 @@
 """The rule over addresses holds for what the engine fetches and pushes to: nobody at a denied address hears of it."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.base_image import BUSYBOX, publish_busybox
+from harness.box import Box
 from harness.client import Client, Fields
-from harness.daemon import Daemon
 from harness.engine import PrivateEngine
+from harness.file_server import FileServer
 from harness.names import resolving
 from harness.registry import Registry
 from harness.services import require
@@ -20,43 +19,14 @@ from harness.services import require
 DENIED = "127.0.0.2"
 # Neither of them is connected to; the second is one of the addresses that nobody has (RFC 5737).
 NAMES = {"denied.test": [DENIED], "twofold.test": ["127.0.0.1", DENIED], "public.test": ["203.0.113.7"]}
+FILES = {"/x": b"text\n", "/x.tar": b"text\n"}
 PERF = "CMD echo '{\"perf\": 1}' > /data/perf.json"
 LIMITS = {"retry_for_s": 0.6, "retry_first_s": 0.1, "retry_max_s": 0.2}
 
 
-class FileServer:
-    """Gives a file to everybody, at `address`, and remembers what was asked for."""
-
-    def __init__(self, address: str) -> None:
-        asked: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", "5")
-                self.end_headers()
-                self.wfile.write(b"text\n")
-
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def log_message(self, *args: Any) -> None:
-                """Nothing."""
-
-        self.asked = asked
-        self._server = ThreadingHTTPServer((address, 0), Handler)
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture(scope="module")
 def trap() -> Iterator[FileServer]:
-    with closing(FileServer(DENIED)) as server:
+    with FileServer(FILES, address=DENIED) as server:
         yield server
 
 
@@ -70,9 +40,8 @@ def forbidden() -> Iterator[Registry]:
 
 @contextmanager
 def client_of(engine: PrivateEngine, folder: Path, **egress: Any) -> Iterator[Client]:
-    env = resolving(NAMES, folder)
-    with Daemon({"egress": egress, "limits": LIMITS}, engine_host=engine.host, env=env) as daemon:
-        yield Client(daemon)
+    with Box(engine, egress=egress, limits=LIMITS, env=resolving(NAMES, folder)) as box:
+        yield box
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +62,7 @@ def run(client: Client, *lines: str) -> Fields:
     """A run of a Dockerfile, once it has ended; without FROM it begins from the base image."""
     start = [] if any(line.startswith("FROM") for line in lines) else [f"FROM {BUSYBOX}"]
     spec = {"dockerfile": "\n".join([*start, *lines, PERF, ""])}
-    answer = client.call("POST", "/api/v2/jobs", {"kind": "run", "spec": spec})
-    assert answer.status == 201, answer.text
-    return client.ended(answer.json["id"])
+    return client.ended(client.submit("run", spec))
 
 
 def check_refused(job: Fields) -> None:
@@ -133,15 +100,15 @@ def test_sources(fenced: Client, trap: FileServer, line: str) -> None:
     check_refused(job)
     assert "Dockerfile line" in job["error"]["message"]
     assert "word" not in job["error"]["message"]
-    assert trap.asked == []
+    assert trap.requests == []
 
 
 def test_a_source_elsewhere(fenced: Client) -> None:
     """ADD gets what is allowed."""
-    with closing(FileServer("127.0.0.1")) as server:
+    with FileServer(FILES) as server:
         job = run(fenced, f"ADD http://127.0.0.1:{server.port}/x /x", "RUN grep -q text /x")
         assert job["state"] == "succeeded", job["error"]
-        assert "/x" in server.asked
+        assert server.count("/x") > 0
 
 
 def test_a_trigger_of_a_base(engine: PrivateEngine, fenced: Client, trap: FileServer) -> None:
@@ -151,7 +118,7 @@ def test_a_trigger_of_a_base(engine: PrivateEngine, fenced: Client, trap: FileSe
     job = run(fenced, "FROM imagejobd-test/triggering:1")
     check_refused(job)
     assert "ONBUILD of" in job["error"]["message"]
-    assert trap.asked == []
+    assert trap.requests == []
 
 
 @pytest.mark.parametrize(

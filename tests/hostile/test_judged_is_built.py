@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from e2e.dispatch.dispatch_box import DispatchBox, Tenant, dispatch_box
 from harness.client import Answer, Fields
+from harness.dispatch_box import DispatchBox, Tenant
 from harness.engine import PrivateEngine
 from harness.marked_image import marks_in, names_in_engine, put_marked, show_mark
 from harness.registry import PASSWORD, USERNAME, Registry
@@ -135,7 +135,7 @@ def place(
     tables: Fields = {"policy": {"images": images[policy], "add_urls": []}} if policy in images else {}
     limits = {"retry_for_s": 0.0, "build": 4, "per_tenant_running": 4}
     with ExitStack() as stack:
-        box = stack.enter_context(dispatch_box(engine, builder=builder, limits=limits, **tables))
+        box = stack.enter_context(DispatchBox(engine, builder=builder, limits=limits, **tables))
         stack.callback(box.check_healthy)
         if policy == "default":
             stack.enter_context(in_use(box.tenant(1), private_bases))

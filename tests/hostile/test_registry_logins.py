@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from e2e.dispatch.dispatch_box import ADMIN, DispatchBox, dispatch_box
 from harness.base_image import BUSYBOX, publish_busybox
 from harness.client import Answer, Client, Fields
+from harness.dispatch_box import ADMIN, DispatchBox
 from harness.engine import PrivateEngine
 from harness.images import put_image
 from harness.registry import PASSWORD, USERNAME, Registry
@@ -54,7 +54,7 @@ def place(engine: PrivateEngine) -> Iterator[Place]:
         tokens = stack.enter_context(Registry(tokens=issuer))
         certificates = stack.enter_context(Registry(use_tls=True, asks_certificates=True))
         box = stack.enter_context(
-            dispatch_box(
+            DispatchBox(
                 engine,
                 registry=tables(everybodys, guarded, tokens, certificates),
                 kinds={"dispatch": {"repository": f"{guarded.host}/dispatched"}},

@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from e2e.dispatch.dispatch_box import DispatchBox, Tenant, dispatch_box
 from harness.base_image import BUSYBOX
 from harness.client import Answer, Client, Fields
+from harness.dispatch_box import DispatchBox, Tenant
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
+from harness.logins import LOGIN
 from harness.marked_image import marks_in, names_in_engine, put_marked, show_mark
 from harness.proxy import Answer as Refusal
 from harness.proxy import FaultProxy, StallRequest
-from harness.registry import PASSWORD, USERNAME, Registry
+from harness.registry import Registry
 from harness.services import require
 from harness.waiting import until
 from imagejobd.model.ownership import job_repository, pin_repository
 
-LOGIN = {"username": USERNAME, "password": PASSWORD}
 # What could not be removed at once goes with the next sweep, a minute later.
 STAND_S = 90.0
 DENIED = b'{"errors": [{"code": "DENIED", "message": "not to you"}]}'
@@ -105,7 +105,7 @@ def box(request: pytest.FixtureRequest, engine: PrivateEngine) -> Iterator[Dispa
     is_shared = request.param == "shared"
     settings = {"share_build_cache": True} if is_shared else {}
     builder = "buildkit" if is_shared else request.param
-    with dispatch_box(engine, builder=builder, engine_settings=settings, limits=LIMITS) as box:
+    with DispatchBox(engine, builder=builder, engine=settings, limits=LIMITS) as box:
         yield box
         box.check_healthy()
 

@@ -7,7 +7,7 @@ import pytest
 from registry_content import noise, put_blob
 from repositories import HASTE, drained, no_wait, reader
 
-from harness.blob_store import BlobStore
+from harness.file_server import BlobStore
 from harness.proxy import Answer, CutResponse, DropRequestHeader, DropResponseHeader, FaultProxy, StallResponse
 from harness.registry import Registry
 from harness.services import require
@@ -25,20 +25,8 @@ CONTENT = noise(SIZE, seed=100)
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
 def blob(registry: Registry) -> Descriptor:
     return put_blob(registry, "down/one", CONTENT)
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 async def read(client: RegistryClient, host: str, blob: Descriptor) -> bytes:

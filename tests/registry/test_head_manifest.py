@@ -32,12 +32,6 @@ def tls_registry() -> Iterator[Registry]:
         yield registry
 
 
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
-
-
 async def test_tag_and_digest(registry: Registry, client: RegistryClient) -> None:
     """A tag and its digest both lead to the digest, over plain HTTP on loopback without any setting."""
     digest = registry.put_image("head/plain", "1")

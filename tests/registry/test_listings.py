@@ -3,16 +3,14 @@
 import json
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from registry_content import digest_of, make_image, make_index, put_image, put_manifest, wire
-from repositories import HASTE, reader
+from repositories import reader
 
 from harness.proxy import Answer, FaultProxy
 from harness.registry import Registry
-from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content import listing
@@ -27,18 +25,6 @@ from imagejobd.registry.content.repository import IN_PLACE_MAX_BYTES, fallback_t
 from imagejobd.registry.content.tags import TAGS_MAX, TagsRead, read_tags
 
 NOWHERE = "sha256:" + "0" * 64
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 async def test_tags(registry: Registry, client: RegistryClient) -> None:

@@ -1,7 +1,5 @@
 """Blobs that a registry has elsewhere already."""
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
 from registry_content import described, digest_of, get_blob, noise
 from registry_content import put_blob as put_before
@@ -19,18 +17,6 @@ from imagejobd.registry.content.upload import Put, put_blob
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 def is_there(registry: Registry, path: str, blob: Descriptor) -> bool:

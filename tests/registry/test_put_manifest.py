@@ -1,16 +1,14 @@
 """Manifests put into a repository: at a real registry, and at those that say no in their own ways."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from registry_content import digest_of, make_image, make_index, put_blob, put_image
-from repositories import HASTE, error, writer
+from repositories import error, writer
 
 from harness.proxy import Answer, FaultProxy
 from harness.registry import Registry
 from harness.services import require
-from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content.descriptor import (
@@ -21,18 +19,6 @@ from imagejobd.registry.content.verdict import ERRORS_MAX
 
 NOWHERE = "sha256:" + "0" * 64
 MANIFESTS = "/v2/.*/manifests/.*"
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 async def test_put(registry: Registry, proxy: FaultProxy, client: RegistryClient) -> None:

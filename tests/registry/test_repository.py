@@ -1,16 +1,14 @@
 """Manifests and blobs of one repository, asked of a real registry and of one that misbehaves."""
 
 import threading
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from registry_content import make_image, make_index, put_blob, put_image, put_manifest
-from repositories import HASTE, error, reader, writer
+from repositories import error, reader, writer
 
 from harness.proxy import Answer, DropResponseHeader, FaultProxy, FlipByte
 from harness.registry import Registry
-from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.content import repository as repository_module
@@ -28,18 +26,6 @@ from imagejobd.registry.content.repository import IN_PLACE_MAX_BYTES
 MANIFESTS = "/v2/.*/manifests/.*"
 BLOBS = "/v2/.*/blobs/sha.*"
 NOWHERE = "sha256:" + "0" * 64
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 @pytest.mark.parametrize("media_type", [OCI_MANIFEST, DOCKER_MANIFEST])

@@ -1,14 +1,14 @@
 """Uploads to a real registry: whole, cut, refused, given up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 from registry_content import described, digest_of, get_blob, noise
 from registry_content import put_blob as put_before
-from repositories import HASTE, PIECE_BYTES, body, error, pieces, reader, writer
+from repositories import PIECE_BYTES, body, error, pieces, reader, writer
 
 from harness.proxy import Answer, CutRequest, CutResponse, FaultProxy, RewriteLocation, StallRequest
 from harness.registry import PASSWORD, USERNAME, Registry
@@ -24,18 +24,6 @@ from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 def is_there(registry: Registry, path: str, blob: Descriptor) -> bool:

@@ -1,6 +1,6 @@
 """Uploads in pieces, where a host is configured so."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from registry_content import described, digest_of, get_blob, noise
@@ -17,18 +17,6 @@ from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient({}, Egress(), timing=HASTE) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(registry: Registry) -> Iterator[FaultProxy]:
-    with FaultProxy(registry.host) as proxy:
-        yield proxy
 
 
 def is_there(registry: Registry, path: str, blob: Descriptor) -> bool:

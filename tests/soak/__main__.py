@@ -20,9 +20,9 @@ from harness.base_image import load_busybox, publish_busybox
 from harness.daemon import Config, Daemon
 from harness.engine import PrivateEngine
 from harness.images import put_image
+from harness.logins import JWT_SECRET
 from harness.proxy import FaultProxy
 from harness.registry import Registry
-from harness.tokens import JWT_SECRET
 from soak import verdict
 from soak.load import TENANTS, Customer, Records, Site
 from soak.outages import CRASHES_MAX, DRAIN_TIMEOUT_S, DaemonOutages, EngineOutages, RegistryOutages, failpoints

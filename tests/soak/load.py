@@ -3,12 +3,9 @@
 Each order carries how its job has to end, so that the verdict need not know what was asked for.
 """
 
-import base64
 import hashlib
-import io
 import json
 import random
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +14,13 @@ from http.client import HTTPException
 from typing import Any
 
 from harness.base_image import BUSYBOX
+from harness.bodies import MULTIPART, dockerfile, envelope, multipart, tar
 from harness.client import Answer, Client
 from harness.daemon import Daemon
 from harness.images import Image, random_bytes
-from harness.logins import PASSWORD, USERNAME
+from harness.logins import BASIC, LOGIN, USERNAME, mint
 from harness.proxy import FaultProxy
 from harness.registry import Registry
-from harness.tokens import mint
 
 # One client each; None comes without a token. One tenant has more clients than the others.
 TENANTS: Sequence[int | None] = (None, 1, 2, 1, 3)
@@ -36,13 +33,9 @@ REPEATED_SHARE = 0.1
 CANCELLED_SHARE = 0.07
 CANCEL_AFTER_MAX_S = 2.0
 LATER = frozenset({429, 502, 503, 504})
-BOUNDARY = "a-boundary-of-our-own"
 # Mostly short: a phase has to fit between two kills.
 STEP_SECONDS = (0.0, 0.0, 0.1, 0.1, 0.3, 0.3, 1.0, 3.0)
 PAYLOAD_MAX_BYTES = 200_000
-
-Login = {"username": USERNAME, "password": PASSWORD}
-BASIC = {"basicauth": {"user": USERNAME, "password": PASSWORD}}
 
 
 @dataclass(frozen=True)
@@ -200,7 +193,7 @@ def builder_build(site: Site, rng: random.Random, unique: str) -> Order:
 
 def builder_context(site: Site, rng: random.Random, unique: str) -> Order:
     image = f"{site.registry.host}/soak/context:{unique}"
-    body = _multipart({"TarFile": _context(rng, unique), "Json": json.dumps({"image_name": image}).encode()})
+    body = multipart({"TarFile": _context(rng, unique), "Json": json.dumps({"image_name": image}).encode()})
     return Order("/api/v1/build", body, Ending(images=(image,)), id_field="JobIdentifier", content_type=MULTIPART)
 
 
@@ -213,19 +206,19 @@ def native_build(site: Site, rng: random.Random, unique: str) -> Order:
 def native_context(site: Site, rng: random.Random, unique: str) -> Order:
     image = f"{site.mirror.host}/soak/native-context:{unique}"
     job = json.dumps({"kind": "build", "spec": {"image": image}}).encode()
-    body = _multipart({"job": job, "context": _context(rng, unique)})
+    body = multipart({"job": job, "context": _context(rng, unique)})
     return Order("/api/v2/jobs", body, Ending(images=(image,)), content_type=MULTIPART, key=unique)
 
 
 def private_build(site: Site, rng: random.Random, unique: str) -> Order:
     image = f"{site.private.host}/soak/private:{unique}"
-    spec = {"image": image, "dockerfile": _dockerfile(rng, unique, base=site.private_base), **Login}
+    spec = {"image": image, "dockerfile": _dockerfile(rng, unique, base=site.private_base), **LOGIN}
     return _native("build", spec, unique, Ending(images=(image,)))
 
 
 def run(site: Site, rng: random.Random, unique: str) -> Order:
     text, perf = _measuring(rng, unique)
-    body = _multipart({"file": text.encode()})
+    body = multipart({"file": text.encode()})
     return Order("/run", body, Ending(perf=perf), content_type=MULTIPART)
 
 
@@ -236,13 +229,13 @@ def native_run(site: Site, rng: random.Random, unique: str) -> Order:
 
 def dispatch_build(site: Site, rng: random.Random, unique: str) -> Order:
     payload = rng.choice([_dockerfile(rng, unique).encode(), _context(rng, unique)])
-    return Order("/api/v1/job", _envelope(payload), Ending())
+    return Order("/api/v1/job", envelope(payload), Ending())
 
 
 def dispatch_bytes(site: Site, rng: random.Random, unique: str) -> Order:
     payload = random_bytes(rng.randrange(1, PAYLOAD_MAX_BYTES), unique)
     kept = f"sha256:{hashlib.sha256(payload).hexdigest()}"
-    return Order("/api/v1/job", _envelope(payload), Ending(payload=kept))
+    return Order("/api/v1/job", envelope(payload), Ending(payload=kept))
 
 
 def distribute(site: Site, rng: random.Random, unique: str) -> Order:
@@ -298,7 +291,6 @@ ORDERS: dict[MakeOrder, int] = {
     denied_distribute: 3,
 }
 NEED_TOKEN = frozenset({dispatch_build, dispatch_bytes})
-MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 def _native(kind: str, spec: Mapping[str, Any], unique: str, ending: Ending) -> Order:
@@ -308,18 +300,12 @@ def _native(kind: str, spec: Mapping[str, Any], unique: str, ending: Ending) -> 
 def _dockerfile(rng: random.Random, unique: str, *, base: str = BUSYBOX) -> str:
     """Some steps of different length, none of which another build has made."""
     steps = [f"RUN sleep {rng.choice(STEP_SECONDS)} && echo {unique}-{n} > /step-{n}" for n in range(rng.randint(1, 2))]
-    return "\n".join([f"FROM {base}", *steps, ""])
+    return dockerfile(*steps, base=base)
 
 
 def _context(rng: random.Random, unique: str) -> bytes:
     text = _dockerfile(rng, unique) + "COPY data /data\n"
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in {"Dockerfile": text.encode(), "data": random_bytes(PAYLOAD_MAX_BYTES, unique)}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
+    return tar({"Dockerfile": text, "data": random_bytes(PAYLOAD_MAX_BYTES, unique)})
 
 
 def _measuring(rng: random.Random, unique: str) -> tuple[str, float]:
@@ -339,16 +325,3 @@ def _distribution(site: Site, rng: random.Random, unique: str) -> tuple[dict[str
     targets = [{"endpoint": p.url, "image": path, **({"auth": BASIC} if p is site.private else {})} for p in peers]
     images = tuple(f"{peer.host}/{path}:1" for peer in peers)
     return {"source": source, "targets": targets}, Ending(images=images, digest=site.sources[name].digest)
-
-
-def _envelope(payload: bytes) -> dict[str, str]:
-    """The dispatcher's JSON around a payload."""
-    content = base64.b64encode(payload).decode()
-    return {"encoding": "base64", "MD5": hashlib.md5(payload).hexdigest(), "content": content}
-
-
-def _multipart(parts: Mapping[str, bytes]) -> bytes:
-    """The parts in their order, as files."""
-    head = 'Content-Disposition: form-data; name="{0}"; filename="{0}"\r\n\r\n'
-    body = [f"--{BOUNDARY}\r\n{head.format(name)}".encode() + content + b"\r\n" for name, content in parts.items()]
-    return b"".join([*body, f"--{BOUNDARY}--\r\n".encode()])

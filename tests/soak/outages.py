@@ -12,8 +12,7 @@ from pathlib import Path
 import imagejobd
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
-from harness.misbehaviour import Answer, CutRequest, CutResponse, Misbehaviour
-from harness.proxy import FaultProxy
+from harness.proxy import Answer, CutRequest, CutResponse, FaultProxy, Misbehaviour
 from harness.registry import Registry
 from imagejobd.model.failpoint import EXIT_STATUS
 

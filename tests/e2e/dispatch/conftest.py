@@ -3,29 +3,25 @@
 from collections.abc import Iterator
 
 import pytest
-from dispatch_box import DispatchBox, Tenant, dispatch_box
 
+from harness.box import nothing_stays
+from harness.dispatch_box import DispatchBox, Tenant
 from harness.engine import PrivateEngine
-from harness.holdings import holdings
 from harness.services import require
-from harness.waiting import until
-
-SWEEP_TIMEOUT_S = 10.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_left(engine: PrivateEngine) -> Iterator[None]:
-    """No container, no volume and no image stays; a sweep may still be at it."""
+    """Nothing of any job."""
     require("skopeo")
-    before = holdings(engine)
-    yield
-    until(lambda: holdings(engine) <= before, timeout_s=SWEEP_TIMEOUT_S, what=f"{holdings(engine) - before} to go")
+    with nothing_stays(engine):
+        yield
 
 
 @pytest.fixture(scope="module")
 def box(engine: PrivateEngine) -> Iterator[DispatchBox]:
     """A daemon that tests may neither stop nor overload."""
-    with dispatch_box(engine, limits={"dispatch": 3}) as made:
+    with DispatchBox(engine, limits={"dispatch": 3}) as made:
         yield made
         made.check_healthy()
 

@@ -7,14 +7,13 @@ import time
 import uuid
 
 import pytest
-from dispatch_box import DispatchBox, Tenant, context, dispatch_box, dockerfile, printed
 
+from harness.bodies import dockerfile
 from harness.client import Fields
+from harness.dispatch_box import DispatchBox, Tenant, context, printed
 from harness.engine import PrivateEngine
-from harness.holdings import holdings_of
 from harness.registry import Registry
 from harness.waiting import until
-from imagejobd.model.failpoint import EXIT_STATUS
 
 PLACES = (
     "while_checking",
@@ -36,14 +35,12 @@ AFTER_EXPORT = frozenset(PLACES[PLACES.index("after_export") : PLACES.index("bef
 
 def dispatch_surely(box: DispatchBox, tenant: Tenant, payload: bytes) -> str:
     """Submit; a daemon that crashes before it has answered is started again, and may have taken the job or not."""
-    while True:
-        try:
-            return tenant.dispatch(payload)
-        except OSError:
-            if not box.daemon.is_running:
-                box.restart()
-                if kept := box.daemon.sqlite("select id from job"):
-                    return str(kept[0][0])
+    try:
+        return tenant.dispatch(payload)
+    except OSError:
+        box.go_on_after_crash()
+        stored = box.daemon.sqlite("select id from job")
+        return str(stored[0][0]) if stored else tenant.dispatch(payload)
 
 
 def check_done_once(box: DispatchBox, tenant: Tenant, job: str, *, crashes_max: int = 1) -> Fields:
@@ -55,7 +52,7 @@ def check_done_once(box: DispatchBox, tenant: Tenant, job: str, *, crashes_max: 
     assert box.daemon.sqlite(endings, (int(job),)) == [(1,)]
     served = tenant.image(job)
     assert f"sha256:{hashlib.sha256(served).hexdigest()}" == ended["result"]["location"]["digest"]
-    until(lambda: holdings_of(box.engine, ended["id"]) == [], timeout_s=10, what="the sweep")
+    box.check_gone(ended["id"])
     return ended
 
 
@@ -63,12 +60,10 @@ def check_done_once(box: DispatchBox, tenant: Tenant, job: str, *, crashes_max: 
 def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str) -> None:
     """After a crash at this place the job still ends exactly once, with its image kept and pushed."""
     kinds = {"dispatch": {"repository": f"{registry.host}/crash/dispatched"}}
-    with dispatch_box(engine, failpoints=place, kinds=kinds) as box:
+    with DispatchBox(engine, failpoints=place, kinds=kinds) as box:
         tenant = box.tenant()
         job = dispatch_surely(box, tenant, context(f"crash at {place}"))
-        if box.daemon.log_text().count(" event=starting ") == 1:
-            assert box.daemon.wait() == EXIT_STATUS
-            box.restart()
+        box.go_on_after_crash()
         ended = check_done_once(box, tenant, job)
         repository, _, tag = ended["result"]["image"].removeprefix(f"{registry.host}/").partition(":")
         assert registry.digest(repository, tag) == ended["result"]["digest"]
@@ -80,24 +75,23 @@ def test_a_crash_anywhere(engine: PrivateEngine, registry: Registry, place: str)
 
 def test_image_after_a_crash_is_the_image(engine: PrivateEngine) -> None:
     """What is served after a crash in mid-export is a whole image."""
-    with dispatch_box(engine, failpoints="while_exporting") as box:
+    with DispatchBox(engine, failpoints="while_exporting") as box:
         tenant = box.tenant()
         job = dispatch_surely(box, tenant, context("whole"))
-        assert box.daemon.wait() == EXIT_STATUS
-        box.restart()
+        box.go_on_after_crash()
         check_done_once(box, tenant, job)
         assert printed(engine, tenant.image(job)) == "whole"
 
 
 def test_killed_in_mid_upload(engine: PrivateEngine) -> None:
     """A payload that was on its way when the daemon died was never acknowledged, and nothing of it stays."""
-    with dispatch_box(engine) as box:
+    with DispatchBox(engine) as box:
         connection = http.client.HTTPConnection("127.0.0.1", box.daemon.port, timeout=20)
         connection.putrequest("POST", "/api/v1/job")
         connection.putheader("Authorization", f"Bearer {box.tenant().token}")
         connection.putheader("Content-Length", "10000000")
         connection.endheaders(b'{"encoding": "base64", "content": "' + b"QUJD" * 500_000)
-        until(lambda: bool(box.spooled()), timeout_s=10, what="the payload to be spooled")
+        until(lambda: bool(box.spooled()), what="the payload to be spooled")
         box.restart()
         connection.close()
         assert box.daemon.sqlite("select count(*) from job") == [(0,)]
@@ -106,7 +100,7 @@ def test_killed_in_mid_upload(engine: PrivateEngine) -> None:
 
 def test_killed_at_random(engine: PrivateEngine) -> None:
     """Payloads of three sorts under two random kills all end once; what was acknowledged is served."""
-    with dispatch_box(engine) as box:
+    with DispatchBox(engine) as box:
         tenant = box.tenant()
         payloads = [context("random"), random.Random(1).randbytes(200_000), b"small"]
         jobs = [tenant.dispatch(payload) for payload in payloads]
@@ -123,7 +117,7 @@ def test_killed_at_random(engine: PrivateEngine) -> None:
 @pytest.mark.parametrize("death", ["restart", "kill"])
 def test_engine_goes_away_in_mid_build(engine: PrivateEngine, death: str) -> None:
     """An engine that restarts or dies under a tenant's build is not the tenant's failure."""
-    with dispatch_box(engine, limits={"retry_for_s": 600.0}) as box:
+    with DispatchBox(engine, limits={"retry_for_s": 600.0}) as box:
         tenant = box.tenant()
         job = tenant.dispatch(dockerfile(f"RUN echo {uuid.uuid4()} && sleep 1.5"))
         tenant.prints(job, "sleep 1.5")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dispatch_box import DispatchBox, dispatch_box
 
 from harness.client import Answer
+from harness.dispatch_box import DispatchBox
 from harness.engine import PrivateEngine
 from harness.waiting import until
 
@@ -24,7 +24,7 @@ REQUEST_TIMEOUT_S = 60
 
 @pytest.fixture(scope="module")
 def large(engine: PrivateEngine) -> Iterator[DispatchBox]:
-    with dispatch_box(engine) as made:
+    with DispatchBox(engine) as made:
         yield made
         made.check_healthy()
 
@@ -124,8 +124,8 @@ def test_upload_that_breaks_off(large: DispatchBox) -> None:
     connection.putheader("Authorization", f"Bearer {large.tenant().token}")
     connection.putheader("Content-Length", "10000000")
     connection.endheaders(b'{"encoding": "base64", "content": "' + b"QUJD" * 500_000)
-    until(lambda: bool(large.spooled()), timeout_s=10, what="the payload to be spooled")
+    until(lambda: bool(large.spooled()), what="the payload to be spooled")
     connection.close()
-    until(lambda: large.spooled() == [], timeout_s=10, what="the spool file to go")
+    until(lambda: large.spooled() == [], what="the spool file to go")
     assert large.daemon.sqlite("select count(*) from job") == jobs
     assert large.blobs() == blobs

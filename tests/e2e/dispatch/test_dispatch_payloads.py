@@ -13,19 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dispatch_box import (
-    DispatchBox,
-    Tenant,
-    context,
-    dockerfile,
-    inspected,
-    oci_layout,
-    printed,
-    saved,
-    tar,
-)
 
 from harness.base_image import BUSYBOX
+from harness.bodies import dockerfile, tar
+from harness.dispatch_box import DispatchBox, Tenant, context, inspected, oci_layout, printed, saved
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -59,7 +50,7 @@ def test_dockerfile(box: DispatchBox, tenant: Tenant, tmp_path: Path) -> None:
     }
     assert printed(box.engine, image) == "made for a tenant"
     assert inspected(image, tmp_path)["Os"] == "linux"
-    box.check_clean(tenant.job(job)["id"])
+    box.check_gone(tenant.job(job)["id"])
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -159,14 +150,14 @@ def test_no_bytes_at_all(tenant: Tenant) -> None:
     [
         (dockerfile("RUNN true"), "invalid", "line 2"),
         (dockerfile("COPY --from=nowhere"), "invalid", "line 2"),
-        (b"# syntax=docker.io/evil/frontend\n" + dockerfile(), "policy", "syntax"),
+        ("# syntax=docker.io/evil/frontend\n" + dockerfile(), "policy", "syntax"),
         (dockerfile("RUN --mount=type=secret,id=x true"), "policy", "line 2"),
         (dockerfile("RUN exit 3"), "build_failed", "3"),
         (tar({"Dockerfile": dockerfile("COPY ../../etc/passwd /", "RUNN x")}), "invalid", "line 3"),
         (tar({"Dockerfile": b"\xff\xfeFROM x"}), "invalid", "Dockerfile"),
         (context("cut")[:1100], "invalid", "tar"),
         (gzip.compress(context("cut gzip"))[:-30], "invalid", "gzip"),
-        (bytearray(context("damaged")[:512]) + b"\xff" * 512 + context("damaged")[1024:], "invalid", ""),
+        (context("damaged")[:512] + b"\xff" * 512 + context("damaged")[1024:], "invalid", ""),
         (tar({"../escape": b"x", "Dockerfile": dockerfile()}), "invalid", "escape"),
     ],
     ids=[
@@ -183,15 +174,17 @@ def test_no_bytes_at_all(tenant: Tenant) -> None:
         "escape",
     ],
 )
-def test_payload_that_cannot_be_built(tenant: Tenant, box: DispatchBox, payload: bytes, code: str, says: str) -> None:
+def test_payload_that_cannot_be_built(
+    tenant: Tenant, box: DispatchBox, payload: bytes | str, code: str, says: str
+) -> None:
     """The job fails once, its error says what and where, and the engine has nothing of it."""
-    job = tenant.dispatch(bytes(payload))
+    job = tenant.dispatch(payload)
     error = tenant.refused(job)
     print(error)
     assert error["code"] == code, error
     assert says in error["message"], error
     assert tenant.job(job)["attempt"] == 1
-    box.check_clean(tenant.job(job)["id"])
+    box.check_gone(tenant.job(job)["id"])
 
 
 def altered(archive: bytes, prefix: str) -> bytes:

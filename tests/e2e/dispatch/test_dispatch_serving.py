@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from dispatch_box import DispatchBox, Tenant
 
+from harness.dispatch_box import DispatchBox, Tenant
 from harness.services import program
 
 PAYLOAD = random.Random(4).randbytes(300_001)

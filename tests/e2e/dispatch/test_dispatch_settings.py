@@ -5,8 +5,8 @@ import json
 import uuid
 from pathlib import Path
 
-from dispatch_box import context, dispatch_box, dockerfile, printed
-
+from harness.bodies import dockerfile
+from harness.dispatch_box import DispatchBox, context, printed
 from harness.engine import PrivateEngine
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.skopeo import raw_manifest
@@ -19,7 +19,7 @@ def test_push_of_what_was_built(engine: PrivateEngine, private_registry: Registr
     """With a repository configured the image is pushed below it under the job's own name, as skopeo proves."""
     password_file = tmp_path / "registry.password"
     password_file.write_text(PASSWORD)
-    with dispatch_box(
+    with DispatchBox(
         engine,
         kinds={"dispatch": {"repository": f"{private_registry.host}/dispatched"}},
         registry={private_registry.host: {"username": USERNAME, "password_file": str(password_file)}},
@@ -39,7 +39,7 @@ def test_push_of_what_was_built(engine: PrivateEngine, private_registry: Registr
             # The containerd store calls an image by its manifest.
             assert result["image_id"] in (json.loads(manifest)["config"]["digest"], result["digest"])
             pushed.add(result["image"])
-            box.check_clean(tenant.job(job)["id"])
+            box.check_gone(tenant.job(job)["id"])
         assert len(pushed) == 3
         kept = tenant.done(tenant.dispatch(PICTURE))
         assert "image" not in kept
@@ -48,7 +48,7 @@ def test_push_of_what_was_built(engine: PrivateEngine, private_registry: Registr
 
 def test_without_an_engine(engine: PrivateEngine) -> None:
     """What needs no engine is done without one; what does waits for it, and neither is lost."""
-    with dispatch_box(engine, engine_host="unix:///nowhere/engine.sock", limits={"retry_for_s": 600.0}) as box:
+    with DispatchBox(engine, engine_host="unix:///nowhere/engine.sock", limits={"retry_for_s": 600.0}) as box:
         tenant = box.tenant()
         waiting = tenant.dispatch(dockerfile("RUN true"))
         assert tenant.done(tenant.dispatch(PICTURE))["what"] == "file"
@@ -61,7 +61,7 @@ def test_without_an_engine(engine: PrivateEngine) -> None:
 
 def test_classic_builder(engine: PrivateEngine) -> None:
     """The engine's older builder makes the same of a payload."""
-    with dispatch_box(engine, builder="classic") as box:
+    with DispatchBox(engine, builder="classic") as box:
         tenant = box.tenant()
         job = tenant.dispatch(context("the older one"))
         assert tenant.done(job)["what"] == "context"

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from station import Station, named, station
 
+from harness.distribute_box import DistributeBox, named
 from harness.proxy import FaultProxy
 from harness.registry import Registry
 from harness.services import require
@@ -16,9 +16,9 @@ def programs() -> None:
 
 
 @pytest.fixture(scope="session")
-def box() -> Iterator[Station]:
+def box() -> Iterator[DistributeBox]:
     """A daemon that tests may neither stop nor overload."""
-    with station() as made:
+    with DistributeBox() as made:
         yield made
 
 

@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from station import MIB, Station, check_copied, nothing_of, source, station, target
 
+from harness.distribute_box import MIB, DistributeBox, check_copied, nothing_of, source, target
 from harness.images import put_image
 from harness.proxy import Answer, CutResponse, DropRequestHeader, EndResponse, FaultProxy, FlipByte, StallResponse
 from harness.registry import Registry
@@ -21,8 +21,8 @@ def test_corrupt_blob_is_committed_nowhere(
     """A blob that differs in one byte is in no registry afterwards, nor is a tag; the error says why."""
     image = put_image(origin, path, "1", layers=[SIZE], seed=path)
     source_proxy.add("GET", f".*/blobs/{image.layers[0]}", FlipByte(offset), times=None)
-    with station(limits={"retry_for_s": 0.6}) as box:
-        job = box.failed(box.submit(source(source_proxy, path), [target(registry) for registry in mirrors]))
+    with DistributeBox(limits={"retry_for_s": 0.6}) as box:
+        job = box.failed(box.distribute(source(source_proxy, path), [target(registry) for registry in mirrors]))
         assert box.spooled() == []
     for registry in mirrors:
         assert not registry.has_blob(path, image.layers[0])
@@ -37,13 +37,13 @@ def test_corrupt_manifest_is_committed_nowhere(
     """A manifest that is not what its digest says is not pushed, nor is anything it names."""
     image = put_image(origin, path, "1")
     source_proxy.add("GET", ".*/manifests/.*", FlipByte(30), times=None)
-    with station(limits={"retry_for_s": 0.6}) as box:
-        box.failed(box.submit(source(source_proxy, path), [target(registry) for registry in mirrors]))
+    with DistributeBox(limits={"retry_for_s": 0.6}) as box:
+        box.failed(box.distribute(source(source_proxy, path), [target(registry) for registry in mirrors]))
     assert nothing_of(image, path, *mirrors)
 
 
 def test_corruption_on_the_way_heals(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """A byte that flips once is read again and the job succeeds."""
     image = put_image(origin, path, "1", layers=[SIZE], seed=path)
@@ -53,7 +53,7 @@ def test_corruption_on_the_way_heals(
 
 
 def test_cut_source_is_resumed(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """A read that ends early, twice, goes on where it was: the source sends each byte once."""
     image = put_image(origin, path, "1", layers=[SIZE], seed=path)
@@ -69,7 +69,7 @@ def test_cut_source_is_resumed(
 
 
 def test_source_without_ranges_is_never_spliced(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """A 200 in answer to a Range is taken from its beginning, and what arrives is right."""
     image = put_image(origin, path, "1", layers=[SIZE], seed=path)
@@ -81,13 +81,13 @@ def test_source_without_ranges_is_never_spliced(
 
 
 def test_moving_tag_is_pinned(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """When the tag moves during the copy, every target gets the image that it pointed at first."""
     image = put_image(origin, path, "1", layers=[MIB], seed="first")
     blob = f".*/blobs/{image.layers[0]}"
     source_proxy.add("GET", blob, StallResponse(MIB // 2))
-    uuid = box.submit(source(source_proxy, path), [target(registry) for registry in mirrors])
+    uuid = box.distribute(source(source_proxy, path), [target(registry) for registry in mirrors])
     source_proxy.wait_for("GET", blob, timeout_s=10)
     moved = put_image(origin, path, "1", layers=[100], seed="second")
     source_proxy.release()
@@ -97,27 +97,27 @@ def test_moving_tag_is_pinned(
 
 
 def test_missing_blob_of_the_source(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """An image whose blob the source has lost fails at once, says which blob, and gets no tag."""
     image = put_image(origin, path, "1", layers=[500], seed=path)
     lost = Answer(404, {"Content-Type": "application/json"}, b'{"errors":[{"code":"BLOB_UNKNOWN","message":"gone"}]}')
     source_proxy.add("(GET|HEAD)", f".*/blobs/{image.layers[0]}", lost, times=None)
-    job = box.failed(box.submit(source(source_proxy, path), [target(mirror)]))
+    job = box.failed(box.distribute(source(source_proxy, path), [target(mirror)]))
     assert image.layers[0].removeprefix("sha256:")[:12] in str(job["error"]) + str(job["result"])
     assert job["attempt"] == 1
     assert mirror.tags(path) == []
 
 
-def test_absent_image_and_absent_source(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_absent_image_and_absent_source(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """What the source does not have is 404 at submission; a source that is down is waited for."""
-    answer = box.distribute(source(origin, path, "absent"), [target(mirror)])
-    assert (answer.status, answer.body) == (404, {"msg": "Image not found", "status": "error"})
+    answer = box.post(source(origin, path, "absent"), [target(mirror)])
+    assert (answer.status, answer.json) == (404, {"msg": "Image not found", "status": "error"})
     with Registry() as late:
         image = put_image(late, path, "1")
         late.stop()
-        answer = box.distribute(source(late, path), [target(mirror)])
+        answer = box.post(source(late, path), [target(mirror)])
         assert answer.status == 201
         late.start()
-        box.succeeded(answer.body["id"])
+        box.succeeded(answer.json["id"])
     assert mirror.digest(path, "1") == image.digest

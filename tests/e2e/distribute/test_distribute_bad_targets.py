@@ -1,7 +1,6 @@
 """A target that is slow, goes away or refuses is its own affair: the others get their image as fast as they can."""
 
-from station import MIB, Station, check_copied, has_tag, source, station, target
-
+from harness.distribute_box import MIB, DistributeBox, check_copied, has_tag, source, target
 from harness.images import Image, put_image
 from harness.proxy import Answer, CutRequest, FaultProxy, StallRequest, ThrottleRequest
 from harness.registry import Registry
@@ -20,16 +19,16 @@ def test_slow_target_holds_up_nobody(source_proxy: FaultProxy, origin: Registry,
     size = 48 * MIB
     image = put_image(origin, path, "1", layers=[size // 2] * 2, seed=path)
     slow, *fast = mirrors
-    with FaultProxy(slow.host) as slow_proxy, station() as box:
+    with FaultProxy(slow.host) as slow_proxy, DistributeBox() as box:
         slow_proxy.add("PUT|PATCH", BLOB_PUTS, ThrottleRequest(size / 240), times=None)
-        uuid = box.submit(source(source_proxy, path), [target(slow_proxy), *map(target, fast)])
+        uuid = box.distribute(source(source_proxy, path), [target(slow_proxy), *map(target, fast)])
         rss_bytes = [box.daemon.rss_bytes()]
 
         def fast_ones_done() -> bool:
             rss_bytes.append(box.daemon.rss_bytes())
             return all(has_tag(registry, path) for registry in fast)
 
-        until(fast_ones_done, timeout_s=60, what="the fast targets")
+        until(fast_ones_done, what="the fast targets")
         assert slow.digest(path, "1") is None
         assert len(box.spooled()) > 0
         slow_proxy.release()
@@ -51,9 +50,9 @@ def test_slow_target_of_many_layers(
     """Nor is anybody held up, or anything read twice, where a slow target takes a few of many blobs at a time."""
     image = put_image(origin, path, "1", layers=[MIB] * 24, seed=path)
     target_proxy.add("PUT|PATCH", BLOB_PUTS, ThrottleRequest(MIB / 10), times=None)
-    with station() as box:
-        uuid = box.submit(source(source_proxy, path), [target(target_proxy), target(mirrors[1])])
-        until(lambda: has_tag(mirrors[1], path), timeout_s=60, what="the fast target")
+    with DistributeBox() as box:
+        uuid = box.distribute(source(source_proxy, path), [target(target_proxy), target(mirrors[1])])
+        until(lambda: has_tag(mirrors[1], path), what="the fast target")
         assert not has_tag(mirrors[0], path)
         target_proxy.release()
         box.succeeded(uuid)
@@ -69,17 +68,17 @@ def test_target_dies_in_mid_blob(origin: Registry, mirrors: Mirrors, path: str) 
         Registry() as lost,
         FaultProxy(returning.host) as returning_proxy,
         FaultProxy(lost.host) as lost_proxy,
-        station(limits={"retry_for_s": 0.6}) as box,
+        DistributeBox(limits={"retry_for_s": 0.6}) as box,
     ):
         jobs = {}
         for registry, proxy in ((returning, returning_proxy), (lost, lost_proxy)):
             proxy.add("PUT|PATCH", puts_of(image), StallRequest(MIB))
-            jobs[registry] = box.distribute(source(origin, path), [target(proxy), *map(target, mirrors)]).body["id"]
-            until(lambda p=proxy: p.received_bytes() >= MIB, timeout_s=20, what="the upload to be under way")
+            jobs[registry] = box.post(source(origin, path), [target(proxy), *map(target, mirrors)]).json["id"]
+            until(lambda p=proxy: p.received_bytes() >= MIB, what="the upload to be under way")
             registry.stop()
             proxy.release()
-        until(lambda: all(has_tag(registry, path) for registry in mirrors), timeout_s=20, what="the other three")
-        until(lambda: has_failed_once(box, jobs[returning]), timeout_s=30, what="the first attempt to end")
+        until(lambda: all(has_tag(registry, path) for registry in mirrors), what="the other three")
+        until(lambda: has_failed_once(box, jobs[returning]), what="the first attempt to end")
         returning.start()
         box.succeeded(jobs[returning])
         check_copied(image, origin, path, returning, *mirrors)
@@ -98,13 +97,18 @@ def puts_of(image: Image) -> str:
     return f"{BLOB_PUTS}{image.layers[0].removeprefix('sha256:')}.*"
 
 
-def has_failed_once(box: Station, uuid: str) -> bool:
+def has_failed_once(box: DistributeBox, uuid: str) -> bool:
     job = box.job(uuid)
     return bool(job["state"] == "queued" or job["attempt"] > 1)
 
 
 def test_cut_upload_is_begun_anew(
-    box: Station, source_proxy: FaultProxy, target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox,
+    source_proxy: FaultProxy,
+    target_proxy: FaultProxy,
+    origin: Registry,
+    mirrors: Mirrors,
+    path: str,
 ) -> None:
     """An upload that is cut is sent again in a new session, in the same attempt; the other targets notice nothing."""
     image = put_image(origin, path, "1", layers=[4 * MIB], seed=path)
@@ -117,28 +121,28 @@ def test_cut_upload_is_begun_anew(
 
 
 def test_refused_tag_leaves_an_error(
-    box: Station, target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """A target that takes blobs but denies the tag fails with the registry's own words; the others are done."""
     image = put_image(origin, path, "1")
     denied = Answer(403, {}, b'{"errors":[{"code":"DENIED","message":"tags of this project are frozen"}]}')
     target_proxy.add("PUT", ".*/manifests/1", denied, times=None)
-    job = box.failed(box.submit(source(origin, path), [target(target_proxy), target(mirrors[1])]))
+    job = box.failed(box.distribute(source(origin, path), [target(target_proxy), target(mirrors[1])]))
     assert "tags of this project are frozen" in str(job["error"]) + str(job["result"])
     assert mirrors[0].tags(path) == []
     check_copied(image, origin, path, mirrors[1])
 
 
 def test_busy_host_is_left_alone(
-    box: Station, target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """After 429 with Retry-After no request begins at that host until it is over, and other hosts are not held up."""
     image = put_image(origin, path, "1", layers=[1_000] * 12, seed=path)
     target_proxy.add("POST", ".*", Answer(429, {"Retry-After": "8"}))
-    uuid = box.submit(source(origin, path), [target(target_proxy), target(mirrors[1])])
-    until(lambda: any(seen.status == 429 for seen in target_proxy.requests), timeout_s=10, what="429")
+    uuid = box.distribute(source(origin, path), [target(target_proxy), target(mirrors[1])])
+    until(lambda: any(seen.status == 429 for seen in target_proxy.requests), what="429")
     # It waits for a moment, so that one read may serve both.
-    until(lambda: has_tag(mirrors[1], path), timeout_s=7, what="the other target")
+    until(lambda: has_tag(mirrors[1], path), timeout_s=7, what="the other target, while the busy one is left alone")
     assert box.succeeded(uuid)["attempt"] == 1
     [busy] = [seen for seen in target_proxy.requests if seen.status == 429]
     later = [seen.came_at - busy.ended_at for seen in target_proxy.requests if seen.came_at > busy.ended_at]

@@ -4,14 +4,14 @@ import re
 from collections import Counter
 
 import pytest
-from station import MIB, Station, check_copied, has_tag, source, station, target
-from watching import never_half
 
 from harness.client import stopped_after_s
-from harness.connections import untaken_bytes
+from harness.distribute_box import MIB, DistributeBox, check_copied, has_tag, source, target
 from harness.images import Image, put_image, put_index
+from harness.processes import untaken_bytes
 from harness.proxy import FaultProxy, StallRequest
 from harness.registry import Registry
+from harness.tag_watch import never_half
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
 
@@ -45,8 +45,8 @@ def test_a_crash_sends_nothing_twice(
 ) -> None:
     """After a crash at this place the copy is finished, no blob is committed twice, and no tag ever lied."""
     image = many_layers(origin, path)
-    with station(failpoints=place) as box, never_half(image, mirrors[0], path):
-        uuid = box.submit(source(origin, path), [target(target_proxy), target(mirrors[1])])
+    with DistributeBox(failpoints=place) as box, never_half(image, mirrors[0], path):
+        uuid = box.distribute(source(origin, path), [target(target_proxy), target(mirrors[1])])
         assert box.daemon.wait() == EXIT_STATUS
         # The other places are passed by whichever target comes first.
         assert place != "before_finish" or len(commits(target_proxy)) == len(image.blobs)
@@ -66,11 +66,11 @@ def test_kill_in_mid_blob(
     image = put_image(origin, path, "1", layers=[LARGE, 1_000, 2_000], seed=path)
     target_proxy.add("PUT|PATCH", f"{BLOB_PUTS}{image.layers[0].removeprefix('sha256:')}.*", StallRequest(MIB))
     small = set(image.blobs) - {image.layers[0]}
-    with station() as box, never_half(image, mirrors[0], path):
-        uuid = box.submit(source(source_proxy, path), [target(target_proxy), target(mirrors[1])])
-        until(lambda: all(mirrors[0].has_blob(path, blob) for blob in small), timeout_s=15, what="the small blobs")
-        until(lambda: has_tag(mirrors[1], path), timeout_s=15, what="the other target")
-        until(lambda: target_proxy.received_bytes("PUT") >= MIB, timeout_s=15, what="half a blob")
+    with DistributeBox() as box, never_half(image, mirrors[0], path):
+        uuid = box.distribute(source(source_proxy, path), [target(target_proxy), target(mirrors[1])])
+        until(lambda: all(mirrors[0].has_blob(path, blob) for blob in small), what="the small blobs")
+        until(lambda: has_tag(mirrors[1], path), what="the other target")
+        until(lambda: target_proxy.received_bytes("PUT") >= MIB, what="half a blob")
         # The upload stays stalled: the rest of it, which the kernel may have taken, would arrive after all.
         box.daemon.kill()
         reads = source_proxy.count("GET", ".*/blobs/.*")
@@ -87,12 +87,11 @@ def test_stop_interrupts_and_resumes(target_proxy: FaultProxy, origin: Registry,
     """SIGTERM ends a copy that does not end by itself; the next start goes on with it, at no attempt's cost."""
     image = put_image(origin, path, "1", layers=[LARGE, 1_000], seed=path)
     target_proxy.add("PUT|PATCH", f"{BLOB_PUTS}{image.layers[0].removeprefix('sha256:')}.*", StallRequest(MIB))
-    with station(server={"drain_timeout_s": 1.0}) as box, never_half(image, mirrors[0], path):
-        uuid = box.submit(source(origin, path), [target(target_proxy)])
-        until(lambda: target_proxy.received_bytes("PUT|PATCH") >= MIB, timeout_s=15, what="half of the blob")
-        ended = box.daemon.terminate(timeout_s=20)
-        assert ended.code == 0
-        assert ended.seconds < 8
+    with DistributeBox(server={"drain_timeout_s": 1.0}) as box, never_half(image, mirrors[0], path):
+        uuid = box.distribute(source(origin, path), [target(target_proxy)])
+        until(lambda: target_proxy.received_bytes("PUT|PATCH") >= MIB, what="half of the blob")
+        # The upload would stay stalled for good.
+        assert box.daemon.terminate(timeout_s=20).code == 0
         target_proxy.release()
         box.daemon.start()
         job = box.succeeded(uuid)
@@ -101,22 +100,27 @@ def test_stop_interrupts_and_resumes(target_proxy: FaultProxy, origin: Registry,
 
 
 def test_cancel_stops_the_transfer(
-    box: Station, source_proxy: FaultProxy, target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox,
+    source_proxy: FaultProxy,
+    target_proxy: FaultProxy,
+    origin: Registry,
+    mirrors: Mirrors,
+    path: str,
 ) -> None:
     """A cancelled copy ends within 2 s and lets go of both registries, leaves no tag, and disturbs no other job."""
     image = put_image(origin, path, "1", layers=[LARGE], seed=path)
     target_proxy.add("PUT|PATCH", BLOB_PUTS, StallRequest(MIB), times=None)
-    uuid = box.submit(source(source_proxy, path), [target(target_proxy)])
-    other = box.submit(source(source_proxy, path), [target(mirrors[1])])
-    until(lambda: target_proxy.received_bytes("PUT|PATCH") >= MIB, timeout_s=15, what="an upload under way")
-    until(lambda: untaken_bytes(target_proxy.port) > 0, timeout_s=15, what="it to be stuck")
+    uuid = box.distribute(source(source_proxy, path), [target(target_proxy)])
+    other = box.distribute(source(source_proxy, path), [target(mirrors[1])])
+    until(lambda: target_proxy.received_bytes("PUT|PATCH") >= MIB, what="an upload under way")
+    until(lambda: untaken_bytes(target_proxy.port) > 0, what="it to be stuck")
     assert box.cancel(uuid) == 202
     ended = box.ended(uuid)
     assert ended["state"] == "cancelled"
     assert stopped_after_s(ended) < 2
-    until(lambda: untaken_bytes(target_proxy.port) == 0, timeout_s=15, what="the upload's connection to be closed")
+    until(lambda: untaken_bytes(target_proxy.port) == 0, what="the upload's connection to be closed")
     box.succeeded(other)
-    until(lambda: source_proxy.open_requests() == [], timeout_s=15, what="the source's connections to be closed")
+    until(lambda: source_proxy.open_requests() == [], what="the source's connections to be closed")
     assert box.spooled() == []
     assert mirrors[0].tags(path) == []
     assert mirrors[1].digest(path, "1") == image.digest

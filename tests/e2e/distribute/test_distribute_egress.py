@@ -8,8 +8,9 @@ from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from station import MIB, Fields, Station, registry_of, source, station, target
 
+from harness.client import Fields
+from harness.distribute_box import MIB, DistributeBox, registry_of, source, target
 from harness.images import put_image
 from harness.proxy import Answer, FaultProxy, RewriteLocation
 from harness.registry import Registry
@@ -41,8 +42,8 @@ class Trap:
 
 
 @pytest.fixture(scope="module")
-def fenced() -> Iterator[Station]:
-    with station(egress={"deny": [f"{FORBIDDEN}/32"]}, limits={"retry_for_s": 0.6}) as made:
+def fenced() -> Iterator[DistributeBox]:
+    with DistributeBox(egress={"deny": [f"{FORBIDDEN}/32"]}, limits={"retry_for_s": 0.6}) as made:
         yield made
 
 
@@ -57,18 +58,18 @@ def elsewhere(location: str, trap: Trap) -> str:
     return urlunsplit(urlsplit(location)._replace(scheme="http", netloc=urlsplit(trap.url).netloc))
 
 
-def check_refused(fenced: Station, trap: Trap, wanted: Fields, to: Fields) -> str:
+def check_refused(fenced: DistributeBox, trap: Trap, wanted: Fields, to: Fields) -> str:
     """Such a job is refused or fails, nobody falls into the trap; all that was said about it."""
     answer = fenced.call("POST", "/api/v2/jobs", {"kind": "distribute", "spec": {"source": wanted, "targets": [to]}})
-    said = json.dumps(answer.body)
+    said = answer.text
     if answer.status == 201:
-        said = json.dumps(fenced.failed(answer.body["id"])) + fenced.log(answer.body["id"])
+        said = json.dumps(fenced.failed(answer.json["id"])) + fenced.log(answer.json["id"])
     assert trap.connections == 0
     return said
 
 
 @pytest.mark.parametrize("name", ["source", "target"])
-def test_by_endpoint(fenced: Station, trap: Trap, origin: Registry, path: str, name: str) -> None:
+def test_by_endpoint(fenced: DistributeBox, trap: Trap, origin: Registry, path: str, name: str) -> None:
     """A denied address is not connected to as source or target, and the error says that it is denied."""
     put_image(origin, path, "1")
     denied = {"endpoint": trap.url}
@@ -79,7 +80,7 @@ def test_by_endpoint(fenced: Station, trap: Trap, origin: Registry, path: str, n
     assert "not allowed" in said
 
 
-def test_by_token_url(fenced: Station, trap: Trap, origin: Registry, mirror: Registry, path: str) -> None:
+def test_by_token_url(fenced: DistributeBox, trap: Trap, origin: Registry, mirror: Registry, path: str) -> None:
     """Nor for a token that the request wants to be fetched there."""
     put_image(origin, path, "1")
     assert "not allowed" in check_refused(
@@ -89,7 +90,13 @@ def test_by_token_url(fenced: Station, trap: Trap, origin: Registry, mirror: Reg
 
 @pytest.mark.parametrize("what", ["manifests", "blobs"])
 def test_by_redirect(
-    fenced: Station, trap: Trap, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str, what: str
+    fenced: DistributeBox,
+    trap: Trap,
+    source_proxy: FaultProxy,
+    origin: Registry,
+    mirror: Registry,
+    path: str,
+    what: str,
 ) -> None:
     """Nor by a redirect of the source."""
     put_image(origin, path, "1")
@@ -100,7 +107,7 @@ def test_by_redirect(
 
 
 def test_by_realm(
-    fenced: Station, trap: Trap, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    fenced: DistributeBox, trap: Trap, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """Nor by the realm of a challenge."""
     put_image(origin, path, "1")
@@ -109,7 +116,9 @@ def test_by_realm(
     assert "not allowed" in check_refused(fenced, trap, source(source_proxy, path), target(mirror))
 
 
-def test_by_upload_location(fenced: Station, trap: Trap, target_proxy: FaultProxy, origin: Registry, path: str) -> None:
+def test_by_upload_location(
+    fenced: DistributeBox, trap: Trap, target_proxy: FaultProxy, origin: Registry, path: str
+) -> None:
     """Nor by the Location of an upload."""
     put_image(origin, path, "1", layers=[MIB])
     target_proxy.add("POST", ".*", RewriteLocation(lambda location: elsewhere(location, trap)), times=None)
@@ -117,7 +126,7 @@ def test_by_upload_location(fenced: Station, trap: Trap, target_proxy: FaultProx
 
 
 def test_by_link(
-    fenced: Station, trap: Trap, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    fenced: DistributeBox, trap: Trap, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """Nor by the Link to the next page of tags."""
     put_image(origin, path, "1")
@@ -130,7 +139,7 @@ def test_by_link(
 
 
 def test_foreign_layers_are_not_fetched(
-    fenced: Station, trap: Trap, origin: Registry, mirror: Registry, path: str
+    fenced: DistributeBox, trap: Trap, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """The URLs of foreign layers are carried over, and never followed."""
     image = put_image(origin, path, "1", docker=True, foreign_urls=[f"{trap.url}/layer"])

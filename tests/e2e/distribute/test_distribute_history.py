@@ -1,7 +1,6 @@
 """What people find of copies with the `sqlite3` shell."""
 
-from station import Station, registry_of, source, target
-
+from harness.distribute_box import DistributeBox, registry_of, source, target
 from harness.images import put_image
 from harness.registry import Registry
 
@@ -11,13 +10,13 @@ COPIES = (
 JOBS = "SELECT kind, state, image FROM job_history WHERE uuid = ?"
 
 
-def test_copy_history(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_copy_history(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """Every copy has a line with what it took, or why it failed."""
     image = put_image(origin, path, "1", seed=path)
-    uuid = box.submit(source(origin, path), [target(mirror, image=f"{path}/there")])
+    uuid = box.distribute(source(origin, path), [target(mirror, image=f"{path}/there")])
     box.succeeded(uuid)
     with Registry(read_only=True) as closed:
-        refused = box.submit(source(origin, path), [target(closed)])
+        refused = box.distribute(source(origin, path), [target(closed)])
         box.failed(refused)
     rows = {row[1]: row for row in box.daemon.sqlite(COPIES, (uuid,))}
     assert rows[mirror.url][:5] == (f"{path}:1", mirror.url, f"{path}/there", '{"1":"copied"}', image.blobs_bytes)
@@ -27,7 +26,7 @@ def test_copy_history(box: Station, origin: Registry, mirror: Registry, path: st
     assert "read-only" in error
 
 
-def test_job_history(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_job_history(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """A distribution is listed by what it copies: an image by tag or digest, a repository, the first of several."""
     image = put_image(origin, path, "1", seed=path)
     sources = {
@@ -38,6 +37,6 @@ def test_job_history(box: Station, origin: Registry, mirror: Registry, path: str
     }
     put_image(origin, path, "2", seed=path)
     for shown, wanted in sources.items():
-        uuid = box.submit(wanted, [target(mirror)])
+        uuid = box.distribute(wanted, [target(mirror)])
         box.succeeded(uuid)
         assert box.daemon.sqlite(JOBS, (uuid,)) == [("distribute", "succeeded", shown)]

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from station import BASIC, Station, check_copied, source, target
 
+from harness.distribute_box import DistributeBox, check_copied, source, target
 from harness.images import put_image
+from harness.logins import BASIC
 from harness.proxy import FaultProxy, RewriteLocation
 from harness.registry import Registry
 
@@ -27,7 +28,12 @@ def without_scheme(location: str) -> str:
 
 @pytest.mark.parametrize("rewrite", [relative, dotted, without_scheme])
 def test_forms(
-    box: Station, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str, rewrite: Callable[[str], str]
+    box: DistributeBox,
+    target_proxy: FaultProxy,
+    origin: Registry,
+    mirror: Registry,
+    path: str,
+    rewrite: Callable[[str], str],
 ) -> None:
     """A path, a relative reference and one without a scheme are resolved against the request."""
     image = put_image(origin, path, "1", layers=[50_000])
@@ -37,18 +43,20 @@ def test_forms(
     assert target_proxy.received_bytes("PUT|PATCH", ".*/blobs/.*") == image.blobs_bytes
 
 
-def test_another_port_gets_no_login(box: Station, origin: Registry, private_registry: Registry, path: str) -> None:
+def test_another_port_gets_no_login(
+    box: DistributeBox, origin: Registry, private_registry: Registry, path: str
+) -> None:
     """An upload that is sent to another port goes there without Authorization, even if that means it fails."""
     put_image(origin, path, "1")
     with FaultProxy(private_registry.host) as front, FaultProxy(private_registry.host) as back:
         front.add("POST", ".*", RewriteLocation(lambda at: at.replace(front.host, back.host)), times=None)
-        box.failed(box.submit(source(origin, path), [target(front, auth=BASIC)]))
+        box.failed(box.distribute(source(origin, path), [target(front, auth=BASIC)]))
         assert back.count("PUT|PATCH", ".*") > 0
         assert [seen for seen in back.requests if "Authorization" in seen.headers] == []
 
 
 def test_another_port_that_is_open_is_used(
-    box: Station, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """An upload that is sent to another port ends there."""
     image = put_image(origin, path, "1")

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from station import Station, check_copied, registry_of, results, source, target
 
+from harness.distribute_box import DistributeBox, check_copied, registry_of, results, source, target
 from harness.images import OCI_INDEX, Image, put_image, put_index, put_manifest
 from harness.registry import Registry
 
@@ -32,7 +32,7 @@ def document(registry: Registry, path: str, name: str) -> Any:
     ],
 )
 def test_platforms(
-    box: Station, origin: Registry, mirror: Registry, path: str, wanted: list[str], kept: list[str]
+    box: DistributeBox, origin: Registry, mirror: Registry, path: str, wanted: list[str], kept: list[str]
 ) -> None:
     """Only the platforms that are wanted arrive, in an index of their own; nothing of the others does."""
     multi_platform(origin, path)
@@ -49,17 +49,17 @@ def test_platforms(
         assert {mirror.has_blob(path, layer["digest"]) for layer in layers} == {name in kept}
 
 
-def test_all_platforms_change_nothing(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_all_platforms_change_nothing(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """When all platforms are kept, so is the digest."""
     image = multi_platform(origin, path)
     box.copy(source(origin, path), [target(mirror)], platforms=list(PLATFORMS))
     check_copied(image, origin, path, mirror)
 
 
-def test_absent_platform(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_absent_platform(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """A platform that the image does not have fails the job and says which there are."""
     multi_platform(origin, path)
-    job = box.failed(box.submit(source(origin, path), [target(mirror)], platforms=["windows/amd64"]))
+    job = box.failed(box.distribute(source(origin, path), [target(mirror)], platforms=["windows/amd64"]))
     assert "windows/amd64" in job["error"]["message"]
     assert "linux/arm64" in job["error"]["message"]
     assert mirror.tags(path) == []
@@ -82,7 +82,7 @@ def put_fallback(origin: Registry, path: str, subject: Image, referrer: Image, a
     put_manifest(origin, path, listed, subject.digest.replace(":", "-"))
 
 
-def test_referrers(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_referrers(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """With `referrers` all that refers to the image, and to that in turn, is findable at the target; without, none."""
     image = put_image(origin, path, "1")
     sbom, signature, cosign_tag = put_referrers(origin, path, image)
@@ -99,7 +99,7 @@ def test_referrers(box: Station, origin: Registry, mirrors: Mirrors, path: str) 
 
 
 def test_referrers_are_added_to_those_that_are_there(
-    box: Station, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """A list of referrers at the target is extended, not replaced."""
     image = put_image(origin, path, "1")
@@ -112,7 +112,7 @@ def test_referrers_are_added_to_those_that_are_there(
     assert [entry["digest"] for entry in listed] == [own.digest, sbom.digest]
 
 
-def test_dry_run_changes_nothing(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_dry_run_changes_nothing(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """A rehearsal says what would be copied and what is there, and sends nothing."""
     image = put_image(origin, path, "1", layers=[2_000], seed="new")
     put_image(mirrors[1], path, "1", seed="old")
@@ -135,7 +135,7 @@ def test_dry_run_changes_nothing(box: Station, origin: Registry, mirrors: Mirror
     ],
 )
 def test_tag_filters(
-    box: Station, origin: Registry, mirror: Registry, path: str, tags: dict[str, Any], found: list[str]
+    box: DistributeBox, origin: Registry, mirror: Registry, path: str, tags: dict[str, Any], found: list[str]
 ) -> None:
     """All tags of a repository that a filter finds are copied, each to its own name; no other is."""
     for tag in ("1.0.0", "v1.2.0", "1.9.3", "1.10.0", "2.0.0", "edge", "2024-01"):
@@ -147,15 +147,15 @@ def test_tag_filters(
     assert len(job["result"]["images"]) == len(found)
 
 
-def test_a_filter_that_finds_nothing(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_a_filter_that_finds_nothing(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """A filter that no tag passes is said, in whichever way the job ends, and nothing is copied."""
     put_image(origin, path, "1")
-    job = box.ended(box.submit(registry_of(origin, image=path, tags={"regex": "never"}), [target(mirror)]))
+    job = box.ended(box.distribute(registry_of(origin, image=path, tags={"regex": "never"}), [target(mirror)]))
     assert "never" in json.dumps(job) or job["result"]["images"] == []
     assert mirror.tags(path) == []
 
 
-def test_several_target_tags(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_several_target_tags(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """One image goes under several tags at a target, with each tag's own result, and elsewhere under another name."""
     image = put_image(origin, path, "1", seed="new")
     old = put_image(mirrors[0], path, "stable", seed="old")
@@ -167,7 +167,7 @@ def test_several_target_tags(box: Station, origin: Registry, mirrors: Mirrors, p
     assert mirrors[1].digest(there, "9") == image.digest
 
 
-def test_several_images(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_several_images(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """Images of several repositories, by tag and digest, go to all targets in one job."""
     one = put_image(origin, f"{path}/a", "1", seed="a")
     two = put_image(origin, f"{path}/b", "2", seed="b")
@@ -179,7 +179,7 @@ def test_several_images(box: Station, origin: Registry, mirrors: Mirrors, path: 
         assert registry.digest(f"{path}/b", two.digest) == two.digest
 
 
-def test_progress_in_bytes(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_progress_in_bytes(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """At the end the progress says that all bytes of each target are accounted for."""
     image = put_image(origin, path, "1", layers=[300_000, 5_000], seed=path)
     job = box.copy(source(origin, path), [target(registry) for registry in mirrors[:2]])

@@ -2,8 +2,7 @@
 
 import datetime as dt
 
-from station import check_copied, has_tag, registry_of, source, station, target
-
+from harness.distribute_box import DistributeBox, check_copied, has_tag, registry_of, source, target
 from harness.images import put_image
 from harness.proxy import Answer, FaultProxy
 from harness.registry import Registry
@@ -20,15 +19,15 @@ def test_a_dead_target_is_found_out_once(origin: Registry, mirrors: tuple[Regist
     not copied again, and the dead one gets everything when it is back."""
     names = [f"{path}:{n}" for n in range(IMAGES)]
     images = [put_image(origin, path, str(n), seed=f"{path}{n}") for n in range(IMAGES)]
-    with Registry() as returning, FaultProxy(mirrors[0].host) as counting, station(limits=UNHURRIED) as box:
+    with Registry() as returning, FaultProxy(mirrors[0].host) as counting, DistributeBox(limits=UNHURRIED) as box:
         returning.stop()
         many = registry_of(origin, images=names)
-        first = box.submit(many, [target(returning), target(counting)])
-        until(lambda: all(has_tag(mirrors[0], path, str(n)) for n in range(IMAGES)), timeout_s=30, what="the others")
-        until(lambda: "the other images wait for the next attempt" in box.log(first), timeout_s=10, what="the log")
+        first = box.distribute(many, [target(returning), target(counting)])
+        until(lambda: all(has_tag(mirrors[0], path, str(n)) for n in range(IMAGES)), what="the others")
+        until(lambda: "the other images wait for the next attempt" in box.log(first), what="the log")
         assert box.log(first).count("failed for now") <= IMAGES_AT_ONCE
-        second = box.submit(source(origin, path, "0"), [target(returning)])
-        until(lambda: box.job(second)["error"] is not None, timeout_s=20, what="the second job to be told")
+        second = box.distribute(source(origin, path, "0"), [target(returning)])
+        until(lambda: box.job(second)["error"] is not None, what="the second job to be told")
         assert "known from an earlier request" in box.job(second)["error"]["message"]
         returning.start()
         box.succeeded(first)
@@ -42,12 +41,12 @@ def test_a_long_wish_is_one_targets_own(origin: Registry, mirrors: tuple[Registr
     """A target that fails for a moment is tried again at once, though another one wants an hour for itself and gets
     it."""
     image = put_image(origin, path, "1", seed=path)
-    with FaultProxy(mirrors[0].host) as busy, FaultProxy(mirrors[1].host) as hasty, station() as box:
+    with FaultProxy(mirrors[0].host) as busy, FaultProxy(mirrors[1].host) as hasty, DistributeBox() as box:
         busy.add(".*", ".*", Answer(429, {"Retry-After": "3600"}), times=None)
         hasty.add("HEAD", ".*", Answer(503), times=TRIES_MAX)
-        uuid = box.submit(source(origin, path), [target(busy), target(hasty)])
-        until(lambda: has_tag(mirrors[1], path), timeout_s=30, what="the target that failed for a moment")
-        until(lambda: box.job(uuid)["state"] == "queued", timeout_s=20, what="the attempt to end")
+        uuid = box.distribute(source(origin, path), [target(busy), target(hasty)])
+        until(lambda: has_tag(mirrors[1], path), what="the target that failed for a moment")
+        until(lambda: box.job(uuid)["state"] == "queued", what="the attempt to end")
         job = box.job(uuid)
         assert job["attempt"] == 2
         rest = dt.datetime.fromisoformat(job["not_before"]) - dt.datetime.now(dt.UTC)

@@ -5,11 +5,11 @@ from contextlib import ExitStack
 from urllib.parse import urlencode
 
 import pytest
-from station import BASIC, MIB, Station, check_copied, results, source, station, target
 
-from harness.blob_store import BlobStore
+from harness.distribute_box import MIB, DistributeBox, check_copied, results, source, target
+from harness.file_server import BlobStore
 from harness.images import put_image
-from harness.logins import PASSWORD, USERNAME
+from harness.logins import BASIC, PASSWORD, USERNAME
 from harness.proxy import FaultProxy, ThrottleRequest
 from harness.registry import Registry
 from harness.token_server import SERVICE, TokenServer
@@ -44,7 +44,7 @@ def make(stack: ExitStack, kind: str) -> Registry:
 
 
 @pytest.mark.parametrize("kind", ["htpasswd", "token", "tls", "relative", "redirect"])
-def test_source(box: Station, stack: ExitStack, mirror: Registry, path: str, kind: str) -> None:
+def test_source(box: DistributeBox, stack: ExitStack, mirror: Registry, path: str, kind: str) -> None:
     """An image is read from such a source whole."""
     origin = make(stack, kind)
     image = put_image(origin, path, "1", layers=[300_000, 20])
@@ -55,7 +55,7 @@ def test_source(box: Station, stack: ExitStack, mirror: Registry, path: str, kin
 @pytest.mark.parametrize(
     "kind", ["htpasswd", "token", "token-quickly-expired", "tls", "relative", "redirect", "undeletable"]
 )
-def test_target(box: Station, stack: ExitStack, origin: Registry, path: str, kind: str) -> None:
+def test_target(box: DistributeBox, stack: ExitStack, origin: Registry, path: str, kind: str) -> None:
     """An image is written to such a target whole, and a second time nothing is sent."""
     registry = make(stack, kind)
     image = put_image(origin, path, "1", layers=[300_000, 20])
@@ -65,7 +65,7 @@ def test_target(box: Station, stack: ExitStack, origin: Registry, path: str, kin
     assert (again["digest"], again["sent_bytes"]) == (image.digest, 0)
 
 
-def test_pull_through_source(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_pull_through_source(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """A pull-through cache that has never seen the image gives it away whole."""
     image = put_image(origin, path, "1", layers=[300_000, 20])
     with Registry(proxy_of=origin.url) as cache:
@@ -73,7 +73,7 @@ def test_pull_through_source(box: Station, origin: Registry, mirror: Registry, p
     check_copied(image, origin, path, mirror)
 
 
-def test_redirected_reads_carry_no_login(stack: ExitStack, box: Station, mirror: Registry, path: str) -> None:
+def test_redirected_reads_carry_no_login(stack: ExitStack, box: DistributeBox, mirror: Registry, path: str) -> None:
     """The object storage behind a private registry gets the requests for blobs, and never the password."""
     storage = stack.enter_context(BlobStore())
     origin = stack.enter_context(Registry(htpasswd=True, storage=storage))
@@ -85,7 +85,7 @@ def test_redirected_reads_carry_no_login(stack: ExitStack, box: Station, mirror:
     check_copied(image, origin, path, mirror)
 
 
-def test_tokens_that_expire_in_a_long_copy(stack: ExitStack, box: Station, origin: Registry, path: str) -> None:
+def test_tokens_that_expire_in_a_long_copy(stack: ExitStack, box: DistributeBox, origin: Registry, path: str) -> None:
     """A copy that outlasts its tokens several times fetches new ones and finishes, each upload sent once."""
     tokens = stack.enter_context(TokenServer(expires_s=2, told_expires_s=0))
     registry = stack.enter_context(Registry(tokens=tokens))
@@ -103,7 +103,7 @@ def test_tokens_that_expire_in_a_long_copy(stack: ExitStack, box: Station, origi
 @pytest.mark.parametrize("told_expires_s", [None, 0])
 @pytest.mark.parametrize("token_key", ["token", "access_token"])
 def test_answers_of_token_servers(
-    box: Station, mirror: Registry, path: str, token_key: str, told_expires_s: int | None
+    box: DistributeBox, mirror: Registry, path: str, token_key: str, told_expires_s: int | None
 ) -> None:
     """Tokens are taken under both names, with or without their expiry, and one serves for a whole small copy."""
     with (
@@ -116,7 +116,7 @@ def test_answers_of_token_servers(
         assert tokens.granted - before <= 2  # one before the job is accepted, one while it runs
 
 
-def test_the_documents_token_request(box: Station, mirror: Registry, path: str) -> None:
+def test_the_documents_token_request(box: DistributeBox, mirror: Registry, path: str) -> None:
     """A token is fetched from `auth.url` with its headers or JSON, and sent with its type."""
     with TokenServer() as tokens, Registry(tokens=tokens) as origin:
         image = put_image(origin, path, "1")
@@ -131,14 +131,14 @@ def test_the_documents_token_request(box: Station, mirror: Registry, path: str) 
         assert tokens.granted == len(tokens.requests) > 0
 
 
-def test_revoked_login_fails_its_target_only(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_revoked_login_fails_its_target_only(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """A target whose token server refuses the login is told of by name; the other one is served."""
     image = put_image(origin, path, "1")
     with TokenServer() as tokens, Registry(tokens=tokens) as registry:
         tokens.revoke()
-        answer = box.distribute(source(origin, path), [target(registry), target(mirror)])
+        answer = box.post(source(origin, path), [target(registry), target(mirror)])
         assert answer.status == 201
-        job = box.failed(answer.body["id"])
+        job = box.failed(answer.json["id"])
         status = box.status(job["id"])
     assert status["finished_endpoints"] == [mirror.url]
     [failed] = status["failed_endpoints"]
@@ -146,12 +146,12 @@ def test_revoked_login_fails_its_target_only(box: Station, origin: Registry, mir
     assert mirror.digest(path, "1") == image.digest
 
 
-def test_read_only_target_fails_alone(box: Station, origin: Registry, mirror: Registry, path: str) -> None:
+def test_read_only_target_fails_alone(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """A target that takes nothing is told of with the reason, and the others are done."""
     image = put_image(origin, path, "1")
     with Registry(read_only=True) as registry:
-        answer = box.distribute(source(origin, path), [target(registry), target(mirror)])
-        job = box.failed(answer.body["id"])
+        answer = box.post(source(origin, path), [target(registry), target(mirror)])
+        job = box.failed(answer.json["id"])
         status = box.status(job["id"])
     assert status["value"] == "FAILED"
     assert status["finished_endpoints"] == [mirror.url]
@@ -167,9 +167,9 @@ def test_own_authority_is_verified(origin: Registry, path: str) -> None:
     image = put_image(origin, path, "1")
     with Registry(use_tls=True) as registry:
         wanted = target(registry, verify_tls=True)
-        with station(limits={"retry_for_s": 0.0}) as box:
-            job = box.failed(box.submit(source(origin, path), [wanted]))
+        with DistributeBox(limits={"retry_for_s": 0.0}) as box:
+            job = box.failed(box.distribute(source(origin, path), [wanted]))
             assert "certificate" in str(job["error"]) + str(job["result"])
-        with station(registry={registry.host: {"ca_file": str(registry.ca_file)}}) as box:
+        with DistributeBox(registry={registry.host: {"ca_file": str(registry.ca_file)}}) as box:
             box.copy(source(origin, path), [wanted])
         assert registry.digest(path, "1") == image.digest

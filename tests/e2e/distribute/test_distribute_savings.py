@@ -1,7 +1,6 @@
 """What is there already is not sent, and what several want is read once."""
 
-from station import MIB, Station, check_copied, results, source, target
-
+from harness.distribute_box import MIB, DistributeBox, check_copied, results, source, target
 from harness.images import put_blob, put_image, put_index, random_bytes
 from harness.proxy import FaultProxy, ThrottleResponse
 from harness.registry import Registry
@@ -11,7 +10,7 @@ Mirrors = tuple[Registry, Registry, Registry]
 
 
 def test_one_read_for_all_targets(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """Three targets cost the source each blob once."""
     image = put_image(origin, path, "1", layers=[2 * MIB, MIB], seed=path)
@@ -22,12 +21,12 @@ def test_one_read_for_all_targets(
 
 
 def test_two_jobs_read_once(
-    box: Station, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
+    box: DistributeBox, source_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str
 ) -> None:
     """Two jobs that copy the same image at once from a slow source read its layers once."""
     image = put_image(origin, path, "1", layers=[MIB, MIB], seed=path)
     source_proxy.add("GET", ".*/blobs/.*", ThrottleResponse(2 * MIB), times=None)
-    jobs = [box.submit(source(source_proxy, path), [target(registry)]) for registry in mirrors[:2]]
+    jobs = [box.distribute(source(source_proxy, path), [target(registry)]) for registry in mirrors[:2]]
     for uuid in jobs:
         box.succeeded(uuid)
     check_copied(image, origin, path, *mirrors[:2])
@@ -36,12 +35,17 @@ def test_two_jobs_read_once(
 
 
 def test_two_jobs_to_one_target_send_once(
-    box: Station, target_proxy: FaultProxy, source_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox,
+    target_proxy: FaultProxy,
+    source_proxy: FaultProxy,
+    origin: Registry,
+    mirror: Registry,
+    path: str,
 ) -> None:
     """Two jobs that bring the same blobs to one repository send them once."""
     image = put_image(origin, path, "1", layers=[MIB, MIB], seed=path)
     source_proxy.add("GET", ".*/blobs/.*", ThrottleResponse(2 * MIB), times=None)
-    jobs = [box.submit(source(source_proxy, path), [target(target_proxy, ref=ref)]) for ref in ("a", "b")]
+    jobs = [box.distribute(source(source_proxy, path), [target(target_proxy, ref=ref)]) for ref in ("a", "b")]
     for uuid in jobs:
         box.succeeded(uuid)
     assert mirror.tags(path) == ["a", "b"]
@@ -49,7 +53,12 @@ def test_two_jobs_to_one_target_send_once(
 
 
 def test_blobs_that_are_there_are_not_sent(
-    box: Station, source_proxy: FaultProxy, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox,
+    source_proxy: FaultProxy,
+    target_proxy: FaultProxy,
+    origin: Registry,
+    mirror: Registry,
+    path: str,
 ) -> None:
     """A blob that the target has is neither read nor sent, and is counted as skipped."""
     image = put_image(origin, path, "1", layers=[MIB, 1_000], seed=path)
@@ -62,7 +71,12 @@ def test_blobs_that_are_there_are_not_sent(
 
 
 def test_children_that_are_there_are_not_looked_into(
-    box: Station, source_proxy: FaultProxy, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox,
+    source_proxy: FaultProxy,
+    target_proxy: FaultProxy,
+    origin: Registry,
+    mirror: Registry,
+    path: str,
 ) -> None:
     """A child of an index that the target has costs one request; its blobs are not asked for."""
     old = put_image(origin, path, seed="old", layers=[1_000] * 5)
@@ -75,7 +89,7 @@ def test_children_that_are_there_are_not_looked_into(
 
 
 def test_identical_image_costs_one_request(
-    box: Station, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
+    box: DistributeBox, target_proxy: FaultProxy, origin: Registry, mirror: Registry, path: str
 ) -> None:
     """A target whose tag is already right is asked once, and nothing is sent."""
     image = put_image(origin, path, "1", layers=[1_000] * 10, seed=path)
@@ -86,7 +100,7 @@ def test_identical_image_costs_one_request(
     assert results(job)[target_proxy.url]["digest"] == image.digest
 
 
-def test_same_registry_mounts(box: Station, source_proxy: FaultProxy, origin: Registry, path: str) -> None:
+def test_same_registry_mounts(box: DistributeBox, source_proxy: FaultProxy, origin: Registry, path: str) -> None:
     """A copy within one registry moves no bytes: all blobs are mounted."""
     image = put_image(origin, path, "1", layers=[MIB, 1_000], seed=path)
     there = f"{path}/copy"
@@ -98,7 +112,7 @@ def test_same_registry_mounts(box: Station, source_proxy: FaultProxy, origin: Re
     assert (told["sent_bytes"], told["mounted_bytes"]) == (0, image.blobs_bytes)
 
 
-def test_refused_mounts_are_sent(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_refused_mounts_are_sent(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """Where a mount is answered with an upload session, the blob is sent through it."""
     image = put_image(origin, path, "1", layers=[MIB], seed=path)
     with FaultProxy(origin.host) as source_proxy, FaultProxy(mirrors[0].host) as target_proxy:
@@ -110,14 +124,14 @@ def test_refused_mounts_are_sent(box: Station, origin: Registry, mirrors: Mirror
     assert image.blobs_bytes <= sent <= 2 * image.blobs_bytes
 
 
-def test_overwrite(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_overwrite(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """Another image under the tag stays, and is told of as skipped, unless it may be overwritten."""
     image = put_image(origin, path, "1", seed="new")
     old = put_image(mirrors[0], path, "1", seed="old")
     put_image(mirrors[1], path, "1", seed="old")
-    answer = box.distribute(source(origin, path), [target(mirrors[0]), target(mirrors[1], overwrite=True)])
-    until(lambda: box.status(answer.body["id"])["finished_at"] is not None, timeout_s=20, what="the end")
-    status = box.status(answer.body["id"])
+    answer = box.post(source(origin, path), [target(mirrors[0]), target(mirrors[1], overwrite=True)])
+    until(lambda: box.status(answer.json["id"])["finished_at"] is not None, what="the end")
+    status = box.status(answer.json["id"])
     assert status["value"] == "FINISHED"
     assert (status["skipped_clusters"], status["finished_endpoints"]) == ([mirrors[0].url], [mirrors[1].url])
     assert mirrors[0].digest(path, "1") == old.digest

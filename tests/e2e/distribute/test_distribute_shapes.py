@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-from station import Station, check_copied, results, source, target
 
 from harness import skopeo
+from harness.distribute_box import DistributeBox, check_copied, results, source, target
 from harness.images import OCI_ZSTD_LAYER, Image, put_children, put_image, put_index
 from harness.registry import Registry
 
@@ -44,7 +44,7 @@ SHAPES: dict[str, Callable[[Registry, str], Image]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_arrives_unchanged(box: Station, origin: Registry, mirrors: Mirrors, path: str, shape: str) -> None:
+def test_arrives_unchanged(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str, shape: str) -> None:
     """Every manifest and blob is at all targets under its digest, and the tag points at the same bytes."""
     image = SHAPES[shape](origin, path)
     job = box.copy(source(origin, path), [target(registry) for registry in mirrors])
@@ -56,7 +56,7 @@ def test_arrives_unchanged(box: Station, origin: Registry, mirrors: Mirrors, pat
         assert skopeo.pull(mirrors[2], path, "1") == set(image.blobs)
 
 
-def test_a_digest_arrives_under_its_digest(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_a_digest_arrives_under_its_digest(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """An image that is named by digest is there by that digest, and under no tag."""
     image = put_image(origin, path, "1")
     box.copy(source(origin, path, image.digest), [target(mirrors[0]), target(mirrors[1], ref="named")])
@@ -65,7 +65,7 @@ def test_a_digest_arrives_under_its_digest(box: Station, origin: Registry, mirro
     assert mirrors[1].digest(path, "named") == image.digest
 
 
-def test_a_thousand_children(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_a_thousand_children(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """An index of 1,000 images arrives whole, and its shared blobs are sent once."""
     image = put_index(origin, path, "1", put_children(origin, path, 1_000))
     job = box.copy(source(origin, path), [target(mirrors[0])])
@@ -75,7 +75,7 @@ def test_a_thousand_children(box: Station, origin: Registry, mirrors: Mirrors, p
     assert results(job)[mirrors[0].url]["sent_bytes"] < 2_000
 
 
-def test_sixty_four_layers_to_four_targets(box: Station, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_sixty_four_layers_to_four_targets(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """Many blobs and many targets at once: each target gets each blob."""
     image = put_image(origin, path, "1", layers=[20_000 + number for number in range(64)])
     with Registry() as fourth:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from run_box import GIB, RunBox, dockerfile, launched, run_box, script, writes
 
+from harness.bodies import dockerfile
 from harness.engine import PrivateEngine
+from harness.run_box import GIB, RunBox, launched, script, writes
 
 
 class Bad(NamedTuple):
@@ -78,7 +79,7 @@ GOOD = {
 @pytest.fixture(scope="module")
 def jobs(engine: PrivateEngine) -> Iterator[tuple[RunBox, dict[str, str]]]:
     """All of them at once, on a box that must be sound afterwards."""
-    with run_box(engine, limits={"run": 4}, kinds={"run": {"file_max_bytes": 2 * GIB}}) as box:
+    with RunBox(engine, limits={"run": 4}, kinds={"run": {"file_max_bytes": 2 * GIB}}) as box:
         texts = {name: dockerfile(script(bad.make)) for name, bad in CASES.items()}
         texts |= {name: dockerfile(script(make.replace("{0}", '{"perf": 2}'))) for name, make in GOOD.items()}
         with launched(box, texts) as ids:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_box import END_TIMEOUT_S, GIB, MIB, PERF, RunBox, dockerfile, run_box, script
 
 from harness.base_image import load_busybox
+from harness.bodies import dockerfile
 from harness.client import phase_s
 from harness.engine import DEFAULT_ROOT, PrivateEngine
 from harness.processes import processes, unique_seconds
+from harness.run_box import GIB, MIB, PERF, RunBox, script
 from harness.services import require
 from harness.waiting import until
 
@@ -39,7 +40,7 @@ TIGHT = {
 @pytest.fixture(scope="module")
 def small(engine: PrivateEngine) -> Iterator[RunBox]:
     """A box with little room for containers."""
-    with run_box(engine, kinds={"run": TIGHT}, limits={"log_max_bytes": LOG_MAX_BYTES}) as made:
+    with RunBox(engine, kinds={"run": TIGHT}, limits={"log_max_bytes": LOG_MAX_BYTES}) as made:
         yield made
         made.check_healthy()
 
@@ -86,7 +87,7 @@ def test_fork_bomb(small: RunBox) -> None:
         counts.append(len(processes(seconds)))
         return small.status(job).status != 202
 
-    until(has_ended, timeout_s=END_TIMEOUT_S, what="its end")
+    until(has_ended, what="its end")
     check_timed_out(small, job)
     assert 1 < max(counts) <= PIDS
     assert processes(seconds) == []
@@ -123,7 +124,7 @@ def test_many_files_stop_at_the_floor(lone_engine: PrivateEngine) -> None:
     fill = "i=0; while dd if=/dev/zero of=/data/$i bs=1M count=16 2>/dev/null; do i=$((i + 1)); sleep 0.2; done"
     # This disk is memory, which counts as the container's.
     bounds = {"disk_free_min_bytes": DISK_FREE_MIN_BYTES, "memory_bytes": 2 * DISK_BYTES}
-    with run_box(lone_engine, kinds={"run": bounds}) as box:
+    with RunBox(lone_engine, kinds={"run": bounds}) as box:
         job = box.launch(dockerfile(script(fill, "echo full", "sleep 600")))
         outcome = box.outcome(job)
         assert "full" not in box.log(job).split()

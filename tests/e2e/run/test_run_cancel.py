@@ -5,16 +5,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from run_box import PERF, RunBox, dockerfile, run_box, script
 
+from harness.bodies import dockerfile
 from harness.client import stopped_after_s
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
 from harness.processes import processes, unique_seconds
+from harness.run_box import PERF, RunBox, script
 from harness.waiting import until
 
 PROMISED_S = 2.0
-SWEEP_TIMEOUT_S = 20.0
 
 
 def check_stopped(box: RunBox, job: str, seconds: str, engine: PrivateEngine) -> None:
@@ -28,15 +28,10 @@ def check_stopped(box: RunBox, job: str, seconds: str, engine: PrivateEngine) ->
     assert holdings_of(engine, job) == []
 
 
-def check_gone(engine: PrivateEngine, job: str) -> None:
-    """Nothing of the job is in the engine, or it is just being swept."""
-    until(lambda: holdings_of(engine, job) == [], timeout_s=SWEEP_TIMEOUT_S, what="the engine to be clean")
-
-
 @pytest.fixture
 def box(engine: PrivateEngine) -> Iterator[RunBox]:
     """Not for all tests of this file, for some of which the engine is another daemon's."""
-    with run_box(engine) as made:
+    with RunBox(engine) as made:
         yield made
         made.check_healthy()
 
@@ -46,7 +41,7 @@ def test_cancel_while_running(box: RunBox, engine: PrivateEngine, trap: str) -> 
     """The container of a cancelled run is killed, whatever it does about signals."""
     seconds = unique_seconds()
     job = box.launch(dockerfile(script(trap, f"sleep {seconds}", PERF)))
-    until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+    until(lambda: bool(processes(seconds)), what="the sleep")
     check_stopped(box, job, seconds, engine)
 
 
@@ -54,9 +49,9 @@ def test_cancel_while_running(box: RunBox, engine: PrivateEngine, trap: str) -> 
 def test_cancel_while_building(engine: PrivateEngine, builder: str) -> None:
     """The sleeping RUN step of a cancelled run is killed."""
     seconds = unique_seconds()
-    with run_box(engine, builder=builder) as box:
+    with RunBox(engine, builder=builder) as box:
         job = box.launch(dockerfile(f"RUN sleep {seconds}", script(PERF)))
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        until(lambda: bool(processes(seconds)), what="the sleep")
         assert box.status(job).text == f"Job {job} is Building"
         check_stopped(box, job, seconds, engine)
         job = box.launch(dockerfile("RUN true", script(PERF)))
@@ -74,4 +69,4 @@ def test_cancel_at_any_moment(box: RunBox, engine: PrivateEngine) -> None:
         ended = box.ended(job)
         assert ended["state"] in ("cancelled", "succeeded"), ended["error"]
         assert ended["state"] == "succeeded" or stopped_after_s(ended) < PROMISED_S
-        check_gone(engine, job)
+        box.check_gone(job)

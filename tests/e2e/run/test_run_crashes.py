@@ -3,15 +3,15 @@
 import random
 import threading
 import time
-import uuid
 
 import pytest
-from run_box import PERF, RunBox, dockerfile, run_box, script
 
+from harness.bodies import dockerfile
 from harness.client import Fields
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
 from harness.processes import processes, unique_seconds
+from harness.run_box import PERF, RunBox, script
 from harness.waiting import until
 from imagejobd.model.failpoint import EXIT_STATUS
 from imagejobd.model.ownership import resource_name
@@ -34,20 +34,6 @@ AFTER_COLLECT = frozenset({"after_collect", "before_purge", "after_purge", "befo
 TEXT = dockerfile("ARG version", "ENV version=$version", script("echo at work", "sleep 0.2", PERF))
 
 
-def submit_surely(box: RunBox, text: str) -> str:
-    """Submit as a client does that repeats itself until it has an answer, across a crash of the daemon."""
-    body, key = {"kind": "run", "spec": {"dockerfile": text}}, str(uuid.uuid4())
-    while True:
-        try:
-            answer = box.call("POST", "/api/v2/jobs", body, headers={"Idempotency-Key": key})
-        except OSError:
-            if not box.daemon.is_running:
-                box.restart()
-        else:
-            assert answer.status in (200, 201), answer.text
-            return str(answer.json["id"])
-
-
 def check_done_once(box: RunBox, job: str, *, crashes_max: int = 1) -> Fields:
     """The job has succeeded with its result, and ended one time."""
     ended = box.succeeded(job)
@@ -55,18 +41,16 @@ def check_done_once(box: RunBox, job: str, *, crashes_max: int = 1) -> Fields:
     assert ended["result"]["perf"] == 0.5
     endings = "select count(*) from event where type in ('succeed', 'fail', 'cancel') and job_id = ?"
     assert box.daemon.sqlite(endings, (ended["number"],)) == [(1,)]
-    until(lambda: holdings_of(box.engine, job) == [], timeout_s=10, what="the sweep")
+    box.check_gone(job)
     return ended
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_crash_anywhere(engine: PrivateEngine, place: str) -> None:
     """After a crash at this place the job still ends exactly once, with its result and without leftovers."""
-    with run_box(engine, failpoints=place) as box:
-        job = submit_surely(box, TEXT)
-        if box.daemon.log_text().count(" event=starting ") == 1:
-            assert box.daemon.wait() == EXIT_STATUS
-            box.restart()
+    with RunBox(engine, failpoints=place) as box:
+        job = box.submit_surely("run", {"dockerfile": TEXT})
+        box.go_on_after_crash()
         ended = check_done_once(box, job)
         phases = [phase["name"] for phase in ended["phases"]]
         if place in AFTER_COLLECT:
@@ -81,14 +65,14 @@ def test_a_crash_anywhere(engine: PrivateEngine, place: str) -> None:
 def test_killed_while_the_container_runs(engine: PrivateEngine) -> None:
     """A container whose daemon was killed is taken down at the next start; the job runs again, as its first attempt."""
     seconds = unique_seconds()
-    with run_box(engine) as box:
+    with RunBox(engine) as box:
         job = box.launch(dockerfile(script(f"sleep {seconds}", PERF)))
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        until(lambda: bool(processes(seconds)), what="the sleep")
         [first] = processes(seconds)
         box.daemon.kill()
         box.daemon.start()
-        until(lambda: first not in processes(seconds), timeout_s=10, what="the container of before to be killed")
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the second container")
+        until(lambda: first not in processes(seconds), what="the container of before to be killed")
+        until(lambda: bool(processes(seconds)), what="the second container")
         assert len(engine.docker("ps", "--all", "--quiet").split()) == 1
         again = box.job(job)
         assert (again["crashes"], again["attempt"]) == (1, 1)
@@ -100,8 +84,8 @@ def test_killed_while_the_container_runs(engine: PrivateEngine) -> None:
 
 def test_killed_for_good(engine: PrivateEngine) -> None:
     """What a killed daemon's job has left is removed at the next start also when the job was not to run any more."""
-    with run_box(engine, failpoints="while_running") as box:
-        job = submit_surely(box, dockerfile(script("echo at work", "sleep 60", PERF)))
+    with RunBox(engine, failpoints="while_running") as box:
+        job = box.submit_surely("run", {"dockerfile": dockerfile(script("echo at work", "sleep 60", PERF))})
         for _ in range(CRASHES_MAX - 1):
             assert box.daemon.wait() == EXIT_STATUS
             box.daemon.spawn(failpoints="while_running")
@@ -110,15 +94,15 @@ def test_killed_for_good(engine: PrivateEngine) -> None:
         box.restart()
         ended = box.failed(job, "quarantined")
         assert ended["crashes"] == CRASHES_MAX
-        until(lambda: holdings_of(engine, job) == [], timeout_s=10, what="the sweep at boot")
+        until(lambda: holdings_of(engine, job) == [], what="the sweep at boot")
         assert box.status(job).text.startswith(f"Job {job} was Failed - ")
         box.check_healthy()
 
 
 def test_killed_at_random(engine: PrivateEngine) -> None:
     """Two runs at a time under two random kills all end once and rightly."""
-    with run_box(engine) as box:
-        jobs = [submit_surely(box, TEXT) for _ in range(4)]
+    with RunBox(engine) as box:
+        jobs = [box.submit("run", {"dockerfile": TEXT}) for _ in range(4)]
         for _ in range(2):
             time.sleep(random.uniform(0.1, 1.5))
             box.restart()
@@ -130,13 +114,13 @@ def test_killed_at_random(engine: PrivateEngine) -> None:
 def test_stopped_in_mid_run(engine: PrivateEngine) -> None:
     """SIGTERM in mid-run interrupts: the container goes with the daemon; the job goes on later, uncounted."""
     seconds = unique_seconds()
-    with run_box(engine, server={"drain_timeout_s": 0.5}) as box:
+    with RunBox(engine, server={"drain_timeout_s": 0.5}) as box:
         job = box.launch(dockerfile(script(f"sleep {seconds}", PERF)))
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the sleep")
+        until(lambda: bool(processes(seconds)), what="the sleep")
         assert box.daemon.terminate(timeout_s=15).code == 0
         assert processes(seconds) == []
         box.daemon.start()
-        until(lambda: bool(processes(seconds)), timeout_s=20, what="the second container")
+        until(lambda: bool(processes(seconds)), what="the second container")
         again = box.job(job)
         assert (again["crashes"], again["attempt"]) == (0, 1)
         box.cancel(job)
@@ -146,7 +130,7 @@ def test_stopped_in_mid_run(engine: PrivateEngine) -> None:
 @pytest.mark.parametrize("death", ["restart", "kill"])
 def test_engine_goes_away_in_mid_run(engine: PrivateEngine, death: str) -> None:
     """An engine that restarts or dies under a container is not the user's failure, nor an attempt: it runs again."""
-    with run_box(engine, limits={"retry_for_s": 600.0}) as box:
+    with RunBox(engine, limits={"retry_for_s": 600.0}) as box:
         job = box.launch(dockerfile(script("echo at work", "sleep 6", PERF)))
         box.prints(job, "at work")
         if death == "restart":
@@ -162,7 +146,7 @@ def test_engine_goes_away_in_mid_run(engine: PrivateEngine, death: str) -> None:
 
 def test_somebody_removes_the_container(engine: PrivateEngine) -> None:
     """A container that an operator removes in mid-run fails or repeats its job, with words, and leaves nothing."""
-    with run_box(engine) as box:
+    with RunBox(engine) as box:
         job = box.launch(dockerfile(script("echo at work", "sleep 1", PERF)))
         box.prints(job, "at work")
         container = resource_name(box.daemon.installation, job, 1)

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from run_box import MIB, PERF, RunBox, dockerfile, launched, run_box, script
 
 from harness.base_image import BUSYBOX
+from harness.bodies import dockerfile
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
+from harness.run_box import MIB, PERF, RunBox, launched, script
 from imagejobd.model.ownership import job_repository, resource_name
 
 SUCCESS = r"Successful - Model performance : 0\.500000"
@@ -98,7 +99,7 @@ def jobs(engine: PrivateEngine) -> Iterator[tuple[RunBox, dict[str, str]]]:
     """All of them at once, on a box whose files and tmpfs are small enough to be filled."""
     engine.docker("build", "--network=none", "--tag", ONBUILD, "-", input=ONBUILD_TEXT.encode())
     run = {"tmp_max_bytes": 4 * MIB, "file_max_bytes": 4 * MIB, "timeout_s": 20}
-    with run_box(engine, limits={"run": 4}, kinds={"run": run}) as box:
+    with RunBox(engine, limits={"run": 4}, kinds={"run": run}) as box:
         with launched(box, {name: case.text for name, case in CASES.items()}) as ids:
             yield box, ids
         box.check_healthy()

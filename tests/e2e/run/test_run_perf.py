@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from run_box import PERF, RunBox, dockerfile, launched, script, writes
+
+from harness.bodies import dockerfile
+from harness.run_box import PERF, RunBox, launched, script, writes
 
 USERS = {
     "root": (),

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from run_box import MIB, PERF, dockerfile, run_box, script
 
+from harness.bodies import dockerfile
 from harness.client import Fields
 from harness.engine import PrivateEngine
 from harness.holdings import holdings_of
+from harness.run_box import MIB, PERF, RunBox, script
 from imagejobd.model.ownership import resource_name
 
 TMP_MAX_BYTES = 8 * MIB
@@ -21,7 +22,7 @@ STATUS = "tell {0} \"$(sed -n 's/^{0}:[[:space:]]*//p' /proc/self/status)\""
 @pytest.fixture(scope="module")
 def facts(engine: PrivateEngine) -> Fields:
     """What a container that runs as root has found out about its surroundings."""
-    with run_box(engine, kinds={"run": {"tmp_max_bytes": TMP_MAX_BYTES, "files": 64}}) as box:
+    with RunBox(engine, kinds={"run": {"tmp_max_bytes": TMP_MAX_BYTES, "files": 64}}) as box:
         job = box.launch(
             dockerfile(
                 script(
@@ -92,7 +93,7 @@ def test_root_has_no_rights(facts: Fields) -> None:
 def test_settings_that_the_engine_was_given(engine: PrivateEngine) -> None:
     """Container and volume have the job's name and labels, and the engine was given every bound that is configured."""
     bounds = {"memory_bytes": 96 * MIB, "pids": 50, "cpus": 0.5, "files": 99, "file_max_bytes": 5 * MIB}
-    with run_box(engine, kinds={"run": bounds}) as box:
+    with RunBox(engine, kinds={"run": bounds}) as box:
         job = box.launch(dockerfile(script("echo started", "sleep 60", PERF)))
         box.prints(job, "started")
         installation = box.daemon.installation

@@ -10,8 +10,7 @@ import pytest
 
 from harness import images
 from harness.images import Image
-from harness.misbehaviour import Answer, FlipByte, StallRequest, StallResponse
-from harness.proxy import FaultProxy
+from harness.proxy import Answer, FaultProxy, FlipByte, StallRequest, StallResponse
 from harness.registry import Registry
 from harness.waiting import until
 from imagejobd.model.concurrency import KeyedLock

@@ -5,10 +5,12 @@ import uuid
 from itertools import accumulate
 
 import pytest
-from box import LOGIN, Box, box, dockerfile, publish_base
 
 from harness.base_image import BUSYBOX
+from harness.bodies import dockerfile
+from harness.build_box import BuildBox, publish_base
 from harness.engine import PrivateEngine
+from harness.logins import LOGIN
 from harness.registry import PASSWORD, Registry
 from harness.waiting import until
 
@@ -30,11 +32,11 @@ RUN echo never reached && false
 def test_multi_stage_with_target(engine: PrivateEngine, registry: Registry, builder: str) -> None:
     """RUN steps print into the log, the target's image is pushed under each tag, and the engine keeps nothing."""
     name = f"{registry.host}/multi/{builder}"
-    with box(engine, builder=builder) as b:
-        job = b.submit(
+    with BuildBox(engine, builder=builder) as b:
+        job = b.submit_build(
             f"{name}:1", MULTI_STAGE, target="small", build_args={"WHO": "me"}, labels={"a": "b"}, tags=["2"]
         )
-        [ended] = b.succeeded(job)
+        ended = b.succeeded(job)
         log = b.logs(job)
         assert "compiled for me" in log
         assert "problem" in log
@@ -53,7 +55,7 @@ def test_multi_stage_with_target(engine: PrivateEngine, registry: Registry, buil
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_failing_run(engine: PrivateEngine, registry: Registry, builder: str) -> None:
     """A failing RUN ends the job at once; exit code and last lines reach both Status and Logs."""
-    with box(engine, builder=builder) as b:
+    with BuildBox(engine, builder=builder) as b:
         job = b.build(f"{registry.host}/failing/{builder}", dockerfile("RUN echo the last words; exit 7"))
         ended = b.ended(job)
         assert (ended["state"], ended["attempt"], ended["error"]["code"]) == ("failed", 1, "build_failed")
@@ -71,7 +73,7 @@ def test_private_base(engine: PrivateEngine, private_registry: Registry, builder
     base = publish_base(engine, private_registry, builder)
     text = f"FROM {base}\nRUN echo on a private base\n"
     result = f"{private_registry.host}/results/{builder}"
-    with box(engine, builder=builder) as b:
+    with BuildBox(engine, builder=builder) as b:
         b.succeeded(b.build(f"{result}:request", text, **LOGIN))
         b.check_clean()
         refused = b.ended(b.build(f"{result}:none", text))
@@ -81,7 +83,7 @@ def test_private_base(engine: PrivateEngine, private_registry: Registry, builder
     password_file = private_registry.folder / "password"
     password_file.write_text(PASSWORD)
     configured = {"username": LOGIN["username"], "password_file": str(password_file), "plain_http": True}
-    with box(engine, builder=builder, registry={private_registry.host: configured}) as b:
+    with BuildBox(engine, builder=builder, registry={private_registry.host: configured}) as b:
         b.succeeded(b.build(f"{result}:configured", text))
         b.check_clean()
     assert private_registry.tags(f"results/{builder}") == ["configured", "request"]
@@ -89,7 +91,7 @@ def test_private_base(engine: PrivateEngine, private_registry: Registry, builder
 
 def test_push_denied(engine: PrivateEngine, private_registry: Registry) -> None:
     """A wrong password ends the job at its first push, with a hint and without the password."""
-    with box(engine) as b:
+    with BuildBox(engine) as b:
         wrong = LOGIN | {"password": "not-the-password"}
         job = b.build(f"{private_registry.host}/denied", dockerfile("RUN true"), **wrong)
         ended = b.ended(job)
@@ -105,8 +107,8 @@ def test_identical_builds_at_once(engine: PrivateEngine, registry: Registry) -> 
     before = engine.docker("build", "--quiet", "-", input=f"FROM {BUSYBOX}\nLABEL of=operator\n".encode())
     engine.docker("tag", before, name)
     same = dockerfile(f"RUN echo {uuid.uuid4()} > /id")
-    with box(engine, limits={"build": 4}) as b:
-        jobs = b.succeeded(*[b.build(name, same) for _ in range(6)])
+    with BuildBox(engine, limits={"build": 4}) as b:
+        jobs = b.all_succeeded(*[b.build(name, same) for _ in range(6)])
         digests = {job["result"]["digest"] for job in jobs}
         assert registry.digest("same/name", "1") in digests
         assert engine.docker("inspect", "--format", "{{.Id}}", name) == before
@@ -115,27 +117,27 @@ def test_identical_builds_at_once(engine: PrivateEngine, registry: Registry) -> 
 
 
 def test_a_long_queue(engine: PrivateEngine, registry: Registry) -> None:
-    """200 builds with two slots: all end, never more than two at once, and the bound on the queue is told with 503."""
-    with box(engine, limits={"build": 2, "queue_max": 205}) as b:
+    """60 builds with two slots: all end, never more than two at once, and the bound on the queue is told with 503."""
+    with BuildBox(engine, limits={"build": 2, "queue_max": 65}) as b:
         warm = b.build(f"{registry.host}/queue/warm", dockerfile("LABEL x=y"))
         b.succeeded(warm)
         good, no_base, no_file = dockerfile("LABEL x=y"), "FROM no-such/base:1\n", dockerfile("COPY nothing /")
-        texts = [good, no_file, *[no_base] * 8] * 20
-        jobs = [b.submit(f"{registry.host}/queue/many:1", text, pull="never") for text in texts]
+        texts = [good, no_file, *[no_base] * 4] * 10
+        jobs = [b.submit_build(f"{registry.host}/queue/many:1", text, pull="never") for text in texts]
         extra = b.call("GET", "/healthz")
         while extra.status == 200:
             extra = b.call("POST", "/api/v1/build", {"image_name": "127.0.0.1:9/x", "dockerfile": no_file})
         assert extra.status == 503
-        assert int(extra.headers["Retry-After"]) > 0
-        assert "queue_max" in extra.body["Error"]
-        until(lambda: b.call("GET", "/api/v2/jobs?state=queued").body["jobs"] == [], timeout_s=60, what="the queue")
+        assert int(extra.headers["retry-after"]) > 0
+        assert "queue_max" in extra.json["Error"]
+        until(lambda: b.call("GET", "/api/v2/jobs?state=queued").json["jobs"] == [], what="the queue")
         for job, text in zip(jobs, texts, strict=True):
             assert b.ended(job)["state"] == ("succeeded" if text == good else "failed")
         assert most_at_once(b) == 2
         b.check_clean()
 
 
-def most_at_once(b: Box) -> int:
+def most_at_once(b: BuildBox) -> int:
     """How many jobs were running at the same time, by the history."""
     moves = b.daemon.sqlite("select type from event where type in ('claim', 'succeed', 'fail', 'retry') order by id")
     return max(accumulate(1 if move == "claim" else -1 for (move,) in moves))

@@ -1,30 +1,22 @@
-"""A box that takes payloads: the daemon with a secret for tokens, its tenants, and what must hold after a job."""
+"""A box that takes payloads: the daemon with a secret for tokens, its tenants, and what becomes of an image."""
 
-import base64
 import hashlib
-import io
 import json
 import subprocess
-import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.base_image import BUSYBOX
+from harness.bodies import dockerfile, envelope, tar
+from harness.box import Box
 from harness.client import Answer, Client, Fields
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
-from harness.health import check_healthy
-from harness.holdings import holdings_of
+from harness.logins import JWT_SECRET, mint
 from harness.services import program
-from harness.tokens import JWT_SECRET, mint
 from harness.waiting import until
 
-# Retries that a test waits for.
-QUICK_RETRIES = {"retry_first_s": 0.3, "retry_max_s": 1.0}
 COMMAND_TIMEOUT_S = 60.0
-END_TIMEOUT_S = 60.0
 ADMIN = "the-admin"
 
 
@@ -34,11 +26,11 @@ class Tenant(Client):
     def __init__(self, daemon: Daemon, number: int, **claims: object) -> None:
         super().__init__(daemon, token=mint(number, **claims))
 
-    def send(self, payload: bytes, *, md5: str | None = None, **headers: str) -> Answer:
+    def send(self, payload: bytes | str, *, md5: str | None = None, **headers: str) -> Answer:
         """The dispatcher's request, with the right MD5 unless another one is given."""
         return self.call("POST", "/api/v1/job", envelope(payload, md5=md5), headers=headers)
 
-    def dispatch(self, payload: bytes) -> str:
+    def dispatch(self, payload: bytes | str) -> str:
         """Submit; the job's id."""
         answer = self.send(payload)
         assert answer.status == 201, answer.text
@@ -61,7 +53,7 @@ class Tenant(Client):
 
     def outcome(self, job: str) -> str:
         """The status that a job ends with."""
-        until(lambda: self.status(job) != "RUNNING", timeout_s=END_TIMEOUT_S, what=f"job {job} to end")
+        until(lambda: self.status(job) != "RUNNING", what=f"job {job} to end")
         return self.status(job)
 
     def done(self, job: str) -> Fields:
@@ -85,23 +77,11 @@ class Tenant(Client):
         return answer.body
 
 
-class DispatchBox:
-    """The daemon, its engine and its tenants."""
+class DispatchBox(Box):
+    """The dispatcher's API for tenants; the box itself is a caller without a token."""
 
-    def __init__(
-        self,
-        engine: PrivateEngine,
-        *,
-        builder: str = "buildkit",
-        engine_host: str | None = None,
-        engine_settings: Mapping[str, Any] | None = None,
-        **tables: Mapping[str, Any],
-    ) -> None:
-        limits = QUICK_RETRIES | dict(tables.pop("limits", {}))
-        self.engine = engine
-        self.builder = builder
-        config = {"engine": {"builder": builder, **(engine_settings or {})}, "limits": limits, **tables}
-        self.daemon = Daemon(config, engine_host=engine_host or engine.host)
+    def __init__(self, engine: PrivateEngine, /, **settings: Any) -> None:
+        super().__init__(engine, **settings)
         secret_file = self.daemon.folder / "jwt.secret"
         secret_file.write_text(JWT_SECRET)
         secret_file.chmod(0o600)
@@ -111,66 +91,11 @@ class DispatchBox:
     def tenant(self, number: int = 1, **claims: object) -> Tenant:
         return Tenant(self.daemon, number, **claims)
 
-    def restart(self) -> None:
-        """Up again after a crash, without any crash armed."""
-        self.daemon.kill()
-        self.daemon.start()
-
-    def spooled(self) -> list[Path]:
-        return list((self.daemon.state_dir / "spool").iterdir())
-
-    def blobs(self) -> set[str]:
-        """Digests of what the content store holds."""
-        return {path.name for path in (self.daemon.state_dir / "blobs").rglob("*") if path.is_file()}
-
-    def check_healthy(self) -> None:
-        """See `harness.health`."""
-        check_healthy(self.daemon)
-
-    def check_clean(self, uuid: str) -> None:
-        """Nothing of this job is in the engine."""
-        assert holdings_of(self.engine, uuid) == []
-
-
-@contextmanager
-def dispatch_box(engine: PrivateEngine, *, failpoints: str = "", **settings: Any) -> Iterator[DispatchBox]:
-    """A running box, removed afterwards. With `failpoints` it may crash before it is ready."""
-    made = DispatchBox(engine, **settings)
-    try:
-        if failpoints:
-            made.daemon.spawn(failpoints=failpoints)
-        else:
-            made.daemon.start()
-        yield made
-    finally:
-        made.daemon.remove()
-
-
-def envelope(payload: bytes, *, md5: str | None = None) -> Fields:
-    """The dispatcher's JSON around a payload."""
-    content = base64.b64encode(payload).decode()
-    return {"encoding": "base64", "MD5": md5 or hashlib.md5(payload).hexdigest(), "content": content}
-
-
-def dockerfile(*lines: str) -> bytes:
-    return "\n".join([f"FROM {BUSYBOX}", *lines, ""]).encode()
-
-
-def tar(files: Mapping[str, bytes]) -> bytes:
-    """A plain tar of regular files."""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as writer:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            writer.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
-
 
 def context(greeting: str) -> bytes:
     """A build context whose image prints `greeting`."""
     text = dockerfile("COPY greeting /", 'CMD ["cat", "/greeting"]')
-    return tar({"Dockerfile": text, "greeting": greeting.encode()})
+    return tar({"Dockerfile": text, "greeting": greeting})
 
 
 def saved(engine: PrivateEngine, folder: Path, image: str = BUSYBOX) -> bytes:
