@@ -58,16 +58,6 @@ class Vertex(msgspec.Struct, frozen=True):
         return self.completed_s is not None or self.cached or bool(self.error)
 
 
-class VertexStatus(msgspec.Struct, frozen=True):
-    """How far a part of a vertex has come; `total` is 0 where it is not known."""
-
-    id: str = ""
-    vertex: str = ""
-    name: str = ""
-    current: int = 0
-    total: int = 0
-
-
 class VertexLog(msgspec.Struct, frozen=True, gc=False):
     """A piece of a vertex's output: bytes cut anywhere, even within a character."""
 
@@ -76,18 +66,14 @@ class VertexLog(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
-class VertexWarning(msgspec.Struct, frozen=True):
-    """A frontend's remark on the Dockerfile: what in short, details, and a URL, a line each."""
-
-    vertex: str
-    text: str
-
-
 class StatusResponse(msgspec.Struct, frozen=True):
+    """One record. What is said of a vertex stands beside its digest: how far a part has come, by the part's id, and a
+    frontend's remarks on the Dockerfile."""
+
     vertices: list[Vertex]
-    statuses: list[VertexStatus]
+    transfers: list[tuple[str, Transfer]]
     logs: list[VertexLog]
-    warnings: list[VertexWarning]
+    warnings: list[tuple[str, str]]
 
 
 class _StepProgress:
@@ -100,7 +86,7 @@ class _StepProgress:
         self.name = ""
         self.has_ended = False
         self.tail = Tail()
-        self.transfers: dict[str, VertexStatus] = {}
+        self.transfers: dict[str, Transfer] = {}
         self.decoders: dict[bool, codecs.IncrementalDecoder] = {}
 
 
@@ -185,14 +171,13 @@ class BuildkitProgress:
         # Logs go between starts and ends: a record may carry a step's last output and its end together.
         for vertex in status.vertices:
             yield from self._begin(vertex)
-        for part in status.statuses:
-            yield from self._transfer(part)
+        for digest, transfer in status.transfers:
+            yield from self._transfer(self._steps[digest], transfer)
         yield from self._output(status.logs)
         for vertex in status.vertices:
             yield from self._end(vertex)
-        for warning in status.warnings:
-            number = self._steps[warning.vertex].number if warning.vertex in self._steps else 0
-            yield BuildWarning(number, warning.text)
+        for digest, text in status.warnings:
+            yield BuildWarning(self._steps[digest].number if digest in self._steps else 0, text)
 
     def _begin(self, vertex: Vertex) -> Iterator[BuildEvent]:
         step = self._steps[vertex.digest]
@@ -225,12 +210,11 @@ class BuildkitProgress:
             step.number = self._last_number
             yield Step(step.number, step.name, "started")
 
-    def _transfer(self, part: VertexStatus) -> Iterator[BuildEvent]:
-        step = self._steps[part.vertex]
-        if step.transfers.get(part.id) != part:
-            step.transfers[part.id] = part
+    def _transfer(self, step: _StepProgress, transfer: Transfer) -> Iterator[BuildEvent]:
+        if step.transfers.get(transfer.name) != transfer:
+            step.transfers[transfer.name] = transfer
             yield from self._number(step)
-            yield Transfer(step.number, part.id, part.name, part.current, part.total)
+            yield msgspec.structs.replace(transfer, step=step.number)
 
     def _output(self, logs: list[VertexLog]) -> Iterator[BuildEvent]:
         """One event for neighbouring pieces of one step and stream: a noisy step sends thousands at a time."""
@@ -264,7 +248,7 @@ def decode_status(record: bytes) -> StatusResponse:
         elif number == 1:
             response.vertices.append(_vertex(as_bytes(value)))
         elif number == 2:
-            response.statuses.append(_status(as_bytes(value)))
+            response.transfers.append(_transfer(as_bytes(value)))
         elif number == 4:
             response.warnings.append(_warning(as_bytes(value)))
     return response
@@ -294,20 +278,18 @@ def _vertex(record: bytes) -> Vertex:
     )
 
 
-def _status(record: bytes) -> VertexStatus:
+def _transfer(record: bytes) -> tuple[str, Transfer]:
+    """VertexStatus: 1 is its id, 2 the vertex, 3 the name, 4 current and 5 total."""
     values = dict(fields(record))
-    return VertexStatus(
-        id=as_text(values.get(1, b"")),
-        vertex=as_text(values.get(2, b"")),
-        name=as_text(values.get(3, b"")),
-        current=as_int(values.get(4, 0)),
-        total=as_int(values.get(5, 0)),
-    )
+    name, status = as_text(values.get(1, b"")), as_text(values.get(3, b""))
+    transfer = Transfer(0, name, status, as_int(values.get(4, 0)), as_int(values.get(5, 0)))
+    return as_text(values.get(2, b"")), transfer
 
 
-def _warning(record: bytes) -> VertexWarning:
+def _warning(record: bytes) -> tuple[str, str]:
+    """VertexWarning: 1 is the vertex, 3 what in short, 4 details, 5 a URL; a line of text each."""
     pairs = list(fields(record))
     values = dict(pairs)
     details = [value for number, value in pairs if number == 4]
     lines = [as_text(value) for value in (values.get(3, b""), *details, values.get(5, b""))]
-    return VertexWarning(as_text(values.get(1, b"")), "\n".join(filter(None, lines)))
+    return as_text(values.get(1, b"")), "\n".join(filter(None, lines))

@@ -15,11 +15,10 @@ from imagejobd.engine.buildkit import (
     BuildkitProgress,
     StatusResponse,
     VertexLog,
-    VertexWarning,
     decode_status,
 )
 from imagejobd.engine.protobuf import MalformedRecord
-from imagejobd.engine.stream import BuildEvent, BuildWarning, Message, Output, Step
+from imagejobd.engine.stream import BuildEvent, BuildWarning, Message, Output, Step, Transfer
 from imagejobd.model.errors import ErrorCode
 
 VERTEX_1 = "sha256:" + "1" * 64
@@ -85,9 +84,9 @@ def test_statuses_logs_and_warnings_are_read() -> None:
         )
     )
     status = decode_status(record)
-    assert (status.statuses[0].id, status.statuses[0].current, status.statuses[0].total) == ("layer", 10, 20)
+    assert status.transfers == [(VERTEX_1, Transfer(0, "layer", "extract", 10, 20))]
     assert status.logs == [VertexLog(VERTEX_1, False, b"out"), VertexLog(VERTEX_1, True, b"\xff")]
-    assert status.warnings == [VertexWarning(VERTEX_1, "short\na\nb\nurl")]
+    assert status.warnings == [(VERTEX_1, "short\na\nb\nurl")]
 
 
 def test_fields_of_the_future_are_skipped() -> None:
