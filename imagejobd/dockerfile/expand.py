@@ -160,9 +160,9 @@ class _Lex:
             elif char == self._escape:
                 pieces.append((self._escaped(), False))
             elif char == "<" and self._joins_heredocs:
-                pieces.append((self._heredoc_start(), False))
+                pieces.append((self._scan(_HEREDOC_START), False))
             else:
-                pieces.append((self._plain(), True))
+                pieces.append((self._scan(_PLAIN) or self._next(), True))
         if stop:
             raise BadWord(f"{stop!r} is missing")
         return pieces
@@ -175,18 +175,13 @@ class _Lex:
         self._at += 1
         return char
 
-    def _plain(self) -> str:
-        match = _PLAIN.match(self._text, self._at)
+    def _scan(self, pattern: re.Pattern[str]) -> str:
+        """What matches here, which is read then; empty when nothing does."""
+        match = pattern.match(self._text, self._at)
         if not match:
-            return self._next()
+            return ""
         self._at = match.end()
         return match.group()
-
-    def _heredoc_start(self) -> str:
-        match = _HEREDOC_START.match(self._text, self._at)
-        start = match.group() if match else ""
-        self._at += len(start)
-        return start
 
     def _escaped(self) -> str:
         escape, char = self._next(), self._next()
@@ -212,9 +207,8 @@ class _Lex:
         raise BadWord("a double quote is not closed")
 
     def _in_double_quotes(self) -> str:
-        if plain := _QUOTED_PLAIN.match(self._text, self._at):
-            self._at = plain.end()
-            return plain.group()
+        if plain := self._scan(_QUOTED_PLAIN):
+            return plain
         char = self._next()
         if char == self._escape and self._peek() in ('"', "$", self._escape):
             return char + self._next() if self._keep_escapes else self._next()
@@ -224,23 +218,16 @@ class _Lex:
         self._at += 1
         if self._peek() == "{":
             return self._braced()
-        name = self._name()
+        name = self._scan(_NAME)
         if not name:
             return "$"
         return f"${name}" if self._variables is None else self._variables.get(name, "")
-
-    def _name(self) -> str:
-        match = _NAME.match(self._text, self._at)
-        if not match:
-            return ""
-        self._at = match.end()
-        return match.group()
 
     def _braced(self) -> str:
         self._at += 1
         if self._peek() in ("", "{", "}", ":"):
             raise BadWord("a variable name is missing after '${'")
-        name = self._name()
+        name = self._scan(_NAME)
         operator = self._next()
         if operator == "}":
             return f"${{{name}}}" if self._variables is None else self._variables.get(name, "")

@@ -90,7 +90,7 @@ class _Glob:
         return self.text.endswith("*") and self.matches(prefix)
 
     def may_match(self, prefix: str) -> bool:
-        """Whether something that begins with `prefix` could match; true where that is hard to tell."""
+        """Whether something that begins with `prefix` could match; true where that is hard to say."""
         return prefix.startswith(self._head) or self._head.startswith(prefix)
 
 

@@ -78,9 +78,9 @@ def volume_access(body: dict[str, Any], mount_path: str) -> dict[str, Any]:
     volumes to look into one, and newer ones then look into nothing when there is a link in the way.
     """
     host = body["HostConfig"]
-    data, *others = host["Mounts"]
-    covers = [{"Type": "tmpfs", "Target": mount["Target"]} for mount in (data, *others)]
-    return body | {"HostConfig": host | {"ReadonlyRootfs": False, "Mounts": [data | {"Target": mount_path}, *covers]}}
+    volume = host["Mounts"][0] | {"Target": mount_path}
+    covers = [{"Type": "tmpfs", "Target": mount["Target"]} for mount in host["Mounts"]]
+    return body | {"HostConfig": host | {"ReadonlyRootfs": False, "Mounts": [volume, *covers]}}
 
 
 def with_private_ipc(body: dict[str, Any]) -> dict[str, Any]:
