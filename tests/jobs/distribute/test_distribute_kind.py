@@ -1,4 +1,4 @@
-"""A distribution from claim to ending, on a real store: what is copied, kept, told, and tried again."""
+"""A distribution from claim to ending, on a real store: what is copied, stored, reported, and tried again."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from distribution_bench import DIGEST, GONE, SOURCE_DIGEST, DistributionBench, ScriptedCopy
 
-from imagejobd.jobs.distribute import copies as copying_module
+from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
@@ -122,7 +122,7 @@ async def test_a_target_that_is_down_costs_two_images(
     bench: DistributionBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others of this attempt are not tried there, and go to the other targets; the next attempt tries them."""
-    monkeypatch.setattr(copying_module, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(copies_module, "IMAGES_AT_ONCE", 1)
     copy = ScriptedCopy(**{"c.example": [DOWN] * 4})
     job = await bench.run(bench.kind(copy), IMAGES)
     names = [str(n) for n in range(20)]
@@ -160,7 +160,7 @@ async def test_only_failures_in_a_row_count(
     bench: DistributionBench, monkeypatch: pytest.MonkeyPatch, between: Fault | None
 ) -> None:
     """A target that answers in between is not down, whatever it says."""
-    monkeypatch.setattr(copying_module, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(copies_module, "IMAGES_AT_ONCE", 1)
     copy = ScriptedCopy(**{"c.example": [DOWN, between] * 9})
     await bench.run(bench.kind(copy), IMAGES, limits=msgspec.structs.replace(QUICK, retry_for_s=0.0))
     assert len(copy.asked_of("c.example")) == 20
@@ -367,7 +367,7 @@ async def test_what_a_crash_interrupts_goes_on(bench: DistributionBench) -> None
     assert copy.asked[-1].targets == ["c.example/x/y:1,latest"]
 
 
-async def test_no_secret_in_anything_that_is_told(bench: DistributionBench) -> None:
+async def test_no_secret_is_shown_anywhere(bench: DistributionBench) -> None:
     """What a peer echoes of a login, sent or configured, is masked in log, history, progress, result and error."""
     words = ("qu3ry", "h3ader-word", "b0dy-word", "p4ssword", "conf1gured")
     echo = "you sent " + " ".join(words)

@@ -11,7 +11,7 @@ from harness.images import put_image, put_index
 from harness.proxy import Answer, CutRequest, FaultProxy
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
-from imagejobd.jobs.distribute import copies as reporter_module
+from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.distribute.table import CopyTable, endpoints
@@ -195,7 +195,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Json]:
         return standing
 
     monkeypatch.setattr(CopyTable, "progress", watched)
-    monkeypatch.setattr(reporter_module, "TICK_S", 0.0005)
+    monkeypatch.setattr(copies_module, "TICK_S", 0.0005)
     return seen
 
 
