@@ -11,7 +11,6 @@ import msgspec
 
 from imagejobd.jobs.distribute import spec as specs
 from imagejobd.jobs.distribute.copies import Copies, Registries, Reporter
-from imagejobd.jobs.distribute.fields import parse_endpoint
 from imagejobd.jobs.distribute.spec import DistributeSettings, DistributeSpec, Image
 from imagejobd.jobs.distribute.table import TAGS, CopyTable, images_of, records_of
 from imagejobd.jobs.distribute.tags import select
@@ -71,7 +70,7 @@ class DistributeKind(JobKind):
 
     def hosts(self, job: Job) -> Collection[str]:
         """The source; the targets are done one by one, as they answer."""
-        source = parse_endpoint(msgspec.convert(job.spec, DistributeSpec).source.endpoint, "source.endpoint")
+        source = msgspec.convert(job.spec, DistributeSpec).source.registry
         return (peer_name(source.host, source.scheme),)
 
     async def run(self, ctx: JobContext) -> Json:

@@ -12,6 +12,7 @@ import msgspec
 
 from imagejobd.jobs.distribute.auth import login, parse_auth, secret_words
 from imagejobd.jobs.distribute.fields import (
+    Endpoint,
     FieldFault,
     below,
     convert,
@@ -89,20 +90,20 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     verify_tls: bool | None = None
 
     @property
-    def host(self) -> str:
-        return parse_endpoint(self.endpoint, "source.endpoint").host
+    def registry(self) -> Endpoint:
+        return parse_endpoint(self.endpoint, "source.endpoint")
 
     @property
     def repository(self) -> str | None:
         """The path of `image`, where there is one."""
-        return None if self.image is None else parse_path(self.image, self.host, "source.image")
+        return None if self.image is None else parse_path(self.image, self.registry.host, "source.image")
 
     @property
     def listed(self) -> tuple[Image, ...]:
         """The images that are named one by one; none where a tag filter finds them."""
         if self.repository is not None:
             return () if self.ref is None else (Image(self.repository, self.ref),)
-        host = self.host
+        host = self.registry.host
         return tuple(_parse_image(text, host, f"source.images[{index}]") for index, text in enumerate(self.images))
 
 
@@ -117,13 +118,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     verify_tls: bool | None = None
 
     @property
+    def registry(self) -> Endpoint:
+        return parse_endpoint(self.endpoint, "endpoint")
+
+    @property
     def renames(self) -> tuple[str, ...]:
         """The names that `ref` or `tags` give, each once."""
         return (self.ref,) if self.ref is not None else tuple(dict.fromkeys(self.tags))
 
     def places(self, images: Sequence[Image]) -> list[Place]:
         """Where each of `images` goes at this target."""
-        host = parse_endpoint(self.endpoint, "endpoint").host
+        host = self.registry.host
         renamed_path = None if self.image is None else parse_path(self.image, host, "image")
         renames = self.renames
         return [Place(renamed_path or path_at(host, image.path), renames or (image.name,)) for image in images]
@@ -169,8 +174,8 @@ def target_auth(index: int) -> str:
 
 def site_of(place: Source | Target, auth: Secret | None) -> Site:
     """The registry of a stored source or target with its `auth`, as the registry client takes it."""
-    endpoint = parse_endpoint(place.endpoint, "endpoint")
-    return Site(host=endpoint.host, scheme=endpoint.scheme, verify_tls=place.verify_tls, login=login(auth))
+    registry = place.registry
+    return Site(host=registry.host, scheme=registry.scheme, verify_tls=place.verify_tls, login=login(auth))
 
 
 def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
@@ -186,7 +191,7 @@ def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secret
 
 
 def _check_source(source: Source, copies_max: int) -> None:
-    parse_endpoint(source.endpoint, "source.endpoint")
+    host = source.registry.host
     if source.images:
         for name in ("image", "ref", "tags"):
             if getattr(source, name) is not None:
@@ -196,7 +201,7 @@ def _check_source(source: Source, copies_max: int) -> None:
         return
     if source.image is None:
         raise FieldFault.missing("source.image", "an image with its ref or tags, or images")
-    parse_path(source.image, source.host, "source.image")
+    parse_path(source.image, host, "source.image")
     if source.ref is not None and source.tags is not None:
         raise wrong("source.tags", "does not go with ref: one tag, or a filter over all of them")
     if source.tags is not None:
@@ -246,11 +251,11 @@ def _check_copies(request: DistributeSpec, listed: Sequence[Image], copies_max: 
         raise wrong("targets", f"asks for {copies} copies; the limit is kinds.distribute.copies_max = {copies_max}")
     # Which tags a filter finds is not known yet: one repository may then take them once.
     images = listed or (Image(request.source.repository or "", ""),)
-    source_key = parse_endpoint(request.source.endpoint, "source.endpoint").key
+    source_key = request.source.registry.key
     sources = {(source_key, image.path, image.name) for image in images}
     taken: set[tuple[str, str, str]] = set()
     for index, target in enumerate(request.targets):
-        key = parse_endpoint(target.endpoint, f"targets[{index}].endpoint").key
+        key = target.registry.key
         for path, name in [(place.path, name) for place in target.places(images) for name in place.names]:
             if (key, path, name) in sources:
                 raise wrong(f"targets[{index}]", f"copies onto itself: {path} is read from there")

@@ -39,7 +39,7 @@ def commits(proxy: FaultProxy) -> Counter[str]:
     )
 
 
-@pytest.mark.parametrize("place", ["after_blob", "after_blob:4", "before_tag", "before_finish"])
+@pytest.mark.parametrize("place", ["after_blob", "after_blob:4", "before_tag", "after_outcomes", "before_finish"])
 def test_a_crash_sends_nothing_twice(
     target_proxy: FaultProxy, origin: Registry, mirrors: Mirrors, path: str, place: str
 ) -> None:

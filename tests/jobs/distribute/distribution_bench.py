@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from imagejobd.jobs.distribute import copies as copying_module
+from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.model.circuit import Circuits
@@ -129,7 +129,7 @@ class DistributionBench(Bench):
     ) -> DistributeKind:
         """`configured` is the login of every host, or of `configured_host` alone."""
         self.copy = copy
-        self._monkeypatch.setattr(copying_module, "copy_image", copy)
+        self._monkeypatch.setattr(copies_module, "copy_image", copy)
         self.registries = NamedRegistries(configured, configured_host)
         shared: dict[str, Any] = {"registry": self.registries, "flights": None}
         return DistributeKind(**shared, settings=DistributeSettings(**settings))

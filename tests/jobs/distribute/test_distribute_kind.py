@@ -1,4 +1,4 @@
-"""A distribution from claim to ending, on a real store: what is copied, kept, told, and tried again."""
+"""A distribution from claim to ending, on a real store: what is copied, stored, reported, and tried again."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from distribution_bench import DIGEST, GONE, SOURCE_DIGEST, DistributionBench, ScriptedCopy
 
-from imagejobd.jobs.distribute import copies as copying_module
+from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
@@ -105,9 +105,9 @@ async def test_a_pinned_image_is_gone(bench: DistributionBench) -> None:
     copy = ScriptedCopy(**{"c.example": [DOWN, GONE]})
     job = await bench.run(bench.kind(copy), SPEC)
     assert (job.state, job.attempt) == (State.FAILED, 2)
-    told = endpoints(job)
-    assert told.finished == ["b.example"]
-    ((endpoint, error),) = told.failed
+    by_outcome = endpoints(job)
+    assert by_outcome.finished == ["b.example"]
+    ((endpoint, error),) = by_outcome.failed
     assert endpoint == "http://c.example/"
     assert f"team/app:1.0 was {DIGEST} when other targets got it, and the source no longer has that" in error
 
@@ -122,7 +122,7 @@ async def test_a_target_that_is_down_costs_two_images(
     bench: DistributionBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others of this attempt are not tried there, and go to the other targets; the next attempt tries them."""
-    monkeypatch.setattr(copying_module, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(copies_module, "IMAGES_AT_ONCE", 1)
     copy = ScriptedCopy(**{"c.example": [DOWN] * 4})
     job = await bench.run(bench.kind(copy), IMAGES)
     names = [str(n) for n in range(20)]
@@ -148,8 +148,8 @@ async def test_images_under_way_are_not_given_up(bench: DistributionBench) -> No
     copy.before_end = pause
     job = await bench.run(bench.kind(copy), IMAGES, limits=limits)
     assert 2 <= sum(len(asked.targets) == 2 for asked in copy.asked) <= 16
-    told = endpoints(job)
-    assert (told.finished, told.failed) == (["b.example"], [("c.example", DOWN.message)])
+    by_outcome = endpoints(job)
+    assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("c.example", DOWN.message)])
     _, down = job.progress["targets"]
     assert (down["done"], down["failed"], down["error"]) == (0, 20, DOWN.message)
     assert job.progress["images_done"] == 20
@@ -160,7 +160,7 @@ async def test_only_failures_in_a_row_count(
     bench: DistributionBench, monkeypatch: pytest.MonkeyPatch, between: Fault | None
 ) -> None:
     """A target that answers in between is not down, whatever it says."""
-    monkeypatch.setattr(copying_module, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(copies_module, "IMAGES_AT_ONCE", 1)
     copy = ScriptedCopy(**{"c.example": [DOWN, between] * 9})
     await bench.run(bench.kind(copy), IMAGES, limits=msgspec.structs.replace(QUICK, retry_for_s=0.0))
     assert len(copy.asked_of("c.example")) == 20
@@ -210,7 +210,7 @@ async def test_what_failed_for_good_is_not_tried_again(bench: DistributionBench)
     assert "2 of 2 targets failed: b.example: registry c.example: no; http://c.example/: " in job.error.message
     assert endpoints(job).failed == [("b.example", DENIED.message), ("http://c.example/", DOWN.message)]
     assert job.result is None
-    standings = [(told["done"], told["failed"], told["error"]) for told in job.progress["targets"]]
+    standings = [(row["done"], row["failed"], row["error"]) for row in job.progress["targets"]]
     assert standings == [(0, 1, DENIED.message), (0, 1, DOWN.message)]
 
 
@@ -220,8 +220,8 @@ async def test_only_permanent_faults_end_at_once(bench: DistributionBench) -> No
     assert (job.state, job.attempt, job.result) == (State.FAILED, 1, None)
     assert job.error is not None
     assert (job.error.code, job.error.message.partition(":")[0]) == (ErrorCode.COPY_FAILED, "1 of 2 targets failed")
-    told = endpoints(job)
-    assert (told.finished, told.failed) == (["b.example"], [("http://c.example/", DENIED.message)])
+    by_outcome = endpoints(job)
+    assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("http://c.example/", DENIED.message)])
     done, failed = job.progress["targets"]
     assert (done["done"], done["failed"], failed["done"], failed["failed"]) == (1, 0, 0, 1)
     assert failed["error"] == DENIED.message
@@ -280,8 +280,8 @@ async def test_a_cancelled_job_keeps_what_was_done(bench: DistributionBench) -> 
         await bench.store.request_cancel(made.uuid, tenant=None)
         job = await bench.ended(made.uuid)
     assert job.state is State.CANCELLED
-    told = endpoints(job)
-    assert (told.finished, told.failed) == (["b.example"], [("http://c.example/", "cancelled")])
+    by_outcome = endpoints(job)
+    assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("http://c.example/", "cancelled")])
 
 
 async def test_a_copy_that_stalls_is_tried_again(bench: DistributionBench) -> None:
@@ -296,8 +296,8 @@ async def test_a_copy_that_stalls_is_tried_again(bench: DistributionBench) -> No
         "waited for https://a.example/v2/, b.example, http://c.example/ for 1 s without progress" in job.error.message
     )
     assert "gave up after 1 attempts" in job.error.message
-    told = endpoints(job)
-    assert (told.finished, told.failed) == (["b.example"], [("http://c.example/", job.error.message)])
+    by_outcome = endpoints(job)
+    assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("http://c.example/", job.error.message)])
 
 
 async def test_a_target_that_is_known_to_be_down_is_left_out(bench: DistributionBench) -> None:
@@ -367,7 +367,7 @@ async def test_what_a_crash_interrupts_goes_on(bench: DistributionBench) -> None
     assert copy.asked[-1].targets == ["c.example/x/y:1,latest"]
 
 
-async def test_no_secret_in_anything_that_is_told(bench: DistributionBench) -> None:
+async def test_no_secret_is_shown_anywhere(bench: DistributionBench) -> None:
     """What a peer echoes of a login, sent or configured, is masked in log, history, progress, result and error."""
     words = ("qu3ry", "h3ader-word", "b0dy-word", "p4ssword", "conf1gured")
     echo = "you sent " + " ".join(words)

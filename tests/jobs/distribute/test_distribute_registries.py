@@ -11,7 +11,7 @@ from harness.images import put_image, put_index
 from harness.proxy import Answer, CutRequest, FaultProxy
 from harness.registry import PASSWORD, USERNAME, Registry
 from harness.services import require
-from imagejobd.jobs.distribute import copies as reporter_module
+from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.distribute.table import CopyTable, endpoints
@@ -68,14 +68,14 @@ async def test_an_image_is_copied_and_then_found(
     assert (job.state, job.error) == (State.SUCCEEDED, None)
     assert target.digest("d/one", "1") == image.digest
     assert job.result is not None
-    (told,) = job.result["images"][0]["targets"]
-    assert (told["tags"], told["digest"]) == ({"1": "copied"}, image.digest)
-    assert told["sent_bytes"] == image.blobs_bytes
+    (row,) = job.result["images"][0]["targets"]
+    assert (row["tags"], row["digest"]) == ({"1": "copied"}, image.digest)
+    assert row["sent_bytes"] == image.blobs_bytes
     assert endpoints(job).finished == [target.host]
     again = await bench.run(kind, spec_of(registry, target, image="d/one"))
     assert again.result is not None
-    (told,) = again.result["images"][0]["targets"]
-    assert (told["tags"], told["sent_bytes"]) == ({"1": "identical"}, 0)
+    (row,) = again.result["images"][0]["targets"]
+    assert (row["tags"], row["sent_bytes"]) == ({"1": "identical"}, 0)
 
 
 async def test_a_tag_that_is_there_is_left_alone(
@@ -190,12 +190,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Json]:
     progress = CopyTable.progress
 
     def watched(table: CopyTable) -> Json:
-        told = progress(table)
-        seen.extend(told["targets"])
-        return told
+        standing = progress(table)
+        seen.extend(standing["targets"])
+        return standing
 
     monkeypatch.setattr(CopyTable, "progress", watched)
-    monkeypatch.setattr(reporter_module, "TICK_S", 0.0005)
+    monkeypatch.setattr(copies_module, "TICK_S", 0.0005)
     return seen
 
 
@@ -215,13 +215,13 @@ async def test_bytes_of_progress_are_never_nonsense(
         assert job.error is None
         assert liar.digest("d/c", "1") == target.digest("d/c", "1") == image.digest
     assert len(shown) > 30
-    for told in shown:
-        parts = [told[name] for name in ("sent_bytes", "mounted_bytes", "skipped_bytes")]
-        assert min(parts) >= 0, told
-        assert sum(parts) <= told["total_bytes"] <= image.blobs_bytes, told
-    for told in job.progress["targets"]:
-        parts_bytes = told["sent_bytes"] + told["mounted_bytes"] + told["skipped_bytes"]
-        assert parts_bytes == told["total_bytes"] == image.blobs_bytes
+    for row in shown:
+        parts = [row[name] for name in ("sent_bytes", "mounted_bytes", "skipped_bytes")]
+        assert min(parts) >= 0, row
+        assert sum(parts) <= row["total_bytes"] <= image.blobs_bytes, row
+    for row in job.progress["targets"]:
+        parts_bytes = row["sent_bytes"] + row["mounted_bytes"] + row["skipped_bytes"]
+        assert parts_bytes == row["total_bytes"] == image.blobs_bytes
 
 
 async def test_logins_of_the_request(
@@ -237,8 +237,11 @@ async def test_logins_of_the_request(
     job = await bench.run(kind, spec)
     assert (job.state, job.attempt) == (State.FAILED, 1)
     assert target.digest("d/private", "1") == image.digest
-    told = endpoints(job)
-    assert (told.finished, [endpoint for endpoint, _ in told.failed]) == ([target.host], [private_registry.host])
+    by_outcome = endpoints(job)
+    assert (by_outcome.finished, [endpoint for endpoint, _ in by_outcome.failed]) == (
+        [target.host],
+        [private_registry.host],
+    )
     shown = repr(job) + await bench.log_of(job.uuid)
     assert "wr0ng-word" not in shown
     assert PASSWORD not in shown

@@ -1,4 +1,4 @@
-"""How a running distribution is told: often enough to be followed, seldom enough to be kept."""
+"""How a running distribution is reported: often enough to be followed, seldom enough to be kept."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from imagejobd.jobs.distribute import copies as reporter_module
+from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.copies import Outage, Reporter
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Source, Target
 from imagejobd.jobs.distribute.table import CopyTable, Wait
@@ -21,7 +21,7 @@ NOTES = 40
 COPIED = Outcome(tags={"1": TagState.COPIED}, digest="d", tally=Tally(), seconds=1.0)
 
 
-class ListeningWork:
+class RecordingContext:
     """Keeps what a reporter writes; `on_note` runs at each note."""
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class ListeningWork:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter_module, "TICK_S", 0.001)
-    monkeypatch.setattr(reporter_module, "NOTE_EVERY_TICKS", 1)
+    monkeypatch.setattr(copies_module, "TICK_S", 0.001)
+    monkeypatch.setattr(copies_module, "NOTE_EVERY_TICKS", 1)
 
 
 def reporter_of(ctx: Any, table: CopyTable) -> Reporter:
@@ -56,7 +56,7 @@ def reporter_of(ctx: Any, table: CopyTable) -> Reporter:
 @pytest.mark.usefixtures("quick")
 async def test_bytes_are_noted_as_they_move() -> None:
     """Each note has the targets whose bytes have moved, and no other."""
-    ctx, table = ListeningWork(), CopyTable(SPEC, [Image("app", "1")], {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
     moving, _ = table.start(0, [0, 1])
     moving.sent_bytes = 1
     reporter = reporter_of(ctx, table)
@@ -79,8 +79,8 @@ async def test_bytes_are_noted_as_they_move() -> None:
 @pytest.mark.usefixtures("quick")
 async def test_notes_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes, the notes of a job stay a bounded number: their pace halves again and again."""
-    monkeypatch.setattr(reporter_module, "NOTES_PER_PACE", 10)
-    ctx, table = ListeningWork(), CopyTable(SPEC, [Image("app", "1")], {})
+    monkeypatch.setattr(copies_module, "NOTES_PER_PACE", 10)
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
     moving, _ = table.start(0, [0, 1])
     reporter = reporter_of(ctx, table)
     ticks_at_note: list[int] = []
@@ -101,9 +101,9 @@ async def test_notes_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_nothing_is_told_when_nothing_happens() -> None:
-    """A job that waits writes nothing; what ends last is still told."""
-    ctx, table = ListeningWork(), CopyTable(SPEC, [Image("app", "1")], {})
+async def test_nothing_is_written_when_nothing_happens() -> None:
+    """A job that waits writes nothing; what ends last is still written."""
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
     reporter = reporter_of(ctx, table)
     running = asyncio.create_task(reporter.run())
     while not ctx.notes:
@@ -123,7 +123,7 @@ async def test_nothing_is_told_when_nothing_happens() -> None:
 async def test_outcomes_reach_the_store_in_portions() -> None:
     """However many copies end at once, the store is handed so many notes at a time, after the checkpoint."""
     images = [Image("app", str(n)) for n in range(300)]
-    ctx, table = ListeningWork(), CopyTable(SPEC, images, {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, images, {})
     reporter = reporter_of(ctx, table)
     open_notes, most = 0, 0
 
@@ -148,7 +148,7 @@ async def test_outcomes_reach_the_store_in_portions() -> None:
 
 async def test_what_is_postponed_is_kept() -> None:
     """A crash does not lose that a target was down, though nothing else has ended."""
-    ctx, table = ListeningWork(), CopyTable(SPEC, [Image("app", "1")], {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
     reporter = reporter_of(ctx, table)
     reporter.postpone(0, 1, Outage("down", Wait(peer="c.example")))
     reporter.stop()
@@ -168,7 +168,7 @@ async def test_what_is_postponed_is_kept() -> None:
 async def test_a_dry_run_reads_well(state: TagState, line: str) -> None:
     """What would be done, in words; no bytes are claimed to be sent."""
     lines: list[str] = []
-    ctx = ListeningWork()
+    ctx = RecordingContext()
 
     async def log(text: str) -> None:
         lines.append(text)

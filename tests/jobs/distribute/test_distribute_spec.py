@@ -423,6 +423,6 @@ def test_any_text_in_a_source(source: dict[str, str]) -> None:
     except FieldFault:
         return
     (image,) = parsed.source.listed
-    assert parsed.source.host.isascii()
+    assert parsed.source.registry.host.isascii()
     assert image.path.isascii()
     assert image.name.isascii()

@@ -1,4 +1,4 @@
-"""What became of each endpoint, read from a job as it is stored."""
+"""What is done, under way and failed, and what became of each endpoint of a job as it is stored."""
 
 from typing import Any
 
