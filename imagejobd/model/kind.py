@@ -22,7 +22,7 @@ class JobContext(Protocol):
     @property
     def secrets(self) -> Mapping[str, Secret]: ...
 
-    def conceal(self, secret: Secret) -> None:
+    def add_secret(self, secret: Secret) -> None:
         """Keep a secret that is not the job's own (a configured login) out of its log and error too."""
         ...
 

@@ -54,7 +54,7 @@ class AttemptContext:
         self._progress_is_new = False
         self._progressed_at = 0.0
         self._progress_writer = Debouncer(self._write_progress, delay_s=PROGRESS_EVERY_S)
-        self._concealed = set(claim.secrets.values())
+        self._secrets = set(claim.secrets.values())
         self._redactor: Redactor | None = None
         self._joblog = JobLog(self._write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
         # Log that may turn out to repeat that of the attempt before; None once it is written.
@@ -75,18 +75,18 @@ class AttemptContext:
     def checkpoint(self) -> Mapping[str, Any]:
         return self._checkpoint
 
-    def conceal(self, secret: Secret) -> None:
-        if secret not in self._concealed:
-            self._concealed.add(secret)
+    def add_secret(self, secret: Secret) -> None:
+        if secret not in self._secrets:
+            self._secrets.add(secret)
             self._redactor = None
 
     def redact(self, text: str) -> str:
-        """`text` without the job's own secrets and those that were concealed."""
+        """`text` without the job's own secrets and those that were added."""
         if self._redactor is None:
-            # Not before it is needed: a job may conceal hundreds of words, one by one.
-            lines = (Secret(line) for secret in self._concealed for line in secret.reveal().splitlines())
+            # Not before it is needed: a job may add hundreds of words, one by one.
+            lines = (Secret(line) for secret in self._secrets for line in secret.reveal().splitlines())
             long_lines = (line for line in lines if len(line.reveal()) >= SECRET_LINE_MIN_CHARS)
-            self._redactor = Redactor({*self._concealed, *long_lines})
+            self._redactor = Redactor({*self._secrets, *long_lines})
         return self._redactor(text)
 
     @asynccontextmanager

@@ -386,11 +386,11 @@ async def test_a_discard_that_hangs_is_left_to_the_sweep(bench: Bench, monkeypat
         assert (await bench.ended((await bench.enqueue()).uuid)).state is State.FAILED
 
 
-async def test_concealed_secrets_and_lines_of_secrets_are_masked(bench: Bench) -> None:
+async def test_added_secrets_and_lines_of_secrets_are_masked(bench: Bench) -> None:
     """A login that is not the job's own is masked once the kind has named it, and a long secret also line by line."""
 
     async def behaviour(ctx: JobContext) -> Json:
-        ctx.conceal(Secret("configured-password"))
+        ctx.add_secret(Secret("configured-password"))
         await ctx.log("configured-password and then second-line-of-it\n")
         raise Permanent(ErrorCode.DENIED, "bad configured-password")
 

@@ -85,7 +85,7 @@ class DistributeKind:
         registries = Registries(self._tools.registry, spec, ctx.secrets, ctx.job.principal, warnings.append)
         words = registries.secret_words()
         for word in words:
-            ctx.conceal(word)
+            ctx.add_secret(word)
         images = await find_images(self._tools, ctx, spec, registries)
         table = CopyTable(spec, images, records_of(ctx.checkpoint))
         reporter = Reporter(ctx, table, Redactor(words), warnings)

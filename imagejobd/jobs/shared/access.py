@@ -128,7 +128,7 @@ class RegistryAccess:
         own = self._own if host == self._own_host else None
         found = own or self._registry.credentials_for(host, self._principal)
         if found is not None:
-            self._ctx.conceal(found.password)
+            self._ctx.add_secret(found.password)
         return found
 
     def credentials_at(self, hosts: Iterable[str]) -> dict[str, Credentials]:

@@ -27,7 +27,7 @@ UNREACHED = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "pushing: dial tcp: connec
 class ContactWork:
     """As much of a `JobContext` as is asked for."""
 
-    def conceal(self, secret: Any) -> None: ...
+    def add_secret(self, secret: Any) -> None: ...
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ class Listener:
     """The part of a job's work that logins concern."""
 
     def __init__(self) -> None:
-        self.concealed: list[Secret] = []
+        self.secrets: list[Secret] = []
 
-    def conceal(self, secret: Secret) -> None:
-        self.concealed.append(secret)
+    def add_secret(self, secret: Secret) -> None:
+        self.secrets.append(secret)
 
 
 @pytest.fixture
@@ -41,15 +41,15 @@ def access(client: RegistryClient, ctx: Listener, principal: Principal, **own: A
 
 
 @pytest.mark.parametrize("principal", [Principal("1"), Principal("2", "root"), OPERATOR])
-async def test_configured_logins_are_concealed(client: RegistryClient, principal: Principal) -> None:
+async def test_configured_logins_are_redacted(client: RegistryClient, principal: Principal) -> None:
     """A password of the configuration is hidden from the job's log before anybody sends it."""
     ctx = Listener()
     found = access(client, ctx, principal)
     assert found.credentials("other.example") is None
-    assert ctx.concealed == []
+    assert ctx.secrets == []
     credentials = found.credentials(HOST)
     assert credentials is not None
-    assert ctx.concealed == [credentials.password]
+    assert ctx.secrets == [credentials.password]
     assert credentials.password.reveal() == "configured-password"
 
 
@@ -58,7 +58,7 @@ async def test_withheld_logins_are_not_known(client: RegistryClient, principal: 
     """Who may not use a login has none, and nothing of it is hidden: that would tell who guesses the password."""
     ctx = Listener()
     assert access(client, ctx, principal).credentials_at([HOST, "other.example"]) == {}
-    assert ctx.concealed == []
+    assert ctx.secrets == []
 
 
 async def test_the_requests_own_login_is_for_its_host(client: RegistryClient) -> None:
