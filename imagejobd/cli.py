@@ -19,7 +19,6 @@ BAD_CONFIGURATION = os.EX_CONFIG
 BAD_USAGE = 2
 YEAR_S = 366 * 24 * 3600
 
-_INTEGER = click.IntRange(INTEGER_MIN, INTEGER_MAX)
 _CLAIMS = {"subject": "sub", "name": "name", "email": "email"}
 
 
@@ -29,10 +28,19 @@ def _not_empty(context: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _64_bits(context: click.Context, parameter: click.Parameter, value: int) -> int:
+    if not INTEGER_MIN <= value <= INTEGER_MAX:
+        raise click.BadParameter("it is not in the range of 64 bits")
+    return value
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Completion in bash: eval "$(_IMAGEJOBD_COMPLETE=bash_source imagejobd)"; zsh and fish likewise.',
+)
 @click.version_option(__version__, prog_name="imagejobd")
 def main() -> None:
-    """A daemon for image jobs: builds, pushes and purges, kept in a durable queue."""
+    """A daemon for image jobs: builds, runs, dispatches and distributions, kept in a durable queue."""
 
 
 _config_option = click.option(
@@ -43,25 +51,26 @@ _config_option = click.option(
 )
 
 
-@main.command()
+@main.command(short_help="Run the daemon in the foreground.")
 @_config_option
 def serve(path: Path | None) -> None:
-    """Run the daemon in the foreground; SIGTERM drains, a second one leaves at once."""
+    """Run the daemon in the foreground. SIGTERM drains; a second one interrupts what still runs."""
     sys.exit(daemon.run(_load(path)))
 
 
-@main.command("check-config")
+@main.command("check-config", short_help="Check the configuration and print it.")
 @_config_option
 def check_config(path: Path | None) -> None:
-    """Check the configuration and print it with every default filled in."""
-    loaded = _load(path)
+    """Check the configuration and print it as JSON, with every default filled in."""
+    loaded = config.resolved(_load(path))
     click.echo(msgspec.json.format(msgspec.json.encode(loaded, enc_hook=str), indent=2))
+    click.echo("imagejobd: the configuration is valid", err=True)
 
 
 @main.command()
 @_config_option
-@click.option("--tenant", type=_INTEGER, required=True, help="Claim tid: whose jobs its bearer may see.")
-@click.option("--client", type=_INTEGER, required=True, help="Claim oid: the client within the tenant.")
+@click.option("--tenant", type=int, callback=_64_bits, required=True, help="Claim tid: whose jobs its bearer may see.")
+@click.option("--client", type=int, callback=_64_bits, required=True, help="Claim oid: the client within the tenant.")
 @click.option("--subject", help="Claim sub: the person; auth.admin_subjects are such.")
 @click.option("--name", help="Claim name, kept with the person's jobs.")
 @click.option("--email", help="Claim email, kept with the person's jobs.")

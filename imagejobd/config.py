@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -88,22 +88,22 @@ def parse(text: str, name: str) -> Config:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from None
-    problems = list(_unknown_keys(values, Config, ""))
+    problems = [*_unknown_keys(values, Config, "")] or [*_wrong_values(values)]
     if problems:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"{name}: key {where.rstrip('`')}: {what}") from None
+    return msgspec.convert(values, Config)
+
+
+def resolved(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration with the environment's answer, else the default, where it is silent."""
+    server = msgspec.structs.replace(config.server, listen=_listen(config, environ))
+    engine = msgspec.structs.replace(config.engine, host=config.engine.resolved_host())
+    return msgspec.structs.replace(config, server=server, engine=engine)
 
 
 def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[Listener]:
     """The configured listeners; `PORT` (8080 or :8080), as the older services had it, where there are none."""
-    listen = config.server.listen
-    if listen is None:
-        port = environ.get("PORT", "").removeprefix(":") or str(DEFAULT_PORT)
-        listen = (f"127.0.0.1:{port}",)
+    listen = _listen(config, environ)
     if not listen:
         raise ConfigError("server.listen is empty: name at least one host:port or unix:/path")
     return [_listener(text) for text in listen]
@@ -129,6 +129,19 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
 
 
+def _listen(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
+    if config.server.listen is not None:
+        return config.server.listen
+    port = environ.get("PORT", "").removeprefix(":") or str(DEFAULT_PORT)
+    if not _is_port(port):
+        raise ConfigError(f"$PORT is {environ['PORT']!r}, which is no port (8080 or :8080); set server.listen instead")
+    return (f"127.0.0.1:{port}",)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 0 < int(text) < 65536
+
+
 def _listener(text: str) -> Listener:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
@@ -136,7 +149,7 @@ def _listener(text: str) -> Listener:
             raise ConfigError(f"server.listen: {text!r}: a unix socket needs an absolute path, unix:/run/…")
         return Listener(path=path)
     host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
+    if not host or not _is_port(port):
         raise ConfigError(f"server.listen: {text!r} is neither host:port (port 1 to 65535) nor unix:/path")
     return Listener(host=host.strip("[]"), port=int(port))
 
@@ -152,6 +165,27 @@ def _unknown_keys(values: Mapping[str, Any], struct: type[msgspec.Struct], prefi
             yield f"unknown key {prefix}{key}; {hint}"
         elif isinstance(value, Mapping):
             yield from _unknown_below(value, fields[key], f"{prefix}{key}.")
+
+
+def _wrong_values(values: Mapping[str, Any]) -> Iterator[str]:
+    """Complaints about values, the first of each table."""
+    for field in msgspec.structs.fields(Config):
+        try:
+            msgspec.convert(values.get(field.name, {}), field.type)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at `$")
+            key = f"{field.name}{where.rstrip('`')}"
+            if what.startswith("Invalid enum value"):
+                what = f"{what}; it is one of {', '.join(_choices(key))}"
+            yield f"key {key}: {what}"
+
+
+def _choices(key: str) -> list[str]:
+    """The values that a key may have whose type is a `Literal`, or that or None."""
+    kind: Any = Config
+    for name in key.split("."):
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[name]
+    return [choice for one in (kind, *get_args(kind)) for choice in get_args(one) if isinstance(choice, str)]
 
 
 def _unknown_below(value: Mapping[str, Any], kind: Any, prefix: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -63,11 +64,20 @@ def written(folder: Path, config: Config) -> str:
 def test_check_config_shows_what_is_in_force(tmp_path: Path) -> None:
     """Exit 0, and every key with its value as JSON: the file's own, else the default."""
     done = in_process("check-config", "--config", written(tmp_path, {"limits": {"build": 7}}))
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "imagejobd: the configuration is valid\n")
     shown = json.loads(done.stdout)
     assert shown["limits"]["build"] == 7
     assert shown["limits"]["queue_max"] == Settings().limits.queue_max
     assert shown["server"]["state_dir"] == str(tmp_path / "state")
+
+
+def test_check_config_shows_what_the_environment_says(tmp_path: Path) -> None:
+    """Where the configuration is silent: the port of $PORT, and the engine of $DOCKER_HOST."""
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    done = in_process("check-config", "--config", str(path), PORT=":9000", DOCKER_HOST="unix:///engine.sock")
+    shown = json.loads(done.stdout)
+    assert (shown["server"]["listen"], shown["engine"]["host"]) == (["127.0.0.1:9000"], "unix:///engine.sock")
 
 
 def test_what_check_config_shows_is_a_configuration(tmp_path: Path) -> None:
@@ -100,7 +110,7 @@ def test_check_config_touches_nothing(tmp_path: Path) -> None:
         ({"server": {"listen": ["nowhere"]}}, ["server.listen", "'nowhere'"]),
         ({"egress": {"deny": ["everything"]}}, ["[egress] deny", "'everything'"]),
         ({"engine": {"host": "ftp://engine"}}, ["engine", "ftp://engine", "unix://"]),
-        ({"engine": {"builder": "kaniko"}}, ["engine.builder", "kaniko"]),
+        ({"engine": {"builder": "kaniko"}}, ["engine.builder", "kaniko", "buildkit, classic"]),
         (
             {"registry": {"r.example": {"username": "me", "password_file": "/nowhere"}}},
             ['[registry."r.example"]', "password_file", "/nowhere"],
@@ -136,13 +146,15 @@ def test_bad_configuration_files(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_bad_port_variable(tmp_path: Path) -> None:
-    """$PORT that is no port is refused, where the configuration is silent about it."""
+@pytest.mark.parametrize("port", ["http", "127.0.0.1:8080", "65536"])
+def test_bad_port_variable(tmp_path: Path, port: str) -> None:
+    """$PORT that is no port is refused by its name, where the configuration is silent about it."""
     path = tmp_path / "config.toml"
     path.write_text("")
-    done = in_process("check-config", "--config", str(path), PORT="http")
+    done = in_process("check-config", "--config", str(path), PORT=port)
     assert done.exit_code == BAD_CONFIGURATION
-    assert "http" in done.stderr
+    assert f"$PORT is '{port}'" in done.stderr
+    assert "server.listen" in done.stderr
 
 
 def refused_start(config: str) -> str:
@@ -215,6 +227,14 @@ def test_bad_configuration_of_a_process(tmp_path: Path) -> None:
     assert done.returncode == BAD_CONFIGURATION
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "state").exists()
+
+
+def test_variables_of_the_earlier_builder(tmp_path: Path) -> None:
+    """They have no effect, and the log names them."""
+    config = written(tmp_path, {"server": {"state_dir": "/dev/null"}})
+    done = imagejobd("serve", "--config", config, CACHE_1_HOST="registry.example")
+    assert "no effect here" in done.stderr
+    assert "names=CACHE_1_HOST" in done.stderr
 
 
 def minted(*args: str) -> tuple[dict[str, Any], str]:
@@ -329,9 +349,11 @@ def test_tokens_that_cannot_be_minted(tmp_path: Path, args: list[str], words: li
 
 
 def test_help_and_version() -> None:
-    """All commands are in the help; the version is told."""
-    shown = in_process("--help").stdout
-    for command in ("serve", "check-config", "token"):
-        assert command in shown
+    """All commands are in the help, in whole sentences, and how to complete them; no option shows its 64 bits."""
+    text = in_process("--help").stdout
+    for words in ("serve", "check-config", "token", "_IMAGEJOBD_COMPLETE"):
+        assert words in text
+    assert re.search(r"\w\.\.\.", text) is None
+    assert str(2**63 - 1) not in in_process("token", "--help").stdout
     assert in_process("--version").exit_code == 0
     assert in_process("sevre").exit_code == BAD_USAGE

@@ -69,10 +69,11 @@ def test_what_is_wrong_is_named(text: str, words: list[str]) -> None:
         assert word in str(refused.value)
 
 
-def test_all_unknown_keys_are_told_at_once() -> None:
-    """Two misspelt keys are two lines of one message."""
+@pytest.mark.parametrize("text", ["[limits]\na = 1\nb = 2", "[limits]\nbuild = 0\n[server]\nuploads_max = 0"])
+def test_several_errors_are_reported_at_once(text: str) -> None:
+    """Two misspelt keys, or bad values in two tables, are two lines of one message."""
     with pytest.raises(ConfigError) as refused:
-        parse("[limits]\na = 1\nb = 2", "c")
+        parse(text, "c")
     assert len(str(refused.value).splitlines()) == 2
 
 

@@ -3,10 +3,8 @@
 import os
 import signal
 import socket
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import jwt
 import pytest
 
 from harness.daemon import Daemon
+from harness.waiting import until
 
 OLD, NEW = b"the old secret, of thirty-two bytes", b"the new secret, of thirty-two bytes"
 TIMEOUT_S = 10.0
-POLL_S = 0.02
 
 
 def token(secret: bytes) -> str:
@@ -35,13 +33,6 @@ def status(daemon: Daemon, secret: bytes) -> int:
 
 def is_taken(daemon: Daemon, secret: bytes) -> bool:
     return status(daemon, secret) == 200
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
 
 
 def test_keys_are_rotated_without_a_restart(tmp_path: Path) -> None:
@@ -74,7 +65,7 @@ def test_keys_are_rotated_without_a_restart(tmp_path: Path) -> None:
             secret_file.unlink()
             reload(daemon)
             assert (status(daemon, OLD), status(daemon, NEW)) == (401, 200)
-            until(lambda: str(secret_file) in daemon.log_text())
+            until(lambda: str(secret_file) in daemon.log_text(), timeout_s=TIMEOUT_S, what="the file to be named")
             said = daemon.log_text()
     for secret in (OLD.decode(), NEW.decode(), token(OLD), token(NEW)):
         assert secret not in said
@@ -88,7 +79,7 @@ def test_a_hangup_without_a_manager(tmp_path: Path) -> None:
         for secret in (NEW, OLD, NEW):
             secret_file.write_bytes(secret)
             os.kill(daemon.pid, signal.SIGHUP)
-            until(partial(is_taken, daemon, secret))
+            until(partial(is_taken, daemon, secret), timeout_s=TIMEOUT_S, what="the key to be taken")
 
 
 @pytest.mark.parametrize("name", ["jwt_secret_file", "jwks_file"])

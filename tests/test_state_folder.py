@@ -3,7 +3,6 @@
 import io
 import socket
 import tarfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.daemon import Daemon
+from harness.waiting import until
 
 TIMEOUT_S = 10.0
 HEAD = b'--b\r\nContent-Disposition: form-data; name="TarFile"\r\n\r\n'
@@ -47,10 +47,7 @@ def begin_upload(daemon: Daemon) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", daemon.port), timeout=TIMEOUT_S)
     head = b"POST /api/v1/build HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     connection.sendall(head + b"Content-Length: 2000000\r\n\r\n" + HEAD + bytes(1_000_000))
-    deadline = time.monotonic() + TIMEOUT_S
-    while not any((daemon.state_dir / "spool").iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: any((daemon.state_dir / "spool").iterdir()), timeout_s=TIMEOUT_S, what="the upload to be spooled")
     return connection
 
 

@@ -135,11 +135,13 @@ async def test_the_watchdog_is_fed_by_commits(store: SqliteStore, monkeypatch: p
     manager = DeafManager(dropped=0)
     probe = SqliteStore.probe
     is_full, hangs = False, False
+    hung = asyncio.Event()
 
     async def probing(store: SqliteStore) -> None:
         if is_full:
             raise Temporary(ErrorCode.STORAGE_FULL, "full")
         if hangs:
+            hung.set()
             await asyncio.Event().wait()
         await probe(store)
 
@@ -155,7 +157,7 @@ async def test_the_watchdog_is_fed_by_commits(store: SqliteStore, monkeypatch: p
         is_full = True
         await fed_again()
         is_full, hangs = False, True
-        await asyncio.sleep(0.05)  # what was under way
+        await hung.wait()
         before = manager.fed
         await asyncio.sleep(0.2)
         assert manager.fed == before

@@ -144,7 +144,9 @@ class Runner:
                 for claim in claims:
                     self._start(claim)
             if not claims:
-                await _wait(self._wake, POLL_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
 
     async def _claim(self) -> list[Claim]:
         free = self._free()
@@ -206,38 +208,32 @@ class Runner:
     async def _cancel_loop(self) -> None:
         with self._store.watch(CANCEL_TOPIC) as cancels:
             while True:
-                requested = await self._cancel_requests()
-                for attempt in self._attempts.values():
-                    if attempt.uuid in requested:
-                        attempt.stop(Cause.USER)
+                try:
+                    requested = set(await self._store.cancel_requests(self._worker))
+                except Temporary as fault:
+                    log.error("cannot read cancel requests now", error=fault.message)
+                else:
+                    for attempt in self._attempts.values():
+                        if attempt.uuid in requested:
+                            attempt.stop(Cause.USER)
                 await cancels.changed(POLL_S)
 
-    async def _cancel_requests(self) -> set[str]:
-        try:
-            return set(await self._store.cancel_requests(self._worker))
-        except Temporary as fault:
-            log.error("cannot read cancel requests now", error=fault.message)
-            return set()
-
     async def _unwritten_loop(self) -> None:
-        while True:
-            await asyncio.sleep(UNWRITTEN_RETRY_S)
-            await self._requeue_unwritten()
-
-    async def _requeue_unwritten(self) -> None:
         """Queue the jobs again whose ending could not be written: a suspect would wait for ever for one that stays
         `running` without anybody who works on it."""
-        for attempt in list(self._unwritten):
-            try:
-                await attempt.requeue()
-            except ClaimLost:
-                pass
-            except StoreFailed:
-                raise
-            except Fault as fault:
-                log.error("a job cannot be queued again yet", job=attempt.uuid, error=fault.message)
-                continue
-            self._unwritten.remove(attempt)
+        while True:
+            await asyncio.sleep(UNWRITTEN_RETRY_S)
+            for attempt in list(self._unwritten):
+                try:
+                    await attempt.requeue()
+                except ClaimLost:
+                    pass
+                except StoreFailed:
+                    raise
+                except Fault as fault:
+                    log.error("a job cannot be queued again yet", job=attempt.uuid, error=fault.message)
+                    continue
+                self._unwritten.remove(attempt)
 
     async def _answer_loop(self) -> None:
         """Make ready what waited for a peer that answers again."""
@@ -277,11 +273,3 @@ class Runner:
                     seen_ms += set_back_ms
                     clamped_at = time.monotonic()
             await asyncio.sleep(POLL_S)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass
