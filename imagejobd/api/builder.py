@@ -9,12 +9,11 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
+from imagejobd.api.bodies import Part, base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.multipart import Part
-from imagejobd.api.wire import json_response, send
+from imagejobd.api.wire import NOT_JSON, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
-from imagejobd.model.job import Job, Json, State, is_uuid
+from imagejobd.model.job import Job, Json, State
 from imagejobd.model.kind import Upload
 
 KIND = "build"
@@ -67,12 +66,7 @@ class BuilderApi:
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._job(request)
-        phase = job.phase
-        if phase is None and not job.state.is_final:
-            # Between two attempts a job is in no phase; for this API it stays where it has come to.
-            phases = await self._intake.store.phases(job.id)
-            phase = phases[-1].name if phases else None
-        return _answer({"Status": stage(job, phase)})
+        return _answer({"Status": stage(job, await self._intake.latest_phase(job))})
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """The whole log as one string, empty before the first line; sent as it is read, because it may be large."""
@@ -89,10 +83,8 @@ class BuilderApi:
         return response
 
     async def _job(self, request: web.Request) -> Job:
-        uuid = request.match_info["jobid"]
-        tenant = self._intake.caller(request).sees
-        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
-        if job is None or job.kind != KIND:
+        job = await self._intake.job_by_uuid(request, request.match_info["jobid"], KIND)
+        if job is None:
             raise Permanent(ErrorCode.NOT_FOUND, UNKNOWN_JOB)
         return job
 
@@ -108,7 +100,7 @@ class BuilderApi:
             if is_json and fields is None:
                 fields = _fields(await read_part(part, JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
             elif not is_json and upload is None:
-                upload = await uploads.receive(self._kind, part.chunks())
+                upload = await uploads.receive(self._kind, part.chunks)
             else:
                 raise invalid(f"unexpected multipart part {part.name!r}: one tar and one Json part are enough")
         if fields is None:
@@ -172,7 +164,7 @@ def _fields(body: bytearray, what: str) -> Fields:
         members = _decode_fields(body)
     except msgspec.ValidationError:
         raise invalid(f"{what} must be a JSON object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise invalid(f"{what} is not valid JSON: {error}") from None
     return {name.lower(): value for name, value in members.items()}
 

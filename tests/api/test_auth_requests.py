@@ -12,7 +12,7 @@ from signing import P256, RSA, SECRET, bearer, by_public_keys, by_secret, jwk, j
 from structlog.testing import capture_logs
 
 from imagejobd.api.auth import Authentication
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import Auth
 from imagejobd.model.errors import Permanent
 
 JOBS = "/api/v2/jobs"
