@@ -83,7 +83,7 @@ def _middleware(intake: Intake, authentication: Authentication) -> Middleware:
             with intake.receiving():
                 response = await handled(request, handler)
         if intake.is_draining:
-            # Its client's next request is to find the daemon's next life, not a connection that ends.
+            # The client's next request is to reach the daemon that is started next, not a connection that ends.
             response.force_close()
         return response
 
@@ -220,9 +220,9 @@ def _is_address(host: str | None) -> bool:
 
 
 def _as_fault(error: web.HTTPException) -> Fault:
-    words = {404: "Resource not found", 405: "Method not allowed"}
+    reasons = {404: "Resource not found", 405: "Method not allowed"}
     code = ErrorCode.NOT_FOUND if error.status == 404 else ErrorCode.INVALID
-    return Permanent(code, words.get(error.status, error.reason))
+    return Permanent(code, reasons.get(error.status, error.reason))
 
 
 async def _defer_expect(request: web.Request) -> None:

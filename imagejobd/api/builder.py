@@ -18,8 +18,6 @@ from imagejobd.model.kind import Upload
 
 KIND = "build"
 JSON_PART_MAX_BYTES = 1024 * 1024
-# 4 MiB, which are decoded and encoded in one go.
-LOG_BLOCKS_MAX = 64
 PART_NAMES = frozenset({"json", "tarfile"})
 NULL = msgspec.Raw(b"null")
 PUSHING_PHASES = frozenset({"pushing", "purging"})
@@ -74,10 +72,7 @@ class BuilderApi:
         response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
         await response.prepare(request)
         await response.write(b'{\n  "Logs": "')
-        offset = 0
-        while blocks := await self._intake.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
-            text = "".join(block.text for block in blocks)
-            offset += len(text.encode())
+        async for text in self._intake.log_texts(job):
             await send(response, msgspec.json.encode(text)[1:-1], idle_s=self._intake.server.body_idle_s)
         await response.write_eof(b'"\n}')
         return response

@@ -4,9 +4,9 @@ A client knows the registries of a job by the endpoints it sent, four states, an
 that went wrong. The document has two statuses for a request that is refused: 404 when the source says that the image
 is not there, 400 for all else that the request itself is to blame for.
 
-A request has the document's fields and no others. The original's errors were what its schema library (marshmallow)
-printed: Python dictionaries that lead to the field. Clients have learnt them, so they are written the same way here.
-What the fields may hold is for the kind to check.
+A request has the document's fields and no others; what they may hold is for the kind to check. The original's errors
+were what its schema library (marshmallow) printed, Python dictionaries that lead to the field. They have that form
+here, and that library's words for a field that is missing or unknown.
 """
 
 import re

@@ -1,11 +1,7 @@
-"""Turns at taking in uploads: a bound on what is written at once, of which no tenant can have all for itself.
+"""What the APIs share of taking jobs in: uploads are held while their request lasts, and jobs are kept durably.
 
-What `POST /api/v2/jobs` is given: the frame around a spec. The spec itself is its kind's to check.
-
-The door that every API's submissions pass: callers named, uploads held while a request lasts, jobs kept durably.
-
-Nothing is acknowledged here that is not committed. Bytes that turn out to belong to no job are left to the content
-store's collection.
+Nothing is acknowledged that is not committed. Bytes that belong to no job in the end are left to the content store's
+collection.
 """
 
 import asyncio
@@ -26,10 +22,12 @@ from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, JobId, Json, NewJob
 from imagejobd.model.kind import Accepted, JobKind, Upload
 from imagejobd.store.protocol import Store
 
-# A burst of uploads waits its turn; only what lasts longer is refused.
+# A burst of uploads waits; only what lasts longer is refused.
 SLOT_TIMEOUT_S = 10.0
 # What is no larger takes no slot: it needs less memory than its connection, and is written in a moment.
 UPLOAD_WITHOUT_SLOT_MAX_BYTES = 32 * KIB
+# Of a log, at once.
+LOG_BLOCKS_MAX = 64
 # Row ids are below 2^63.
 NUMBER_MAX_CHARS = 18
 # Preflights of one kind under way at once, so that callers who name silent registries cannot gather without end: each
@@ -89,8 +87,8 @@ NO_TOKEN = "the request carries no token: send Authorization: Bearer <JWT>"  # n
 
 
 class Intake:
-    """What the API modules need of the rest of the daemon. `waiting_for` says what a queued job waits for that is not
-    its turn."""
+    """What the APIs need of the rest of the daemon. `waiting_for` says what keeps a queued job from being next, be it
+    an engine or a registry that is away."""
 
     def __init__(
         self,
@@ -145,8 +143,15 @@ class Intake:
         phases = await self.store.phases(job.id)
         return phases[-1].name if phases else None
 
+    async def log_texts(self, job: Job, offset: int = 0) -> AsyncIterator[str]:
+        """The log from a byte offset to its present end, in pieces of 4 MiB at most."""
+        while blocks := await self.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
+            text = "".join(block.text for block in blocks)
+            offset += len(text.encode())
+            yield text
+
     def drain(self, timeout_s: float) -> None:
-        """Say from now on that the daemon stops. Jobs are taken all the same, for its next life; who is sending one has
+        """Say from now on that the daemon stops. Jobs are still accepted, for its next start; who is sending one has
         `timeout_s` to finish."""
         self.is_draining = True
         self._receive_until_s = time.monotonic() + timeout_s

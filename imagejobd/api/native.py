@@ -29,7 +29,6 @@ from imagejobd.store.protocol import Filter, job_topic
 LIST_PARAMETERS = frozenset({"state", "kind", "tenant", "label", "limit", "cursor"})
 PAGE_DEFAULT, PAGE_MAX = 50, 500
 EVENTS_MAX = 500
-LOG_BLOCKS_MAX = 64
 # A follower wakes up with every commit; this only bounds how late it is noticed that its client has gone.
 FOLLOW_POLL_S = 5.0
 # A job without the tar that may come with it.
@@ -210,8 +209,8 @@ class NativeApi:
         return response
 
     async def _write_log(self, response: web.StreamResponse, job: Job, offset: int) -> int:
-        while blocks := await self._store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
-            data = "".join(block.text for block in blocks).encode()
+        async for text in self._intake.log_texts(job, offset):
+            data = text.encode()
             await send(response, data, idle_s=self._intake.server.body_idle_s)
             offset += len(data)
         return offset
