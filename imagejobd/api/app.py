@@ -68,6 +68,7 @@ def create_app(
         for route in routes
     )
     app.router.register_resource(_Unrouted())
+    app.on_response_prepare.append(_hide_versions)
     return app
 
 
@@ -223,6 +224,11 @@ def _as_fault(error: web.HTTPException) -> Fault:
     reasons = {404: "Resource not found", 405: "Method not allowed"}
     code = ErrorCode.NOT_FOUND if error.status == 404 else ErrorCode.INVALID
     return Permanent(code, reasons.get(error.status, error.reason))
+
+
+async def _hide_versions(request: web.Request, response: web.StreamResponse) -> None:
+    """aiohttp would tell strangers its version and Python's."""
+    response.headers[hdrs.SERVER] = "imagejobd"
 
 
 async def _defer_expect(request: web.Request) -> None:

@@ -89,7 +89,8 @@ class Authentication:
 
     def _use(self, ring: KeyRing) -> None:
         self._tokens = Tokens(ring, self._settings)
-        self._warns_of_no_key = not ring.keys
+        self._is_keyless = not ring.keys
+        self._has_warned = False
         for weakness in ring.weaknesses:
             log.warning(weakness)
 
@@ -99,9 +100,11 @@ class Authentication:
         scheme, _, token = headers[0].partition(" ")
         if scheme.lower() != "bearer":
             raise unauthenticated("Authorization must be Bearer <JWT>")
-        if self._warns_of_no_key:
-            self._warns_of_no_key = False  # strangers must not fill the log
-            log.warning(f"a token came, and was refused because there is no key to check it with. {KEYS_HINT}")
+        if self._is_keyless:
+            if not self._has_warned:
+                self._has_warned = True  # strangers must not fill the log
+                log.warning(f"a token came, and was refused because there is no key to check it with. {KEYS_HINT}")
+            raise unauthenticated("this daemon has no key to check tokens with; its operator has to configure one")
         return self._tokens.caller(token.lstrip(" "), self._clock())
 
 

@@ -37,6 +37,7 @@ JOB_MAX_BYTES = 2 * 1024 * 1024
 COMMAS_MAX = 100_000
 # 3000-01-01. Far beyond any use, and well within what dates can show in every time zone.
 NOT_BEFORE_MAX_MS = 32_503_680_000_000
+NOT_BEFORE_HINT = "for example 2030-01-31T06:00:00Z"
 RENDERED = (
     *("kind", "state", "phase", "tenant", "client", "submitter", "spec", "progress", "result", "error", "attempt"),
     *("crashes", "faults", "retry_of", "priority", "labels", "idempotency_key", "log_bytes"),
@@ -107,8 +108,11 @@ class NativeApi:
     def _kind(self, submission: Submission) -> JobKind:
         kind = self._intake.kinds.get(submission.kind)
         if kind is None:
-            raise invalid(f"unknown kind {submission.kind!r}; this daemon has: {', '.join(self._intake.kinds)}")
+            raise self._unknown_kind(submission.kind)
         return kind
+
+    def _unknown_kind(self, name: str) -> Permanent:
+        return invalid(f"unknown kind {name!r}; this daemon has: {', '.join(self._intake.kinds)}")
 
     async def _context(self, submission: Submission, uploads: Uploads) -> Upload | None:
         if submission.context is None:
@@ -123,12 +127,17 @@ class NativeApi:
         query = request.query
         if unknown := sorted(set(query) - LIST_PARAMETERS):
             raise invalid(f"unknown query parameter {unknown[0]!r}; known: {', '.join(sorted(LIST_PARAMETERS))}")
+        for name in query:
+            if len(query.getall(name)) > 1:
+                raise invalid(f"query parameter {name!r} is given twice; a list has one {name} at most")
+        if (kind := query.get("kind")) is not None and kind not in self._intake.kinds:
+            raise self._unknown_kind(kind)
         sees, wanted = self._intake.caller(request).sees, query.get("tenant")
         if sees is not None and wanted not in (None, sees):
             return json_response({"jobs": [], "next": None})
         which = Filter(
             tenant=wanted or sees,
-            kind=query.get("kind"),
+            kind=kind,
             state=_state(query.get("state")),
             label=_label(query.get("label")),
         )
@@ -264,10 +273,13 @@ def render(job: Job) -> dict[str, Any]:
 
 def _parse(body: bytearray) -> Submission:
     """Decode the JSON. Raises `Permanent(invalid)` that names the field."""
+    if not body.strip():
+        raise invalid('the request body is empty; it is the job as JSON: {"kind": …, "spec": {…}}')
     try:
         return msgspec.json.decode(body, type=Submission)
     except NOT_JSON as error:
-        raise invalid(f"the job is not valid: {error}") from None
+        hint = f"; {NOT_BEFORE_HINT}" if "`$.not_before`" in str(error) else ""
+        raise invalid(f"the job is not valid: {error}{hint}") from None
 
 
 def _with_options(job: NewJob, submission: Submission, idempotency_key: str | None) -> NewJob:
@@ -305,7 +317,7 @@ def _epoch_ms(at: datetime | None) -> int | None:
     if at is None:
         return None
     if at.tzinfo is None:
-        raise invalid("not_before must carry a time zone, for example 2030-01-31T06:00:00Z")
+        raise invalid(f"not_before must carry a time zone, {NOT_BEFORE_HINT}")
     at_ms = int(at.timestamp() * 1000)
     if not 0 <= at_ms <= NOT_BEFORE_MAX_MS:
         raise invalid(f"not_before must lie between {iso(0)} and {iso(NOT_BEFORE_MAX_MS)}")
