@@ -175,10 +175,11 @@ def malformed(why: str) -> Permanent:
 
 
 class _Framing:
-    """Takes a body apart. `_buffer` is what has come and is not taken; it stays as small as a chunk and a boundary.
+    """Splits a body. `_buffer` is what has come and has not been read; it stays as small as a chunk and a boundary.
 
     A boundary begins with the end of the line before it, which may be that of the last header, or for the first
-    boundary of no line at all. So where content begins a line end is put before it; `_line_end_bytes` of that are left.
+    boundary of no line at all. So where content begins a line end is put before it; `_line_end_bytes` of it are to be
+    dropped.
     """
 
     def __init__(self, boundary: bytes, body: AsyncIterator[bytes]) -> None:
@@ -224,7 +225,7 @@ class _Framing:
         return {name.lower(): value.strip(" \t") for name, _, value in pairs}
 
     async def content(self) -> AsyncIterator[bytes]:
-        """What comes before the next boundary; that is taken, too."""
+        """What comes before the next boundary, which is read, too."""
         while self._is_in_content:
             end = self._buffer.find(self._delimiter)
             if end >= 0:
@@ -253,7 +254,7 @@ class _Framing:
                 return
 
     async def _until(self, mark: bytes, most_bytes: int, where: str) -> bytes:
-        """What comes before `mark`, which is taken, too."""
+        """What comes before `mark`, which is read, too."""
         while (end := self._buffer.find(mark, 0, most_bytes + len(mark))) < 0:
             if len(self._buffer) >= most_bytes + len(mark):
                 raise malformed(f"there are more than {most_bytes} bytes {where}")

@@ -25,6 +25,14 @@ PUSHING_PHASES = frozenset({"pushing", "purging"})
 INSUFFICIENT = "Insufficient Information.  Must provide at least an Image Name and a Dockerfile/Tarurl."
 UNKNOWN_JOB = "Jobid doesn't exist in the cache.  Bad request."
 
+# The members of a request by name in lower case, not decoded yet: what nobody needs takes no memory.
+Fields = dict[str, msgspec.Raw]
+
+# Made once: msgspec.json.decode(…, type=…) reads the type anew each time.
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_text = msgspec.json.Decoder(str | None).decode
+_decode_flag = msgspec.json.Decoder(bool | None, strict=False).decode
+
 
 def routes(intake: Intake) -> list[web.RouteDef]:
     api = BuilderApi(intake)
@@ -33,15 +41,6 @@ def routes(intake: Intake) -> list[web.RouteDef]:
         web.get("/api/v1/{jobid}/status", api.status),
         web.get("/api/v1/{jobid}/logs", api.logs, allow_head=False),  # aiohttp would send the stream to HEAD too
     ]
-
-
-# The members of a request by name in lower case, not decoded yet: what nobody asks for never takes shape in memory.
-Fields = dict[str, msgspec.Raw]
-
-# Made once: msgspec.json.decode(…, type=…) reads the type anew each time.
-_decode_fields = msgspec.json.Decoder(Fields).decode
-_decode_text = msgspec.json.Decoder(str | None).decode
-_decode_flag = msgspec.json.Decoder(bool | None, strict=False).decode
 
 
 class BuilderApi:
@@ -86,7 +85,7 @@ class BuilderApi:
     async def _multipart(self, request: web.Request, uploads: Uploads) -> tuple[Fields, Upload | None]:
         """Read the tar part into the content store and the JSON part into memory.
 
-        Parts are told apart by name (`TarFile`, `Json`), else by position: tar first, JSON second.
+        Parts are known by name (`TarFile`, `Json`), else by position: tar first, JSON second.
         """
         fields: Fields | None = None
         upload: Upload | None = None
@@ -126,7 +125,7 @@ class BuilderApi:
 
 
 def stage(job: Job, phase: str | None) -> str:
-    """The one of the document's stages that a job is at; `phase` is its current or, between attempts, its last one."""
+    """Which of the document's stages a job is at; `phase` is its current or, between attempts, its last one."""
     match job.state:
         case State.SUCCEEDED:
             return "Finished"

@@ -249,7 +249,7 @@ class Uploads:
     async def with_slot(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same bytes; those of an upload that is not small, once this request has a slot.
 
-        For who turns a body into another one before it is received. Raises `Temporary(queue_full)`.
+        For an API that decodes a body before it is received. Raises `Temporary(queue_full)`.
         """
         size_bytes = 0
         async for chunk in body:

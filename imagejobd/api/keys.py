@@ -42,7 +42,7 @@ KEYS_HINT = "Set auth.jwt_secret_file, auth.jwt_public_key_files or auth.jwks_fi
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
 
-# Said once, at start, in the daemon's own log: `KeyRing.weaknesses`.
+# The daemon's log says it once, at the start: `KeyRing.weaknesses`.
 warnings.filterwarnings("ignore", category=InsecureKeyLengthWarning)
 
 
