@@ -56,7 +56,7 @@ class DispatchApi:
 
     async def dispatch(self, request: web.Request) -> web.Response:
         """Accept a payload. The answer is sent after payload and job are on disk."""
-        caller = self._intake.identified(request)
+        caller = self._intake.caller_with_token(request)
         if _is_small(request):
             enqueued = await self._keep(self._small_upload(request), caller)
         else:
@@ -102,7 +102,7 @@ class DispatchApi:
 
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path; another tenant's, or one of another kind, is not found."""
-        self._intake.identified(request)
+        self._intake.caller_with_token(request)
         name = request.match_info["id"]
         job = await self._intake.job_by_number(request, name, KIND)
         if job is None:

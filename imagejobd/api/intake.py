@@ -110,13 +110,13 @@ class Intake:
         self.upload_slots = UploadSlots(server.uploads_max)
         self._preflights = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(PREFLIGHTS_MAX))
         self._long_parses = asyncio.Semaphore(LONG_PARSES_MAX)
-        self._json_room_bytes = max(JSON_TOTAL_MAX_BYTES, server.json_max_bytes)
+        self._json_free_bytes = max(JSON_TOTAL_MAX_BYTES, server.json_max_bytes)
 
     def caller(self, request: web.Request) -> Caller:
         """Who sent the request."""
         return request[CALLER]
 
-    def identified(self, request: web.Request) -> Caller:
+    def caller_with_token(self, request: web.Request) -> Caller:
         """Who sent the request, where an anonymous caller is not taken. Raises `Permanent(unauthenticated)`."""
         caller = self.caller(request)
         if caller.is_anonymous:
@@ -190,11 +190,11 @@ class Intake:
         finally:
             uploads.release()
 
-    def take_json_room(self, size_bytes: int) -> None:
+    def reserve_json(self, size_bytes: int) -> None:
         """Account for bytes of a JSON body, or give them back (negative). Raises `Temporary(queue_full)`."""
-        if size_bytes > self._json_room_bytes:
+        if size_bytes > self._json_free_bytes:
             raise busy("too many large requests are being read")
-        self._json_room_bytes -= size_bytes
+        self._json_free_bytes -= size_bytes
 
     async def parse(self, kind: JobKind, spec: Json, upload: Upload | None = None) -> Accepted:
         """As `JobKind.parse`. A long Dockerfile takes tenths of a second to read, which others need not wait for."""
@@ -265,12 +265,12 @@ class Uploads:
 
     def hold_json(self, size_bytes: int) -> None:
         """Account for a piece of this request's JSON. Raises `Temporary(queue_full)` when there is too much."""
-        self._intake.take_json_room(size_bytes)
+        self._intake.reserve_json(size_bytes)
         self._json_bytes += size_bytes
 
     def release(self) -> None:
         self._release_slot()
-        self._intake.take_json_room(-self._json_bytes)
+        self._intake.reserve_json(-self._json_bytes)
         self._json_bytes = 0
         for kind, upload in self._received:
             kind.release(upload)

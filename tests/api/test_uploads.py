@@ -240,7 +240,7 @@ async def test_json_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         body = trickle(b"{" + b" " * (SERVER.json_max_bytes - 1000), enough)
         slow = asyncio.create_task(app.client.post("/api/v2/jobs", data=body))
         async with asyncio.timeout(5):
-            while app.intake._json_room_bytes > 10_000:
+            while app.intake._json_free_bytes > 10_000:
                 await asyncio.sleep(0.01)
         large = MINIMAL | {"labels": {}, "context": " " * 10_000}
         async with app.client.post("/api/v2/jobs", json=large) as refused:
@@ -250,7 +250,7 @@ async def test_json_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         await app.submit()
         enough.set()
         assert (await slow).status == 400
-        assert app.intake._json_room_bytes == SERVER.json_max_bytes
+        assert app.intake._json_free_bytes == SERVER.json_max_bytes
 
 
 @pytest.fixture
