@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from imagejobd.api.settings import Auth, Server
+from imagejobd.api.intake import Server
+from imagejobd.api.keys import Auth
 from imagejobd.dockerfile.policy import PolicySettings
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.jobs.build import BuildSettings

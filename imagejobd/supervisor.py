@@ -13,8 +13,7 @@ from typing import Any
 
 import structlog
 
-from imagejobd.api.intake import Intake
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Intake, Server
 from imagejobd.model.errors import Fault, StoreFailed, Temporary
 from imagejobd.runner.runner import Runner
 from imagejobd.store.sqlite.store import SqliteStore

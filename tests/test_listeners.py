@@ -9,8 +9,7 @@ from aiohttp import web
 
 from harness.process import free_port
 from imagejobd import listeners
-from imagejobd.api.intake import Intake, QueueBounds
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Intake, QueueBounds, Server
 from imagejobd.config import Config
 from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault

@@ -11,8 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from imagejobd import supervisor as supervisor_module
-from imagejobd.api.intake import Intake, QueueBounds
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Intake, QueueBounds, Server
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.clock import Clock
 from imagejobd.model.errors import ErrorCode, StoreFailed, Temporary

@@ -1,64 +1,24 @@
-"""The way of a request to its handler: aiohttp's router, without what it does about `Expect` on that way.
-
-aiohttp asks for a body (`100 Continue`), or refuses an expectation in words of its own, before anybody has looked at
-who sends the request and how large it is. Here whoever reads the body asks for it (`bodies`), so a request that is
-refused before that is refused without its body.
-
-The web application: one middleware that finds out who calls, and turns every failure into the words of the API that
-was spoken to.
-"""
+"""The web application: every route, who calls (asked before any body is read), and every failure in the words of the
+API that was spoken to."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import ipaddress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, dispatch, distribute, health, host_check, native, run
+from imagejobd.api import builder, dispatch, distribute, health, native, run
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import CALLER, Intake
 from imagejobd.api.wire import headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import log_fields
 from imagejobd.model.text import one_line, printable
-
-
-def add_routes(app: web.Application, routes: Iterable[web.RouteDef]) -> None:
-    """Add all routes that `app` is to have."""
-    app.add_routes([_without_expect(route) for route in routes])
-    app.router.register_resource(_Nowhere())
-
-
-def _without_expect(route: web.RouteDef) -> web.RouteDef:
-    return web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": _expect})
-
-
-async def _expect(request: web.Request) -> None:
-    """Nothing yet."""
-
-
-class _Nowhere(web.PlainResource):
-    """What every request comes to that no route takes: the router asks the resources of `/` last, in their order.
-
-    Otherwise it would make a route up, and that one would have aiohttp's way with `Expect`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("/")
-        self._route = self.add_route(hdrs.METH_ANY, self._refuse, expect_handler=_expect)
-
-    async def resolve(self, request: web.Request) -> tuple[web.UrlMappingMatchInfo, set[str]]:
-        return web.UrlMappingMatchInfo({}, self._route), set()
-
-    async def _refuse(self, request: web.Request) -> web.StreamResponse:
-        allowed: set[str] = set()
-        for resource in request.app.router.resources():
-            if resource is not self:
-                allowed |= (await resource.resolve(request))[1]
-        raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
-
 
 # Which API's words a path, or one below it, is answered in; the first that fits. All others, also the `*` of OPTIONS,
 # are the native API's.
@@ -74,6 +34,11 @@ ERROR_RESPONSES: tuple[tuple[str, Callable[[web.Request, Fault, HTTPStatus], web
 # Lines in the daemon's log about refused requests; what comes beyond them is counted. Strangers must not fill it.
 REFUSALS_PER_S_MAX = 20
 REASON_MAX_CHARS = 300
+# A client names the same host with every request.
+HOSTS_REMEMBERED = 64
+# What browsers say of requests that their user, or a page of the daemon itself, has made. One that does not know this
+# header (Fetch Metadata) sends Origin with everything that could change something.
+OWN_SITES = frozenset({"none", "same-origin"})
 
 log = structlog.get_logger("imagejobd.api")
 
@@ -87,26 +52,28 @@ def create_app(
     registries: Collection[str] = (),
     other_daemons: Callable[[], Sequence[str]] = tuple,
 ) -> web.Application:
-    """Wire all routes; `registries` are the hosts of the `[registry]` tables. Bodies are bounded by the door, not by
-    aiohttp. `needs`, `checks` and `other_daemons` are those of api/health.py, the store alone where there are no
-    `needs`."""
-    middleware = _middleware(intake, host_check.HostCheck(intake.server.hosts), authentication)
-    app = web.Application(middlewares=[middleware], client_max_size=0)
-    add_routes(
-        app,
-        [
-            *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
-            *dispatch.routes(intake),
-            *builder.routes(intake),
-            *run.routes(intake),
-            *distribute.routes(intake, registries),
-            *native.routes(intake),
-        ],
+    """Wire all routes. `registries` are the hosts of the `[registry]` tables; `needs`, `checks` and `other_daemons` see
+    `health.routes`. Bodies are bounded where they are read, not by aiohttp."""
+    app = web.Application(middlewares=[_middleware(intake, authentication)], client_max_size=0)
+    routes = [
+        *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
+        *dispatch.routes(intake),
+        *builder.routes(intake),
+        *run.routes(intake),
+        *distribute.routes(intake, registries),
+        *native.routes(intake),
+    ]
+    app.add_routes(
+        web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": _defer_expect})
+        for route in routes
     )
+    app.router.register_resource(_Unrouted())
+    app.on_response_prepare.append(_hide_versions)
     return app
 
 
-def _middleware(intake: Intake, check: host_check.HostCheck, authentication: Authentication) -> Middleware:
+def _middleware(intake: Intake, authentication: Authentication) -> Middleware:
+    check = HostCheck(intake.server.hosts)
     refusals = Refusals()
 
     @web.middleware
@@ -117,7 +84,7 @@ def _middleware(intake: Intake, check: host_check.HostCheck, authentication: Aut
             with intake.receiving():
                 response = await handled(request, handler)
         if intake.is_draining:
-            # Its client's next request is to find the daemon's next life, not a connection that ends.
+            # The client's next request is to reach the daemon that is started next, not a connection that ends.
             response.force_close()
         return response
 
@@ -126,32 +93,44 @@ def _middleware(intake: Intake, check: host_check.HostCheck, authentication: Aut
             check(request)
             request[CALLER] = authentication.caller(request)
             return await handler(request)
-        except Fault as fault:
-            return refused(request, fault, status_of(fault), headers_of(fault))
+        except Fault as error:
+            return refusals.response(request, error, status_of(error), headers_of(error))
         except web.HTTPException as error:
-            return refused(request, _as_fault(error), HTTPStatus(error.status), _allow(error))
+            allow = {name: value for name, value in error.headers.items() if name == hdrs.ALLOW}
+            return refusals.response(request, _as_fault(error), HTTPStatus(error.status), allow)
         except ConnectionError:
             raise
         except Exception:
             log.exception("a request failed by a defect of imagejobd", method=request.method, path=request.path)
             defect = Permanent(ErrorCode.INTERNAL, "internal error; the daemon's log has the details")
-            return refused(request, defect, status_of(defect), {})
-
-    def refused(request: web.Request, fault: Fault, status: HTTPStatus, headers: Mapping[str, str]) -> web.Response:
-        refusals.note(request, fault, status)
-        return _refusal(request, fault, status, headers)
+            return refusals.response(request, defect, status_of(defect), {})
 
     return answer
 
 
 class Refusals:
-    """The requests that were refused, in the daemon's log: `REFUSALS_PER_S_MAX` a second, then how many more."""
+    """The answers to refused requests. The daemon's log has `REFUSALS_PER_S_MAX` a second, then how many more."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def note(self, request: web.Request, fault: Fault, status: HTTPStatus) -> None:
-        """Without the query, which may hold what is nobody's business."""
+    def response(
+        self, request: web.Request, fault: Fault, status: HTTPStatus, headers: Mapping[str, str]
+    ) -> web.Response:
+        """The refusal in the words of the API that was spoken to."""
+        self._log(request, fault, status)
+        if request.writer.output_size > 0:
+            # Too late for a status. A connection that is cut tells the client that the body is not whole.
+            log.warning("an answer was cut short", path=request.path, error=fault.message)
+            raise ConnectionAbortedError(fault.message)
+        path = request.path
+        renders = (render for root, render in ERROR_RESPONSES if path == root or path.startswith(f"{root}/"))
+        response = next(renders, native.error_response)(request, fault, status)
+        response.headers.update(headers)
+        return response
+
+    def _log(self, request: web.Request, fault: Fault, status: HTTPStatus) -> None:
+        """Without the query, which may hold a stranger's secrets."""
         if self._count == 0:
             asyncio.get_running_loop().call_later(1.0, self._end_second)
         self._count += 1
@@ -175,23 +154,101 @@ class Refusals:
         self._count = 0
 
 
-def _refusal(request: web.Request, fault: Fault, status: HTTPStatus, headers: Mapping[str, str]) -> web.Response:
-    if request.writer.output_size > 0:
-        # Too late for a status. A connection that is cut tells the client that the body is not whole.
-        log.warning("an answer was cut short", path=request.path, error=fault.message)
-        raise ConnectionAbortedError(fault.message)
-    path = request.path
-    renders = (render for root, render in ERROR_RESPONSES if path == root or path.startswith(f"{root}/"))
-    response = next(renders, native.error_response)(request, fault, status)
-    response.headers.update(headers)
-    return response
+class HostCheck:
+    """Keeps web pages away from a local daemon: refuses requests for hosts that are neither local nor configured in
+    `server.hosts`, and those of pages that are neither the daemon's own nor of a configured host.
+
+    A page in a browser on the build host can send requests to a loopback port (CSRF), and with DNS rebinding also read
+    the answers; so can a page that another program of the same host serves at its own port. Clients such as curl send
+    neither Origin nor Sec-Fetch-Site, and name the host by address, as localhost, or as configured.
+    """
+
+    def __init__(self, hosts: Collection[str]) -> None:
+        self._configured = {host.lower() for host in hosts}
+        self._hosts = self._configured | {"localhost", ""}
+
+    def __call__(self, request: web.Request) -> None:
+        host = request.headers.get(hdrs.HOST, "")
+        name = _hostname(host)
+        if name not in self._hosts and not _is_address(name):
+            raise _foreign(hdrs.HOST, host)
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None:
+            # The port counts: what else listens on this host is another site, though its name is the same.
+            authority = origin.partition("://")[2] or origin
+            if authority.lower() != host.lower() and _hostname(authority) not in self._configured:
+                raise _foreign(hdrs.ORIGIN, origin)
+        elif request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITES and not _is_followed_link(request):
+            raise Permanent(
+                ErrorCode.DENIED,
+                "the request comes from a web page of another site (Sec-Fetch-Site); if it may ask, add its host to "
+                "server.hosts, and let it ask so that its Origin is sent",
+            )
 
 
-def _allow(error: web.HTTPException) -> dict[str, str]:
-    return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+def _is_followed_link(request: web.Request) -> bool:
+    """Whether a browser asks for a page of its own, because its user followed a link to a job from elsewhere.
+
+    Such a request may come from any site: it changes nothing, as no GET does, and the site that has the link cannot
+    read the answer. Not so what a page embeds: of an image or a frame it learns whether and how soon it came.
+    """
+    headers = request.headers
+    is_page = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    return is_page and request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+
+
+def _foreign(header: str, value: str) -> Permanent:
+    return Permanent(
+        ErrorCode.DENIED, f"{header} names {value!r}, which is not this daemon; if it is, add its name to server.hosts"
+    )
+
+
+@lru_cache(HOSTS_REMEMBERED)
+def _hostname(authority: str) -> str | None:
+    try:
+        return urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return None
+
+
+@lru_cache(HOSTS_REMEMBERED)
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _as_fault(error: web.HTTPException) -> Fault:
-    words = {404: "Resource not found", 405: "Method not allowed"}
-    message = words.get(error.status, error.reason)
+    reasons = {404: "Resource not found", 405: "Method not allowed"}
+    message = reasons.get(error.status, error.reason)
     return NotFound(message) if error.status == 404 else invalid(message)
+
+
+async def _hide_versions(request: web.Request, response: web.StreamResponse) -> None:
+    """aiohttp would tell strangers its version and Python's."""
+    response.headers[hdrs.SERVER] = "imagejobd"
+
+
+async def _defer_expect(request: web.Request) -> None:
+    """Answer no `Expect` yet: aiohttp would ask for the body (`100 Continue`), or refuse an expectation in words of its
+    own, before anybody has looked at who sends the request and how large it is. Who reads the body asks for it (see
+    `body_chunks`)."""
+
+
+class _Unrouted(web.PlainResource):
+    """Takes every request that no route takes: the router asks the resources of `/` last, in their order. A route that
+    it makes up itself would answer `Expect`."""
+
+    def __init__(self) -> None:
+        super().__init__("/")
+        self._route = self.add_route(hdrs.METH_ANY, self._refuse, expect_handler=_defer_expect)
+
+    async def resolve(self, request: web.Request) -> tuple[web.UrlMappingMatchInfo, set[str]]:
+        return web.UrlMappingMatchInfo({}, self._route), set()
+
+    async def _refuse(self, request: web.Request) -> web.StreamResponse:
+        resources = [resource for resource in request.app.router.resources() if resource is not self]
+        allowed = set[str]().union(*[(await resource.resolve(request))[1] for resource in resources])
+        raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound

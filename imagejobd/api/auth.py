@@ -1,16 +1,9 @@
-"""Tokens (JWT, RFC 7519): is one signed by a key we have, is it for us and for now, and whom does it name.
-
-A refusal says what its sender can put right and nothing that helps to guess: one message for everything about key and
-signature, and not a word on claims before the signature holds.
-
-Minting tokens for tests and scripts, with the secret that the daemon checks them by or with a private key.
-
-In production an identity provider mints them, and the daemon needs no key that can.
-
-Who sends a request: an anonymous caller, or the one whom its token names. Asked before any body is read.
+"""Who sends a request: an anonymous caller, or the one whom its token (JWT, RFC 7519) names. Asked before any body is
+read.
 
 A token that is not good is refused even where anonymous callers are welcome: nobody's job is to end up in another
-tenant because a token had expired.
+tenant because a token had expired. A refusal says what its sender can put right and nothing that helps to guess: one
+message for everything about key and signature, and not a word on claims before the signature holds.
 """
 
 import asyncio
@@ -31,6 +24,7 @@ from imagejobd.api.intake import ANONYMOUS, NO_TOKEN, Caller
 from imagejobd.api.keys import (
     ALGORITHMS,
     KEYS_HINT,
+    Auth,
     KeyRing,
     PrivateKey,
     allowed_algorithms,
@@ -39,13 +33,15 @@ from imagejobd.api.keys import (
     read_key_file,
     read_secret,
 )
-from imagejobd.api.settings import Auth
+from imagejobd.api.wire import NOT_JSON
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import Json
 
+# For load balancers and monitors, who have no token.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"})
 # aiohttp takes header values up to 8190 bytes.
 TOKEN_MAX_CHARS = 8000
-# Checking a token takes 10 to 30 times as long as the rest of a small request's way through the door.
+# Checking a token takes 10 to 30 times as long as the rest of what a small request takes.
 TOKENS_REMEMBERED = 1024
 SUBMITTER_CLAIMS = ("sub", "email", "azp", "name")
 SUBMITTER_MAX_CHARS = 256
@@ -55,8 +51,61 @@ INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _jws = jwt.PyJWS(algorithms=ALGORITHMS)
 _decode_claims = msgspec.json.Decoder(dict[str, Any]).decode
+MALFORMED = "the token is malformed: a signed JWT has three parts in base64url, joined by dots"
 
 Moment = int | float
+
+log = structlog.get_logger("imagejobd.auth")
+
+
+class Authentication:
+    """`[auth]` at work, with its key files read."""
+
+    def __init__(self, settings: Auth, clock: Callable[[], float] = time.time) -> None:
+        """Raises `Permanent(invalid)` that names the file which cannot be used."""
+        self._settings = settings
+        self._clock = clock
+        self._use(load_keys(settings))
+
+    def caller(self, request: web.Request) -> Caller:
+        """Who sent the request. Raises `Permanent(unauthenticated)`."""
+        if request.path in OPEN_PATHS:
+            return ANONYMOUS
+        if hdrs.AUTHORIZATION in request.headers:
+            return self._bearer(request.headers.getall(hdrs.AUTHORIZATION))
+        if self._settings.required:
+            raise unauthenticated(NO_TOKEN)
+        return ANONYMOUS
+
+    async def reload(self) -> None:
+        """Read the key files again: new keys count at once, old ones no longer. Bad files change nothing."""
+        try:
+            ring = await asyncio.to_thread(load_keys, self._settings)
+        except Fault as fault:
+            log.error("the keys for tokens stay as they were", error=fault.message)
+            return
+        self._use(ring)
+        log.info("read the keys for tokens again", keys=len(ring.keys))
+
+    def _use(self, ring: KeyRing) -> None:
+        self._tokens = Tokens(ring, self._settings)
+        self._is_keyless = not ring.keys
+        self._has_warned = False
+        for weakness in ring.weaknesses:
+            log.warning(weakness)
+
+    def _bearer(self, headers: list[str]) -> Caller:
+        if len(headers) > 1:
+            raise unauthenticated("the request carries more than one Authorization header")
+        scheme, _, token = headers[0].partition(" ")
+        if scheme.lower() != "bearer":
+            raise unauthenticated("Authorization must be Bearer <JWT>")
+        if self._is_keyless:
+            if not self._has_warned:
+                self._has_warned = True  # strangers must not fill the log
+                log.warning(f"a token came, and was refused because there is no key to check it with. {KEYS_HINT}")
+            raise unauthenticated("this daemon has no key to check tokens with; its operator has to configure one")
+        return self._tokens.caller(token.lstrip(" "), self._clock())
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -78,17 +127,20 @@ class Tokens:
     def caller(self, token: str, now_s: float) -> Caller:
         """Whom the token names. Raises `Permanent(unauthenticated)` with a reason for its sender."""
         if len(token) > TOKEN_MAX_CHARS:
-            raise refused(f"the token is longer than {TOKEN_MAX_CHARS} characters")
+            raise unauthenticated(f"the token is longer than {TOKEN_MAX_CHARS} characters")
         identity = self._known_identity(token)
         # The claims may be integers of any size: they are compared, never reckoned with.
         if identity.until_s is not None and identity.until_s <= now_s - self._settings.leeway_s:
-            raise refused("the token has expired")
+            raise unauthenticated("the token has expired")
         if identity.from_s is not None and identity.from_s > now_s + self._settings.leeway_s:
-            raise refused("the token is not valid yet (nbf, iat)")
+            raise unauthenticated("the token is not valid yet (nbf, iat)")
         return identity.caller
 
     def _identity(self, token: str) -> Identity:
-        claims = _claims(self._payload(token))
+        try:
+            claims = _decode_claims(self._payload(token))
+        except NOT_JSON:
+            raise unauthenticated("the token's claims are not a JSON object") from None
         _check_audience(claims.get("aud"), self._settings.audience)
         subject = claims.get("sub")
         caller = Caller(
@@ -104,13 +156,13 @@ class Tokens:
     def _payload(self, token: str) -> bytes:
         """What was signed. Where keys come from is never up to the token: of its header `alg` and `kid` are read."""
         if not _COMPACT.fullmatch(token):
-            raise _malformed()
+            raise unauthenticated(MALFORMED)
         try:
             header = _jws.get_unverified_header(token)
         except jwt.PyJWTError:
-            raise _malformed() from None
+            raise unauthenticated(MALFORMED) from None
         if "crit" in header or "b64" in header:
-            raise refused("the token's header demands an extension (crit, b64) that is not taken here")
+            raise unauthenticated("the token's header demands an extension (crit, b64) that is not taken here")
         for key in self._ring.candidates(header.get("alg"), header.get("kid")):
             try:
                 signed = _jws.decode_complete(token, key.material, algorithms=key.algorithms)
@@ -118,62 +170,14 @@ class Tokens:
                 continue
             payload: bytes = signed["payload"]
             return payload
-        raise refused("the token's signature or algorithm is not accepted")
-
-
-def refused(why: str) -> Permanent:
-    return Permanent(ErrorCode.UNAUTHENTICATED, why)
-
-
-def _malformed() -> Permanent:
-    return refused("the token is malformed: a signed JWT has three parts in base64url, joined by dots")
-
-
-def _claims(payload: bytes) -> Json:
-    try:
-        return _decode_claims(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise refused("the token's claims are not a JSON object") from None
-
-
-def _check_audience(audience: object, wanted: str) -> None:
-    if audience is None:
-        raise refused("the token's claim aud is missing")
-    if audience != wanted and not (isinstance(audience, list) and wanted in audience):
-        raise refused("the token is for another audience (aud)")
-
-
-def _integer(claims: Json, name: str) -> int:
-    value = claims.get(name)
-    if type(value) is not int or not INTEGER_MIN <= value <= INTEGER_MAX:  # a bool is an int, too
-        raise refused(f"the token's claim {name} is missing or not an integer")
-    return value
-
-
-def _moment(claims: Json, name: str) -> Moment | None:
-    if name not in claims:
-        return None
-    value = claims[name]
-    if type(value) not in (int, float):
-        raise refused(f"the token's claim {name} is not a number")
-    moment: Moment = value
-    return moment
-
-
-def _submitter(claims: Json) -> Json:
-    """What is kept of the person: texts that are short and can be shown."""
-    told = {name: claims.get(name) for name in SUBMITTER_CLAIMS}
-    return {
-        name: text
-        for name, text in told.items()
-        if isinstance(text, str) and len(text) <= SUBMITTER_MAX_CHARS and text.isprintable()
-    }
+        raise unauthenticated("the token's signature or algorithm is not accepted")
 
 
 def mint(settings: Auth, claims: Json, *, private_key_file: str | None, key_id: str | None) -> str:
     """A token with `claims`, signed by the first algorithm of its key's sort that `auth.algorithms` allows.
 
-    Raises `Permanent(invalid)` that names the file which cannot be used.
+    For tests and scripts: in production an identity provider mints them, and the daemon has no key that can. Raises
+    `Permanent(invalid)` that names the file which cannot be used.
     """
     key: PrivateKey | bytes
     if private_key_file is not None:
@@ -188,6 +192,42 @@ def mint(settings: Auth, claims: Json, *, private_key_file: str | None, key_id: 
     return jwt.encode(claims, key, algorithm=algorithms[0], headers={"kid": key_id} if key_id else None)
 
 
+def unauthenticated(why: str) -> Permanent:
+    return Permanent(ErrorCode.UNAUTHENTICATED, why)
+
+
+def _check_audience(audience: object, wanted: str) -> None:
+    if audience is None:
+        raise unauthenticated("the token's claim aud is missing")
+    if audience != wanted and not (isinstance(audience, list) and wanted in audience):
+        raise unauthenticated("the token is for another audience (aud)")
+
+
+def _integer(claims: Json, name: str) -> int:
+    value = claims.get(name)
+    if type(value) is not int or not INTEGER_MIN <= value <= INTEGER_MAX:  # a bool is an int, too
+        raise unauthenticated(f"the token's claim {name} is missing or not an integer")
+    return value
+
+
+def _moment(claims: Json, name: str) -> Moment | None:
+    if name not in claims:
+        return None
+    moment: Moment = claims[name]
+    if type(moment) not in (int, float):
+        raise unauthenticated(f"the token's claim {name} is not a number")
+    return moment
+
+
+def _submitter(claims: Json) -> Json:
+    """What is kept of the person: texts that are short and printable."""
+    return {
+        name: text
+        for name in SUBMITTER_CLAIMS
+        if isinstance(text := claims.get(name), str) and len(text) <= SUBMITTER_MAX_CHARS and text.isprintable()
+    }
+
+
 def _private_key(file: str, where: str) -> PrivateKey:
     content = read_key_file(file, where)
     try:
@@ -199,56 +239,3 @@ def _private_key(file: str, where: str) -> PrivateKey:
     if not isinstance(key, PrivateKey):
         raise other_sort(where)
     return key
-
-
-# For load balancers and monitors, who have no token.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"})
-
-log = structlog.get_logger("imagejobd.auth")
-
-
-class Authentication:
-    """`[auth]` at work, with its key files read."""
-
-    def __init__(self, settings: Auth, clock: Callable[[], float] = time.time) -> None:
-        """Raises `Permanent(invalid)` that names the file which cannot be used."""
-        self._settings = settings
-        self._clock = clock
-        self._use(load_keys(settings))
-
-    def caller(self, request: web.Request) -> Caller:
-        """Who sent the request. Raises `Permanent(unauthenticated)`."""
-        if request.path in OPEN_PATHS:
-            return ANONYMOUS
-        if hdrs.AUTHORIZATION in request.headers:
-            return self._bearer(request.headers.getall(hdrs.AUTHORIZATION))
-        if self._settings.required:
-            raise refused(NO_TOKEN)
-        return ANONYMOUS
-
-    async def reload(self) -> None:
-        """Read the key files again: new keys count at once, old ones no longer. Bad files change nothing."""
-        try:
-            ring = await asyncio.to_thread(load_keys, self._settings)
-        except Fault as fault:
-            log.error("the keys for tokens stay as they were", error=fault.message)
-            return
-        self._use(ring)
-        log.info("read the keys for tokens again", keys=len(ring.keys))
-
-    def _use(self, ring: KeyRing) -> None:
-        self._tokens = Tokens(ring, self._settings)
-        self._is_keyless = not ring.keys
-        for weakness in ring.weaknesses:
-            log.warning(weakness)
-
-    def _bearer(self, headers: list[str]) -> Caller:
-        if len(headers) > 1:
-            raise refused("the request carries more than one Authorization header")
-        scheme, _, token = headers[0].partition(" ")
-        if scheme.lower() != "bearer":
-            raise refused("Authorization must be Bearer <JWT>")
-        if self._is_keyless:
-            self._is_keyless = False  # once is enough: strangers must not fill the log
-            log.warning(f"a token came, and was refused because there is no key to check it with. {KEYS_HINT}")
-        return self._tokens.caller(token.lstrip(" "), self._clock())

@@ -9,24 +9,29 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
+from imagejobd.api.bodies import Part, base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.multipart import Part
-from imagejobd.api.wire import json_response, send
+from imagejobd.api.wire import NOT_JSON, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
-from imagejobd.model.job import Job, Json, State, is_uuid
+from imagejobd.model.job import Job, Json, State
 from imagejobd.model.kind import Upload
 
 KIND = "build"
 JSON_PART_MAX_BYTES = 1024 * 1024
-# 4 MiB, which are decoded and encoded in one go.
-LOG_BLOCKS_MAX = 64
 PART_NAMES = frozenset({"json", "tarfile"})
 NULL = msgspec.Raw(b"null")
 PUSHING_PHASES = frozenset({"pushing", "purging"})
 
 INSUFFICIENT = "Insufficient Information.  Must provide at least an Image Name and a Dockerfile/Tarurl."
 UNKNOWN_JOB = "Jobid doesn't exist in the cache.  Bad request."
+
+# The members of a request by name in lower case, not decoded yet: what nobody needs takes no memory.
+Fields = dict[str, msgspec.Raw]
+
+# Made once: msgspec.json.decode(…, type=…) reads the type anew each time.
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_text = msgspec.json.Decoder(str | None).decode
+_decode_flag = msgspec.json.Decoder(bool | None, strict=False).decode
 
 
 def routes(intake: Intake) -> list[web.RouteDef]:
@@ -36,15 +41,6 @@ def routes(intake: Intake) -> list[web.RouteDef]:
         web.get("/api/v1/{jobid}/status", api.status),
         web.get("/api/v1/{jobid}/logs", api.logs, allow_head=False),  # aiohttp would send the stream to HEAD too
     ]
-
-
-# The members of a request by name in lower case, not decoded yet: what nobody asks for never takes shape in memory.
-Fields = dict[str, msgspec.Raw]
-
-# Made once: msgspec.json.decode(…, type=…) reads the type anew each time.
-_decode_fields = msgspec.json.Decoder(Fields).decode
-_decode_text = msgspec.json.Decoder(str | None).decode
-_decode_flag = msgspec.json.Decoder(bool | None, strict=False).decode
 
 
 class BuilderApi:
@@ -67,12 +63,7 @@ class BuilderApi:
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._job(request)
-        phase = job.phase
-        if phase is None and not job.state.is_final:
-            # Between two attempts a job is in no phase; for this API it stays where it has come to.
-            phases = await self._intake.store.phases(job.id)
-            phase = phases[-1].name if phases else None
-        return _answer({"Status": stage(job, phase)})
+        return _answer({"Status": stage(job, await self._intake.latest_phase(job))})
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """The whole log as one string, empty before the first line; sent as it is read, because it may be large."""
@@ -80,26 +71,21 @@ class BuilderApi:
         response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
         await response.prepare(request)
         await response.write(b'{\n  "Logs": "')
-        offset = 0
-        while blocks := await self._intake.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
-            text = "".join(block.text for block in blocks)
-            offset += len(text.encode())
+        async for text in self._intake.log_texts(job):
             await send(response, msgspec.json.encode(text)[1:-1], idle_s=self._intake.server.body_idle_s)
         await response.write_eof(b'"\n}')
         return response
 
     async def _job(self, request: web.Request) -> Job:
-        uuid = request.match_info["jobid"]
-        tenant = self._intake.caller(request).sees
-        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
-        if job is None or job.kind != KIND:
+        job = await self._intake.job_by_uuid(request, request.match_info["jobid"], KIND)
+        if job is None:
             raise NotFound(UNKNOWN_JOB)
         return job
 
     async def _multipart(self, request: web.Request, uploads: Uploads) -> tuple[Fields, Upload | None]:
         """Read the tar part into the content store and the JSON part into memory.
 
-        Parts are told apart by name (`TarFile`, `Json`), else by position: tar first, JSON second.
+        Parts are known by name (`TarFile`, `Json`), else by position: tar first, JSON second.
         """
         fields: Fields | None = None
         upload: Upload | None = None
@@ -108,7 +94,7 @@ class BuilderApi:
             if is_json and fields is None:
                 fields = _fields(await read_part(part, JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
             elif not is_json and upload is None:
-                upload = await uploads.receive(self._kind, part.chunks())
+                upload = await uploads.receive(self._kind, part.chunks)
             else:
                 raise invalid(f"unexpected multipart part {part.name!r}: one tar and one Json part are enough")
         if fields is None:
@@ -139,7 +125,7 @@ class BuilderApi:
 
 
 def stage(job: Job, phase: str | None) -> str:
-    """The one of the document's stages that a job is at; `phase` is its current or, between attempts, its last one."""
+    """Which of the document's stages a job is at; `phase` is its current or, between attempts, its last one."""
     match job.state:
         case State.SUCCEEDED:
             return "Finished"
@@ -172,7 +158,7 @@ def _fields(body: bytearray, what: str) -> Fields:
         members = _decode_fields(body)
     except msgspec.ValidationError:
         raise invalid(f"{what} must be a JSON object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise invalid(f"{what} is not valid JSON: {error}") from None
     return {name.lower(): value for name, value in members.items()}
 

@@ -18,14 +18,11 @@ from imagejobd.api.wire import json_response
 from imagejobd.jobs.dispatch.kind import DispatchKind
 from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES, Content, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
-from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, JobId, State
+from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, State
 from imagejobd.model.kind import Upload
 from imagejobd.model.text import printable
 
 KIND = "dispatch"
-
-# Row ids are below 2^63.
-ID_MAX_CHARS = 18
 
 STATUSES = {State.SUCCEEDED: "SUCCESS", State.FAILED: "FAILED", State.CANCELLED: "FAILED"}
 RUNNING = "RUNNING"
@@ -59,7 +56,7 @@ class DispatchApi:
 
     async def dispatch(self, request: web.Request) -> web.Response:
         """Accept a payload. The answer is sent after payload and job are on disk."""
-        caller = self._intake.identified(request)
+        caller = self._intake.caller_with_token(request)
         if _is_small(request):
             enqueued = await self._keep(self._small_upload(request), caller)
         else:
@@ -71,7 +68,7 @@ class DispatchApi:
         return await self._intake.submit(new_job(KIND, self._kind.parse({}, upload), caller))
 
     def _small_upload(self, request: web.Request) -> Upload:
-        """A payload that is here already: there is nothing to wait for, so nothing to take turns at."""
+        """A payload that has arrived already: it needs no upload slot."""
         body = DispatchBody(self._kind.payload_max_bytes)
         payload = body.feed(arrived_body(request))
         body.finish()
@@ -81,7 +78,7 @@ class DispatchApi:
         max_bytes = self._kind.payload_max_bytes
         check_body_size(request.content_length or 0, max_bytes)
         body = DispatchBody(max_bytes)
-        arriving = uploads.in_turn(body_chunks(request, self._intake.server))
+        arriving = uploads.with_slot(body_chunks(request, self._intake.server))
         async with aclosing(payload_in(arriving, body)) as payload:
             return _with_checksum(await uploads.receive(self._kind, payload), body)
 
@@ -105,12 +102,10 @@ class DispatchApi:
 
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path; another tenant's, or one of another kind, is not found."""
-        tenant = self._intake.identified(request).sees
+        self._intake.caller_with_token(request)
         name = request.match_info["id"]
-        job = None
-        if name.isascii() and name.isdecimal() and len(name) <= ID_MAX_CHARS:
-            job = await self._intake.store.get_by_id(JobId(int(name)), tenant=tenant)
-        if job is None or job.kind != KIND:
+        job = await self._intake.job_by_number(request, name, KIND)
+        if job is None:
             raise NotFound(f"no job with id: {printable(name)}")
         return job
 

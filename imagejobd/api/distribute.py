@@ -1,13 +1,12 @@
-"""What `POST /api/distribute/image` is given: the document's fields and no others, and its words for what is wrong.
-
-The original's errors were what its schema library (marshmallow) printed: Python dictionaries that lead to the field.
-Clients have learnt them, so they are written the same way here. What the fields may hold is for the kind to check.
-
-The distribute API (`/api/distribute/image`), wire-compatible with the service it replaces.
+"""The distribute API (`/api/distribute/image`), wire-compatible with the service it replaces.
 
 A client knows the registries of a job by the endpoints it sent, four states, and `{"msg", "status"}` for everything
 that went wrong. The document has two statuses for a request that is refused: 404 when the source says that the image
 is not there, 400 for all else that the request itself is to blame for.
+
+A request has the document's fields and no others; what they may hold is for the kind to check. The original's errors
+were what its schema library (marshmallow) printed, Python dictionaries that lead to the field. They have that form
+here, and that library's words for a field that is missing or unknown.
 """
 
 import re
@@ -20,43 +19,106 @@ from aiohttp import web
 
 from imagejobd.api.bodies import read_body
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import iso, json_response
+from imagejobd.api.wire import NOT_JSON, iso, json_response
 from imagejobd.jobs.distribute.fields import FieldFault, Problem, convert, given, items, parse_endpoint, wrong
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
-from imagejobd.model.job import Job, Json, State, is_uuid
+from imagejobd.model.job import Job, Json, State
 from imagejobd.model.kind import Accepted
 
+KIND = "distribute"
 REQUEST_MAX_BYTES = 1024 * 1024
 REQUEST_HINT = "it holds only endpoints and logins"
 WORDS_MAX_CHARS = 1000
+
+STARTED = "Image sync started"
+NO_IMAGE = "Image not found"
+UNKNOWN_JOB = "job with id not found"
+
+# What keeps a request from being read at all has statuses of its own (413, 408).
+NOT_READ = frozenset({ErrorCode.TOO_LARGE, ErrorCode.TIMEOUT})
+VALUES = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "FAILED", State.RUNNING: "RUNNING"}
 
 _decode = msgspec.json.Decoder().decode
 # `targets[2]` and `auth` of `source.auth.url`.
 _STEP = re.compile(r"([^.\[\]]+)(?:\[([0-9]{1,6})\])?", re.DOTALL)
 
 
-class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    source: Any
-    targets: Any
+def routes(intake: Intake, registries: Collection[str]) -> list[web.RouteDef]:
+    """`registries` are the hosts that the operator has configured, as the configuration names them."""
+    api = DistributeApi(intake, registries)
+    return [
+        web.post("/api/distribute/image", api.distribute),
+        web.get("/api/distribute/image/{id}", api.status),
+    ]
 
 
-class _Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    endpoint: str
-    image: str
-    ref: str
-    verify_tls: bool | None = None
-    auth: Any = None
+class DistributeApi:
+    def __init__(self, intake: Intake, registries: Collection[str]) -> None:
+        self._intake = intake
+        self._kind = intake.kinds[KIND]
+        self._configured = configured_hosts(registries)
+
+    async def distribute(self, request: web.Request) -> web.Response:
+        """Accept a distribution. The answer is sent after the job is on disk."""
+        caller = self._intake.caller(request)
+        job = new_job(KIND, await self._accepted(request, caller), caller)
+        try:
+            enqueued = await self._intake.submit(job)
+        except Permanent as fault:
+            raise _refused(fault) from None
+        answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
+        return json_response(answer, HTTPStatus.CREATED)
+
+    async def status(self, request: web.Request) -> web.Response:
+        job = await self._intake.job_by_uuid(request, request.match_info["id"], KIND)
+        if job is None:
+            raise NotFound(UNKNOWN_JOB)
+        return json_response(render(job))
+
+    async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
+        """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, too large or too
+        slow."""
+        async with self._intake.uploads(caller) as uploads:
+            try:
+                body = await read_body(
+                    request, self._intake.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
+                )
+                return self._kind.parse(parse_request(body, self._configured))
+            except Permanent as fault:
+                if fault.code in NOT_READ:
+                    raise
+                raise invalid(f"Failed to parse data: {refusal_words(fault)}") from None
 
 
-class _Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    endpoint: str
-    image: str | None = None
-    ref: str | None = None
-    overwrite: bool = False
-    verify_tls: bool | None = None
-    auth: Any = None
+def render(job: Job) -> dict[str, Any]:
+    """A job in the words of the document, its keys in the document's order."""
+    targets = endpoints(job)
+    value = _value(job)
+    body: dict[str, Any] = {
+        "value": value,
+        "started_at": iso(job.created_ms, "microseconds"),
+        "finished_endpoints": targets.finished,
+        "skipped_clusters": targets.skipped,
+        "finished_at": iso(job.finished_ms, "microseconds"),
+    }
+    # What has failed only for now is tried again, and is none of a client's business until then.
+    if targets.failed and value == "FAILED":
+        body["failed_endpoints"] = [{"endpoint": endpoint, "error": error} for endpoint, error in targets.failed]
+    return body
+
+
+def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
+    """How this API says no."""
+    return json_response({"msg": fault.message, "status": "error"}, status)
+
+
+def _value(job: Job) -> str:
+    """A job that waits to be tried again is under way for this API, which knows of no second attempt."""
+    if job.state is State.QUEUED:
+        return "QUEUED" if job.started_ms is None else "RUNNING"
+    return VALUES[job.state]
 
 
 def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
@@ -65,7 +127,11 @@ def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
     Raises `FieldFault` for the first field in the document's order that is missing, unknown or of another type, else
     `Permanent(invalid)`.
     """
-    request = convert(given(_decoded(body), ""), _Request, "")
+    try:
+        value = _decode(body)
+    except NOT_JSON as error:
+        raise invalid(f"the request body is not valid JSON: {error}") from None
+    request = convert(given(value, ""), _Request, "")
     source = convert(given(request.source, "source"), _Source, "source")
     targets = items(request.targets, "targets", most=TARGETS_MAX)
     if not targets:
@@ -101,11 +167,26 @@ def refusal_words(fault: Permanent) -> str:
     return str(why)[:WORDS_MAX_CHARS]
 
 
-def _decoded(body: bytes | bytearray) -> Any:
-    try:
-        return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the request body is not valid JSON: {error}") from None
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Any
+    targets: Any
+
+
+class _Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    endpoint: str
+    image: str
+    ref: str
+    verify_tls: bool | None = None
+    auth: Any = None
+
+
+class _Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    endpoint: str
+    image: str | None = None
+    ref: str | None = None
+    overwrite: bool = False
+    verify_tls: bool | None = None
+    auth: Any = None
 
 
 def _spec(registry: _Source | _Target, path: str, configured: frozenset[str]) -> Json:
@@ -116,95 +197,6 @@ def _spec(registry: _Source | _Target, path: str, configured: frozenset[str]) ->
     if registry.verify_tls is None and not configured & {endpoint.host, endpoint.key}:
         spec["verify_tls"] = False
     return {name: value for name, value in spec.items() if value is not None}
-
-
-KIND = "distribute"
-
-STARTED = "Image sync started"
-NO_IMAGE = "Image not found"
-UNKNOWN_JOB = "job with id not found"
-
-# What keeps a request from being read at all has statuses of its own (413, 408).
-NOT_READ = frozenset({ErrorCode.TOO_LARGE, ErrorCode.TIMEOUT})
-VALUES = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "FAILED", State.RUNNING: "RUNNING"}
-
-
-def routes(intake: Intake, registries: Collection[str]) -> list[web.RouteDef]:
-    """`registries` are the hosts that the operator has configured, as the configuration names them."""
-    api = DistributeApi(intake, registries)
-    return [
-        web.post("/api/distribute/image", api.distribute),
-        web.get("/api/distribute/image/{id}", api.status),
-    ]
-
-
-class DistributeApi:
-    def __init__(self, intake: Intake, registries: Collection[str]) -> None:
-        self._intake = intake
-        self._kind = intake.kinds[KIND]
-        self._configured = configured_hosts(registries)
-
-    async def distribute(self, request: web.Request) -> web.Response:
-        """Accept a distribution. The answer is sent after the job is on disk."""
-        caller = self._intake.caller(request)
-        job = new_job(KIND, await self._accepted(request, caller), caller)
-        try:
-            enqueued = await self._intake.submit(job)
-        except Permanent as fault:
-            raise _refused(fault) from None
-        answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
-        return json_response(answer, HTTPStatus.CREATED)
-
-    async def status(self, request: web.Request) -> web.Response:
-        uuid = request.match_info["id"]
-        tenant = self._intake.caller(request).sees
-        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
-        if job is None or job.kind != KIND:
-            raise NotFound(UNKNOWN_JOB)
-        return json_response(render(job))
-
-    async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
-        """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, else too large or
-        too slow."""
-        async with self._intake.uploads(caller) as uploads:
-            try:
-                body = await read_body(
-                    request, self._intake.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
-                )
-                return self._kind.parse(parse_request(body, self._configured))
-            except Permanent as fault:
-                if fault.code in NOT_READ:
-                    raise
-                raise invalid(f"Failed to parse data: {refusal_words(fault)}") from None
-
-
-def render(job: Job) -> dict[str, Any]:
-    """A job in the words of the document, its keys in the document's order."""
-    told = endpoints(job)
-    value = _value(job)
-    body: dict[str, Any] = {
-        "value": value,
-        "started_at": iso(job.created_ms, "microseconds"),
-        "finished_endpoints": told.finished,
-        "skipped_clusters": told.skipped,
-        "finished_at": iso(job.finished_ms, "microseconds"),
-    }
-    # What has failed only for now is tried again, and is none of a client's business until then.
-    if told.failed and value == "FAILED":
-        body["failed_endpoints"] = [{"endpoint": endpoint, "error": error} for endpoint, error in told.failed]
-    return body
-
-
-def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
-    """How this API says no."""
-    return json_response({"msg": fault.message, "status": "error"}, status)
-
-
-def _value(job: Job) -> str:
-    """A job that waits to be tried again is under way for this API, which knows of no second attempt."""
-    if job.state is State.QUEUED:
-        return "QUEUED" if job.started_ms is None else "RUNNING"
-    return VALUES[job.state]
 
 
 def _refused(fault: Permanent) -> Permanent:

@@ -88,10 +88,10 @@ def _span(request: web.Request, content: Content) -> _Span | None:
     whole = _Span(0, content.size_bytes, is_all=True)
     if request.method != hdrs.METH_GET:
         return whole
-    asked = _RANGE.fullmatch(request.headers.get(hdrs.RANGE, ""))
-    if asked is None or request.headers.get(hdrs.IF_RANGE, f'"{content.digest}"') != f'"{content.digest}"':
+    wanted = _RANGE.fullmatch(request.headers.get(hdrs.RANGE, ""))
+    if wanted is None or request.headers.get(hdrs.IF_RANGE, f'"{content.digest}"') != f'"{content.digest}"':
         return whole
-    first, last = asked[1], asked[2]
+    first, last = wanted.groups()
     if not first:
         if not last:
             return whole
@@ -106,19 +106,20 @@ def _span(request: web.Request, content: Content) -> _Span | None:
 async def _send(
     request: web.Request, response: web.StreamResponse, content: Content, span: _Span, idle_s: float
 ) -> None:
-    is_head = request.method == hdrs.METH_HEAD
+    unsent_bytes = 0 if request.method == hdrs.METH_HEAD else span.size_bytes
     if content.path is None:
         await response.prepare(request)
-        if not is_head:
-            await response.write(content.inline[span.start : span.start + span.size_bytes])
+        await response.write(content.inline[span.start : span.start + unsent_bytes])
     else:
-        file = await asyncio.to_thread(_open, content.path, span.start)
-        try:
+        with await asyncio.to_thread(_open, content.path, span.start) as file:
             await response.prepare(request)
-            if not is_head:
-                await _copy(file, response, span.size_bytes, idle_s)
-        finally:
-            file.close()
+            while unsent_bytes:
+                chunk = await asyncio.to_thread(file.read, min(CHUNK_BYTES, unsent_bytes))
+                if not chunk:
+                    why = f"a file of the content store is {unsent_bytes} bytes too short"
+                    raise Permanent(ErrorCode.INTERNAL, why)
+                unsent_bytes -= len(chunk)
+                await send(response, chunk, idle_s=idle_s)
     await response.write_eof()
 
 
@@ -129,13 +130,3 @@ def _open(path: Path, start: int) -> BinaryIO:
         raise NotFound("the content is no longer kept") from None
     file.seek(start)
     return file
-
-
-async def _copy(file: BinaryIO, response: web.StreamResponse, size_bytes: int, idle_s: float) -> None:
-    left = size_bytes
-    while left:
-        chunk = await asyncio.to_thread(file.read, min(CHUNK_BYTES, left))
-        if not chunk:
-            raise Permanent(ErrorCode.INTERNAL, f"a file of the content store is {left} bytes too short")
-        left -= len(chunk)
-        await send(response, chunk, idle_s=idle_s)

@@ -56,34 +56,27 @@ def routes(
 ) -> list[web.RouteDef]:
     """Without one of `needs` no job is accepted. `checks` are outside services: reported, but jobs wait for them; and
     `other_daemons` the installations that work on the same engine."""
-    own = Needs(needs)
+    needed = Needs(needs)
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(request: web.Request) -> web.Response:
         """200 when jobs are accepted durably, 503 otherwise."""
-        answers = await own.answers()
+        answers = await needed.answers()
         ready = not intake.is_draining and all(answer == "ok" for answer in answers.values())
-        report: Json = {
-            "ready": ready,
-            "draining": intake.is_draining,
-            **answers,
-            "wal_bytes": await _wal_bytes(intake),
-        }
-        for name, check in checks.items():
-            report[name] = check()
+        report: Json = {"ready": ready, "draining": intake.is_draining, **answers, "wal_bytes": await wal_bytes()}
+        report |= {name: check() for name, check in checks.items()}
         report["other_daemons"] = list(other_daemons())
         return json_response(report, 200 if ready else 503)
 
+    async def wal_bytes() -> int | None:
+        try:
+            return (await intake.store.stats()).wal_bytes
+        except Fault:
+            return None
+
     return [web.get("/healthz", healthz), web.get("/readyz", readyz)]
-
-
-async def _wal_bytes(intake: Intake) -> int | None:
-    try:
-        return (await intake.store.stats()).wal_bytes
-    except Fault:
-        return None
 
 
 async def _answer(probe: Probe) -> str:

@@ -8,7 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jwt
 import msgspec
@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPubl
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, HMACAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.warnings import InsecureKeyLengthWarning
+from msgspec import Meta
 
-from imagejobd.api.settings import Auth
+from imagejobd.api.wire import NOT_JSON
 from imagejobd.model.errors import Permanent, invalid
 
 FILE_MAX_BYTES = 256 * 1024
@@ -41,8 +42,36 @@ KEYS_HINT = "Set auth.jwt_secret_file, auth.jwt_public_key_files or auth.jwks_fi
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
 
-# Said once, at start, in the daemon's own log: `KeyRing.weaknesses`.
+# The daemon's log says it once, at the start: `KeyRing.weaknesses`.
 warnings.filterwarnings("ignore", category=InsecureKeyLengthWarning)
+
+
+# Beyond it no clock is meant, but tokens that never expire.
+LEEWAY_MAX_S = 3600
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[auth]`: anonymous callers are tenant `local`, and on loopback or a unix socket only, unless allowed.
+
+    `required`: every API wants a token (the dispatcher's always does). `algorithms` are those that are taken at all;
+    each key is pinned to those of its own sort. `leeway_s` is for clocks that differ. Callers whose `sub` is one of
+    `admin_subjects` see every tenant.
+    """
+
+    required: bool = False
+    allow_anonymous: bool = False
+    jwt_secret_file: str | None = None
+    jwt_public_key_files: tuple[str, ...] = ()
+    jwks_file: str | None = None
+    algorithms: Annotated[tuple[str, ...], Meta(min_length=1)] = ("HS256", "RS256", "ES256", "EdDSA")
+    audience: Annotated[str, Meta(min_length=1)] = "com.company.jobservice"
+    leeway_s: Annotated[float, Meta(ge=0, le=LEEWAY_MAX_S)] = 30.0
+    admin_subjects: tuple[str, ...] = ()
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any key that a token could be checked with."""
+        return bool(self.jwt_secret_file or self.jwt_public_key_files or self.jwks_file)
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -88,7 +117,7 @@ class _Jwks(msgspec.Struct, frozen=True):
     keys: list[dict[str, Any]]
 
 
-JWK_SORTS = {"oct": HMACAlgorithm, "RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
+JWK_SORTS: dict[str, Any] = {"oct": HMACAlgorithm, "RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
 
 
 def load_keys(settings: Auth) -> KeyRing:
@@ -98,7 +127,8 @@ def load_keys(settings: Auth) -> KeyRing:
         raise invalid(f"auth.algorithms: {unknown[0]!r} is not known; there are: {', '.join(ALGORITHMS)}")
     keys: list[Key] = []
     if settings.jwt_secret_file is not None:
-        keys.append(_secret_key(settings.jwt_secret_file, settings.algorithms))
+        secret, where = read_secret(settings.jwt_secret_file), f"auth.jwt_secret_file: {settings.jwt_secret_file}"
+        keys.append(Key(secret, allowed_algorithms(secret, settings.algorithms, where)))
     keys += [_public_key(file, settings.algorithms) for file in settings.jwt_public_key_files]
     if settings.jwks_file is not None:
         keys += _jwks_keys(settings.jwks_file, settings.algorithms)
@@ -106,7 +136,12 @@ def load_keys(settings: Auth) -> KeyRing:
         raise invalid(f"auth.required = true, and there is no key to check tokens with. {KEYS_HINT}")
     if len(keys) > KEYS_MAX:
         raise invalid(f"[auth] names {len(keys)} keys; {KEYS_MAX} are the most that are taken")
-    return KeyRing(keys, _weaknesses(keys))
+    weaknesses = [
+        f"a shared secret for tokens has {size} bytes: with fewer than {SECRET_GOOD_BYTES} it can be guessed"
+        for key in keys
+        if isinstance(key.material, bytes) and (size := len(key.material)) < SECRET_GOOD_BYTES
+    ]
+    return KeyRing(keys, weaknesses)
 
 
 def read_secret(file: str) -> bytes:
@@ -124,7 +159,8 @@ def read_secret(file: str) -> bytes:
 def read_key_file(file: str, where: str) -> bytes:
     """The bytes of a small file; `where` is how errors begin."""
     try:
-        with open(file, "rb", opener=_open_at_once) as opened:
+        # A FIFO would block whoever opens it until somebody writes to it.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
                 raise invalid(f"{where} is not a regular file")
             content = opened.read(FILE_MAX_BYTES + 1)
@@ -136,11 +172,6 @@ def read_key_file(file: str, where: str) -> bytes:
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """A FIFO would block whoever opens it until somebody writes to it."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def algorithms_of(material: PublicKey | PrivateKey | bytes) -> tuple[str, ...]:
     """The algorithms that a key's sort is made for; none for a curve that signs no tokens."""
     match material:
@@ -149,8 +180,8 @@ def algorithms_of(material: PublicKey | PrivateKey | bytes) -> tuple[str, ...]:
         case RSAPublicKey() | RSAPrivateKey():
             return RSA_ALGORITHMS
         case EllipticCurvePublicKey() | EllipticCurvePrivateKey():
-            fitting = CURVE_ALGORITHMS.get(material.curve.name)
-            return (fitting,) if fitting else ()
+            algorithm = CURVE_ALGORITHMS.get(material.curve.name)
+            return (algorithm,) if algorithm else ()
         case _:
             return ("EdDSA",)
 
@@ -159,20 +190,15 @@ def allowed_algorithms(
     material: PublicKey | PrivateKey | bytes, allowed: Collection[str], where: str
 ) -> tuple[str, ...]:
     """Those of `algorithms_of` that are allowed. Raises `Permanent(invalid)` where none is left or the key is weak."""
-    own = algorithms_of(material)
-    if not own:
+    fitting = algorithms_of(material)
+    if not fitting:
         raise other_sort(where)
     if isinstance(material, RSAPublicKey | RSAPrivateKey) and material.key_size < RSA_MIN_BITS:
         raise invalid(f"{where} holds an RSA key of {material.key_size} bits; at least {RSA_MIN_BITS} are needed")
-    left = tuple(name for name in own if name in allowed)
-    if not left:
-        raise invalid(f"{where} holds a key for {', '.join(own)}; auth.algorithms allows: {', '.join(allowed)}")
-    return left
-
-
-def _secret_key(file: str, allowed: Collection[str]) -> Key:
-    secret = read_secret(file)
-    return Key(secret, allowed_algorithms(secret, allowed, f"auth.jwt_secret_file: {file}"))
+    usable = tuple(name for name in fitting if name in allowed)
+    if not usable:
+        raise invalid(f"{where} holds a key for {', '.join(fitting)}; auth.algorithms allows: {', '.join(allowed)}")
+    return usable
 
 
 def _public_key(file: str, allowed: Collection[str]) -> Key:
@@ -194,13 +220,13 @@ def _jwks_keys(file: str, allowed: Collection[str]) -> list[Key]:
     where = f"auth.jwks_file: {file}"
     try:
         entries = msgspec.json.decode(read_key_file(file, where), type=_Jwks).keys
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         raise invalid(f'{where} is not a JWKS document: {{"keys": […]}}') from None
-    keys = [_jwk_key(entry, allowed, f"{where}: key {number}") for number, entry in enumerate(entries, 1)]
-    taken = [key for key in keys if key is not None]
-    if not taken:
+    candidates = (_jwk_key(entry, allowed, f"{where}: key {number}") for number, entry in enumerate(entries, 1))
+    keys = [key for key in candidates if key is not None]
+    if not keys:
         raise invalid(f"{where} has no key that verifies signatures by {', '.join(allowed)}")
-    return taken
+    return keys
 
 
 def _jwk_key(entry: dict[str, Any], allowed: Collection[str], where: str) -> Key | None:
@@ -213,19 +239,15 @@ def _jwk_key(entry: dict[str, Any], allowed: Collection[str], where: str) -> Key
         return None
     if jwk.d is not None and jwk.kty != "oct":
         raise _private(where)
-    material = _jwk_material(sort, entry, where)
+    try:
+        material = _public(sort.from_jwk(entry), where)
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+        # What the library says may quote the key.
+        raise invalid(f"{where}: its members do not make a key of kty {jwk.kty}") from None
     wanted = [name for name in allowed if jwk.alg in (None, name)]
     if not set(wanted).intersection(algorithms_of(material)):
         return None
     return Key(material, allowed_algorithms(material, wanted, where), jwk.kid)
-
-
-def _jwk_material(sort: Any, entry: dict[str, Any], where: str) -> PublicKey | bytes:
-    try:
-        return _public(sort.from_jwk(entry), where)
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
-        # What the library says may quote the key.
-        raise invalid(f"{where}: its members do not make a key of kty {entry['kty']}") from None
 
 
 def _public(material: object, where: str) -> PublicKey | bytes:
@@ -240,11 +262,3 @@ def other_sort(where: str) -> Permanent:
 
 def _private(where: str) -> Permanent:
     return invalid(f"{where} holds a private key: keep it where tokens are signed, and give the daemon the public one")
-
-
-def _weaknesses(keys: Sequence[Key]) -> list[str]:
-    short = [key.material for key in keys if isinstance(key.material, bytes) and len(key.material) < SECRET_GOOD_BYTES]
-    return [
-        f"a shared secret for tokens has {len(secret)} bytes: with fewer than {SECRET_GOOD_BYTES} it can be guessed"
-        for secret in short
-    ]

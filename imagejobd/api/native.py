@@ -1,24 +1,47 @@
 """The native API, `/api/v2`: every kind of job, every option, problem+json errors (RFC 9457)."""
 
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
-from imagejobd.api.intake import JOB_MAX_BYTES, Intake, Submission, Uploads, new_job, parse_submission, with_options
-from imagejobd.api.wire import iso, json_response, send
+from imagejobd.api.intake import Intake, Uploads, new_job
+from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
-from imagejobd.model.job import Enqueued, Event, Job, JobId, Phase, State, is_uuid
+from imagejobd.model.job import (
+    IDEMPOTENCY_KEY_MAX_CHARS,
+    LABEL_MAX_CHARS,
+    LABELS_MAX,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    Enqueued,
+    Job,
+    Json,
+    NewJob,
+    State,
+)
 from imagejobd.model.kind import JobKind, Upload
 from imagejobd.store.protocol import Filter, job_topic
 
 LIST_PARAMETERS = frozenset({"state", "kind", "tenant", "label", "limit", "cursor"})
 PAGE_DEFAULT, PAGE_MAX = 50, 500
 EVENTS_MAX = 500
-LOG_BLOCKS_MAX = 64
-# A follower is told of every commit; this only bounds how late it is noticed that its client has gone.
+# A follower wakes up with every commit; this only bounds how late it is noticed that its client has gone.
 FOLLOW_POLL_S = 5.0
+# A job without the tar that may come with it.
+JOB_MAX_BYTES = 2 * 1024 * 1024
+# Between the values of a spec: small ones take time and memory by their number.
+COMMAS_MAX = 100_000
+# 3000-01-01. Far beyond any use, and well within what dates can show in every time zone.
+NOT_BEFORE_MAX_MS = 32_503_680_000_000
+NOT_BEFORE_HINT = "for example 2030-01-31T06:00:00Z"
+RENDERED = (
+    *("kind", "state", "phase", "tenant", "client", "submitter", "spec", "progress", "result", "error", "attempt"),
+    *("crashes", "faults", "retry_of", "priority", "labels", "idempotency_key", "log_bytes"),
+)
 
 
 def routes(intake: Intake) -> list[web.RouteDef]:
@@ -34,6 +57,28 @@ def routes(intake: Intake) -> list[web.RouteDef]:
     ]
 
 
+class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/v2/jobs`. `context` is a tar in base64; a multipart part of that name does the same."""
+
+    kind: str
+    spec: msgspec.Raw
+    context: str | None = None
+    priority: int = 0
+    not_before: datetime | None = None
+    labels: dict[str, str] = {}
+
+    def fields(self) -> Json:
+        """`spec`, decoded only within a bound: a document of many small values takes many times its size in memory."""
+        if len(self.spec) > JOB_MAX_BYTES:
+            raise too_large("spec", JOB_MAX_BYTES, "send files as the context of the request")
+        if bytes(self.spec).count(b",") > COMMAS_MAX:
+            raise Permanent(ErrorCode.TOO_LARGE, f"spec has more than {COMMAS_MAX} commas; no job needs that")
+        try:
+            return msgspec.json.decode(self.spec, type=Json)
+        except NOT_JSON as error:
+            raise invalid(f"spec is not valid: {error}") from None
+
+
 class NativeApi:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
@@ -46,12 +91,12 @@ class NativeApi:
             if is_multipart(request):
                 submission, upload = await self._multipart(request, uploads)
             else:
-                submission = parse_submission(await read_body(request, self._intake.server, uploads.hold_json))
+                submission = _parse(await read_body(request, self._intake.server, uploads.hold_json))
                 upload = await self._context(submission, uploads)
             kind = self._kind(submission)
             accepted = await self._intake.parse(kind, submission.fields(), upload)
             job = new_job(kind.name, accepted, caller)
-            enqueued = await self._intake.submit(with_options(job, submission, request.headers.get("Idempotency-Key")))
+            enqueued = await self._intake.submit(_with_options(job, submission, request.headers.get("Idempotency-Key")))
         return await self._receipt(enqueued)
 
     async def _receipt(self, enqueued: Enqueued) -> web.Response:
@@ -63,8 +108,11 @@ class NativeApi:
     def _kind(self, submission: Submission) -> JobKind:
         kind = self._intake.kinds.get(submission.kind)
         if kind is None:
-            raise invalid(f"unknown kind {submission.kind!r}; this daemon has: {', '.join(self._intake.kinds)}")
+            raise self._unknown_kind(submission.kind)
         return kind
+
+    def _unknown_kind(self, name: str) -> Permanent:
+        return invalid(f"unknown kind {name!r}; this daemon has: {', '.join(self._intake.kinds)}")
 
     async def _context(self, submission: Submission, uploads: Uploads) -> Upload | None:
         if submission.context is None:
@@ -79,12 +127,17 @@ class NativeApi:
         query = request.query
         if unknown := sorted(set(query) - LIST_PARAMETERS):
             raise invalid(f"unknown query parameter {unknown[0]!r}; known: {', '.join(sorted(LIST_PARAMETERS))}")
+        for name in query:
+            if len(query.getall(name)) > 1:
+                raise invalid(f"query parameter {name!r} is given twice; a list has one {name} at most")
+        if (kind := query.get("kind")) is not None and kind not in self._intake.kinds:
+            raise self._unknown_kind(kind)
         sees, wanted = self._intake.caller(request).sees, query.get("tenant")
         if sees is not None and wanted not in (None, sees):
             return json_response({"jobs": [], "next": None})
         which = Filter(
             tenant=wanted or sees,
-            kind=query.get("kind"),
+            kind=kind,
             state=_state(query.get("state")),
             label=_label(query.get("label")),
         )
@@ -96,7 +149,16 @@ class NativeApi:
     async def show(self, request: web.Request) -> web.Response:
         """One job with its phases; while it is queued also how many jobs go before it."""
         job = await self._job(request)
-        body = self._render(job) | {"phases": [_render_phase(phase) for phase in await self._store.phases(job.id)]}
+        phases = [
+            {
+                "name": phase.name,
+                "attempt": phase.attempt,
+                "started_at": iso(phase.started_ms),
+                "finished_at": iso(phase.finished_ms),
+            }
+            for phase in await self._store.phases(job.id)
+        ]
+        body = self._render(job) | {"phases": phases}
         if job.state is State.QUEUED:
             body["position"] = await self._store.position(job)
         return json_response(body)
@@ -106,7 +168,9 @@ class NativeApi:
         job = await self._job(request)
         after = _number("after", request.query.get("after"), 0)
         events = await self._store.changes_since(after, job_id=job.id, limit=EVENTS_MAX)
-        return json_response([_render_event(event) for event in events])
+        return json_response(
+            [{"id": event.id, "at": iso(event.at_ms), "type": event.type, "data": event.data} for event in events]
+        )
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel: 200 when it is already cancelled, 202 while the running work is being stopped, 409 when ended."""
@@ -146,16 +210,16 @@ class NativeApi:
             while True:
                 # Asked before the log is read: what a job writes, it writes before it ends.
                 latest = await self._store.get(job.uuid, tenant=None) if follow else None
-                offset = await self._write_log(response, job.id, offset)
+                offset = await self._write_log(response, job, offset)
                 if latest is None or latest.state.is_final or _has_gone(request):
                     break
                 await job_watch.changed(FOLLOW_POLL_S)
         await response.write_eof()
         return response
 
-    async def _write_log(self, response: web.StreamResponse, job_id: JobId, offset: int) -> int:
-        while blocks := await self._store.read_log(job_id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
-            data = "".join(block.text for block in blocks).encode()
+    async def _write_log(self, response: web.StreamResponse, job: Job, offset: int) -> int:
+        async for text in self._intake.log_texts(job, offset):
+            data = text.encode()
             await send(response, data, idle_s=self._intake.server.body_idle_s)
             offset += len(data)
         return offset
@@ -163,12 +227,8 @@ class NativeApi:
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path, by UUID or by number; another tenant's is not found."""
         name = request.match_info["id"]
-        tenant = self._intake.caller(request).sees
-        job = None
-        if is_uuid(name):
-            job = await self._store.get(name.lower(), tenant=tenant)
-        elif name.isascii() and name.isdecimal() and len(name) < 19:
-            job = await self._store.get_by_id(JobId(int(name)), tenant=tenant)
+        intake = self._intake
+        job = await intake.job_by_uuid(request, name) or await intake.job_by_number(request, name)
         if job is None:
             raise _unknown(name)
         return job
@@ -179,10 +239,10 @@ class NativeApi:
         upload: Upload | None = None
         async for part in parts(request, self._intake.server):
             if part.name == "job" and submission is None:
-                submission = parse_submission(await read_part(part, JOB_MAX_BYTES, uploads.hold_json))
+                submission = _parse(await read_part(part, JOB_MAX_BYTES, uploads.hold_json))
                 upload = await self._context(submission, uploads)
             elif part.name == "context" and submission is not None and upload is None:
-                upload = await uploads.receive(self._kind(submission), part.chunks())
+                upload = await uploads.receive(self._kind(submission), part.chunks)
             else:
                 raise invalid("a multipart request has a part named job (JSON) and then one named context (tar)")
         if submission is None:
@@ -200,46 +260,68 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
 
 def render(job: Job) -> dict[str, Any]:
     """A job as the native API shows it: times in ISO 8601, absent things null."""
-    return {
-        "id": job.uuid,
-        "number": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "phase": job.phase,
-        "tenant": job.tenant,
-        "client": job.client,
-        "submitter": job.submitter,
-        "spec": job.spec,
-        "progress": job.progress,
-        "result": job.result,
-        "error": job.error,
-        "attempt": job.attempt,
-        "crashes": job.crashes,
-        "faults": job.faults,
-        "retry_of": job.retry_of,
-        "priority": job.priority,
-        "labels": job.labels,
-        "idempotency_key": job.idempotency_key,
-        "log_bytes": job.log_bytes,
+    fields = {name: getattr(job, name) for name in RENDERED}
+    times = {
         "not_before": iso(job.not_before_ms),
         "cancel_requested_at": iso(job.cancel_requested_ms),
         "created_at": iso(job.created_ms),
         "started_at": iso(job.started_ms),
         "finished_at": iso(job.finished_ms),
     }
+    return {"id": job.uuid, "number": job.id, **fields, **times}
 
 
-def _render_phase(phase: Phase) -> dict[str, Any]:
-    return {
-        "name": phase.name,
-        "attempt": phase.attempt,
-        "started_at": iso(phase.started_ms),
-        "finished_at": iso(phase.finished_ms),
-    }
+def _parse(body: bytearray) -> Submission:
+    """Decode the JSON. Raises `Permanent(invalid)` that names the field."""
+    if not body.strip():
+        raise invalid('the request body is empty; it is the job as JSON: {"kind": …, "spec": {…}}')
+    try:
+        return msgspec.json.decode(body, type=Submission)
+    except NOT_JSON as error:
+        hint = f"; {NOT_BEFORE_HINT}" if "`$.not_before`" in str(error) else ""
+        raise invalid(f"the job is not valid: {error}{hint}") from None
 
 
-def _render_event(event: Event) -> dict[str, Any]:
-    return {"id": event.id, "at": iso(event.at_ms), "type": event.type, "data": event.data}
+def _with_options(job: NewJob, submission: Submission, idempotency_key: str | None) -> NewJob:
+    """`job` with what the submission says besides its spec."""
+    if not PRIORITY_MIN <= submission.priority <= PRIORITY_MAX:
+        raise invalid(f"priority must be between {PRIORITY_MIN} and {PRIORITY_MAX}")
+    _check_labels(submission.labels)
+    key = idempotency_key
+    if key is not None and not (0 < len(key) <= IDEMPOTENCY_KEY_MAX_CHARS and key.isascii() and key.isprintable()):
+        raise invalid(f"Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_MAX_CHARS} printable ASCII characters")
+    return msgspec.structs.replace(
+        job,
+        priority=submission.priority,
+        not_before_ms=_epoch_ms(submission.not_before),
+        labels=submission.labels,
+        idempotency_key=idempotency_key,
+    )
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    if len(labels) > LABELS_MAX:
+        raise invalid(f"a job may have at most {LABELS_MAX} labels")
+    for name, value in labels.items():
+        if (
+            not 0 < len(name) <= LABEL_MAX_CHARS
+            or len(value) > LABEL_MAX_CHARS
+            or "=" in name
+            or not (name + value).isprintable()
+        ):
+            limits = f"names (without '=') and values are printable and have at most {LABEL_MAX_CHARS} characters"
+            raise invalid(f"label {name[:LABEL_MAX_CHARS]!r}: {limits}")
+
+
+def _epoch_ms(at: datetime | None) -> int | None:
+    if at is None:
+        return None
+    if at.tzinfo is None:
+        raise invalid(f"not_before must carry a time zone, {NOT_BEFORE_HINT}")
+    at_ms = int(at.timestamp() * 1000)
+    if not 0 <= at_ms <= NOT_BEFORE_MAX_MS:
+        raise invalid(f"not_before must lie between {iso(0)} and {iso(NOT_BEFORE_MAX_MS)}")
+    return at_ms
 
 
 def _unknown(name: str) -> Permanent:

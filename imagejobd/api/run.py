@@ -1,7 +1,7 @@
 """The run API (`/run`, `/status`), wire-compatible with the service it replaces.
 
 A client sends a Dockerfile as a form and is answered in one line of text; one that asks for JSON gets that. It polls
-the status for a 200: until the job has ended it is told 202, and then in one line how that was.
+the status for a 200: until the job has ended the answer is 202, and then one line says how that was.
 """
 
 from http import HTTPStatus
@@ -9,13 +9,12 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from imagejobd.api.bodies import is_multipart, parts, read_part
+from imagejobd.api.bodies import Part, is_multipart, parts, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.multipart import Part
-from imagejobd.api.wire import json_response, prefers_json
+from imagejobd.api.wire import json_response
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
-from imagejobd.model.job import Job, State, is_uuid
+from imagejobd.model.job import Job, State
 from imagejobd.model.kind import Accepted
 from imagejobd.model.text import one_line
 
@@ -43,7 +42,7 @@ class RunApi:
         """Accept a Dockerfile. The answer is sent after the job is on disk."""
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
-            accepted = await self._judged(await self._dockerfile(request, uploads))
+            accepted = await self._parsed(await self._dockerfile(request, uploads))
             enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
         if _wants_json(request):
             return json_response({"id": enqueued.uuid})
@@ -67,7 +66,7 @@ class RunApi:
                 raise invalid("the form has two fields named file; one job takes one Dockerfile")
         return _text(body)
 
-    async def _judged(self, dockerfile: str) -> Accepted:
+    async def _parsed(self, dockerfile: str) -> Accepted:
         """Raises `Permanent(policy)` also for what cannot be read: to this API a form that holds a bad Dockerfile is a
         good request for what cannot be done."""
         try:
@@ -86,28 +85,23 @@ class RunApi:
         return web.Response(text=sentence(job, word), status=status)
 
     async def _job(self, request: web.Request) -> Job:
-        tenant = self._intake.caller(request).sees
         uuid = request.query.get("id", "")
         if not uuid:
             raise invalid("the request names no job; ask for /status?id=…")
-        job = await self._intake.store.get(uuid.lower(), tenant=tenant) if is_uuid(uuid) else None
-        if job is None or job.kind != KIND:
-            raise NotFound(
-                f"Job with id {one_line(uuid[:ID_MAX_CHARS], ID_MAX_CHARS)} was not found",
-            )
+        job = await self._intake.job_by_uuid(request, uuid, KIND)
+        if job is None:
+            name = one_line(uuid[:ID_MAX_CHARS], ID_MAX_CHARS)
+            raise NotFound(f"Job with id {name} was not found")
         return job
 
     async def _word(self, job: Job) -> str:
-        """Where a job is, in one word. Between two attempts it is in no phase, and stays where it has come to."""
+        """Where a job is, in one word."""
         match job.state:
             case State.SUCCEEDED:
                 return "Successful"
             case State.FAILED | State.CANCELLED:
                 return "Failed"
-        phase = job.phase
-        if phase is None:
-            phases = await self._intake.store.phases(job.id)
-            phase = phases[-1].name if phases else None
+        phase = await self._intake.latest_phase(job)
         if phase is None:
             return "Queued" if job.state is State.QUEUED else "Building"
         return "Building" if phase == "building" else "Running"
@@ -117,7 +111,7 @@ def sentence(job: Job, word: str) -> str:
     """A job in the words of the document, which a client takes to pieces."""
     match word:
         case "Successful":
-            return f"Job {job.uuid} was Successful - Model performance : {_perf(job):f}"
+            return f"Job {job.uuid} was Successful - Model performance : {float((job.result or {})['perf']):f}"
         case "Failed":
             return f"Job {job.uuid} was Failed - {one_line(_reason(job), REASON_MAX_CHARS)}"
         case _:
@@ -145,11 +139,9 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
 
 
 def _wants_json(request: web.Request) -> bool:
-    return prefers_json(",".join(request.headers.getall(hdrs.ACCEPT, [])))
-
-
-def _perf(job: Job) -> float:
-    return float((job.result or {})["perf"])
+    """Whether a client asks for JSON. One that names text as well, as axios does, gets what the original answered."""
+    accept = ",".join(request.headers.getall(hdrs.ACCEPT, [])).lower()
+    return "application/json" in accept and "text/plain" not in accept
 
 
 def _reason(job: Job) -> str:
@@ -161,7 +153,7 @@ def _reason(job: Job) -> str:
 async def _skip(part: Part, room_bytes: int) -> int:
     """Read past a part; its size in bytes."""
     size_bytes = 0
-    async for chunk in part.chunks():
+    async for chunk in part.chunks:
         size_bytes += len(chunk)
         if size_bytes > room_bytes:
             raise invalid(f"the form's other fields are larger than {OTHER_PARTS_MAX_BYTES} bytes; {FORM_HINT}")

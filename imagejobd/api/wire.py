@@ -1,13 +1,11 @@
-"""Which of two forms of an answer a client would rather have, by its Accept header (RFC 9110 §12.5.1).
-
-What the APIs share at the wire: HTTP statuses for faults, JSON answers, times.
+"""What the APIs share at the wire: HTTP statuses for faults, JSON answers, times.
 
 How an error looks is each API's own; which status it gets is decided here once.
 """
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -16,44 +14,6 @@ import msgspec
 from aiohttp import web
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, Temporary
-
-JSON = "application/json"
-TEXT = "text/plain"
-# Browsers send 150; what comes after so many is not looked at.
-ACCEPT_MAX_CHARS = 4096
-
-
-def prefers_json(accept: str) -> bool:
-    """Whether JSON is wanted more than text, which is what a client gets that does not say or does not care.
-
-    Among equal weights the form that is named beats the one that a wildcard lets in; where both are named it is text.
-    """
-    ranges = list(_ranges(accept[:ACCEPT_MAX_CHARS]))
-    return _rank(JSON, ranges) > _rank(TEXT, ranges)
-
-
-def _rank(media_type: str, ranges: list[tuple[str, float]]) -> tuple[float, int]:
-    """The weight that the most specific range gives to a type, and how specific that is."""
-    names = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
-    found = [(names.index(name), weight) for name, weight in ranges if name in names]
-    specificity, weight = max(found, default=(0, 0.0))
-    return (weight, specificity) if weight else (0.0, 0)
-
-
-def _ranges(accept: str) -> Iterator[tuple[str, float]]:
-    for element in accept.split(","):
-        name, *parameters = (part.strip().lower() for part in element.split(";"))
-        yield name, next((_weight(part[2:]) for part in parameters if part.startswith("q=")), 1.0)
-
-
-def _weight(text: str) -> float:
-    """A qvalue from 0 to 1; what is none counts as not acceptable."""
-    try:
-        weight = float(text)
-    except ValueError:
-        return 0.0
-    return weight if 0 <= weight <= 1 else 0.0
-
 
 STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
@@ -77,7 +37,7 @@ _json = msgspec.json.Encoder()
 
 
 def status_of(fault: Fault) -> HTTPStatus:
-    """The HTTP status of a fault at the door; what no client can cause or cure is a 503 or a 500."""
+    """The HTTP status of a refusal; what no client can cause or cure is a 503 or a 500."""
     may_pass = isinstance(fault, Temporary | StoreFailed)
     fallback = HTTPStatus.SERVICE_UNAVAILABLE if may_pass else HTTPStatus.INTERNAL_SERVER_ERROR
     return STATUS_OF.get(fault.code, fallback)

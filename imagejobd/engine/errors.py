@@ -80,6 +80,8 @@ _RUNTIME_FRAME = re.compile(
     r"|error during container init): |: unknown$",
     re.DOTALL,
 )
+# BuildKit's own, when steps that builds share are cancelled and begun anew for too long.
+_OVERLOADED = re.compile(r"flightcontrol: exceeded retry timeout")
 # Identical builds share an image: one's was named just as another job, or somebody else, took its last name away.
 _DELETED_MEANWHILE = re.compile(r"unrecognized image ID|failed to get digest sha256:[0-9a-f]{64}: .*no such file")
 # Where the engine keeps roots, volumes and contexts, which is nobody's business. Tried once for each path, not at each
@@ -123,6 +125,8 @@ def of_build(status: int, message: str) -> Fault:
         return of_engine(status, message)
     if _DELETED_MEANWHILE.search(message):
         return Temporary(ErrorCode.CONFLICT, f"the image was removed from the engine while it was built: {text}")
+    if _OVERLOADED.search(message):
+        return Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the Docker Engine is overloaded: {text}")
     is_of_network = _NETWORK.search(message) or (_BROKEN_OFF.search(message) and _ASKED.search(message))
     if is_of_network and not _DENIED.search(message) and not _BAD_BUILD.search(message):
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"the build could not reach a registry: {text}")

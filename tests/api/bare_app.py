@@ -11,8 +11,8 @@ from aiohttp import web
 from harness.building import image_builder
 from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
-from imagejobd.api.intake import Intake, QueueBounds
-from imagejobd.api.settings import Auth, Server
+from imagejobd.api.intake import Intake, QueueBounds, Server
+from imagejobd.api.keys import Auth
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings

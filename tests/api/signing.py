@@ -10,7 +10,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import Auth
 
 AUDIENCE = "com.company.jobservice"
 SECRET = b"a shared secret of more than thirty-two bytes"

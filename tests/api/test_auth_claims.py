@@ -16,8 +16,7 @@ from signing import (
 from token_checks import MALFORMED, NOT_ACCEPTED, NOW_S, caller, refusal
 
 from imagejobd.api.auth import Tokens
-from imagejobd.api.keys import load_keys
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import Auth, load_keys
 from imagejobd.model.errors import Permanent
 
 

@@ -27,8 +27,7 @@ from signing import (
     written,
 )
 
-from imagejobd.api.keys import FILE_MAX_BYTES, KEYS_MAX, load_keys
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import FILE_MAX_BYTES, KEYS_MAX, Auth, load_keys
 from imagejobd.model.errors import ErrorCode, Permanent
 
 

@@ -12,7 +12,7 @@ from signing import P256, RSA, SECRET, bearer, by_public_keys, by_secret, jwk, j
 from structlog.testing import capture_logs
 
 from imagejobd.api.auth import Authentication
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import Auth
 from imagejobd.model.errors import Permanent
 
 JOBS = "/api/v2/jobs"
@@ -234,3 +234,14 @@ def test_settings_show_no_secret(tmp_path: Path) -> None:
     auth = by_secret(tmp_path)
     assert SECRET.decode() not in f"{auth!r} {Authentication(auth)!r} {vars(Authentication(auth))!r}"
     assert Auth().has_keys is False
+
+
+def test_no_key_does_not_read_like_a_bad_token() -> None:
+    """Who sends a token to a daemon that has no key is told whose affair that is, and the operator once."""
+    authentication = Authentication(Auth())
+    request = make_mocked_request("GET", JOBS, headers=bearer(token()))
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(Permanent, match="no key to check tokens with; its operator"):
+                authentication.caller(request)
+    assert len(logs) == 1

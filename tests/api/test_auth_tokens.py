@@ -32,8 +32,7 @@ from signing import (
 from token_checks import MALFORMED, NOT_ACCEPTED, caller, refusal
 
 from imagejobd.api.auth import TOKEN_MAX_CHARS
-from imagejobd.api.keys import ALGORITHMS
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import ALGORITHMS, Auth
 
 # The daemon says so in its own log; see test_auth_keys.py.
 pytestmark = pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")

@@ -255,10 +255,10 @@ async def test_too_many(tmp_path: Path) -> None:
 
 async def test_uploads_take_turns_but_small_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While all of uploads_max are under way a large payload is refused with 503, a small one is taken."""
-    monkeypatch.setattr("imagejobd.api.intake.TURN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("imagejobd.api.intake.SLOT_TIMEOUT_S", 0.05)
     settings = msgspec.structs.replace(SERVER, uploads_max=1)
     async with dispatching(tmp_path, settings=settings) as app:
-        with await app.intake.upload_turns.take("another tenant"):
+        with await app.intake.upload_slots.take("another tenant"):
             async with app.client.post(JOB, json=document(LARGE), headers=OWNER) as response:
                 assert response.status == 503
             await dispatched(app, SMALL)
@@ -268,7 +268,7 @@ async def test_uploads_take_turns_but_small_ones_do_not(tmp_path: Path, monkeypa
 
 async def test_slow_payloads_leave_turns_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenant whose payloads never end keeps nobody else's waiting, whatever their text is made of."""
-    monkeypatch.setattr("imagejobd.api.intake.TURN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("imagejobd.api.intake.SLOT_TIMEOUT_S", 0.05)
     settings = msgspec.structs.replace(SERVER, uploads_max=2, body_idle_s=10)
     endless = b'{"encoding": "base64", "content": "' + b"\\n" * 30_000
     async with dispatching(tmp_path, settings=settings) as app:

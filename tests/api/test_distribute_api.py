@@ -11,7 +11,7 @@ from asking_kind import AskingKind
 from bare_app import BareApp, bare_app
 
 from imagejobd.api.distribute import REQUEST_MAX_BYTES
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Server
 from imagejobd.jobs.distribute.table import OUTCOMES, record_key
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.job import JobError, NewJob, State

@@ -11,7 +11,7 @@ from bare_app import BareApp, bare_app
 
 from harness.process import free_port
 from harness.registry import PASSWORD, USERNAME, Registry
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Server
 
 PATH = "/api/distribute/image"
 TARGET: dict[str, Any] = {"endpoint": "http://127.0.0.1:9"}

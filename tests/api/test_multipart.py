@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.api.multipart import (
+from imagejobd.api.bodies import (
     EPILOGUE_MAX_BYTES,
     HEADERS_MAX,
     HEADERS_MAX_BYTES,
@@ -42,7 +42,7 @@ async def arriving(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 async def read(pieces: Iterable[bytes], content_type: str = FORM) -> list[tuple[str, bytes]]:
     return [
-        (part.name, b"".join([chunk async for chunk in part.chunks()]))
+        (part.name, b"".join([chunk async for chunk in part.chunks]))
         async for part in read_parts(content_type, arriving(pieces))
     ]
 
@@ -73,7 +73,7 @@ async def test_a_part_that_is_not_read_is_skipped() -> None:
     async for part in read_parts(FORM, arriving(cut(FORM_OF_ALL_SORTS, 4))):
         names.append(part.name)
         if len(names) % 2:
-            await anext(aiter(part.chunks()), b"")
+            await anext(aiter(part.chunks), b"")
     assert names == [name for name, _ in PARTS_OF_ALL_SORTS]
 
 

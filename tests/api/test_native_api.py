@@ -145,6 +145,44 @@ async def test_bad_filters_are_named(app: BareApp, query: str) -> None:
     assert query.partition("=")[0] in problem["detail"]
 
 
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("kind=bild", "unknown kind 'bild'; this daemon has: build, run, dispatch, distribute"),
+        ("state=queued&state=running", "query parameter 'state' is given twice"),
+    ],
+    ids=["unknown kind", "two states"],
+)
+async def test_filters_that_nothing_can_pass(app: BareApp, query: str, words: str) -> None:
+    """400 with what there is, instead of a list that is empty or not what was asked for."""
+    status, problem = await ask(app, "GET", f"/api/v2/jobs?{query}")
+    assert status == 400
+    assert words in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b" ", "the request body is empty"),
+        (b'{"kind": "build", "spec": {}, "not_before": "tomorrow"}', "for example 2030-01-31T06:00:00Z"),
+        (b'{"kind": "build", "spec": {}, "lables": {}}', "unknown field `lables`"),
+    ],
+    ids=["nothing", "no date", "misspelt"],
+)
+async def test_what_is_wrong_with_a_job_is_said(app: BareApp, body: bytes, words: str) -> None:
+    """The field, and what it may be."""
+    status, problem = await ask(app, "POST", "/api/v2/jobs", data=body)
+    assert status == 400
+    assert words in problem["detail"]
+
+
+@pytest.mark.parametrize("path", ["/api/v2/jobs", "/ping", "/nowhere"])
+async def test_nobody_is_told_versions(app: BareApp, path: str) -> None:
+    """The Server header names the product alone, of answers and refusals."""
+    async with app.client.get(path) as response:
+        assert response.headers.getall("Server") == ["imagejobd"]
+
+
 async def test_position_in_the_queue(app: BareApp) -> None:
     """A queued job tells how many go before it; one that runs does not."""
     first, second = await app.submit(), await app.submit()

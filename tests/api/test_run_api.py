@@ -220,6 +220,26 @@ async def test_words_for_every_step(app: BareApp) -> None:
 
 
 @pytest.mark.parametrize(
+    ("accept", "is_json"),
+    [
+        ("application/json", True),
+        ("Application/JSON; charset=utf-8", True),
+        ("application/json, */*;q=0.8", True),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
+        ("application/json, text/plain, */*", False),
+        ("application/problem+json", False),
+        ("", False),
+    ],
+    ids=["named", "in capitals", "before others", "curl", "browser", "axios", "another type", "empty"],
+)
+async def test_json_for_those_who_ask_for_it(app: BareApp, accept: str, is_json: bool) -> None:
+    """Who does not name it, or names text as well, gets the text of the original."""
+    async with app.client.get("/status?id=x", headers={"Accept": accept}) as response:
+        assert response.content_type == ("application/json" if is_json else "text/plain")
+
+
+@pytest.mark.parametrize(
     ("perf", "shown"),
     [
         (0.99, "0.990000"),

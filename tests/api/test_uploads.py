@@ -17,7 +17,7 @@ from calls import curl
 from signing import bearer, by_secret, token
 
 from harness.daemon import Daemon
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Server
 
 LARGE_BYTES = 200 * 1024 * 1024
 RSS_MAX_BYTES = 150_000_000
@@ -146,8 +146,8 @@ OPEN_TAR_PART = b'--b\r\nContent-Disposition: form-data; name="TarFile"\r\n\r\n'
 
 async def test_uploads_take_turns(tmp_path: Path, context_base64: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past uploads_max another one is refused with 503 and Retry-After, a job without a tar is not; turns return."""
-    monkeypatch.setattr("imagejobd.api.intake.TURN_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("imagejobd.api.intake.UPLOAD_WITHOUT_TURN_MAX_BYTES", 1000)
+    monkeypatch.setattr("imagejobd.api.intake.SLOT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("imagejobd.api.intake.UPLOAD_WITHOUT_SLOT_MAX_BYTES", 1000)
     with_tar = {"image_name": "a", "TarFile": context_base64}
     async with bare_app(tmp_path, settings=msgspec.structs.replace(SERVER, uploads_max=1)) as app:
         enough = asyncio.Event()
@@ -167,7 +167,7 @@ async def test_uploads_take_turns(tmp_path: Path, context_base64: str, monkeypat
 
 async def until_turns_are_held(app: BareApp, number: int) -> None:
     async with asyncio.timeout(5):
-        while app.intake.upload_turns._all._value > app.intake.server.uploads_max - number:
+        while app.intake.upload_slots._all._value > app.intake.server.uploads_max - number:
             await asyncio.sleep(0.01)
 
 
@@ -176,8 +176,8 @@ async def test_slow_uploads_leave_turns_to_others(
     tmp_path: Path, context_base64: str, monkeypatch: pytest.MonkeyPatch, uploads_max: int, share: int
 ) -> None:
     """However many slow uploads a tenant has under way, half of the turns are for others; its own next one is 503."""
-    monkeypatch.setattr("imagejobd.api.intake.TURN_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("imagejobd.api.intake.UPLOAD_WITHOUT_TURN_MAX_BYTES", 1000)
+    monkeypatch.setattr("imagejobd.api.intake.SLOT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("imagejobd.api.intake.UPLOAD_WITHOUT_SLOT_MAX_BYTES", 1000)
     settings = msgspec.structs.replace(SERVER, uploads_max=uploads_max)
     with_tar = {"image_name": "a", "TarFile": context_base64}
     async with bare_app(tmp_path, settings=settings, auth=by_secret(tmp_path)) as app:
@@ -205,7 +205,7 @@ async def test_what_needs_no_turn(
     tmp_path: Path, context: bytes, monkeypatch: pytest.MonkeyPatch, sent: Callable[[bytes], bytes]
 ) -> None:
     """While it trickles in, another upload is taken although there is but one turn."""
-    monkeypatch.setattr("imagejobd.api.intake.TURN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("imagejobd.api.intake.SLOT_TIMEOUT_S", 0.1)
     async with bare_app(tmp_path, settings=msgspec.structs.replace(SERVER, uploads_max=1)) as app:
         enough = asyncio.Event()
         body = trickle(OPEN_TAR_PART + sent(context + bytes(100_000)), enough)
@@ -240,7 +240,7 @@ async def test_json_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         body = trickle(b"{" + b" " * (SERVER.json_max_bytes - 1000), enough)
         slow = asyncio.create_task(app.client.post("/api/v2/jobs", data=body))
         async with asyncio.timeout(5):
-            while app.intake._json_room_bytes > 10_000:
+            while app.intake._json_free_bytes > 10_000:
                 await asyncio.sleep(0.01)
         large = MINIMAL | {"labels": {}, "context": " " * 10_000}
         async with app.client.post("/api/v2/jobs", json=large) as refused:
@@ -250,7 +250,7 @@ async def test_json_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         await app.submit()
         enough.set()
         assert (await slow).status == 400
-        assert app.intake._json_room_bytes == SERVER.json_max_bytes
+        assert app.intake._json_free_bytes == SERVER.json_max_bytes
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from signing import SECRET
 
 from imagejobd.api.auth import Tokens
 from imagejobd.api.intake import Caller
-from imagejobd.api.keys import load_keys
-from imagejobd.api.settings import Auth
+from imagejobd.api.keys import Auth, load_keys
 from imagejobd.model.errors import ErrorCode, Permanent
 
 NOW_S = 1_800_000_000

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bare_app import MINIMAL, BareApp, bare_app
 
-from imagejobd.api.settings import Server
+from imagejobd.api.intake import Server
 
 
 @pytest.mark.parametrize(
