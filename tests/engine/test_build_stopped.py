@@ -146,13 +146,15 @@ async def test_an_engine_that_says_that_it_goes_is_temporary(builder: str, tmp_p
         ("dockerfile parse error line 3: ADD https://h/x <<X: unexpected EOF", ErrorCode.BUILD_FAILED),
         ('failed to compute cache key: "/connection refused": not found', ErrorCode.BUILD_FAILED),
         ("ADD failed: i/o timeout.txt: file does not exist", ErrorCode.BUILD_FAILED),
+        ("failed to compute cache key: flightcontrol: exceeded retry timeout", ErrorCode.ENGINE_UNAVAILABLE),
+        ("process did not complete: flightcontrol: exceeded retry timeout: exit code: 1", ErrorCode.BUILD_FAILED),
     ],
 )
-def test_only_a_network_is_tried_again(text: str, code: ErrorCode) -> None:
-    """Words that a file or a parser may use too count as a registry's only where something was asked for."""
+def test_what_can_pass_by_itself_is_tried_again(text: str, code: ErrorCode) -> None:
+    """An engine's overload; a network, where something was asked for: a file or a parser may use its words too."""
     fault = errors.of_build(errors.IN_BAND, text)
     assert fault.code is code
-    assert isinstance(fault, Temporary) == (code is ErrorCode.REGISTRY_UNAVAILABLE)
+    assert isinstance(fault, Temporary) == (code is not ErrorCode.BUILD_FAILED)
 
 
 @pytest.mark.parametrize("line", ['{"error":"it broke"}', '{"errorDetail":{"message":"it broke"}}'])
