@@ -35,7 +35,7 @@ def main() -> int:
         print(f"measuring {name}: {_first_line(name)}", file=sys.stderr, flush=True)
         try:
             figures += MEASUREMENTS[name](quick=arguments.quick)
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError) as error:
             failed.append(f"{name} could not be measured: {error}")
         say(f"load average {_load()}")
     print(f"\n{_machine()}{', --quick: sizes too small to judge by' if arguments.quick else ''}\n")

@@ -3,8 +3,6 @@
 The daemon's one dispatch slot is held by a build on an engine that never answers, so that nothing is worked on.
 """
 
-import base64
-import hashlib
 import json
 import os
 import random
@@ -16,12 +14,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 
-import jwt
-
 from bench.accept import Load, bare_server, load
 from bench.disk import disk_folder
 from bench.figures import Bound, Figure, say
+from harness.bodies import envelope
 from harness.daemon import Config, Daemon
+from harness.logins import JWT_SECRET, mint
 
 FOREVER_S = 86_400.0
 JOB = "/api/v1/job"
@@ -31,7 +29,6 @@ ROUND_S = 5
 BODIES = 500
 SMALL_BYTES = 1000
 LARGE_BYTES = 64 * 1024 * 1024
-SECRET = "a secret of the benchmark, long enough"
 
 REQUESTS_BOUND = Bound("≥", 0.4)
 THROUGHPUT_BOUND = Bound("≥", 150.0, "MB/s")
@@ -42,16 +39,11 @@ def measure(*, quick: bool) -> list[Figure]:
         return [*_small(folder, daemon.url, bare_url, quick=quick), _large(folder, daemon.url, bare_url, quick=quick)]
 
 
-def token() -> str:
-    claims = {"tid": 1, "oid": 1, "aud": "com.company.jobservice", "sub": "bench"}
-    return jwt.encode(claims, SECRET, algorithm="HS256")
-
-
 def _small(folder: Path, url: str, bare_url: str, *, quick: bool) -> list[Figure]:
     bodies = folder / "bodies"
     dice = random.Random(1)
     bodies.write_text("".join(f"{_body(dice.randbytes(SMALL_BYTES))}\n" for _ in range(BODIES)))
-    env = os.environ | {"BODIES": str(bodies), "TOKEN": token()}
+    env = os.environ | {"BODIES": str(bodies), "TOKEN": mint(1)}
     ours: list[Load] = []
     bare: list[Load] = []
     for number in range(2 if quick else ROUNDS):
@@ -78,13 +70,12 @@ def _large(folder: Path, url: str, bare_url: str, *, quick: bool) -> Figure:
 
 
 def _body(payload: bytes) -> str:
-    digest = hashlib.md5(payload, usedforsecurity=False).hexdigest()
-    return json.dumps({"encoding": "base64", "MD5": digest, "content": base64.b64encode(payload).decode()})
+    return json.dumps(envelope(payload))
 
 
 def _post(url: str, body: Path) -> float:
     """Seconds from the first byte to the answer."""
-    command = ["curl", "-fsS", "-o", "/dev/null", "-w", "%{time_total}", "-H", f"Authorization: Bearer {token()}"]
+    command = ["curl", "-fsS", "-o", "/dev/null", "-w", "%{time_total}", "-H", f"Authorization: Bearer {mint(1)}"]
     done = subprocess.run(
         [*command, "-H", "Expect:", "--data-binary", f"@{body}", url], capture_output=True, check=True, text=True
     )
@@ -94,7 +85,7 @@ def _post(url: str, body: Path) -> float:
 @contextmanager
 def _busy_daemon(folder: Path) -> Iterator[Daemon]:
     secret = folder / "jwt.secret"
-    secret.write_text(SECRET)
+    secret.write_text(JWT_SECRET)
     config: Config = {
         "server": {"state_dir": str(folder / "state")},
         "auth": {"jwt_secret_file": str(secret)},
@@ -113,6 +104,6 @@ def _busy_daemon(folder: Path) -> Iterator[Daemon]:
 
 def _hold_slot(daemon: Daemon) -> None:
     body = _body(b"FROM scratch\n").encode()
-    command = ["curl", "-fsS", "-H", f"Authorization: Bearer {token()}", "--data-binary", "@-", daemon.url + JOB]
+    command = ["curl", "-fsS", "-H", f"Authorization: Bearer {mint(1)}", "--data-binary", "@-", daemon.url + JOB]
     subprocess.run(command, input=body, capture_output=True, check=True)
     time.sleep(1)

@@ -9,20 +9,18 @@ import os
 import resource
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from bench.distribute_watch import cpu_seconds
 from bench.images import REPOSITORY, TAG, Image
+from harness.client import Client, Fields
 from harness.daemon import Daemon
 from harness.registry import Registry
 from harness.services import program
 
 RUN_MAX_S = 600.0
-POLL_S = 0.02
-REQUEST_TIMEOUT_S = 30.0
 
 
 class Cost(NamedTuple):
@@ -91,37 +89,22 @@ def distribute(
         "source": {"endpoint": source.url, "image": repository, "ref": TAG},
         "targets": [{"endpoint": target.url, "overwrite": overwrite} for target in targets],
     }
-    url = f"{daemon.url}/api/distribute/image"
-    status = _poll(f"{url}/{call(url, request)['id']}", lambda status: status["finished_at"] is not None)
+    client = Client(daemon)
+    job = client.call("POST", "/api/distribute/image", request).json["id"]
+    client.ended(job, timeout_s=RUN_MAX_S)
+    status = client.call("GET", f"/api/distribute/image/{job}").json
     if status["value"] != "FINISHED":
         raise RuntimeError(f"the distribution ended otherwise: {json.dumps(status)}")
     return status
 
 
-def run_job(daemon: Daemon, spec: dict[str, Any]) -> Any:
+def run_job(daemon: Daemon, spec: Fields) -> Fields:
     """Run a distribute job of the native API; returns it. Raises `RuntimeError` where it did not succeed."""
-    url = f"{daemon.url}/api/v2/jobs"
-    job = call(url, {"kind": "distribute", "spec": spec})
-    job = _poll(f"{url}/{job['id']}", lambda job: job["state"] in ("succeeded", "failed", "cancelled"))
+    client = Client(daemon)
+    job = client.ended(client.submit("distribute", spec), timeout_s=RUN_MAX_S)
     if job["state"] != "succeeded":
         raise RuntimeError(f"the job ended otherwise: {json.dumps(job)}")
     return job
-
-
-def call(url: str, body: object | None = None) -> Any:
-    """The JSON that `url` answers to a GET, or to a POST where there is a body."""
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data=data), timeout=REQUEST_TIMEOUT_S) as response:
-        return json.load(response)
-
-
-def _poll(url: str, is_over: Callable[[Any], bool]) -> Any:
-    deadline = time.monotonic() + RUN_MAX_S
-    while not is_over(status := call(url)):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not over after {RUN_MAX_S:g} s: {json.dumps(status)}")
-        time.sleep(POLL_S)
-    return status
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def test_killed_in_the_middle_of_a_push(engine: PrivateEngine, registry: Registr
     with FaultProxy(registry.host) as proxy, BuildBox(engine) as b:
         proxy.add("PATCH|PUT", ".*/blobs/uploads/.*", StallRequest(100), times=1)
         job = b.build(f"{proxy.host}/crash/upload:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
-        proxy.wait_for("PATCH|PUT", ".*/blobs/uploads/.*", timeout_s=20)
+        proxy.wait_for("PATCH|PUT", ".*/blobs/uploads/.*")
         assert b.status(job) == "Pushing"
         b.daemon.kill()
         proxy.release()

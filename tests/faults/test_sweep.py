@@ -57,7 +57,7 @@ def test_a_purge_that_fails_is_left_to_the_sweep(engine: PrivateEngine, registry
     with FaultProxy(registry.host) as proxy, BuildBox(engine) as b:
         proxy.add("PUT", ".*/manifests/.*", StallRequest())
         job = b.build(f"{proxy.host}/sweep/purge:1", dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
-        proxy.wait_for("PUT", ".*/manifests/.*", timeout_s=20)
+        proxy.wait_for("PUT", ".*/manifests/.*")
         container = engine.docker("create", "--network=none", b.built(job), "true")
         proxy.release()
         ended = b.succeeded(job)

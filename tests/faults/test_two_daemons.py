@@ -85,7 +85,7 @@ def test_one_tag_is_pushed_by_one_at_a_time(engine: PrivateEngine, registry: Reg
         proxy.add("PUT", MANIFESTS, StallRequest(), times=1)
         image, text = f"{proxy.host}/two/same:1", "RUN echo {} > /id"
         first = one.build(image, dockerfile(text.format(uuid.uuid4())))
-        proxy.wait_for("PUT", MANIFESTS, timeout_s=30)
+        proxy.wait_for("PUT", MANIFESTS)
         second = two.build(image, dockerfile(text.format(uuid.uuid4())))
         until(lambda: two.job(second)["error"] is not None, what="the second push to give way")
         assert two.job(second)["error"]["code"] == "conflict"
@@ -111,7 +111,7 @@ def test_a_tag_that_the_operator_moves_in_mid_push(engine: PrivateEngine, regist
         proxy.add("PUT", MANIFESTS, StallRequest(), times=1)
         image = f"{proxy.host}/two/moved:1"
         job = b.build(image, dockerfile(f"RUN echo {uuid.uuid4()} > /id"))
-        proxy.wait_for("PUT", MANIFESTS, timeout_s=30)
+        proxy.wait_for("PUT", MANIFESTS)
         engine.docker("tag", BUSYBOX, image)
         proxy.release()
         ended = b.succeeded(job)

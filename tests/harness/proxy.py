@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, StreamReader, TCPConnector, hdrs, web
 from multidict import CIMultiDict
 
-from harness.waiting import until
+from harness.waiting import END_TIMEOUT_S, until
 from harness.web_server import WebServer
 
 CHUNK_BYTES = 64 * 1024
@@ -213,7 +213,7 @@ class FaultProxy(WebServer):
         """The matching requests whose client still waits."""
         return [seen for seen in self.seen(method, path) if seen.is_open]
 
-    def wait_for(self, method: str, path: str, *, timeout_s: float) -> None:
+    def wait_for(self, method: str, path: str, *, timeout_s: float = END_TIMEOUT_S) -> None:
         """Block until such a request has come in."""
         until(lambda: self.count(method, path) > 0, timeout_s=timeout_s, what=f"{method} {path} at the proxy")
 

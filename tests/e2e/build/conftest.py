@@ -11,7 +11,17 @@ from harness.engine import PrivateEngine
 @pytest.fixture(scope="module")
 def box(engine: PrivateEngine) -> Iterator[BuildBox]:
     """A daemon that tests may neither stop nor overload."""
-    with BuildBox(engine) as made:
+    yield from _running(engine, "buildkit")
+
+
+@pytest.fixture(scope="module", params=["buildkit", "classic"])
+def either_box(request: pytest.FixtureRequest, engine: PrivateEngine) -> Iterator[BuildBox]:
+    """As `box`, for each of the engine's builders."""
+    yield from _running(engine, request.param)
+
+
+def _running(engine: PrivateEngine, builder: str) -> Iterator[BuildBox]:
+    with BuildBox(engine, builder=builder) as made:
         yield made
         made.check_clean()
         made.check_healthy()

@@ -88,7 +88,7 @@ def test_moving_tag_is_pinned(
     blob = f".*/blobs/{image.layers[0]}"
     source_proxy.add("GET", blob, StallResponse(MIB // 2))
     uuid = box.distribute(source(source_proxy, path), [target(registry) for registry in mirrors])
-    source_proxy.wait_for("GET", blob, timeout_s=10)
+    source_proxy.wait_for("GET", blob)
     moved = put_image(origin, path, "1", layers=[100], seed="second")
     source_proxy.release()
     box.succeeded(uuid)
