@@ -1,1 +1,1 @@
-"""The Docker Engine: builds, pushes, images and what they leave behind. The only floor that knows aiodocker."""
+"""The Docker Engine: builds, pushes, images and what they leave behind. The only package that knows aiodocker."""

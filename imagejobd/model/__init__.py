@@ -1,1 +1,1 @@
-"""Ground floor: the types and rules of image jobs. Pure values; nothing here does I/O."""
+"""The types and rules of image jobs. Pure values; nothing here does I/O."""

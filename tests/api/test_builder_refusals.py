@@ -1,4 +1,4 @@
-"""What the builder API refuses at its door is 400 in its own words, as its document has it; nothing is queued."""
+"""What the builder API refuses at submission is 400 in its own words, as its document has it; nothing is queued."""
 
 import json
 from collections.abc import AsyncIterator

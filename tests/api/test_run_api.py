@@ -1,4 +1,4 @@
-"""The run API at its door: forms as clients send them, refusals in words, the status of a job wherever it stands.
+"""The run API at submission: forms as clients send them, refusals in words, the status of a job wherever it stands.
 
 No job runs here; a worker's part is played by the test.
 """

@@ -387,7 +387,7 @@ def by_dispatch(place: Place, text: str) -> Answer:
     return place.tenant.send(text.encode())
 
 
-# Each API, with the status that it refuses by at the door; the dispatcher takes every payload and looks at it later.
+# Each API, with the status that it refuses by at submission; the dispatcher takes every payload and looks at it later.
 APIS = {"native": (by_native, 422), "builder": (by_builder, 400), "run": (by_run, 422), "dispatch": (by_dispatch, 0)}
 
 

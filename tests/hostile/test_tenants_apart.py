@@ -199,7 +199,7 @@ def settle(two: Tenant, attempt: Attempt) -> None:
 
 
 def check_refused(two: Tenant, attempt: Attempt) -> None:
-    """Refused at the door, or a job that failed; in no case has anything of tenant 1 been seen."""
+    """Refused at submission, or a job that failed; in no case has anything of tenant 1 been seen."""
     if attempt.answer.status != 201:
         assert attempt.answer.json["code"] in ("policy", "invalid"), attempt
         return

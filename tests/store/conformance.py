@@ -746,7 +746,7 @@ class StoreConformance:
         assert noted.data == {"endpoint": "r.example", "tags": {"1": "copied"}}
 
     async def test_every_transition_of_the_table_and_no_other(self, store: Store) -> None:
-        """From every state, each move leads where model/state.py says, or changes nothing."""
+        """From every state, each move leads where model/job.py says, or changes nothing."""
         for state in State:
             for move in Transition:
                 await self._drain(store)

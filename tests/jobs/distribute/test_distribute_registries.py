@@ -255,7 +255,7 @@ def submitted(kind: DistributeKind, spec: Json) -> NewJob:
 async def test_preflight_tells_what_is_sure(
     kind: DistributeKind, registry: Registry, target: Registry, private_registry: Registry
 ) -> None:
-    """An image that is not there and a login that is refused are told at the door; a registry that is down is not."""
+    """An image that is not there and a login that is refused are told at submission; a registry that is down is not."""
     put_image(registry, "d/there", "1")
     await kind.preflight(submitted(kind, spec_of(registry, target, image="d/there")))
     with pytest.raises(Permanent, match=rf"Image not found: {registry.host}/d/there:2") as refused:
@@ -276,7 +276,7 @@ async def test_preflight_tells_what_is_sure(
 
 
 async def test_preflight_keeps_to_the_egress_rules(tmp_path: Path, registry: Registry, target: Registry) -> None:
-    """A source on an address that is off limits is refused at the door."""
+    """A source on an address that is off limits is refused at submission."""
     async for kind in open_kind(tmp_path, EgressSettings(allow_private=False)):
         with pytest.raises(Permanent) as refused:
             await kind.preflight(submitted(kind, spec_of(registry, target, image="d/there")))

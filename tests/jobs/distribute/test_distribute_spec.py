@@ -245,7 +245,7 @@ def test_unknown_fields(spec: dict[str, Any], field: str) -> None:
     ids=str,
 )  # fmt: skip
 def test_refusals_name_field_and_reason(spec: Any, words: list[str]) -> None:
-    """Everything that cannot be copied is refused at the door, in words about the field."""
+    """Everything that cannot be copied is refused at submission, in words about the field."""
     fault = refusal(spec)
     assert fault.code is ErrorCode.INVALID
     for word in words:

@@ -74,7 +74,7 @@ def test_versions_are_ordered_by_their_numbers(versions: list[str]) -> None:
 
 @given(st.text(max_size=RANGE_MAX_CHARS + 10), st.lists(ANY_TAG, max_size=5))
 def test_any_range_is_refused_or_works(text: str, tags: list[str]) -> None:
-    """What is taken as a range at the door never fails later."""
+    """What is taken as a range at submission never fails later."""
     tag_filter = TagFilter(semver=text)
     try:
         check_filter(tag_filter, "source.tags", newest_max=10)
@@ -85,7 +85,7 @@ def test_any_range_is_refused_or_works(text: str, tags: list[str]) -> None:
 
 @given(st.text(alphabet="ab.*+?()[]{}|^$\\dwpN<>=!:-,1", max_size=30), st.lists(ANY_TAG, max_size=5))
 def test_any_pattern_is_refused_or_works(text: str, tags: list[str]) -> None:
-    """What is taken as a pattern at the door never fails later."""
+    """What is taken as a pattern at submission never fails later."""
     tag_filter = TagFilter(regex=text)
     try:
         check_filter(tag_filter, "source.tags", newest_max=10)

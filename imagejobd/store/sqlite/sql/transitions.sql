@@ -6,6 +6,7 @@ update job set
     move = change.value ->> 'move',
     moved_ms = :now_ms,
     claim_token = null,
+    lease_until_ms = null,
     worker = iif(change.value ->> 'state' = 'queued', null, worker),
     phase = null,
     phase_ms = :now_ms,
