@@ -2,8 +2,8 @@
 
 All of it is secret. It travels as one JSON text per registry among the job's secrets and is decoded when the job runs.
 With `basicauth` the token set-up is ignored. A peer may echo what it was sent, so every string in it is kept out of
-logs, errors and history, whatever its name. Only short plain words and numbers are not, nor what the token protocol
-itself makes public, such as `service`: a log without the word registry could not be read.
+logs, errors and history, whatever its name. What the token protocol itself makes public, such as `service`, is not,
+nor are short plain words and numbers whose name does not say secret: a log without the word registry could not be read.
 """
 
 import base64
@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from imagejobd.jobs.distribute.fields import FieldFault, below, convert, given, wrong
+from imagejobd.jobs.distribute.fields import FieldFault, below, convert, read_fields, wrong
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.site import Login, TokenRequest
 
@@ -30,6 +30,10 @@ JSON_DEPTH_MAX = 32
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _TOKEN_TYPE = re.compile(r"[A-Za-z]{1,32}")
+# Of what its name calls a secret: a log in which each "abc" is masked could not be read.
+NAMED_SECRET_MIN_CHARS = 4
+# distribution's `offline_token` is a flag.
+_SECRET = re.compile(r"(?!offlinetoken$).*(?:password|passwd|secret|token|key|pin|pass)")
 # A word or number that is in every other message.
 _ORDINARY = re.compile(r"[A-Za-z]{0,5}|[0-9.-]{0,5}")
 # They frame the message or name the server: the HTTP library's own to say.
@@ -62,7 +66,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def parse_auth(value: Any, path: str) -> Secret | None:
     """Check an `auth` block and make it the text that is stored; an empty one is none. Raises `FieldFault`."""
-    fields = given(value, path)
+    fields = read_fields(value, path)
     for name in ("header", "json"):
         if name in fields:
             fields[name] = _object(fields[name], below(path, name))
@@ -196,12 +200,19 @@ def _strings(name: str, value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(name, item)
-    elif not (_is_public(name) or _ORDINARY.fullmatch(str(value))):
-        yield str(value)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool) and not _is_public(name):
+        word = str(value)
+        is_secret = len(word) >= NAMED_SECRET_MIN_CHARS and _SECRET.fullmatch(_letters(name))
+        if is_secret or not _ORDINARY.fullmatch(word):
+            yield word
 
 
 def _is_public(name: str) -> bool:
-    return _PUBLIC.fullmatch(re.sub(r"[^a-z]", "", name.lower())) is not None
+    return _PUBLIC.fullmatch(_letters(name)) is not None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
 
 
 def _words_of_login(header: str) -> Iterator[str]:

@@ -85,7 +85,7 @@ def below(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def given(value: Any, path: str) -> Json:
+def read_fields(value: Any, path: str) -> Json:
     """The fields of an object: null is as if the field were not there, booleans may be words.
 
     Raises `FieldFault` for what is no object.

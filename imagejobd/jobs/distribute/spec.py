@@ -16,11 +16,11 @@ from imagejobd.jobs.distribute.fields import (
     FieldFault,
     below,
     convert,
-    given,
     items,
     parse_endpoint,
     parse_path,
     path_at,
+    read_fields,
     wrong,
 )
 from imagejobd.jobs.distribute.tags import TagFilter, check_filter
@@ -147,7 +147,7 @@ class DistributeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
     """Check a caller's spec. Raises `FieldFault`, a `Permanent(invalid)` that names the field."""
     secrets: dict[str, Secret] = {}
-    fields = given(spec, "")
+    fields = read_fields(spec, "")
     if "source" in fields:
         fields["source"] = _without_auth(fields["source"], Source, "source", SOURCE_AUTH, secrets)
     if "targets" in fields:
@@ -180,7 +180,7 @@ def site_of(place: Source | Target, auth: Secret | None) -> Site:
 
 def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
     """A source or target without its `auth`, which is put among the secrets."""
-    fields = given(value, path)
+    fields = read_fields(value, path)
     auth = parse_auth(fields.pop("auth"), below(path, "auth")) if "auth" in fields else None
     if auth is not None:
         secrets[secret_name] = auth

@@ -279,7 +279,7 @@ class CopyTable:
         failures = [target for target in targets if target["failed"]]
         lines = [
             f"{target['endpoint']}: {target['error']}"
-            + (f" (and {target['failed'] - 1} more images)" if target["failed"] > 1 else "")
+            + (f" (and {more} more image{'s' if more > 1 else ''})" if (more := target["failed"] - 1) else "")
             for target in failures[:FAILURES_NAMED_MAX]
         ]
         if len(failures) > FAILURES_NAMED_MAX:
