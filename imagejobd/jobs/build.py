@@ -13,8 +13,7 @@ import msgspec
 
 from imagejobd.archive import ContextBounds
 from imagejobd.jobs.shared.builder import BuildingKind, BuildOptions, ImageBuilder
-from imagejobd.jobs.shared.context import Context, take_in
-from imagejobd.jobs.shared.fetch import bare_url, fetch, parse_url
+from imagejobd.jobs.shared.context import Context, bare_url, fetch, keep_context, parse_url
 from imagejobd.model.bounds import GIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.egress import Egress
@@ -213,8 +212,8 @@ class BuildKind(BuildingKind):
             raise await registry.blamed(fault, fault.silent) from None
 
     async def _take_in(self, body: AsyncIterable[bytes]) -> Context:
-        settings = self._settings
-        return await take_in(self._blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes)
+        async with self._blobs.spooled(body, max_bytes=self._settings.upload_max_bytes) as raw:
+            return await keep_context(self._blobs, raw, self._settings.bounds)
 
 
 def _is_pushed(spec: BuildSpec, checkpoint: Mapping[str, Any]) -> bool:
