@@ -144,10 +144,25 @@ class BuildKind(BuildingKind):
 
     async def run(self, ctx: JobContext) -> Json:
         spec = msgspec.convert(ctx.job.spec, BuildSpec)
+        builder, settings = self._builder, self._settings
         # After the last push the purge takes the image away: an attempt that resumes there has nothing to push.
         if not _is_pushed(spec, ctx.checkpoint):
-            await self._build_and_push(ctx, spec)
-        await self.purge(ctx, timeout_s=self._settings.purge_timeout_s)
+            host = spec.references[0].host
+            access = builder.access(ctx, login_host=host, login=spec.credentials(ctx.secrets))
+            await builder.egress.check_registry(host)
+            context = await self.fetch_context(ctx, spec)
+            options = BuildOptions(
+                timeout_s=settings.build_timeout_s,
+                build_args=spec.build_args,
+                target=spec.target or "",
+                labels=spec.labels,
+                platform=spec.platform or "",
+                nocache=spec.nocache,
+                pull=spec.pull,
+            )
+            built = await builder.build(ctx, options, context, access)
+            await builder.push(ctx, spec.references, built, access, timeout_s=settings.push_timeout_s)
+        await self.purge(ctx, timeout_s=settings.purge_timeout_s)
         image, digests = str(spec.references[0]), ctx.checkpoint["pushed"]
         return {
             "image": image,
@@ -175,24 +190,6 @@ class BuildKind(BuildingKind):
                 self._blobs.release(digest)
         failpoint("after_fetch")
         return context
-
-    async def _build_and_push(self, ctx: JobContext, spec: BuildSpec) -> None:
-        builder, settings = self._builder, self._settings
-        host = spec.references[0].host
-        access = builder.access(ctx, own_host=host, own=spec.credentials(ctx.secrets))
-        await builder.egress.check_registry(host)
-        context = await self.fetch_context(ctx, spec)
-        options = BuildOptions(
-            timeout_s=settings.build_timeout_s,
-            build_args=spec.build_args,
-            target=spec.target or "",
-            labels=spec.labels,
-            platform=spec.platform or "",
-            nocache=spec.nocache,
-            pull=spec.pull,
-        )
-        image = await builder.build(ctx, options, context, access)
-        await builder.push(ctx, spec.references, image, access, timeout_s=settings.push_timeout_s)
 
     async def _fetch(self, ctx: JobContext, url: str) -> Context:
         settings, registry = self._settings, self._builder.registry

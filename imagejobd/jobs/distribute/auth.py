@@ -8,7 +8,7 @@ nor are short plain words and numbers whose name does not say secret: a log with
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -74,7 +74,12 @@ def parse_auth(value: Any, path: str) -> Secret | None:
         return None
     auth = convert(fields, Auth, path)
     if auth.basicauth is not None:
-        _check_basic(auth.basicauth, below(path, "basicauth"))
+        user, password = auth.basicauth.user, auth.basicauth.password
+        if not 0 < len(user) <= USER_MAX_CHARS or ":" in user or not user.isprintable():
+            why = f"must be 1 to {USER_MAX_CHARS} printable characters without ':'"
+            raise wrong(below(path, "basicauth.user"), why)
+        if not 0 < len(password) <= PASSWORD_MAX_CHARS or "\0" in password:
+            raise wrong(below(path, "basicauth.password"), f"must be 1 to {PASSWORD_MAX_CHARS} characters of text")
         auth = Auth(basicauth=auth.basicauth)
     else:
         _check_token_request(auth, path)
@@ -152,13 +157,6 @@ def _depth(value: Any) -> int:
     return depth - 1
 
 
-def _check_basic(basic: _Basic, path: str) -> None:
-    if not 0 < len(basic.user) <= USER_MAX_CHARS or ":" in basic.user or not basic.user.isprintable():
-        raise wrong(below(path, "user"), f"must be 1 to {USER_MAX_CHARS} printable characters without ':'")
-    if not 0 < len(basic.password) <= PASSWORD_MAX_CHARS or "\0" in basic.password:
-        raise wrong(below(path, "password"), f"must be 1 to {PASSWORD_MAX_CHARS} characters of text")
-
-
 def _check_token_request(auth: Auth, path: str) -> None:
     if auth.url is None:
         raise FieldFault.missing(below(path, "url"), "auth needs basicauth, or the url of a token")
@@ -166,7 +164,16 @@ def _check_token_request(auth: Auth, path: str) -> None:
         raise wrong(below(path, "url"), "must be an http:// or https:// URL without user and password")
     if not _TOKEN_TYPE.fullmatch(auth.token_type):
         raise wrong(below(path, "token_type"), "must be letters, such as Bearer or JWT")
-    _check_headers(auth.header, below(path, "header"))
+    field = below(path, "header")
+    if len(auth.header) > HEADERS_MAX:
+        raise wrong(field, f"has {len(auth.header)} entries; the limit is {HEADERS_MAX}")
+    for name, value in auth.header.items():
+        if len(name) > HEADER_NAME_MAX_CHARS or not _NAME.fullmatch(name):
+            raise wrong(field, "holds a name that is no HTTP header")
+        if _FRAMING.fullmatch(name.lower()):
+            raise wrong(below(field, name), "may not be set by a request")
+        if len(value) > HEADER_VALUE_MAX_CHARS or not _VALUE.fullmatch(value):
+            raise wrong(below(field, name), f"must be one line of at most {HEADER_VALUE_MAX_CHARS} characters")
 
 
 def _is_web_url(text: str) -> bool:
@@ -178,18 +185,6 @@ def _is_web_url(text: str) -> bool:
     except ValueError:
         return False
     return has_host and parts.scheme in ("http", "https")
-
-
-def _check_headers(headers: Mapping[str, str], path: str) -> None:
-    if len(headers) > HEADERS_MAX:
-        raise wrong(path, f"has {len(headers)} entries; the limit is {HEADERS_MAX}")
-    for name, value in headers.items():
-        if len(name) > HEADER_NAME_MAX_CHARS or not _NAME.fullmatch(name):
-            raise wrong(path, "holds a name that is no HTTP header")
-        if _FRAMING.fullmatch(name.lower()):
-            raise wrong(below(path, name), "may not be set by a request")
-        if len(value) > HEADER_VALUE_MAX_CHARS or not _VALUE.fullmatch(value):
-            raise wrong(below(path, name), f"must be one line of at most {HEADER_VALUE_MAX_CHARS} characters")
 
 
 def _strings(name: str, value: Any) -> Iterator[str]:

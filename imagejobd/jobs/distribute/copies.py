@@ -9,20 +9,14 @@ loop. What a crash takes is asked of the targets again.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec import to_builtins
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute.auth import secret_words
-from imagejobd.jobs.distribute.spec import (
-    SOURCE_AUTH,
-    DistributeSpec,
-    Source,
-    Target,
-    site_of,
-    target_auth,
-)
+from imagejobd.jobs.distribute.spec import SOURCE_AUTH, DistributeSpec, Source, Target, site_of, target_auth
 from imagejobd.jobs.distribute.table import OUTCOMES, CopyTable, Record, Wait
 from imagejobd.model.circuit import Circuits, peer_name
 from imagejobd.model.concurrency import KeyedLock, gather_or_cancel
@@ -204,7 +198,11 @@ class Reporter:
         It is not to be cancelled: what was on its way to the store would be lost or written twice.
         """
         ticks = 0
-        while not await self._stops_within(TICK_S):
+        while not self._stopped.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._stopped.wait()
+                    break
             ticks += 1
             await self._write()
             if ticks % SAVE_EVERY_TICKS == 0:
@@ -216,13 +214,6 @@ class Reporter:
 
     def stop(self) -> None:
         self._stopped.set()
-
-    async def _stops_within(self, timeout_s: float) -> bool:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._stopped.wait()
-        except TimeoutError:
-            return False
 
     async def _write(self) -> None:
         """Progress and log, which may be behind by a tick or two after a crash."""
@@ -329,7 +320,9 @@ class Copies:
         spec, image, pinned_digest = self._table.spec, self._table.images[number], self._table.pinned_digest(number)
 
         async def end(index: int, outcome: Outcome) -> None:
-            if pinned_digest is not None and _lacks_source(outcome):
+            # A target that lacks something has a `source_digest`.
+            lacks_source = isinstance(outcome.fault, NotFound) and outcome.source_digest is None
+            if pinned_digest is not None and lacks_source:
                 why = f"{image} was {pinned_digest} when other targets got it, and the source no longer has that"
                 message = f"image not found: {why}; a new job would copy what the name means now"
                 outcome = replace(outcome, fault=NotFound(message))
@@ -345,16 +338,18 @@ class Copies:
                 tell=self._reporter.log,
             ),
             pinned_digest or image.name,
-            [self._target(number, target) for target in targets],
+            [
+                CopyTarget(
+                    repository=self._registries.target(target, self._table.place(number, target).path),
+                    names=self._table.place(number, target).names,
+                    overwrite=spec.targets[target].overwrite,
+                )
+                for target in targets
+            ],
             self._table.start(number, targets),
             Options(platforms=spec.platforms, referrers=spec.referrers, dry_run=spec.dry_run),
             end,
         )
-
-    def _target(self, number: int, target: int) -> CopyTarget:
-        place, overwrite = self._table.place(number, target), self._table.spec.targets[target].overwrite
-        repository = self._registries.target(target, place.path)
-        return CopyTarget(repository=repository, names=place.names, overwrite=overwrite)
 
 
 async def _wait_for_end(*tasks: asyncio.Task[None]) -> None:
@@ -368,12 +363,6 @@ async def _wait_for_end(*tasks: asyncio.Task[None]) -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
-
-
-def _lacks_source(outcome: Outcome) -> bool:
-    """Whether the source does not have what it was asked for; a target that lacks something has a `source_digest`."""
-    fault = outcome.fault
-    return isinstance(fault, NotFound) and outcome.source_digest is None
 
 
 def _summary(record: Record, *, is_dry_run: bool) -> str:

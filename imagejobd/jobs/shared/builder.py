@@ -115,9 +115,9 @@ class ImageBuilder:
         info = self.engine.info
         return info is None or info.knows_heredocs(self.engine.settings.builder)
 
-    def access(self, ctx: JobContext, *, own_host: str = "", own: Credentials | None = None) -> RegistryAccess:
-        """What the job's submitter may do at registries; `own` are the credentials of the request, for `own_host`."""
-        return RegistryAccess(self.registry, self.egress, ctx, ctx.job.principal, own_host=own_host, own=own)
+    def access(self, ctx: JobContext, *, login_host: str = "", login: Credentials | None = None) -> RegistryAccess:
+        """What the job's submitter may do at registries; `login` is that of the request, for `login_host`."""
+        return RegistryAccess(self.registry, self.egress, ctx, ctx.job.principal, login_host=login_host, login=login)
 
     def operators_access(self, ctx: JobContext) -> RegistryAccess:
         """What the operator may do, for what the configuration orders, whoever's job it is."""
