@@ -113,7 +113,10 @@ class BuildKind(BuildingKind):
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         """Raises `Permanent(invalid | policy)` that names the field, or the Dockerfile's line."""
         fields = {name: value for name, value in spec.items() if value not in (None, "")}
-        _check_source(fields, upload)
+        if "context" in fields:
+            raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
+        if sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None) != 1:
+            raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
         try:
             request = msgspec.convert(fields | (upload.fields if upload else {}), _Request)
         except msgspec.ValidationError as error:
@@ -216,14 +219,6 @@ class BuildKind(BuildingKind):
 def _is_pushed(spec: BuildSpec, checkpoint: Mapping[str, Any]) -> bool:
     pushed: Mapping[str, str] = checkpoint.get("pushed", {})
     return pushed.keys() >= {str(reference) for reference in spec.references}
-
-
-def _check_source(fields: Json, upload: Upload | None) -> None:
-    if "context" in fields:
-        raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
-    sources = sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None)
-    if sources != 1:
-        raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
 
 
 def _check_names(request: _Request) -> None:

@@ -113,37 +113,6 @@ class Outage(NamedTuple):
     wait: Wait
 
 
-class Outages:
-    """What the images of one attempt, and all jobs through `circuits`, found out about the targets."""
-
-    def __init__(self, registries: Registries, circuits: Circuits, now_ms: Callable[[], int]) -> None:
-        self._registries = registries
-        self._circuits = circuits
-        self._now_ms = now_ms
-        self._in_a_row: dict[int, int] = {}
-        self._last: dict[int, Outage] = {}
-
-    def note(self, target: int, fault: Fault | None, record: Record) -> None:
-        """A copy that was tried has ended with `fault`, as `record` says."""
-        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
-        if record.error is None or not is_outage:
-            self._in_a_row.pop(target, None)
-            return
-        self._in_a_row[target] = self._in_a_row.get(target, 0) + 1
-        self._last[target] = Outage(record.error, record.wait)
-
-    def find(self, target: int) -> Outage | None:
-        """Why the target, or the source, is not worth another try now; None where both are."""
-        for peer in self._registries.peers(target):
-            if refusal := self._circuits.refusal(peer):
-                return Outage(refusal.message, Wait.of(refusal, self._now_ms()))
-        if target not in self._in_a_row:
-            return None
-        last = self._last[target]
-        is_down = self._in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._now_ms()) > 0
-        return last if is_down else None
-
-
 class Reporter:
     """Writes what happens in one attempt to the store: log, history, progress, checkpoint.
 
@@ -272,7 +241,9 @@ class Copies:
         self._turns = turns
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
-        self._outages = Outages(registries, circuits, table.now_ms)
+        # By target: how often it failed in a row in this attempt, and how the last time.
+        self._failures_in_a_row: dict[int, int] = {}
+        self._last_outage: dict[int, Outage] = {}
 
     def endpoints(self) -> str:
         """The registries that have something to do with what remains, for people."""
@@ -311,10 +282,30 @@ class Copies:
             return False
         if wait.peer is not None and self._circuits.refusal(wait.peer) is not None:
             return False
-        outage = self._outages.find(target)
+        outage = self._outage(target)
         if outage is not None:
             self._reporter.postpone(number, target, outage)
         return outage is None
+
+    def _outage(self, target: int) -> Outage | None:
+        """Why the target, or the source, is not worth another try now; None where both are."""
+        for peer in self._registries.peers(target):
+            if refusal := self._circuits.refusal(peer):
+                return Outage(refusal.message, Wait.of(refusal, self._table.now_ms()))
+        if target not in self._failures_in_a_row:
+            return None
+        last = self._last_outage[target]
+        is_down = self._failures_in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._table.now_ms()) > 0
+        return last if is_down else None
+
+    def _note_outage(self, target: int, fault: Fault | None, record: Record) -> None:
+        """A copy that was tried has ended with `fault`, as `record` says."""
+        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
+        if record.error is None or not is_outage:
+            self._failures_in_a_row.pop(target, None)
+            return
+        self._failures_in_a_row[target] = self._failures_in_a_row.get(target, 0) + 1
+        self._last_outage[target] = Outage(record.error, record.wait)
 
     async def _copy(self, number: int, targets: list[int]) -> None:
         spec, image, pinned_digest = self._table.spec, self._table.images[number], self._table.pinned_digest(number)
@@ -327,7 +318,7 @@ class Copies:
                 message = f"image not found: {why}; a new job would copy what the name means now"
                 outcome = replace(outcome, fault=NotFound(message))
             record = self._reporter.end(number, targets[index], outcome)
-            self._outages.note(targets[index], outcome.fault, record)
+            self._note_outage(targets[index], outcome.fault, record)
 
         await copy_image(
             Copying(
