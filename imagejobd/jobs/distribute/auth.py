@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from imagejobd.jobs.distribute.fields import FieldFault, below, convert, read_fields, wrong
-from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.model.secrets import REDACT_MIN_CHARS, Credentials, Secret
 from imagejobd.registry.site import Login, TokenRequest
 
 AUTH_MAX_BYTES = 128 * 1024
@@ -30,8 +30,6 @@ JSON_DEPTH_MAX = 32
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _TOKEN_TYPE = re.compile(r"[A-Za-z]{1,32}")
-# Of what its name calls a secret: a log in which each "abc" is masked could not be read.
-NAMED_SECRET_MIN_CHARS = 4
 # distribution's `offline_token` is a flag.
 _SECRET = re.compile(r"(?!offlinetoken$).*(?:password|passwd|secret|token|key|pin|pass)")
 # A word or number that is in every other message.
@@ -188,7 +186,10 @@ def _is_web_url(text: str) -> bool:
 
 
 def _strings(name: str, value: Any) -> Iterator[str]:
-    """The strings and numbers of a value that are neither ordinary nor public; its depth is bounded."""
+    """The strings and numbers of a value that are not public, ordinary ones only where their name says secret.
+
+    Its depth is bounded.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _strings(key, item)
@@ -197,7 +198,7 @@ def _strings(name: str, value: Any) -> Iterator[str]:
             yield from _strings(name, item)
     elif isinstance(value, str | int | float) and not isinstance(value, bool) and not _is_public(name):
         word = str(value)
-        is_secret = len(word) >= NAMED_SECRET_MIN_CHARS and _SECRET.fullmatch(_letters(name))
+        is_secret = len(word) >= REDACT_MIN_CHARS and _SECRET.fullmatch(_letters(name))
         if is_secret or not _ORDINARY.fullmatch(word):
             yield word
 
