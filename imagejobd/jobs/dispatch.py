@@ -169,7 +169,7 @@ class DispatchKind(BuildingKind):
 
     async def run(self, ctx: JobContext) -> Json:
         builder, settings, target = self._builder, self._settings, self._target(ctx.job)
-        # After the last phase the purge takes the image away: an attempt that resumes there has nothing to push.
+        # An attempt that resumes at the purge may find no image in the engine.
         if self._earlier_export(ctx) is None or not (target is None or _is_pushed(ctx, target)):
             spec = msgspec.convert(ctx.job.spec, DispatchSpec)
             async with self._checked(ctx, spec) as checked:
