@@ -18,7 +18,7 @@ from imagejobd.api.keys import Auth
 from imagejobd.dockerfile.policy import PolicySettings
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.jobs.build import BuildSettings
-from imagejobd.jobs.dispatch.payload import DispatchSettings
+from imagejobd.jobs.dispatch import DispatchSettings
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunSettings
 from imagejobd.model.egress import EgressSettings, is_loopback

@@ -28,7 +28,7 @@ from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.presence import Presence, presence_loop
 from imagejobd.jobs.build import BuildKind
-from imagejobd.jobs.dispatch.kind import DispatchKind, check_repository
+from imagejobd.jobs.dispatch import DispatchKind, check_repository
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.run import RunKind
 from imagejobd.jobs.shared.access import EngineEgress

@@ -15,8 +15,7 @@ from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_bo
 from imagejobd.api.downloads import serve
 from imagejobd.api.intake import Caller, Intake, Uploads, new_job
 from imagejobd.api.wire import json_response
-from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES, Content, inlined
+from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, Content, DispatchKind, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
 from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, State
 from imagejobd.model.kind import Upload

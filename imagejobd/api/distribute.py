@@ -20,7 +20,7 @@ from aiohttp import web
 from imagejobd.api.bodies import read_body
 from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import NOT_JSON, iso, json_response
-from imagejobd.jobs.distribute.fields import FieldFault, Problem, convert, given, items, parse_endpoint, wrong
+from imagejobd.jobs.distribute.fields import FieldFault, Problem, convert, items, parse_endpoint, read_fields, wrong
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
@@ -131,15 +131,15 @@ def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
         value = _decode(body)
     except NOT_JSON as error:
         raise invalid(f"the request body is not valid JSON: {error}") from None
-    request = convert(given(value, ""), _Request, "")
-    source = convert(given(request.source, "source"), _Source, "source")
+    request = convert(read_fields(value, ""), _Request, "")
+    source = convert(read_fields(request.source, "source"), _Source, "source")
     targets = items(request.targets, "targets", most=TARGETS_MAX)
     if not targets:
         raise wrong("targets", "Shorter than minimum length 1.")
     places = [(target, f"targets[{place}]") for place, target in enumerate(targets)]
     return {
         "source": _spec(source, "source", configured),
-        "targets": [_spec(convert(given(target, at), _Target, at), at, configured) for target, at in places],
+        "targets": [_spec(convert(read_fields(target, at), _Target, at), at, configured) for target, at in places],
     }
 
 

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import ETag, hdrs, web
 
 from imagejobd.api.wire import send
-from imagejobd.jobs.dispatch.payload import Content
+from imagejobd.jobs.dispatch import Content
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent
 

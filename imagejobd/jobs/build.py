@@ -13,8 +13,7 @@ import msgspec
 
 from imagejobd.archive import ContextBounds
 from imagejobd.jobs.shared.builder import BuildingKind, BuildOptions, ImageBuilder
-from imagejobd.jobs.shared.context import Context, take_in
-from imagejobd.jobs.shared.fetch import bare_url, fetch, parse_url
+from imagejobd.jobs.shared.context import Context, bare_url, fetch, keep_context, parse_url
 from imagejobd.model.bounds import GIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.egress import Egress
@@ -114,7 +113,10 @@ class BuildKind(BuildingKind):
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
         """Raises `Permanent(invalid | policy)` that names the field, or the Dockerfile's line."""
         fields = {name: value for name, value in spec.items() if value not in (None, "")}
-        _check_source(fields, upload)
+        if "context" in fields:
+            raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
+        if sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None) != 1:
+            raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
         try:
             request = msgspec.convert(fields | (upload.fields if upload else {}), _Request)
         except msgspec.ValidationError as error:
@@ -145,10 +147,25 @@ class BuildKind(BuildingKind):
 
     async def run(self, ctx: JobContext) -> Json:
         spec = msgspec.convert(ctx.job.spec, BuildSpec)
+        builder, settings = self._builder, self._settings
         # After the last push the purge takes the image away: an attempt that resumes there has nothing to push.
         if not _is_pushed(spec, ctx.checkpoint):
-            await self._build_and_push(ctx, spec)
-        await self.purge(ctx, timeout_s=self._settings.purge_timeout_s)
+            host = spec.references[0].host
+            access = builder.access(ctx, login_host=host, login=spec.credentials(ctx.secrets))
+            await builder.egress.check_registry(host)
+            context = await self.fetch_context(ctx, spec)
+            options = BuildOptions(
+                timeout_s=settings.build_timeout_s,
+                build_args=spec.build_args,
+                target=spec.target or "",
+                labels=spec.labels,
+                platform=spec.platform or "",
+                nocache=spec.nocache,
+                pull=spec.pull,
+            )
+            built = await builder.build(ctx, options, context, access)
+            await builder.push(ctx, spec.references, built, access, timeout_s=settings.push_timeout_s)
+        await self.purge(ctx, timeout_s=settings.purge_timeout_s)
         image, digests = str(spec.references[0]), ctx.checkpoint["pushed"]
         return {
             "image": image,
@@ -177,24 +194,6 @@ class BuildKind(BuildingKind):
         failpoint("after_fetch")
         return context
 
-    async def _build_and_push(self, ctx: JobContext, spec: BuildSpec) -> None:
-        builder, settings = self._builder, self._settings
-        host = spec.references[0].host
-        access = builder.access(ctx, own_host=host, own=spec.credentials(ctx.secrets))
-        await builder.egress.check_registry(host)
-        context = await self.fetch_context(ctx, spec)
-        options = BuildOptions(
-            timeout_s=settings.build_timeout_s,
-            build_args=spec.build_args,
-            target=spec.target or "",
-            labels=spec.labels,
-            platform=spec.platform or "",
-            nocache=spec.nocache,
-            pull=spec.pull,
-        )
-        image = await builder.build(ctx, options, context, access)
-        await builder.push(ctx, spec.references, image, access, timeout_s=settings.push_timeout_s)
-
     async def _fetch(self, ctx: JobContext, url: str) -> Context:
         settings, registry = self._settings, self._builder.registry
         body = fetch(
@@ -213,21 +212,13 @@ class BuildKind(BuildingKind):
             raise await registry.blamed(fault, fault.silent) from None
 
     async def _take_in(self, body: AsyncIterable[bytes]) -> Context:
-        settings = self._settings
-        return await take_in(self._blobs, body, settings.bounds, upload_max_bytes=settings.upload_max_bytes)
+        async with self._blobs.spooled(body, max_bytes=self._settings.upload_max_bytes) as raw:
+            return await keep_context(self._blobs, raw, self._settings.bounds)
 
 
 def _is_pushed(spec: BuildSpec, checkpoint: Mapping[str, Any]) -> bool:
     pushed: Mapping[str, str] = checkpoint.get("pushed", {})
     return pushed.keys() >= {str(reference) for reference in spec.references}
-
-
-def _check_source(fields: Json, upload: Upload | None) -> None:
-    if "context" in fields:
-        raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
-    sources = sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None)
-    if sources != 1:
-        raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
 
 
 def _check_names(request: _Request) -> None:

@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from imagejobd.engine import sandbox
 from imagejobd.engine.container import CREATE_TIMEOUT_S
-from imagejobd.engine.sandbox import DATA_PATH, Exit, Output, Sandbox, SandboxLimits
+from imagejobd.engine.sandbox import DATA_PATH, Exit, Sandbox, SandboxLimits
 from imagejobd.engine.settings import Network
 from imagejobd.engine.stream import Tail
 from imagejobd.jobs.shared.builder import (
@@ -135,7 +135,7 @@ class RunKind(BuildingKind):
         if not request.dockerfile.strip():
             raise invalid("spec.dockerfile is empty; a run needs the text of a Dockerfile")
         self._builder.policy.check(
-            request.dockerfile, own_args=_own_args(ANY_VERSION), knows_heredocs=self._builder.knows_heredocs
+            request.dockerfile, own_args={"version": ANY_VERSION}, knows_heredocs=self._builder.knows_heredocs
         )
         return Accepted(spec=msgspec.to_builtins(request))
 
@@ -144,7 +144,8 @@ class RunKind(BuildingKind):
         if "collected" not in ctx.checkpoint:
             options = BuildOptions(
                 timeout_s=self._settings.build_timeout_s,
-                own_args=_own_args(ctx.job.uuid),
+                # An image that declares `ARG version` may name its result by it.
+                own_args={"version": ctx.job.uuid},
                 network=self._settings.network,
             )
             context = Context(digest=None, dockerfile=msgspec.convert(ctx.job.spec, RunSpec).dockerfile)
@@ -178,7 +179,7 @@ class RunKind(BuildingKind):
             await ctx.log(f"running {image.tag}\n")
             tail = Tail()
             began = time.monotonic()
-            end = await _run_to_its_end(ctx, container, settings, tail)
+            end = await _run_container(ctx, container, settings, tail)
             await ctx.log(f"exited with code {end.code} after {time.monotonic() - began:.1f} s\n")
             _check_exit(end, settings, tail)
         failpoint("after_run")
@@ -207,17 +208,24 @@ def parse_perf(data: bytes, path: str) -> Result:
         ) from None
 
 
-def _own_args(uuid: str) -> dict[str, str]:
-    """Build args that say which job it is: an image that declares `ARG version` may name its result by it."""
-    return {"version": uuid}
-
-
-async def _run_to_its_end(ctx: JobContext, container: Sandbox, settings: RunSettings, tail: Tail) -> Exit:
-    """Log its output until it ends; killed when its time is over."""
+async def _run_container(ctx: JobContext, container: Sandbox, settings: RunSettings, tail: Tail) -> Exit:
+    """Log its output to the very end: a reader that leaves before has it killed, as it is when its time is over."""
+    end: Exit | None = None
+    output_bytes = 0
+    text = "\n"
     running = container.run(output_max_bytes=settings.output_max_bytes, timeout_s=settings.timeout_s)
     try:
         async with aclosing(running) as events:
-            return await _log_output(ctx, events, tail)
+            async for event in events:
+                if isinstance(event, Exit):
+                    end = event
+                    continue
+                failpoint("while_running")
+                text = event.text
+                tail.add(text)
+                output_bytes += len(text.encode())
+                ctx.progress(output_bytes=output_bytes)
+                await ctx.log(text)
     except Permanent as fault:
         if fault.code is not ErrorCode.TIMEOUT:
             raise
@@ -226,23 +234,6 @@ async def _run_to_its_end(ctx: JobContext, container: Sandbox, settings: RunSett
             f"the container ran longer than kinds.run.timeout_s = {settings.timeout_s:g} s and was killed; "
             "let it do less, or ask the operator for more time",
         ) from fault
-
-
-async def _log_output(ctx: JobContext, events: AsyncIterable[Output | Exit], tail: Tail) -> Exit:
-    """To the very end: a reader that leaves before has the container killed."""
-    end: Exit | None = None
-    output_bytes = 0
-    text = "\n"
-    async for event in events:
-        if isinstance(event, Exit):
-            end = event
-            continue
-        failpoint("while_running")
-        text = event.text
-        tail.add(text)
-        output_bytes += len(text.encode())
-        ctx.progress(output_bytes=output_bytes)
-        await ctx.log(text)
     if not text.endswith("\n"):
         await ctx.log("\n")
     if end is None:
@@ -320,7 +311,10 @@ def _object(data: bytes) -> Json:
     if not isinstance(value, dict):
         raise _Unusable("it holds no JSON object")
     _check_size(value)
-    _check_text(value)
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        raise _Unusable("a string in it holds half a surrogate pair") from None
     return value
 
 
@@ -329,7 +323,8 @@ def _perf(metrics: Json) -> float:
         raise _Unusable("the object has no perf")
     perf = metrics["perf"]
     if isinstance(perf, bool) or not isinstance(perf, int | float):
-        raise _Unusable(f"perf is {_quoted(perf)}, which is not a number")
+        quoted = ascii(msgspec.json.encode(perf)[:SHOWN_MAX_CHARS].decode(errors="ignore"))
+        raise _Unusable(f"perf is {quoted}, which is not a number")
     return float(perf)
 
 
@@ -372,14 +367,3 @@ def _check_size(value: Json) -> None:
         if values > VALUES_MAX:
             raise _Unusable(f"it holds more than {VALUES_MAX} values")
         containers = [item for item in inner if isinstance(item, dict | list)]
-
-
-def _check_text(value: Json) -> None:
-    try:
-        msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        raise _Unusable("a string in it holds half a surrogate pair") from None
-
-
-def _quoted(value: Any) -> str:
-    return ascii(msgspec.json.encode(value)[:SHOWN_MAX_CHARS].decode(errors="ignore"))

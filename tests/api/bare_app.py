@@ -17,8 +17,7 @@ from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.jobs.build import BuildKind, BuildSettings
-from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import DispatchSettings
+from imagejobd.jobs.dispatch import DispatchKind, DispatchSettings
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunKind, RunSettings

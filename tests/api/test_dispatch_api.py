@@ -17,8 +17,7 @@ from calls import raw_request
 from multidict import CIMultiDictProxy
 from signing import bearer, by_secret, token
 
-from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import INLINE_MAX_BYTES
+from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, DispatchKind
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import Job, JobError, JobId, NewJob, State
 from imagejobd.store.protocol import Ending

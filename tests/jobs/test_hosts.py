@@ -7,8 +7,7 @@ import pytest
 
 from harness.building import parsing_builder
 from imagejobd.jobs.build import BuildKind, BuildSettings
-from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import DispatchSettings
+from imagejobd.jobs.dispatch import DispatchKind, DispatchSettings
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunKind, RunSettings

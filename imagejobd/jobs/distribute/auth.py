@@ -2,20 +2,20 @@
 
 All of it is secret. It travels as one JSON text per registry among the job's secrets and is decoded when the job runs.
 With `basicauth` the token set-up is ignored. A peer may echo what it was sent, so every string in it is kept out of
-logs, errors and history, whatever its name. Only short plain words and numbers are not, nor what the token protocol
-itself makes public, such as `service`: a log without the word registry could not be read.
+logs, errors and history, whatever its name. What the token protocol itself makes public, such as `service`, is not,
+nor are short plain words and numbers whose name does not say secret: a log without the word registry could not be read.
 """
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from imagejobd.jobs.distribute.fields import FieldFault, below, convert, given, wrong
-from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.jobs.distribute.fields import FieldFault, below, convert, read_fields, wrong
+from imagejobd.model.secrets import REDACT_MIN_CHARS, Credentials, Secret
 from imagejobd.registry.site import Login, TokenRequest
 
 AUTH_MAX_BYTES = 128 * 1024
@@ -30,6 +30,8 @@ JSON_DEPTH_MAX = 32
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _TOKEN_TYPE = re.compile(r"[A-Za-z]{1,32}")
+# distribution's `offline_token` is a flag.
+_SECRET = re.compile(r"(?!offlinetoken$).*(?:password|passwd|secret|token|key|pin|pass)")
 # A word or number that is in every other message.
 _ORDINARY = re.compile(r"[A-Za-z]{0,5}|[0-9.-]{0,5}")
 # They frame the message or name the server: the HTTP library's own to say.
@@ -62,7 +64,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def parse_auth(value: Any, path: str) -> Secret | None:
     """Check an `auth` block and make it the text that is stored; an empty one is none. Raises `FieldFault`."""
-    fields = given(value, path)
+    fields = read_fields(value, path)
     for name in ("header", "json"):
         if name in fields:
             fields[name] = _object(fields[name], below(path, name))
@@ -70,7 +72,12 @@ def parse_auth(value: Any, path: str) -> Secret | None:
         return None
     auth = convert(fields, Auth, path)
     if auth.basicauth is not None:
-        _check_basic(auth.basicauth, below(path, "basicauth"))
+        user, password = auth.basicauth.user, auth.basicauth.password
+        if not 0 < len(user) <= USER_MAX_CHARS or ":" in user or not user.isprintable():
+            why = f"must be 1 to {USER_MAX_CHARS} printable characters without ':'"
+            raise wrong(below(path, "basicauth.user"), why)
+        if not 0 < len(password) <= PASSWORD_MAX_CHARS or "\0" in password:
+            raise wrong(below(path, "basicauth.password"), f"must be 1 to {PASSWORD_MAX_CHARS} characters of text")
         auth = Auth(basicauth=auth.basicauth)
     else:
         _check_token_request(auth, path)
@@ -148,13 +155,6 @@ def _depth(value: Any) -> int:
     return depth - 1
 
 
-def _check_basic(basic: _Basic, path: str) -> None:
-    if not 0 < len(basic.user) <= USER_MAX_CHARS or ":" in basic.user or not basic.user.isprintable():
-        raise wrong(below(path, "user"), f"must be 1 to {USER_MAX_CHARS} printable characters without ':'")
-    if not 0 < len(basic.password) <= PASSWORD_MAX_CHARS or "\0" in basic.password:
-        raise wrong(below(path, "password"), f"must be 1 to {PASSWORD_MAX_CHARS} characters of text")
-
-
 def _check_token_request(auth: Auth, path: str) -> None:
     if auth.url is None:
         raise FieldFault.missing(below(path, "url"), "auth needs basicauth, or the url of a token")
@@ -162,7 +162,16 @@ def _check_token_request(auth: Auth, path: str) -> None:
         raise wrong(below(path, "url"), "must be an http:// or https:// URL without user and password")
     if not _TOKEN_TYPE.fullmatch(auth.token_type):
         raise wrong(below(path, "token_type"), "must be letters, such as Bearer or JWT")
-    _check_headers(auth.header, below(path, "header"))
+    field = below(path, "header")
+    if len(auth.header) > HEADERS_MAX:
+        raise wrong(field, f"has {len(auth.header)} entries; the limit is {HEADERS_MAX}")
+    for name, value in auth.header.items():
+        if len(name) > HEADER_NAME_MAX_CHARS or not _NAME.fullmatch(name):
+            raise wrong(field, "holds a name that is no HTTP header")
+        if _FRAMING.fullmatch(name.lower()):
+            raise wrong(below(field, name), "may not be set by a request")
+        if len(value) > HEADER_VALUE_MAX_CHARS or not _VALUE.fullmatch(value):
+            raise wrong(below(field, name), f"must be one line of at most {HEADER_VALUE_MAX_CHARS} characters")
 
 
 def _is_web_url(text: str) -> bool:
@@ -176,32 +185,30 @@ def _is_web_url(text: str) -> bool:
     return has_host and parts.scheme in ("http", "https")
 
 
-def _check_headers(headers: Mapping[str, str], path: str) -> None:
-    if len(headers) > HEADERS_MAX:
-        raise wrong(path, f"has {len(headers)} entries; the limit is {HEADERS_MAX}")
-    for name, value in headers.items():
-        if len(name) > HEADER_NAME_MAX_CHARS or not _NAME.fullmatch(name):
-            raise wrong(path, "holds a name that is no HTTP header")
-        if _FRAMING.fullmatch(name.lower()):
-            raise wrong(below(path, name), "may not be set by a request")
-        if len(value) > HEADER_VALUE_MAX_CHARS or not _VALUE.fullmatch(value):
-            raise wrong(below(path, name), f"must be one line of at most {HEADER_VALUE_MAX_CHARS} characters")
-
-
 def _strings(name: str, value: Any) -> Iterator[str]:
-    """The strings and numbers of a value that are neither ordinary nor public; its depth is bounded."""
+    """The strings and numbers of a value that are not public, ordinary ones only where their name says secret.
+
+    Its depth is bounded.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _strings(key, item)
     elif isinstance(value, list):
         for item in value:
             yield from _strings(name, item)
-    elif not (_is_public(name) or _ORDINARY.fullmatch(str(value))):
-        yield str(value)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool) and not _is_public(name):
+        word = str(value)
+        is_secret = len(word) >= REDACT_MIN_CHARS and _SECRET.fullmatch(_letters(name))
+        if is_secret or not _ORDINARY.fullmatch(word):
+            yield word
 
 
 def _is_public(name: str) -> bool:
-    return _PUBLIC.fullmatch(re.sub(r"[^a-z]", "", name.lower())) is not None
+    return _PUBLIC.fullmatch(_letters(name)) is not None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
 
 
 def _words_of_login(header: str) -> Iterator[str]:

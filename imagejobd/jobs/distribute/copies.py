@@ -9,20 +9,14 @@ loop. What a crash takes is asked of the targets again.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec import to_builtins
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute.auth import secret_words
-from imagejobd.jobs.distribute.spec import (
-    SOURCE_AUTH,
-    DistributeSpec,
-    Source,
-    Target,
-    site_of,
-    target_auth,
-)
+from imagejobd.jobs.distribute.spec import SOURCE_AUTH, DistributeSpec, Source, Target, site_of, target_auth
 from imagejobd.jobs.distribute.table import OUTCOMES, CopyTable, Record, Wait
 from imagejobd.model.circuit import Circuits, peer_name
 from imagejobd.model.concurrency import KeyedLock, gather_or_cancel
@@ -119,37 +113,6 @@ class Outage(NamedTuple):
     wait: Wait
 
 
-class Outages:
-    """What the images of one attempt, and all jobs through `circuits`, found out about the targets."""
-
-    def __init__(self, registries: Registries, circuits: Circuits, now_ms: Callable[[], int]) -> None:
-        self._registries = registries
-        self._circuits = circuits
-        self._now_ms = now_ms
-        self._in_a_row: dict[int, int] = {}
-        self._last: dict[int, Outage] = {}
-
-    def note(self, target: int, fault: Fault | None, record: Record) -> None:
-        """A copy that was tried has ended with `fault`, as `record` says."""
-        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
-        if record.error is None or not is_outage:
-            self._in_a_row.pop(target, None)
-            return
-        self._in_a_row[target] = self._in_a_row.get(target, 0) + 1
-        self._last[target] = Outage(record.error, record.wait)
-
-    def find(self, target: int) -> Outage | None:
-        """Why the target, or the source, is not worth another try now; None where both are."""
-        for peer in self._registries.peers(target):
-            if refusal := self._circuits.refusal(peer):
-                return Outage(refusal.message, Wait.of(refusal, self._now_ms()))
-        if target not in self._in_a_row:
-            return None
-        last = self._last[target]
-        is_down = self._in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._now_ms()) > 0
-        return last if is_down else None
-
-
 class Reporter:
     """Writes what happens in one attempt to the store: log, history, progress, checkpoint.
 
@@ -204,7 +167,11 @@ class Reporter:
         It is not to be cancelled: what was on its way to the store would be lost or written twice.
         """
         ticks = 0
-        while not await self._stops_within(TICK_S):
+        while not self._stopped.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._stopped.wait()
+                    break
             ticks += 1
             await self._write()
             if ticks % SAVE_EVERY_TICKS == 0:
@@ -216,13 +183,6 @@ class Reporter:
 
     def stop(self) -> None:
         self._stopped.set()
-
-    async def _stops_within(self, timeout_s: float) -> bool:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._stopped.wait()
-        except TimeoutError:
-            return False
 
     async def _write(self) -> None:
         """Progress and log, which may be behind by a tick or two after a crash."""
@@ -281,7 +241,9 @@ class Copies:
         self._turns = turns
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
-        self._outages = Outages(registries, circuits, table.now_ms)
+        # By target: how often it failed in a row in this attempt, and how the last time.
+        self._failures_in_a_row: dict[int, int] = {}
+        self._last_outage: dict[int, Outage] = {}
 
     def endpoints(self) -> str:
         """The registries that have something to do with what remains, for people."""
@@ -320,21 +282,43 @@ class Copies:
             return False
         if wait.peer is not None and self._circuits.refusal(wait.peer) is not None:
             return False
-        outage = self._outages.find(target)
+        outage = self._outage(target)
         if outage is not None:
             self._reporter.postpone(number, target, outage)
         return outage is None
+
+    def _outage(self, target: int) -> Outage | None:
+        """Why the target, or the source, is not worth another try now; None where both are."""
+        for peer in self._registries.peers(target):
+            if refusal := self._circuits.refusal(peer):
+                return Outage(refusal.message, Wait.of(refusal, self._table.now_ms()))
+        if target not in self._failures_in_a_row:
+            return None
+        last = self._last_outage[target]
+        is_down = self._failures_in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._table.now_ms()) > 0
+        return last if is_down else None
+
+    def _note_outage(self, target: int, fault: Fault | None, record: Record) -> None:
+        """A copy that was tried has ended with `fault`, as `record` says."""
+        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
+        if record.error is None or not is_outage:
+            self._failures_in_a_row.pop(target, None)
+            return
+        self._failures_in_a_row[target] = self._failures_in_a_row.get(target, 0) + 1
+        self._last_outage[target] = Outage(record.error, record.wait)
 
     async def _copy(self, number: int, targets: list[int]) -> None:
         spec, image, pinned_digest = self._table.spec, self._table.images[number], self._table.pinned_digest(number)
 
         async def end(index: int, outcome: Outcome) -> None:
-            if pinned_digest is not None and _lacks_source(outcome):
+            # A target that lacks something has a `source_digest`.
+            lacks_source = isinstance(outcome.fault, NotFound) and outcome.source_digest is None
+            if pinned_digest is not None and lacks_source:
                 why = f"{image} was {pinned_digest} when other targets got it, and the source no longer has that"
                 message = f"image not found: {why}; a new job would copy what the name means now"
                 outcome = replace(outcome, fault=NotFound(message))
             record = self._reporter.end(number, targets[index], outcome)
-            self._outages.note(targets[index], outcome.fault, record)
+            self._note_outage(targets[index], outcome.fault, record)
 
         await copy_image(
             Copying(
@@ -345,16 +329,18 @@ class Copies:
                 tell=self._reporter.log,
             ),
             pinned_digest or image.name,
-            [self._target(number, target) for target in targets],
+            [
+                CopyTarget(
+                    repository=self._registries.target(target, self._table.place(number, target).path),
+                    names=self._table.place(number, target).names,
+                    overwrite=spec.targets[target].overwrite,
+                )
+                for target in targets
+            ],
             self._table.start(number, targets),
             Options(platforms=spec.platforms, referrers=spec.referrers, dry_run=spec.dry_run),
             end,
         )
-
-    def _target(self, number: int, target: int) -> CopyTarget:
-        place, overwrite = self._table.place(number, target), self._table.spec.targets[target].overwrite
-        repository = self._registries.target(target, place.path)
-        return CopyTarget(repository=repository, names=place.names, overwrite=overwrite)
 
 
 async def _wait_for_end(*tasks: asyncio.Task[None]) -> None:
@@ -368,12 +354,6 @@ async def _wait_for_end(*tasks: asyncio.Task[None]) -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
-
-
-def _lacks_source(outcome: Outcome) -> bool:
-    """Whether the source does not have what it was asked for; a target that lacks something has a `source_digest`."""
-    fault = outcome.fault
-    return isinstance(fault, NotFound) and outcome.source_digest is None
 
 
 def _summary(record: Record, *, is_dry_run: bool) -> str:

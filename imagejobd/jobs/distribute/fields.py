@@ -19,6 +19,7 @@ NAME_MAX_CHARS = 80
 ENDPOINT_MAX_CHARS = 300
 PORT_MAX = 65_535
 BOOLEANS = frozenset({"overwrite", "verify_tls", "referrers", "dry_run"})
+_BOOLEAN_WORDS = {"true": True, "false": False}
 
 # How msgspec says it; there is no typed way to know.
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
@@ -85,14 +86,18 @@ def below(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def given(value: Any, path: str) -> Json:
+def read_fields(value: Any, path: str) -> Json:
     """The fields of an object: null is as if the field were not there, booleans may be words.
 
     Raises `FieldFault` for what is no object.
     """
     if not isinstance(value, dict):
         raise wrong(path, "must be an object")
-    return {name: _boolean(name, item) for name, item in value.items() if item is not None}
+    return {
+        name: _BOOLEAN_WORDS.get(item.lower(), item) if name in BOOLEANS and isinstance(item, str) else item
+        for name, item in value.items()
+        if item is not None
+    }
 
 
 def items(value: Any, path: str, *, most: int) -> list[Any]:
@@ -159,12 +164,6 @@ def _field_fault(text: str, path: str) -> FieldFault:
     other = _OTHER.fullmatch(text)
     why, where = (other[1], other[2]) if other else (text, "")
     return wrong(below(path, where or ""), why)
-
-
-def _boolean(name: str, value: Any) -> Any:
-    if name in BOOLEANS and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    return value
 
 
 def _is_name(name: str) -> bool:

@@ -22,7 +22,6 @@ from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secrets import Redactor
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.flight import Flights
 
 PREFLIGHT_TIMEOUT_S = 10.0
@@ -61,7 +60,9 @@ class DistributeKind(JobKind):
         registries = Registries(self._registry, spec, job.secrets, job.principal, warn=lambda line: None)
         try:
             async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
-                await _find_image(registries.source(path), name)
+                repository = registries.source(path)
+                if await repository.head_manifest(name) is None:
+                    raise NotFound(f"Image not found: {repository}{'@' if is_digest(name) else ':'}{name}")
         except Permanent as fault:
             if fault.code in PREFLIGHT_CODES:
                 raise fault.with_message(Redactor(registries.secret_words())(fault.message)) from None
@@ -90,12 +91,6 @@ class DistributeKind(JobKind):
         if fault := table.fault(circuits.is_open):
             raise fault
         return table.result()
-
-
-async def _find_image(repository: Repository, name: str) -> None:
-    if await repository.head_manifest(name) is None:
-        mark = "@" if is_digest(name) else ":"
-        raise NotFound(f"Image not found: {repository}{mark}{name}")
 
 
 async def _find_images(

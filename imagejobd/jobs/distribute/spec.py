@@ -16,11 +16,11 @@ from imagejobd.jobs.distribute.fields import (
     FieldFault,
     below,
     convert,
-    given,
     items,
     parse_endpoint,
     parse_path,
     path_at,
+    read_fields,
     wrong,
 )
 from imagejobd.jobs.distribute.tags import TagFilter, check_filter
@@ -147,7 +147,7 @@ class DistributeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
     """Check a caller's spec. Raises `FieldFault`, a `Permanent(invalid)` that names the field."""
     secrets: dict[str, Secret] = {}
-    fields = given(spec, "")
+    fields = read_fields(spec, "")
     if "source" in fields:
         fields["source"] = _without_auth(fields["source"], Source, "source", SOURCE_AUTH, secrets)
     if "targets" in fields:
@@ -157,7 +157,13 @@ def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
         ]
     request = convert(fields, DistributeSpec, "")
     _check_source(request.source, copies_max)
-    _check_options(request)
+    if not request.targets:
+        raise wrong("targets", "is empty; name at least one registry")
+    if len(request.platforms) > PLATFORMS_MAX:
+        raise wrong("platforms", f"has {len(request.platforms)} entries; the limit is {PLATFORMS_MAX}")
+    for index, platform in enumerate(request.platforms):
+        if not _PLATFORM.fullmatch(platform):
+            raise wrong(f"platforms[{index}]", "is not os/architecture[/variant], such as linux/arm/v7")
     images = request.source.listed
     for index, target in enumerate(request.targets):
         _check_target(request, images, target, f"targets[{index}]")
@@ -180,7 +186,7 @@ def site_of(place: Source | Target, auth: Secret | None) -> Site:
 
 def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
     """A source or target without its `auth`, which is put among the secrets."""
-    fields = given(value, path)
+    fields = read_fields(value, path)
     auth = parse_auth(fields.pop("auth"), below(path, "auth")) if "auth" in fields else None
     if auth is not None:
         secrets[secret_name] = auth
@@ -210,16 +216,6 @@ def _check_source(source: Source, copies_max: int) -> None:
         raise FieldFault.missing("source.ref", "the tag or digest to copy, or tags")
     else:
         _check_name(source.ref, "source.ref")
-
-
-def _check_options(request: DistributeSpec) -> None:
-    if not request.targets:
-        raise wrong("targets", "is empty; name at least one registry")
-    if len(request.platforms) > PLATFORMS_MAX:
-        raise wrong("platforms", f"has {len(request.platforms)} entries; the limit is {PLATFORMS_MAX}")
-    for index, platform in enumerate(request.platforms):
-        if not _PLATFORM.fullmatch(platform):
-            raise wrong(f"platforms[{index}]", "is not os/architecture[/variant], such as linux/arm/v7")
 
 
 def _check_target(request: DistributeSpec, images: Sequence[Image], target: Target, path: str) -> None:
@@ -253,15 +249,15 @@ def _check_copies(request: DistributeSpec, listed: Sequence[Image], copies_max: 
     images = listed or (Image(request.source.repository or "", ""),)
     source_key = request.source.registry.key
     sources = {(source_key, image.path, image.name) for image in images}
-    taken: set[tuple[str, str, str]] = set()
+    places: set[tuple[str, str, str]] = set()
     for index, target in enumerate(request.targets):
         key = target.registry.key
         for path, name in [(place.path, name) for place in target.places(images) for name in place.names]:
             if (key, path, name) in sources:
                 raise wrong(f"targets[{index}]", f"copies onto itself: {path} is read from there")
-            if (key, path, name) in taken:
+            if (key, path, name) in places:
                 raise wrong(f"targets[{index}]", f"is named twice: something else goes to {path} there already")
-            taken.add((key, path, name))
+            places.add((key, path, name))
 
 
 def _parse_image(text: str, host: str, field: str) -> Image:

@@ -217,9 +217,22 @@ class CopyTable:
         """What a job that succeeded leaves: every image with what became of it at each target."""
         images = []
         for number, image in enumerate(self.images):
-            digests = (records[number].digest for records in self._records)
-            targets = [self._result_of(number, target) for target in range(len(self.spec.targets))]
-            images.append({"source": str(image), "digest": next(filter(None, digests), None), "targets": targets})
+            records = [by_image[number] for by_image in self._records]
+            targets = [
+                {
+                    "endpoint": self.spec.targets[target].endpoint,
+                    "image": self.place(number, target).path,
+                    "tags": dict(record.tags),
+                    "digest": record.digest,
+                    "sent_bytes": record.sent_bytes,
+                    "mounted_bytes": record.mounted_bytes,
+                    "skipped_bytes": record.skipped_bytes,
+                    "seconds": record.seconds,
+                }
+                for target, record in enumerate(records)
+            ]
+            digest = next((record.digest for record in records if record.digest), None)
+            images.append({"source": str(image), "digest": digest, "targets": targets})
         options: Json = {"dry_run": True} if self.spec.dry_run else {}
         if self.spec.platforms:
             options["platforms"] = list(self.spec.platforms)
@@ -260,26 +273,13 @@ class CopyTable:
             progress["error"] = errors[0]
         return progress
 
-    def _result_of(self, image: int, target: int) -> Json:
-        record = self._records[target][image]
-        return {
-            "endpoint": self.spec.targets[target].endpoint,
-            "image": self.place(image, target).path,
-            "tags": dict(record.tags),
-            "digest": record.digest,
-            "sent_bytes": record.sent_bytes,
-            "mounted_bytes": record.mounted_bytes,
-            "skipped_bytes": record.skipped_bytes,
-            "seconds": record.seconds,
-        }
-
     def _message(self) -> str:
         """`2 of 4 targets failed: <endpoint>: <first error>; …`"""
         targets = [self._progress_of(target) for target in range(len(self.spec.targets))]
         failures = [target for target in targets if target["failed"]]
         lines = [
             f"{target['endpoint']}: {target['error']}"
-            + (f" (and {target['failed'] - 1} more images)" if target["failed"] > 1 else "")
+            + (f" (and {more} more image{'s' if more > 1 else ''})" if (more := target["failed"] - 1) else "")
             for target in failures[:FAILURES_NAMED_MAX]
         ]
         if len(failures) > FAILURES_NAMED_MAX:

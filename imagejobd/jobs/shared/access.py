@@ -72,8 +72,10 @@ class EngineEgress:
 
     async def _check(self, host: str, subject: str, otherwise: ErrorCode) -> None:
         try:
-            for address in await self._addresses(host):
-                self._egress.check(address)
+            # All that it means: which of them the engine takes is its own affair.
+            address = numeric_address(host.rstrip("."))
+            for ip in [address] if address else [each["host"] for each in await self._resolver.resolve(host)]:
+                self._egress.check(ip)
         except OSError:
             if self._egress.allows_private:
                 return
@@ -82,17 +84,11 @@ class EngineEgress:
         except Permanent as fault:
             raise fault.with_message(f"{subject}: {fault.message}") from None
 
-    async def _addresses(self, host: str) -> list[str]:
-        """All that `host` means: which of them the engine takes is its own affair. Raises `OSError`."""
-        if address := numeric_address(host.rstrip(".")):
-            return [address]
-        return [address["host"] for address in await self._resolver.resolve(host)]
-
 
 class RegistryAccess:
     """What one job may do at registries, on behalf of `principal`.
 
-    `own`, the login of the request, is for `own_host`; all other hosts get the configured one where `principal` may use
+    `login`, that of the request, is for `login_host`; all other hosts get the configured one where `principal` may use
     it.
     """
 
@@ -103,20 +99,20 @@ class RegistryAccess:
         ctx: JobContext,
         principal: Principal,
         *,
-        own_host: str = "",
-        own: Credentials | None = None,
+        login_host: str = "",
+        login: Credentials | None = None,
     ) -> None:
         self._registry = registry
         self._egress = egress
         self._ctx = ctx
         self._principal = principal
-        self._own_host = own_host
-        self._own = own
+        self._login_host = login_host
+        self._login = login
 
     def credentials(self, host: str) -> Credentials | None:
         """The login at `host`, kept out of the job's log and error from now on."""
-        own = self._own if host == self._own_host else None
-        credentials = own or self._registry.credentials_for(host, self._principal)
+        login = self._login if host == self._login_host else None
+        credentials = login or self._registry.credentials_for(host, self._principal)
         if credentials is not None:
             self._ctx.add_secret(credentials.password)
         return credentials
@@ -164,7 +160,14 @@ class RegistryAccess:
             await self._egress.check_registry(reference.host)
             # Before the contact: where the registry was down, this request is the one that may try.
             with self._advised(reference.host):
-                await self._check_readable(reference)
+                try:
+                    is_there = await self.head_manifest(reference) is not None
+                except Temporary:
+                    if reference.host != HUB_HOST:
+                        raise
+                    is_there = True
+                if not is_there:
+                    raise NotFound(f"pulling {reference}: the registry has no such manifest")
         async with self.contact(reference.host):
             yield
 
@@ -183,16 +186,6 @@ class RegistryAccess:
             if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
                 raise
             raise Permanent(fault.code, f"{fault.message}; {advice}") from fault
-
-    async def _check_readable(self, reference: ImageReference) -> None:
-        try:
-            digest = await self.head_manifest(reference)
-        except Temporary:
-            if reference.host == HUB_HOST:
-                return
-            raise
-        if digest is None:
-            raise NotFound(f"pulling {reference}: the registry has no such manifest")
 
 
 def _unknown_host(remote: Remote) -> str:

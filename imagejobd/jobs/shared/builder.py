@@ -115,9 +115,9 @@ class ImageBuilder:
         info = self.engine.info
         return info is None or info.knows_heredocs(self.engine.settings.builder)
 
-    def access(self, ctx: JobContext, *, own_host: str = "", own: Credentials | None = None) -> RegistryAccess:
-        """What the job's submitter may do at registries; `own` are the credentials of the request, for `own_host`."""
-        return RegistryAccess(self.registry, self.egress, ctx, ctx.job.principal, own_host=own_host, own=own)
+    def access(self, ctx: JobContext, *, login_host: str = "", login: Credentials | None = None) -> RegistryAccess:
+        """What the job's submitter may do at registries; `login` is that of the request, for `login_host`."""
+        return RegistryAccess(self.registry, self.egress, ctx, ctx.job.principal, login_host=login_host, login=login)
 
     def operators_access(self, ctx: JobContext) -> RegistryAccess:
         """What the operator may do, for what the configuration orders, whoever's job it is."""
@@ -229,6 +229,10 @@ class ImageBuilder:
             while bases := [base for base in plan.images() if base not in names]:
                 names |= await self._hold(ctx, options, bases, held, access)
                 plan.include(await self._trigger_stages(bases, names))
+            # All images that the engine may resolve, each with what the user calls it.
+            resolvable = {name: str(base.reference) for base, name in names.items()}
+            if plan.frontend:
+                resolvable[str(ImageReference.parse(plan.frontend))] = plan.frontend
             request = BuildRequest(
                 context=context,
                 entries=await asyncio.to_thread(index, context),
@@ -243,7 +247,7 @@ class ImageBuilder:
                 labels=options.labels,
                 platform=options.platform,
                 no_cache=options.nocache,
-                bases=_resolvable(plan, names),
+                bases=resolvable,
                 cache_scope=self._cache_scope(ctx.job.tenant),
             )
             return await self._run_build(ctx, request)
@@ -385,14 +389,6 @@ def image_removed_is_temporary() -> Iterator[None]:
     except NotFound as fault:
         why = "somebody removed the built image from the engine; it has to be built again"
         raise Temporary(ErrorCode.CONFLICT, why) from fault
-
-
-def _resolvable(plan: Plan, names: Mapping[Base, str]) -> dict[str, str]:
-    """All images that the engine may resolve, each with what the user calls it."""
-    known = {name: str(base.reference) for base, name in names.items()}
-    if plan.frontend:
-        known[str(ImageReference.parse(plan.frontend))] = plan.frontend
-    return known
 
 
 async def _prove(ctx: JobContext, reference: ImageReference, digest: str, access: RegistryAccess) -> None:

@@ -22,7 +22,8 @@ class Console:
             case Output():
                 return self._output(event)
             case Step():
-                return self._rest(event.number) + _step(event)
+                rest = self._partial.pop(event.number, "")
+                return (_prefixed(event.number, rest) if rest else "") + _step(event)
             case BuildWarning():
                 return f"WARNING: {event.text}\n"
             case _:
@@ -37,10 +38,6 @@ class Console:
         if rest:
             self._partial[event.step] = rest
         return _prefixed(event.step, whole) if newline else ""
-
-    def _rest(self, step: int) -> str:
-        rest = self._partial.pop(step, "")
-        return _prefixed(step, rest) if rest else ""
 
 
 def _without_overwritten(line: str) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 from harness.building import image_builder
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import DispatchSettings
+from imagejobd.jobs.dispatch import DispatchKind, DispatchSettings
 from imagejobd.model.job import Enqueued, Job, NewJob, uuid7
 from imagejobd.model.ownership import JOB_PREFIX
 from imagejobd.registry.client import RegistryClient

@@ -19,8 +19,9 @@ from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.engine.images import export
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.jobs.dispatch import kind as exporting_module
-from imagejobd.jobs.dispatch.kind import published_name
+from imagejobd.jobs import dispatch as exporting_module
+from imagejobd.jobs.dispatch import published_name
+from imagejobd.jobs.shared.builder import ImageBuilder
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.job import State
 from imagejobd.model.ownership import job_repository
@@ -175,12 +176,12 @@ async def test_a_context_is_kept_no_longer_than_its_attempt(
 
     kind = bench.kind()
     payload = gzip.compress(tar_of({"Dockerfile": FROM, "a": os.urandom(50_000)}))
-    monkeypatch.setattr(kind, "_make", building)
+    monkeypatch.setattr(ImageBuilder, "build", building)
     made = await bench.submit(kind, payload)
     async with bench.running(kind):  # type: ignore[arg-type]
         await bench.when(made.uuid, lambda job: job.error is not None and job.state is State.QUEUED)
         assert await collected() == {hashlib.sha256(payload).hexdigest()}
-        monkeypatch.setattr(kind, "_make", refusing)
+        monkeypatch.setattr(ImageBuilder, "build", refusing)
         job = await bench.ended(made.uuid)
     assert (len(seen), set(seen)) == (job.attempt, {2})
     assert await collected() == {hashlib.sha256(payload).hexdigest()}
@@ -198,7 +199,7 @@ async def test_a_cancelled_context_is_released(
         await asyncio.Event().wait()
 
     kind = bench.kind()
-    monkeypatch.setattr(kind, "_make", building)
+    monkeypatch.setattr(ImageBuilder, "build", building)
     payload = gzip.compress(tar_of({"Dockerfile": FROM, "a": os.urandom(50_000)}))
     made = await bench.submit(kind, payload)
     async with bench.running(kind):  # type: ignore[arg-type]

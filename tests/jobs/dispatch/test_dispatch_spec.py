@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from harness.building import parsing_builder
-from imagejobd.jobs.dispatch.kind import DispatchKind
-from imagejobd.jobs.dispatch.payload import (
+from imagejobd.jobs.dispatch import (
     INLINE_MAX_BYTES,
+    DispatchKind,
     DispatchSettings,
     DispatchSpec,
     inlined,

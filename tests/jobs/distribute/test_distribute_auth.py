@@ -27,12 +27,20 @@ def test_a_password_is_always_hidden(password: str) -> None:
 
 @pytest.mark.parametrize("secret", ["hunter2", "secret", "481516", "b0dy", "a-b"])
 def test_strings_are_hidden_under_any_name(secret: str) -> None:
-    """No name is looked at to guess what is secret: six characters are enough, and fewer that are no plain word."""
+    """Six characters are enough, and fewer that are no plain word."""
     for name in ("password", "clientSecret", "API-Key", "refresh_token", "pwd", "p", "x-thing"):
         assert words_of(json={name: secret}) == {secret}
         assert words_of(json={name: {"a": [{"x": secret}]}}) == {secret}
         assert words_of(header={name: secret}) == {secret}
         assert secret in words_of(url=f"{URL}?{name}={secret}")
+
+
+@pytest.mark.parametrize("name", ["password", "passwd", "client_secret", "refreshToken", "API-Key", "pin", "pass"])
+def test_four_characters_are_hidden_where_the_name_says_secret(name: str) -> None:
+    """Also of a plain word or a number; a flag and fewer characters are not worth it."""
+    assert words_of(json={name: "abcd"}) == words_of(header={name: "abcd"}) == {"abcd"}
+    assert words_of(json={"a": [{name: ["true", 1623]}]}) == {"true", "1623"}
+    assert words_of(json={"a": {name: "abc"}, name: [True, None, 162]}) == set()
 
 
 @pytest.mark.parametrize("value", ["registry", "registry.example", "repository:team/app:pull", "application/json"])

@@ -146,6 +146,9 @@ def test_the_summary_is_bounded() -> None:
     assert "(and 2 more images)" in fault.message
     assert fault.message.endswith("; and 2 more")
     assert len(fault.message) < 3000
+    fault = table_of(2, {0: Permanent(ErrorCode.DENIED, "no")}).fault(is_up)
+    assert isinstance(fault, Permanent)
+    assert fault.message.endswith(" failed: t0: no (and 1 more image)")
 
 
 def test_all_is_well() -> None:

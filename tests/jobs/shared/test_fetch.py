@@ -15,8 +15,8 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 
 from harness.tls import issue
-from imagejobd.jobs.shared import fetch
-from imagejobd.jobs.shared.fetch import bare_url, parse_url
+from imagejobd.jobs.shared import context
+from imagejobd.jobs.shared.context import bare_url, fetch, parse_url
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import RETRY_AFTER_MAX_S, ErrorCode, Fault, Permanent, Temporary
@@ -63,7 +63,7 @@ async def tls(tmp_path: Path) -> AsyncIterator[tuple[int, Path]]:
 
 
 async def collect(url: object, *, egress: Egress = ANYWHERE, **bounds: Any) -> bytes:
-    pieces = fetch.fetch(str(url), egress=egress, circuits=Circuits(), **BOUNDS | bounds)
+    pieces = fetch(str(url), egress=egress, circuits=Circuits(), **BOUNDS | bounds)
     return b"".join([piece async for piece in pieces])
 
 
@@ -305,7 +305,7 @@ async def test_egress_is_judged_on_the_address_that_is_connected_to(serve: Serve
 
         async def close(self) -> None: ...
 
-    monkeypatch.setattr(fetch, "ThreadedResolver", Rebinding)
+    monkeypatch.setattr(context, "ThreadedResolver", Rebinding)
     server = await serve(tar=tar)
     fault = await fault_of(f"http://friendly.example:{server.port}/tar", egress=NO_LOOPBACK)
     assert fault.code == ErrorCode.EGRESS

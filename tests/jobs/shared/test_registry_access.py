@@ -108,9 +108,9 @@ async def test_withheld_logins_are_not_known(with_login: RegistryClient, princip
 
 async def test_the_requests_own_login_is_for_its_host(with_login: RegistryClient) -> None:
     """It wins over the configured one, and goes nowhere else."""
-    registries = access(with_login, Principal("1"), own_host=HOST, own=OWN)
+    registries = access(with_login, Principal("1"), login_host=HOST, login=OWN)
     assert registries.credentials(HOST) is OWN
-    registries = access(with_login, Principal("1"), own_host="other.example", own=OWN)
+    registries = access(with_login, Principal("1"), login_host="other.example", login=OWN)
     assert registries.credentials_at([HOST, "other.example", "third.example"]).keys() == {HOST, "other.example"}
 
 
@@ -134,7 +134,7 @@ async def test_a_refusal_tells_of_a_login_for_others(
     is_explained: bool,
 ) -> None:
     """Where a registry refuses somebody whom its login is withheld from, the error says so; nowhere else."""
-    registries = access(with_login, principal, own_host=HOST, own=own)
+    registries = access(with_login, principal, login_host=HOST, login=own)
     with pytest.raises(Permanent) as raised:
         async with registries.contact(host):
             raise Permanent(code, "it refuses")
