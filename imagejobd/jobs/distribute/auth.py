@@ -185,21 +185,21 @@ def _is_web_url(text: str) -> bool:
     return has_host and parts.scheme in ("http", "https")
 
 
-def _strings(name: str, value: Any) -> Iterator[str]:
-    """The strings and numbers of a value that are not public, ordinary ones only where their name says secret.
+def _strings(name: str, value: Any, *, is_below_secret: bool = False) -> Iterator[str]:
+    """The strings and numbers of a value that are not public, ordinary ones only below a name that says secret.
 
     Its depth is bounded.
     """
+    is_secret = is_below_secret or _SECRET.fullmatch(_letters(name)) is not None
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _strings(key, item)
+            yield from _strings(key, item, is_below_secret=is_secret)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(name, item)
+            yield from _strings(name, item, is_below_secret=is_secret)
     elif isinstance(value, str | int | float) and not isinstance(value, bool) and not _is_public(name):
         word = str(value)
-        is_secret = len(word) >= REDACT_MIN_CHARS and _SECRET.fullmatch(_letters(name))
-        if is_secret or not _ORDINARY.fullmatch(word):
+        if not _ORDINARY.fullmatch(word) or (is_secret and len(word) >= REDACT_MIN_CHARS):
             yield word
 
 

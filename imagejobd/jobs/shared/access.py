@@ -79,7 +79,7 @@ class EngineEgress:
         except OSError:
             if self._egress.allows_private:
                 return
-            why = f"{host} does not resolve here, so that nobody can tell whether [egress] allows it"
+            why = f"{host} does not resolve here, so that it is unknown whether [egress] allows it"
             raise Temporary(otherwise, f"{subject}: {why}") from None
         except Permanent as fault:
             raise fault.with_message(f"{subject}: {fault.message}") from None
@@ -185,12 +185,12 @@ class RegistryAccess:
             advice = self._registry.withheld_login(host, self._principal)
             if fault.code not in _REFUSALS or advice is None or self.credentials(host) is not None:
                 raise
-            raise Permanent(fault.code, f"{fault.message}; {advice}") from fault
+            raise fault.with_message(f"{fault.message}; {advice}") from fault
 
 
 def _unknown_host(remote: Remote) -> str:
     if remote.is_url:
-        return "its host cannot be told for sure; write the URL as scheme://host[:port]/… in plain letters and digits"
+        return "its host cannot be determined; write the URL as scheme://host[:port]/… in plain letters and digits"
     return (
         "what it fetches cannot be checked, and [egress] allow_private is false; write the host of a URL without "
         "variables and quotes, and begin what is in the context with ./"

@@ -39,6 +39,7 @@ def test_strings_are_hidden_under_any_name(secret: str) -> None:
 def test_four_characters_are_hidden_where_the_name_says_secret(name: str) -> None:
     """Also of a plain word or a number; a flag and fewer characters are not worth it."""
     assert words_of(json={name: "abcd"}) == words_of(header={name: "abcd"}) == {"abcd"}
+    assert words_of(json={name: {"value": ["abcd"]}}) == {"abcd"}
     assert words_of(json={"a": [{name: ["true", 1623]}]}) == {"true", "1623"}
     assert words_of(json={"a": {name: "abc"}, name: [True, None, 162]}) == set()
 
