@@ -66,6 +66,9 @@ class Listener(msgspec.Struct, frozen=True):
     port: int = 0
     path: str = ""
 
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine's users can connect."""
@@ -115,7 +118,7 @@ def check_listener(config: Config, listener: Listener) -> None:
     auth = config.auth
     if not (listener.is_local or auth.allow_anonymous or (auth.required and auth.has_keys)):
         raise ConfigError(
-            f"server.listen: {listener.host}:{listener.port} can be reached from other machines, and callers need no "
+            f"server.listen: {listener} can be reached from other machines, and callers need no "
             "token; listen on loopback or a unix socket, or set auth.required = true with a key for tokens, or "
             "auth.allow_anonymous = true"
         )

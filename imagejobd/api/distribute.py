@@ -67,7 +67,7 @@ class DistributeApi:
         try:
             enqueued = await self._intake.submit(job)
         except Permanent as fault:
-            raise _refused(fault) from None
+            raise (NotFound(NO_IMAGE) if fault.code is ErrorCode.NOT_FOUND else invalid(fault.message)) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
         return json_response(answer, HTTPStatus.CREATED)
 
@@ -197,9 +197,3 @@ def _spec(registry: _Source | _Target, path: str, configured: frozenset[str]) ->
     if registry.verify_tls is None and not configured & {endpoint.host, endpoint.key}:
         spec["verify_tls"] = False
     return {name: value for name, value in spec.items() if value is not None}
-
-
-def _refused(fault: Permanent) -> Permanent:
-    if fault.code is ErrorCode.NOT_FOUND:
-        return NotFound(NO_IMAGE)
-    return invalid(fault.message)
