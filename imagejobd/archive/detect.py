@@ -46,7 +46,7 @@ _SAVED = re.compile(rb'\s*\[\s*\{\s*"(?:Config|RepoTags|Layers|Parent|LayerSourc
 
 
 class What(StrEnum):
-    """The sorts of payload. Stored in results: never renamed."""
+    """The types of payload. Stored in results: never renamed."""
 
     DOCKERFILE = "dockerfile"
     CONTEXT = "context"

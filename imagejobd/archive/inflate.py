@@ -110,7 +110,7 @@ _FORMATS = (
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """A sort of file: what it begins with, words for it that end a sentence, its media type."""
+    """A type of file: what it begins with, words for it that end a sentence, its media type."""
 
     magic: re.Pattern[bytes]
     words: str
