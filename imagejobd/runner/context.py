@@ -98,13 +98,20 @@ class AttemptContext:
         clock = asyncio.get_running_loop().time
         self._progressed_at = clock()
         started_at = clock() - self._downtime_s()
+        fault: Fault
+        if waits_for is None:
+            why = f"{name} took longer than its limit of {timeout_s:g} s and was stopped"
+            fault = Permanent(ErrorCode.TIMEOUT, why)
+        else:
+            why = f"{name} was stopped: it has waited for {waits_for} for {timeout_s:g} s without progress"
+            fault = Temporary(ErrorCode.TIMEOUT, why)
 
         def counted_s() -> float:
             if waits_for is not None:
                 return clock() - self._progressed_at
             return clock() - self._downtime_s() - started_at
 
-        async with limited(timeout_s, counted_s, _phase_timeout(name, timeout_s, waits_for)):
+        async with limited(timeout_s, counted_s, fault):
             yield
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
@@ -306,14 +313,6 @@ async def limited(limit_s: float, counted_s: Callable[[], float], fault: Fault) 
         raise fault from None
     finally:
         timer.cancel()
-
-
-def _phase_timeout(name: str, timeout_s: float, waits_for: str | None) -> Fault:
-    if waits_for is None:
-        return Permanent(ErrorCode.TIMEOUT, f"{name} took longer than its limit of {timeout_s:g} s and was stopped")
-    return Temporary(
-        ErrorCode.TIMEOUT, f"{name} was stopped: it has waited for {waits_for} for {timeout_s:g} s without progress"
-    )
 
 
 def _size_bytes(text: str) -> int:
