@@ -66,6 +66,9 @@ class Listener(msgspec.Struct, frozen=True):
     port: int = 0
     path: str = ""
 
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine's users can connect."""
@@ -115,7 +118,7 @@ def check_listener(config: Config, listener: Listener) -> None:
     auth = config.auth
     if not (listener.is_local or auth.allow_anonymous or (auth.required and auth.has_keys)):
         raise ConfigError(
-            f"server.listen: {listener.host}:{listener.port} can be reached from other machines, and callers need no "
+            f"server.listen: {listener} can be reached from other machines, and callers need no "
             "token; listen on loopback or a unix socket, or set auth.required = true with a key for tokens, or "
             "auth.allow_anonymous = true"
         )
@@ -159,13 +162,20 @@ def _unknown_keys(values: Mapping[str, Any], struct: type[msgspec.Struct], prefi
     """Complaints about keys that no struct has, with the nearest known key."""
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
     for key, value in values.items():
-        if key not in fields:
+        kind = fields.get(key)
+        if kind is None:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys here: {', '.join(sorted(fields))}"
             hint = REMOVED_KEYS.get(f"{prefix}{key}", hint)
             yield f"unknown key {prefix}{key}; {hint}"
-        elif isinstance(value, Mapping):
-            yield from _unknown_below(value, fields[key], f"{prefix}{key}.")
+        elif not isinstance(value, Mapping):
+            continue
+        elif kind == dict[str, RegistryHost]:
+            for host, entry in value.items():
+                if isinstance(entry, Mapping):
+                    yield from _unknown_keys(entry, RegistryHost, f'{prefix}{key}."{host}".')
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            yield from _unknown_keys(value, kind, f"{prefix}{key}.")
 
 
 def _wrong_values(values: Mapping[str, Any]) -> Iterator[str]:
@@ -187,12 +197,3 @@ def _choices(key: str) -> list[str]:
     for name in key.split("."):
         kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[name]
     return [choice for one in (kind, *get_args(kind)) for choice in get_args(one) if isinstance(choice, str)]
-
-
-def _unknown_below(value: Mapping[str, Any], kind: Any, prefix: str) -> Iterator[str]:
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        yield from _unknown_keys(value, kind, prefix)
-    elif kind == dict[str, RegistryHost]:
-        for host, entry in value.items():
-            if isinstance(entry, Mapping):
-                yield from _unknown_keys(entry, RegistryHost, f'{prefix}"{host}".')

@@ -78,11 +78,10 @@ async def _serve_socket(runner: web.AppRunner, config: Config, sock: socket.sock
         listener = Listener(host=host, port=port)
     check_listener(config, listener)
     await web.SockSite(runner, sock, backlog=BACKLOG).start()
-    return f"{_name(listener)} (from systemd)"
+    return f"{listener} (from systemd)"
 
 
 async def _serve(runner: web.AppRunner, listener: Listener, umask: int) -> str:
-    name = _name(listener)
     site: web.BaseSite = (
         web.UnixSite(runner, listener.path, backlog=BACKLOG)
         if listener.path
@@ -95,13 +94,9 @@ async def _serve(runner: web.AppRunner, listener: Listener, umask: int) -> str:
         if listener.path:
             Path(listener.path).chmod(0o777 & ~umask)
     except OSError as error:
-        message = f"server.listen: cannot listen on {name}: {error.strerror or error}"
+        message = f"server.listen: cannot listen on {listener}: {error.strerror or error}"
         raise Temporary(ErrorCode.CONFLICT, message) from None
-    return name
-
-
-def _name(listener: Listener) -> str:
-    return f"unix:{listener.path}" if listener.path else f"{listener.host}:{listener.port}"
+    return str(listener)
 
 
 def _refuse_live_socket(path: str) -> None:

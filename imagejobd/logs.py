@@ -6,7 +6,6 @@ The journal keeps a time of its own, and takes a line's priority from its start 
 import logging
 import os
 import sys
-from collections.abc import Mapping
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,13 +17,13 @@ PRIORITIES = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": 6
 
 def configure() -> None:
     """Set up structlog, and bring what libraries log to the same stream. Called once, at start."""
-    is_journal = _goes_to_journal(os.environ)
+    is_journal = _goes_to_journal()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(is_journal=is_journal))
     logging.getLogger("aiohttp.server").addFilter(_is_about_us)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     times: list[Processor] = [] if is_journal else [structlog.processors.TimeStamper(fmt="iso", utc=True)]
-    priorities: list[Processor] = [_with_priority] if is_journal else []
+    priorities: list[Processor] = [_with_priority] if is_journal else []  # after what renders the event as a line
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -39,24 +38,19 @@ def configure() -> None:
     )
 
 
-def _goes_to_journal(environ: Mapping[str, str]) -> bool:
+def _goes_to_journal() -> bool:
     """Whether stderr is the stream that systemd connected to the journal, and has not been redirected since
     (systemd.exec(5), `$JOURNAL_STREAM`)."""
     try:
         stderr = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
         return False
-    return environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
 
 
-def _prioritised(text: str, level: str) -> str:
+def _with_priority(_: WrappedLogger, level: str, text: EventDict | str) -> str:
     """Each line is an entry of its own in the journal."""
-    return "\n".join(f"<{PRIORITIES.get(level, 5)}>{line}" for line in text.split("\n"))
-
-
-def _with_priority(_: WrappedLogger, level: str, line: EventDict | str) -> str:
-    """The last processor, after the one that renders the event as a line."""
-    return _prioritised(str(line), level)
+    return "\n".join(f"<{PRIORITIES.get(level, 5)}>{line}" for line in str(text).split("\n"))
 
 
 class _Formatter(logging.Formatter):
@@ -68,7 +62,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return _prioritised(text, record.levelname.lower()) if self._is_journal else text
+        return _with_priority(None, record.levelname.lower(), text) if self._is_journal else text
 
 
 def _is_about_us(record: logging.LogRecord) -> bool:

@@ -31,6 +31,9 @@ ERROR_RESPONSES: tuple[tuple[str, Callable[[web.Request, Fault, HTTPStatus], web
     ("/status", run.error_response),
 )
 
+# What the router refuses.
+REASONS = {404: "Resource not found", 405: "Method not allowed"}
+
 # Lines in the daemon's log about refused requests; what comes beyond them is counted. Strangers must not fill it.
 REFUSALS_PER_S_MAX = 20
 REASON_MAX_CHARS = 300
@@ -97,7 +100,9 @@ def _middleware(intake: Intake, authentication: Authentication) -> Middleware:
             return refusals.response(request, error, status_of(error), headers_of(error))
         except web.HTTPException as error:
             allow = {name: value for name, value in error.headers.items() if name == hdrs.ALLOW}
-            return refusals.response(request, _as_fault(error), HTTPStatus(error.status), allow)
+            message = REASONS.get(error.status, error.reason)
+            fault = NotFound(message) if error.status == HTTPStatus.NOT_FOUND else invalid(message)
+            return refusals.response(request, fault, HTTPStatus(error.status), allow)
         except ConnectionError:
             raise
         except Exception:
@@ -218,12 +223,6 @@ def _is_address(host: str | None) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _as_fault(error: web.HTTPException) -> Fault:
-    reasons = {404: "Resource not found", 405: "Method not allowed"}
-    message = reasons.get(error.status, error.reason)
-    return NotFound(message) if error.status == 404 else invalid(message)
 
 
 async def _hide_versions(request: web.Request, response: web.StreamResponse) -> None:

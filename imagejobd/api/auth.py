@@ -29,9 +29,9 @@ from imagejobd.api.keys import (
     PrivateKey,
     allowed_algorithms,
     load_keys,
-    other_sort,
     read_key_file,
     read_secret,
+    wrong_key_type,
 )
 from imagejobd.api.wire import NOT_JSON
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
@@ -141,7 +141,11 @@ class Tokens:
             claims = _decode_claims(self._payload(token))
         except NOT_JSON:
             raise unauthenticated("the token's claims are not a JSON object") from None
-        _check_audience(claims.get("aud"), self._settings.audience)
+        audience, expected = claims.get("aud"), self._settings.audience
+        if audience is None:
+            raise unauthenticated("the token's claim aud is missing")
+        if audience != expected and not (isinstance(audience, list) and expected in audience):
+            raise unauthenticated("the token is for another audience (aud)")
         subject = claims.get("sub")
         caller = Caller(
             tenant=str(_integer(claims, "tid")),
@@ -174,7 +178,7 @@ class Tokens:
 
 
 def mint(settings: Auth, claims: Json, *, private_key_file: str | None, key_id: str | None) -> str:
-    """A token with `claims`, signed by the first algorithm of its key's sort that `auth.algorithms` allows.
+    """A token with `claims`, signed by the first algorithm of its key's type that `auth.algorithms` allows.
 
     For tests and scripts: in production an identity provider mints them, and the daemon has no key that can. Raises
     `Permanent(invalid)` that names the file which cannot be used.
@@ -194,13 +198,6 @@ def mint(settings: Auth, claims: Json, *, private_key_file: str | None, key_id: 
 
 def unauthenticated(why: str) -> Permanent:
     return Permanent(ErrorCode.UNAUTHENTICATED, why)
-
-
-def _check_audience(audience: object, wanted: str) -> None:
-    if audience is None:
-        raise unauthenticated("the token's claim aud is missing")
-    if audience != wanted and not (isinstance(audience, list) and wanted in audience):
-        raise unauthenticated("the token is for another audience (aud)")
 
 
 def _integer(claims: Json, name: str) -> int:
@@ -237,5 +234,5 @@ def _private_key(file: str, where: str) -> PrivateKey:
     except (ValueError, UnsupportedAlgorithm):
         raise invalid(f"{where} is not a private key in PEM") from None
     if not isinstance(key, PrivateKey):
-        raise other_sort(where)
+        raise wrong_key_type(where)
     return key

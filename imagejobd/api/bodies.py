@@ -312,19 +312,15 @@ async def _arrived(content: StreamReader) -> AsyncIterator[bytes]:
 
 
 async def _awaited(request: web.Request, idle_s: float) -> AsyncIterator[bytes]:
-    await _invite(request)
+    # Ask for the body, where its sender waits for that. Other expectations, of which there are none, are ignored, as
+    # RFC 9110 §10.1.1 lets a server do.
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
     while chunk := await _read(request.content, idle_s):
         yield chunk
         # What has come already is read without waiting: a fast sender would leave nobody else a turn.
         await asyncio.sleep(0)
-
-
-async def _invite(request: web.Request) -> None:
-    """Ask for the body, where its sender waits for that. Other expectations, of which there are none, are ignored, as
-    RFC 9110 §10.1.1 lets a server do."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
 
 
 async def _read(content: StreamReader, idle_s: float) -> bytes:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from imagejobd.api.bodies import Part, base64_chunks, is_multipart, parts, read_body, read_part
+from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.wire import NOT_JSON, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
@@ -90,7 +90,8 @@ class BuilderApi:
         fields: Fields | None = None
         upload: Upload | None = None
         async for part in parts(request, self._intake.server):
-            is_json = _is_json(part, has_tar=upload is not None)
+            name = part.name.lower()
+            is_json = name == "json" if name in PART_NAMES else upload is not None
             if is_json and fields is None:
                 fields = _fields(await read_part(part, JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
             elif not is_json and upload is None:
@@ -146,11 +147,6 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
 
 def _answer(value: dict[str, str], status: int = HTTPStatus.OK) -> web.Response:
     return json_response(value, status, indent=2)
-
-
-def _is_json(part: Part, *, has_tar: bool) -> bool:
-    name = part.name.lower()
-    return name == "json" if name in PART_NAMES else has_tar
 
 
 def _fields(body: bytearray, what: str) -> Fields:

@@ -13,7 +13,7 @@ from aiohttp import web
 from imagejobd.api.bodies import arrived_body, body_chunks, has_arrived
 from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_body_size, payload_in
 from imagejobd.api.downloads import serve
-from imagejobd.api.intake import Caller, Intake, Uploads, new_job
+from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import json_response
 from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, Content, DispatchKind, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
@@ -56,30 +56,23 @@ class DispatchApi:
     async def dispatch(self, request: web.Request) -> web.Response:
         """Accept a payload. The answer is sent after payload and job are on disk."""
         caller = self._intake.caller_with_token(request)
+        body = DispatchBody(self._kind.payload_max_bytes)
         if _is_small(request):
-            enqueued = await self._keep(self._small_upload(request), caller)
+            payload = body.feed(arrived_body(request))
+            body.finish()
+            enqueued = await self._enqueue(inlined(payload), body, caller)
         else:
             async with self._intake.uploads(caller) as uploads:
-                enqueued = await self._keep(await self._upload(request, uploads), caller)
+                check_body_size(request.content_length or 0, self._kind.payload_max_bytes)
+                arriving = uploads.with_slot(body_chunks(request, self._intake.server))
+                async with aclosing(payload_in(arriving, body)) as chunks:
+                    upload = await uploads.receive(self._kind, chunks)
+                enqueued = await self._enqueue(upload, body, caller)
         return json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED)
 
-    async def _keep(self, upload: Upload, caller: Caller) -> Enqueued:
+    async def _enqueue(self, upload: Upload, body: DispatchBody, caller: Caller) -> Enqueued:
+        upload = Upload(upload.fields | {"md5": body.md5}, upload.blobs)
         return await self._intake.submit(new_job(KIND, self._kind.parse({}, upload), caller))
-
-    def _small_upload(self, request: web.Request) -> Upload:
-        """A payload that has arrived already: it needs no upload slot."""
-        body = DispatchBody(self._kind.payload_max_bytes)
-        payload = body.feed(arrived_body(request))
-        body.finish()
-        return _with_checksum(inlined(payload), body)
-
-    async def _upload(self, request: web.Request, uploads: Uploads) -> Upload:
-        max_bytes = self._kind.payload_max_bytes
-        check_body_size(request.content_length or 0, max_bytes)
-        body = DispatchBody(max_bytes)
-        arriving = uploads.with_slot(body_chunks(request, self._intake.server))
-        async with aclosing(payload_in(arriving, body)) as payload:
-            return _with_checksum(await uploads.receive(self._kind, payload), body)
 
     async def show(self, request: web.Request) -> web.Response:
         job = await self._job(request)
@@ -110,13 +103,9 @@ class DispatchApi:
 
 
 def _is_small(request: web.Request) -> bool:
-    """Whether all of a payload has come with the request's head, and is one for its job's row."""
+    """Whether all of a payload has come with the request's head, and is one for its job's row: it needs no slot."""
     length = request.content_length
     return length is not None and length <= INLINE_MAX_BYTES and has_arrived(request)
-
-
-def _with_checksum(upload: Upload, body: DispatchBody) -> Upload:
-    return Upload(upload.fields | {"md5": body.md5}, upload.blobs)
 
 
 async def ping(request: web.Request) -> web.Response:

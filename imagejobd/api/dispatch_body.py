@@ -93,9 +93,9 @@ class DispatchBody:
             raise invalid("encoding is missing; it must be base64")
         if "content" not in fields:
             raise invalid("content is missing")
-        passed = fields.get("md5", "")
-        if passed.lower() != self.md5:
-            message = f"MD5 hash sum is not valid passed: {printable(passed)}, calculated: {self.md5}"
+        checksum = fields.get("md5", "")
+        if checksum.lower() != self.md5:
+            message = f"MD5 hash sum is not valid passed: {printable(checksum)}, calculated: {self.md5}"
             raise ChecksumMismatch(ErrorCode.INVALID, message)
 
     def _begin_content(self) -> bytes:

@@ -38,7 +38,7 @@ UNKNOWN_JOB = "job with id not found"
 
 # What keeps a request from being read at all has statuses of its own (413, 408).
 NOT_READ = frozenset({ErrorCode.TOO_LARGE, ErrorCode.TIMEOUT})
-VALUES = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "FAILED", State.RUNNING: "RUNNING"}
+VALUES = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "FAILED"}
 
 _decode = msgspec.json.Decoder().decode
 # `targets[2]` and `auth` of `source.auth.url`.
@@ -67,7 +67,7 @@ class DistributeApi:
         try:
             enqueued = await self._intake.submit(job)
         except Permanent as fault:
-            raise _refused(fault) from None
+            raise (NotFound(NO_IMAGE) if fault.code is ErrorCode.NOT_FOUND else invalid(fault.message)) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
         return json_response(answer, HTTPStatus.CREATED)
 
@@ -95,7 +95,9 @@ class DistributeApi:
 def render(job: Job) -> dict[str, Any]:
     """A job in the words of the document, its keys in the document's order."""
     targets = endpoints(job)
-    value = _value(job)
+    # One that waits to be tried again is under way for this API, which knows of no second attempt.
+    is_waiting = job.state is State.QUEUED and job.started_ms is None
+    value = "QUEUED" if is_waiting else VALUES.get(job.state, "RUNNING")
     body: dict[str, Any] = {
         "value": value,
         "started_at": iso(job.created_ms, "microseconds"),
@@ -112,13 +114,6 @@ def render(job: Job) -> dict[str, Any]:
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no."""
     return json_response({"msg": fault.message, "status": "error"}, status)
-
-
-def _value(job: Job) -> str:
-    """A job that waits to be tried again is under way for this API, which knows of no second attempt."""
-    if job.state is State.QUEUED:
-        return "QUEUED" if job.started_ms is None else "RUNNING"
-    return VALUES[job.state]
 
 
 def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
@@ -197,9 +192,3 @@ def _spec(registry: _Source | _Target, path: str, configured: frozenset[str]) ->
     if registry.verify_tls is None and not configured & {endpoint.host, endpoint.key}:
         spec["verify_tls"] = False
     return {name: value for name, value in spec.items() if value is not None}
-
-
-def _refused(fault: Permanent) -> Permanent:
-    if fault.code is ErrorCode.NOT_FOUND:
-        return NotFound(NO_IMAGE)
-    return invalid(fault.message)

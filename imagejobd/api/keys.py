@@ -1,6 +1,6 @@
 """The keys that tokens may be signed with, read from the files of `[auth]`.
 
-Each key is pinned to the algorithms of its own sort, and of these to the ones in `auth.algorithms`: whatever a token
+Each key is pinned to the algorithms of its own type, and of these to the ones in `auth.algorithms`: whatever a token
 says, a public key is no shared secret. Nothing is fetched; a key is in the operator's files or unknown.
 """
 
@@ -54,7 +54,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """`[auth]`: anonymous callers are tenant `local`, and on loopback or a unix socket only, unless allowed.
 
     `required`: every API wants a token (the dispatcher's always does). `algorithms` are those that are taken at all;
-    each key is pinned to those of its own sort. `leeway_s` is for clocks that differ. Callers whose `sub` is one of
+    each key is pinned to those of its own type. `leeway_s` is for clocks that differ. Callers whose `sub` is one of
     `admin_subjects` see every tenant.
     """
 
@@ -99,7 +99,7 @@ class KeyRing:
 
 
 class _Jwk(msgspec.Struct, frozen=True):
-    """What RFC 7517 §4 has in common for all sorts of keys; `d` is the private part (RFC 7518 §6)."""
+    """What RFC 7517 §4 has in common for all types of keys; `d` is the private part (RFC 7518 §6)."""
 
     kty: str
     kid: str | None = None
@@ -117,7 +117,7 @@ class _Jwks(msgspec.Struct, frozen=True):
     keys: list[dict[str, Any]]
 
 
-JWK_SORTS: dict[str, Any] = {"oct": HMACAlgorithm, "RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
+JWK_TYPES: dict[str, Any] = {"oct": HMACAlgorithm, "RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
 
 
 def load_keys(settings: Auth) -> KeyRing:
@@ -173,7 +173,7 @@ def read_key_file(file: str, where: str) -> bytes:
 
 
 def algorithms_of(material: PublicKey | PrivateKey | bytes) -> tuple[str, ...]:
-    """The algorithms that a key's sort is made for; none for a curve that signs no tokens."""
+    """The algorithms that a key's type is made for; none for a curve that signs no tokens."""
     match material:
         case bytes():
             return SECRET_ALGORITHMS
@@ -192,7 +192,7 @@ def allowed_algorithms(
     """Those of `algorithms_of` that are allowed. Raises `Permanent(invalid)` where none is left or the key is weak."""
     fitting = algorithms_of(material)
     if not fitting:
-        raise other_sort(where)
+        raise wrong_key_type(where)
     if isinstance(material, RSAPublicKey | RSAPrivateKey) and material.key_size < RSA_MIN_BITS:
         raise invalid(f"{where} holds an RSA key of {material.key_size} bits; at least {RSA_MIN_BITS} are needed")
     usable = tuple(name for name in fitting if name in allowed)
@@ -234,13 +234,13 @@ def _jwk_key(entry: dict[str, Any], allowed: Collection[str], where: str) -> Key
         jwk = msgspec.convert(entry, _Jwk)
     except msgspec.ValidationError as error:
         raise invalid(f"{where}: {error}") from None
-    sort = JWK_SORTS.get(jwk.kty)
-    if sort is None or not jwk.is_for_signatures:
+    algorithm = JWK_TYPES.get(jwk.kty)
+    if algorithm is None or not jwk.is_for_signatures:
         return None
     if jwk.d is not None and jwk.kty != "oct":
         raise _private(where)
     try:
-        material = _public(sort.from_jwk(entry), where)
+        material = _public(algorithm.from_jwk(entry), where)
     except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
         # What the library says may quote the key.
         raise invalid(f"{where}: its members do not make a key of kty {jwk.kty}") from None
@@ -252,11 +252,11 @@ def _jwk_key(entry: dict[str, Any], allowed: Collection[str], where: str) -> Key
 
 def _public(material: object, where: str) -> PublicKey | bytes:
     if not isinstance(material, PublicKey | bytes):
-        raise other_sort(where)
+        raise wrong_key_type(where)
     return material
 
 
-def other_sort(where: str) -> Permanent:
+def wrong_key_type(where: str) -> Permanent:
     return invalid(f"{where} holds a key of a sort that signs no tokens: RSA, EC (P-256, P-384, P-521), Ed25519 do")
 
 

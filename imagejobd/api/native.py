@@ -210,19 +210,17 @@ class NativeApi:
             while True:
                 # Asked before the log is read: what a job writes, it writes before it ends.
                 latest = await self._store.get(job.uuid, tenant=None) if follow else None
-                offset = await self._write_log(response, job, offset)
-                if latest is None or latest.state.is_final or _has_gone(request):
+                async for text in self._intake.log_texts(job, offset):
+                    data = text.encode()
+                    await send(response, data, idle_s=self._intake.server.body_idle_s)
+                    offset += len(data)
+                # Nothing tells a handler that only waits that its client has closed the connection.
+                is_closed = request.transport is None or request.transport.is_closing()
+                if latest is None or latest.state.is_final or is_closed:
                     break
                 await job_watch.changed(FOLLOW_POLL_S)
         await response.write_eof()
         return response
-
-    async def _write_log(self, response: web.StreamResponse, job: Job, offset: int) -> int:
-        async for text in self._intake.log_texts(job, offset):
-            data = text.encode()
-            await send(response, data, idle_s=self._intake.server.body_idle_s)
-            offset += len(data)
-        return offset
 
     async def _job(self, request: web.Request) -> Job:
         """The job named in the path, by UUID or by number; another tenant's is not found."""
@@ -282,12 +280,11 @@ def _parse(body: bytearray) -> Submission:
         raise invalid(f"the job is not valid: {error}{hint}") from None
 
 
-def _with_options(job: NewJob, submission: Submission, idempotency_key: str | None) -> NewJob:
-    """`job` with what the submission says besides its spec."""
+def _with_options(job: NewJob, submission: Submission, key: str | None) -> NewJob:
+    """`job` with what the submission says besides its spec, and its idempotency key."""
     if not PRIORITY_MIN <= submission.priority <= PRIORITY_MAX:
         raise invalid(f"priority must be between {PRIORITY_MIN} and {PRIORITY_MAX}")
     _check_labels(submission.labels)
-    key = idempotency_key
     if key is not None and not (0 < len(key) <= IDEMPOTENCY_KEY_MAX_CHARS and key.isascii() and key.isprintable()):
         raise invalid(f"Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_MAX_CHARS} printable ASCII characters")
     return msgspec.structs.replace(
@@ -295,7 +292,7 @@ def _with_options(job: NewJob, submission: Submission, idempotency_key: str | No
         priority=submission.priority,
         not_before_ms=_epoch_ms(submission.not_before),
         labels=submission.labels,
-        idempotency_key=idempotency_key,
+        idempotency_key=key,
     )
 
 
@@ -326,11 +323,6 @@ def _epoch_ms(at: datetime | None) -> int | None:
 
 def _unknown(name: str) -> Permanent:
     return NotFound(f"there is no job {name!r}")
-
-
-def _has_gone(request: web.Request) -> bool:
-    """Whether the client has closed the connection; nothing tells a handler that only waits."""
-    return request.transport is None or request.transport.is_closing()
 
 
 def _state(text: str | None) -> State | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from imagejobd.api.bodies import Part, is_multipart, parts, read_part
+from imagejobd.api.bodies import is_multipart, parts, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.wire import json_response
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
@@ -59,7 +59,11 @@ class RunApi:
             if number > PARTS_MAX:
                 raise invalid(f"the form has more than {PARTS_MAX} parts; {FORM_HINT}")
             if part.name != "file":
-                other_bytes += await _skip(part, OTHER_PARTS_MAX_BYTES - other_bytes)
+                async for chunk in part.chunks:
+                    other_bytes += len(chunk)
+                    if other_bytes > OTHER_PARTS_MAX_BYTES:
+                        why = f"the form's other fields are larger than {OTHER_PARTS_MAX_BYTES} bytes"
+                        raise invalid(f"{why}; {FORM_HINT}")
             elif body is None:
                 body = await read_part(part, DOCKERFILE_MAX_BYTES, uploads.hold_json, hint="no Dockerfile needs that")
             else:
@@ -77,14 +81,6 @@ class RunApi:
             raise Permanent(ErrorCode.POLICY, fault.message) from None
 
     async def status(self, request: web.Request) -> web.Response:
-        job = await self._job(request)
-        word = await self._word(job)
-        status = HTTPStatus.OK if job.state.is_final else HTTPStatus.ACCEPTED
-        if _wants_json(request):
-            return json_response(render(job, word), status)
-        return web.Response(text=sentence(job, word), status=status)
-
-    async def _job(self, request: web.Request) -> Job:
         uuid = request.query.get("id", "")
         if not uuid:
             raise invalid("the request names no job; ask for /status?id=…")
@@ -92,7 +88,11 @@ class RunApi:
         if job is None:
             name = one_line(uuid[:ID_MAX_CHARS], ID_MAX_CHARS)
             raise NotFound(f"Job with id {name} was not found")
-        return job
+        word = await self._word(job)
+        status = HTTPStatus.OK if job.state.is_final else HTTPStatus.ACCEPTED
+        if _wants_json(request):
+            return json_response(render(job, word), status)
+        return web.Response(text=sentence(job, word), status=status)
 
     async def _word(self, job: Job) -> str:
         """Where a job is, in one word."""
@@ -148,16 +148,6 @@ def _reason(job: Job) -> str:
     if job.state is State.CANCELLED:
         return "cancelled"
     return job.error.message if job.error else "unknown"
-
-
-async def _skip(part: Part, room_bytes: int) -> int:
-    """Read past a part; its size in bytes."""
-    size_bytes = 0
-    async for chunk in part.chunks:
-        size_bytes += len(chunk)
-        if size_bytes > room_bytes:
-            raise invalid(f"the form's other fields are larger than {OTHER_PARTS_MAX_BYTES} bytes; {FORM_HINT}")
-    return size_bytes
 
 
 def _text(body: bytearray | None) -> str:

@@ -176,7 +176,7 @@ class Contents:
         self.files: dict[bytes, File] = {}
         self.links: dict[bytes, bytes] = {}
         self._stop = stop
-        self._lookups_left = LOOKUPS_MAX
+        self._lookups_remaining = LOOKUPS_MAX
         self._diff_ids: dict[str, list[str]] = {}
 
     def file(self, name: str, *, named_by: str) -> File:
@@ -190,8 +190,8 @@ class Contents:
         """The file at `path`, through links within the archive. Raises `Permanent(invalid)` for one that leads out."""
         if self._stop():
             raise Stopped
-        self._lookups_left -= 1
-        if self._lookups_left < 0:
+        self._lookups_remaining -= 1
+        if self._lookups_remaining < 0:
             raise over_limit(f"the documents of the image archive name files more than {LOOKUPS_MAX} times")
         for _ in range(LINKS_MAX):
             if path in self.files:
@@ -249,13 +249,13 @@ def _too_large(what: str, limit: int) -> Permanent:
 
 
 class _Survey:
-    """One pass over the members. What is left of each bound is counted in bytes."""
+    """One pass over the members. What remains of each bound is counted in bytes."""
 
     def __init__(self, max_bytes: int, stop: Stop) -> None:
-        self._unpack_left = max_bytes
+        self._unpack_remaining = max_bytes
         self._stop = stop
-        self._documents_left = DOCUMENTS_MAX_BYTES
-        self._names_left = NAMES_MAX_BYTES
+        self._documents_remaining = DOCUMENTS_MAX_BYTES
+        self._names_remaining = NAMES_MAX_BYTES
         self._tree = Tree(max_entries=ENTRIES_MAX, max_name_bytes=NAME_MAX_BYTES)
         self.contents = Contents(stop)
 
@@ -280,8 +280,8 @@ class _Survey:
     def _name(self, path: Components, target_bytes: int = 0) -> bytes:
         """The name of the file or link at `path`, accounted for with the target of a link."""
         name = b"/".join(path)
-        self._names_left -= len(name) + target_bytes
-        if self._names_left < 0:
+        self._names_remaining -= len(name) + target_bytes
+        if self._names_remaining < 0:
             raise over_limit(f"the image archive has names and targets of links of more than {NAMES_MAX_BYTES} bytes")
         return name
 
@@ -298,12 +298,12 @@ class _Survey:
         """The digest of what a compressed file holds; "" for one that is not, or that is damaged."""
         sha256 = hashlib.sha256()
         try:
-            inflated = Inflated(cast(BinaryIO, reader), max_bytes=self._unpack_left, stop=self._stop)
+            inflated = Inflated(cast(BinaryIO, reader), max_bytes=self._unpack_remaining, stop=self._stop)
             if not inflated.format:
                 return ""
             while chunk := inflated.read_some(CHUNK_BYTES):
                 sha256.update(chunk)
-                self._unpack_left -= len(chunk)
+                self._unpack_remaining -= len(chunk)
         except Permanent as fault:
             if fault.code is not ErrorCode.TOO_LARGE:
                 return ""
@@ -314,8 +314,8 @@ class _Survey:
         content = reader.document
         if content is None or (b"/" in name and not any(mark in content for mark in _DOCUMENT_MARKS)):
             return None
-        self._documents_left -= len(content)
-        if self._documents_left < 0:
+        self._documents_remaining -= len(content)
+        if self._documents_remaining < 0:
             what = f"more than {DOCUMENTS_MAX_BYTES} bytes of manifests and configurations"
             raise over_limit(f"the image archive has {what}")
         return content
@@ -381,10 +381,10 @@ def _leads_out(name: bytes, named_by: str) -> Permanent:
     return invalid(f"the image archive is damaged: {named_by} names {quoted(name)}, which is no path within it")
 
 
-def _not_below(path: Components, taken: Components, leaf: Leaf) -> Permanent:
-    if path == taken:
+def _not_below(path: Components, other: Components, leaf: Leaf) -> Permanent:
+    if path == other:
         return invalid(f"{_joined(path)} is in the tar twice: as {leaf.value} and as a directory")
-    return invalid(f"{_joined(path)} lies below {_joined(taken)}, which is {leaf.value} in this tar")
+    return invalid(f"{_joined(path)} lies below {_joined(other)}, which is {leaf.value} in this tar")
 
 
 def _joined(path: Components) -> str:

@@ -83,8 +83,8 @@ def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, st
     `Stopped` soon after `stop()` is true, and OSError only for the disk under `source` and `target`.
     """
     if isinstance(source, Path):
-        with source.open("rb") as opened:
-            return rewrite(opened, target, bounds, stop)
+        with source.open("rb") as file:
+            return rewrite(file, target, bounds, stop)
     return _Rewriter(target, bounds).run(Inflated(source, max_bytes=bounds.max_bytes, stop=stop))
 
 

@@ -46,7 +46,7 @@ _SAVED = re.compile(rb'\s*\[\s*\{\s*"(?:Config|RepoTags|Layers|Parent|LayerSourc
 
 
 class What(StrEnum):
-    """The sorts of payload. Stored in results: never renamed."""
+    """The types of payload. Stored in results: never renamed."""
 
     DOCKERFILE = "dockerfile"
     CONTEXT = "context"
@@ -95,19 +95,14 @@ def _tar(stream: Inflated, max_entries: int) -> What:
     is_image = False
     for member in islice(members, max_entries):
         sparse = read_sparse(member, members)
-        name = _top_level_name(sparse.name if sparse else member.name)
+        parts = [part for part in (sparse or member).name.split(b"/") if part not in (b"", b".")]
+        name = parts[0] if len(parts) == 1 else b""
         if name in _DOCKERFILES and member.type != DIRECTORY:
             return What.CONTEXT
         is_image = is_image or _marks_image(name, member, members)
     if next(iter(members), None) is not None:
         raise over_limit(f"the tar has more than {max_entries} members")
     return What.IMAGE_ARCHIVE if is_image else What.FILE
-
-
-def _top_level_name(name: bytes) -> bytes:
-    """The name of a member at the top level, else empty."""
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-    return parts[0] if len(parts) == 1 else b""
 
 
 def _marks_image(name: bytes, member: Member, members: Members) -> bool:

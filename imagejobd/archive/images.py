@@ -132,7 +132,7 @@ class _Walk:
     def _index(self, descriptor: _Descriptor, depth: int) -> None:
         name = descriptor.digest
         children = decoded(self._document(descriptor), _Index, name).manifests
-        present = [child for child in children if self._is_present(child)]
+        present = [child for child in children if self._find(child) is not None]
         if children and not present:
             raise invalid(f"the image archive is damaged: it has none of the images that {name} names")
         for child in present:
@@ -144,18 +144,18 @@ class _Walk:
         self.manifests += 1
         self._checked(manifest.config, name)
         layers = [
-            self._checked(layer, name) if self._is_present(layer) or not layer.urls else None
+            self._checked(layer, name) if self._find(layer) is not None or not layer.urls else None
             for layer in manifest.layers
         ]
         if manifest.config.media_type in _CONFIG_TYPES:
             diff_ids = self._contents.diff_ids(_path(manifest.config), named_by=name)
             _check_diff_ids(name, manifest.layers, layers, diff_ids)
 
-    def _is_present(self, descriptor: _Descriptor) -> bool:
-        return self._contents.find(_path(descriptor).encode()) is not None
+    def _find(self, descriptor: _Descriptor) -> File | None:
+        return self._contents.find(_path(descriptor).encode())
 
     def _checked(self, descriptor: _Descriptor, named_by: str) -> File:
-        file = self._contents.find(_path(descriptor).encode())
+        file = self._find(descriptor)
         if file is None:
             raise invalid(
                 f"the image archive is damaged: {named_by} names the blob {descriptor.digest}, which is not in it"

@@ -110,7 +110,7 @@ _FORMATS = (
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """A sort of file: what it begins with, words for it that end a sentence, its media type."""
+    """A type of file: what it begins with, words for it that end a sentence, its media type."""
 
     magic: re.Pattern[bytes]
     words: str
@@ -147,7 +147,7 @@ class Inflated:
     def __init__(self, source: BinaryIO, *, max_bytes: int, stop: Stop) -> None:
         self._source = source
         self._stop = stop
-        self._left = max_bytes
+        self._remaining_bytes = max_bytes
         self._max_bytes = max_bytes
         self._input = source.read(CHUNK_BYTES)
         self._input_at = 0
@@ -172,7 +172,10 @@ class Inflated:
     def read_some(self, count: int) -> bytes:
         """At least one byte and at most `count`; nothing at the end."""
         if self._at == len(self._buffer):
-            self._buffer, self._at = self._chunk(), 0
+            self._check_stop()
+            chunk = self._decompressed() if self._format else self._raw(CHUNK_BYTES)
+            self._charge(len(chunk))
+            self._buffer, self._at = chunk, 0
         start, self._at = self._at, min(self._at + count, len(self._buffer))
         return self._buffer[start : self._at]
 
@@ -189,15 +192,9 @@ class Inflated:
             yield _ZEROS[:count]
             count -= CHUNK_BYTES
 
-    def _chunk(self) -> bytes:
-        self._check_stop()
-        chunk = self._decompressed() if self._format else self._raw(CHUNK_BYTES)
-        self._charge(len(chunk))
-        return chunk
-
     def _charge(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
+        self._remaining_bytes -= count
+        if self._remaining_bytes < 0:
             raise over_limit(f"the tar unpacks to more than {self._max_bytes} bytes")
 
     def _check_stop(self) -> None:

@@ -76,7 +76,7 @@ class Members:
 
     def __init__(self, stream: Inflated) -> None:
         self._stream = stream
-        self._data_left = 0
+        self._unread_bytes = 0
         self._padding = 0
         self._is_first = True
         self._name = "its first header"
@@ -84,26 +84,29 @@ class Members:
     def __iter__(self) -> Iterator[Member]:
         while (member := self._next()) is not None:
             self._name = quoted(member.name)
-            self._data_left = member.size
+            self._unread_bytes = member.size
             self._padding = -member.size % BLOCK_BYTES
             yield member
-            self._skip()
+            for _ in self.data():
+                pass
+            if len(self._stream.read(self._padding)) < self._padding:
+                raise invalid(f"the tar is cut short after {self._name}")
 
     def data(self) -> Iterator[bytes]:
         """The rest of the current member's data, in pieces."""
-        while self._data_left:
-            piece = self._stream.read_some(self._data_left)
+        while self._unread_bytes:
+            piece = self._stream.read_some(self._unread_bytes)
             if not piece:
                 raise invalid(f"the tar is cut short within {self._name}")
-            self._data_left -= len(piece)
+            self._unread_bytes -= len(piece)
             yield piece
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes of the current member's data; raises `Permanent(invalid)` when it has fewer."""
-        piece = self._stream.read(count) if count <= self._data_left else b""
+        piece = self._stream.read(count) if count <= self._unread_bytes else b""
         if len(piece) < count:
             raise invalid(f"the tar is damaged: {self._name} ends too early")
-        self._data_left -= count
+        self._unread_bytes -= count
         return piece
 
     def hole(self, count: int) -> Iterator[bytes]:
@@ -116,12 +119,6 @@ class Members:
         if len(block) < BLOCK_BYTES:
             raise invalid(f"the tar is cut short within the sparse map of {self._name}")
         return block
-
-    def _skip(self) -> None:
-        for _ in self.data():
-            pass
-        if len(self._stream.read(self._padding)) < self._padding:
-            raise invalid(f"the tar is cut short after {self._name}")
 
     def _next(self) -> Member | None:
         extended: dict[bytes, bytes] = {}

@@ -277,10 +277,8 @@ def _modified(name: str, value: str | None, operator: str, word: str, steps: Ste
             if not is_set:
                 raise BadWord(f"{name}: {word or 'a value is required'}")
             return known
-        case "#":
-            return _trim_prefix(known, word, steps)
-        case _:
-            return _trim_suffix(known, word, steps)
+        case mark:
+            return _trimmed(known, mark, word, steps)
 
 
 class _Pattern:
@@ -320,18 +318,14 @@ class _Pattern:
         return state | (state & self._stars) << 1
 
 
-def _trim_prefix(value: str, pattern: str, steps: Steps) -> str:
-    """`${x#p}`; a pattern that begins with `#` cuts the longest match. Raises `ValueError`."""
-    pattern, is_longest = pattern.removeprefix("#"), pattern.startswith("#")
-    ends, _ = _Pattern(_tokens(value, pattern), steps).ends(value)
-    return value[ends[-1 if is_longest else 0] :] if ends else value
-
-
-def _trim_suffix(value: str, pattern: str, steps: Steps) -> str:
-    """`${x%p}`; a pattern that begins with `%` cuts the longest match. Raises `ValueError`."""
-    pattern, is_longest = pattern.removeprefix("%"), pattern.startswith("%")
-    ends, _ = _Pattern(_tokens(value, pattern)[::-1], steps).ends(value[::-1])
-    return value[: len(value) - ends[-1 if is_longest else 0]] if ends else value
+def _trimmed(value: str, mark: str, pattern: str, steps: Steps) -> str:
+    """`${x#p}` or, from the end, `${x%p}`; a pattern that begins with the `mark` cuts the longest match. Raises
+    `ValueError`."""
+    pattern, is_longest = pattern.removeprefix(mark), pattern.startswith(mark)
+    step = 1 if mark == "#" else -1
+    ends, _ = _Pattern(_tokens(value, pattern)[::step], steps).ends(value[::step])
+    cut = ends[-1 if is_longest else 0] if ends else 0
+    return value[cut:] if mark == "#" else value[: len(value) - cut]
 
 
 def _replace(value: str, pattern: str, replacement: str, steps: Steps, *, is_everywhere: bool) -> str:

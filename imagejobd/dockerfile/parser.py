@@ -153,11 +153,8 @@ def _instruction(source: Source, line: LogicalLine) -> Instruction:
     body = parsed.trigger or parsed
     if body.name not in _WITH_HEREDOC or "<<" not in line.text or body.values is not None:
         return parsed
-    closed = source.close_heredocs(line)
-    heredocs = source.heredocs(closed.text)
-    return msgspec.structs.replace(
-        _with_trigger(closed, source.escape), heredocs=heredocs, last_line=source.line_number
-    )
+    line, heredocs = source.read_heredocs(line)
+    return msgspec.structs.replace(_with_trigger(line, source.escape), heredocs=heredocs)
 
 
 def _with_trigger(line: LogicalLine, escape: str) -> Instruction:
@@ -281,7 +278,11 @@ def _mount(value: str) -> Mount:
     """Parse what follows `--mount=`; of a key that is repeated the last counts."""
     keys: dict[str, str] = {}
     fields: list[str] = []
-    for field in _mount_fields(value):
+    try:
+        words = next(csv.reader([value], strict=True), []) if '"' in value else value.split(",")
+    except csv.Error as error:
+        raise BadInstruction(f"--mount: {error}") from None
+    for field in words:
         key, equals, content = field.partition("=")
         key = key.lower()
         if key not in _MOUNT_KEYS:
@@ -296,15 +297,6 @@ def _mount(value: str) -> Mount:
     if kind not in MOUNT_TYPES:
         raise BadInstruction(f"--mount: type {kind[:64]!r} is not one of {', '.join(sorted(MOUNT_TYPES))}")
     return Mount(kind, keys.get("from", ""), tuple(fields))
-
-
-def _mount_fields(value: str) -> list[str]:
-    if '"' not in value:
-        return value.split(",")
-    try:
-        return next(csv.reader([value], strict=True), [])
-    except csv.Error as error:
-        raise BadInstruction(f"--mount: {error}") from None
 
 
 def _json_form(name: str, arguments: str) -> tuple[str, ...] | None:

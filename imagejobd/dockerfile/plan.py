@@ -62,17 +62,13 @@ class Plan:
         first = self._bases.stages[0].line
         literal = [one for one in self._dockerfile.instructions if one.first_line < first]
         for stage in self._bases.stages:
-            literal += self._stage(stage, names)
+            # Of one that is not needed only its place counts, for the numbers of those behind it.
+            is_needed = stage.index in self.stages
+            literal.append(self._start(stage, names if is_needed else None))
+            literal += (self._literal(stage, one, names) for one in stage.instructions if is_needed)
         text = _text(self._directives(literal), literal, self._dockerfile.escape)
         _check_reads_back(literal, text)
         return text
-
-    def _stage(self, stage: Stage, names: Names) -> Iterable[Instruction]:
-        """FROM and what follows; of a stage that is not needed only its place, for the numbers of those behind it."""
-        is_needed = stage.index in self.stages
-        yield self._start(stage, names if is_needed else None)
-        for one in stage.instructions if is_needed else ():
-            yield self._literal(stage, one, names)
 
     def _start(self, stage: Stage, names: Names | None) -> Instruction:
         if names is None:

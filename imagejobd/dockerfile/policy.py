@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from imagejobd.dockerfile.expand import Steps
-from imagejobd.dockerfile.parser import Dockerfile, Instruction, parse, parse_trigger
+from imagejobd.dockerfile.parser import Instruction, parse, parse_trigger
 from imagejobd.dockerfile.plan import Plan
 from imagejobd.dockerfile.remotes import UNPLAIN, remote_sources
 from imagejobd.dockerfile.settings import AllowList, PolicySettings, check, with_value
@@ -122,12 +122,16 @@ class Policy:
         automatic = automatic_args(platform or normalize(host_platform), normalize(host_platform), target)
         args = {**(build_args or {}), **(own_args or {})}
         readers = list(frontends(text))
+        frontend = next((one.image for one in readers if one.image and not one.is_builtin), "")
         violations = list(_first([self._rules.frontends(readers), self._rules.build_args(build_args or ())]))
         try:
             parsed = parse(text)
-            violations += _first(self._of_instructions(parsed, knows_heredocs=knows_heredocs))
+            steps = Steps()
+            violations += _first(
+                self._rules.instruction(one, steps, knows_heredocs=knows_heredocs) for one in parsed.instructions
+            )
             bases = Bases(parsed, args, automatic, is_classic=all_stages)
-            plan = Plan(parsed, bases, target=target, platform=platform, frontend=_foreign(readers))
+            plan = Plan(parsed, bases, target=target, platform=platform, frontend=frontend)
             judged = bases.of(range(len(bases.stages))) if self._rules.restrict_images else plan.images()
             violations += _first(map(self._rules.base, judged))
         except Permanent:
@@ -174,13 +178,6 @@ class Policy:
         plan = self.plan(text, build_args=dict(build_args), own_args=dict(own_args), **options)
         plan.printed({base.key: ANY_NAME for base in plan.images()})
 
-    def _of_instructions(self, parsed: Dockerfile, *, knows_heredocs: bool) -> Iterator[Iterator[_Violation]]:
-        steps = Steps()
-        for one in parsed.instructions:
-            yield self._rules.instruction(one, steps)
-            if not knows_heredocs:
-                yield self._rules.heredocs(one)
-
 
 class _Rules:
     """The settings, compiled. Raises `Permanent(invalid)` for a list that cannot be meant, naming its key.
@@ -218,17 +215,15 @@ class _Rules:
             elif not self._build_args.allows(name):
                 yield _Violation("build-arg", None, subject, "is not allowed")
 
-    def instruction(self, one: Instruction, steps: Steps) -> Iterator[_Violation]:
-        """Judge one instruction, with the one inside an ONBUILD, but for the images it names."""
+    def instruction(self, one: Instruction, steps: Steps, *, knows_heredocs: bool = True) -> Iterator[_Violation]:
+        """Judge one instruction, with the one inside an ONBUILD, but for the images it names. To an engine that has no
+        heredocs what is a body here are instructions."""
         for rule, reason in self._reasons(one, steps):
             yield _Violation(rule, one.first_line, one.name, reason)
         if one.trigger:
             for rule, reason in self._reasons(one.trigger, steps):
                 yield _Violation(rule, one.first_line, f"{one.name} {one.trigger.name}", reason)
-
-    def heredocs(self, one: Instruction) -> Iterator[_Violation]:
-        """Judge one instruction for an engine that has no heredocs: what is a body here are instructions there."""
-        if one.heredocs:
+        if one.heredocs and not knows_heredocs:
             what = "heredocs (<<EOF) need Docker Engine 23 or newer with BuildKit"
             why = "the engine here would read their lines as instructions"
             yield _Violation("heredoc", one.first_line, one.name, f"{what}; {why}")
@@ -269,10 +264,15 @@ class _Rules:
         if not self._instructions.allows(one.name):
             yield "instruction", "is not allowed"
         for flag in one.flags:
-            # Engines take `--link` for `--link=true`.
-            full = flag if "=" in flag else f"{flag}=true"
-            if not _allows(self._flags, f"{one.name} {full}"):
-                yield "flag", f"{flag[:WORD_MAX_CHARS]} is not allowed{_hint(flag)}"
+            # Engines take `--link` for `--link=true`, and expand variables and remove quotes in most values: of such a
+            # value only the beginning is known.
+            text = f"{one.name} {flag}" if "=" in flag else f"{one.name} {flag}=true"
+            special = UNPLAIN.search(text)
+            if special is None and not self._flags.allows(text):
+                yield "flag", f"{flag[:WORD_MAX_CHARS]} is not allowed"
+            elif special and not self._flags.allows_whatever_follows(text[: special.start()]):
+                why = "is not allowed, for what a variable or quote in it may become is not known"
+                yield "flag", f"{flag[:WORD_MAX_CHARS]} {why}"
         for kind in sorted({mount.type for mount in one.mounts}):
             if kind in SESSION_MOUNTS:
                 why = "needs a build session, which this service does not offer; pass what may be seen as a build arg"
@@ -292,25 +292,10 @@ class _Rules:
                 yield "add-url", f"source {word} is not allowed"
 
 
-def _allows(flags: AllowList, text: str) -> bool:
-    """Engines expand variables and remove quotes in most values; of such a value only the beginning is known."""
-    special = UNPLAIN.search(text)
-    return flags.allows_whatever_follows(text[: special.start()]) if special else flags.allows(text)
-
-
-def _hint(flag: str) -> str:
-    return ", for what a variable or quote in it may become is not known" if UNPLAIN.search(flag) else ""
-
-
 def _canonical(reference: ImageReference) -> str:
     """`host/path@digest`, or `host/path:tag`: engines overlook a tag beside a digest."""
     rest = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
     return f"{reference.host}/{reference.path}{rest}"
-
-
-def _foreign(readers: Iterable[Frontend]) -> str:
-    """The image that the text chooses for its frontend, if not the engine's own."""
-    return next((one.image for one in readers if one.image and not one.is_builtin), "")
 
 
 def _check_size(text: str) -> None:

@@ -113,32 +113,21 @@ class Source:
                 raise SyntaxFault(first, "there is a byte order mark inside the text")
             yield line
 
-    def heredocs(self, line: str) -> tuple[Heredoc, ...]:
-        """Read the bodies that `line`, the logical line just read and closed by `close_heredocs`, announces."""
-        number = self._at
-        heredocs: list[Heredoc] = []
-        for word, strip_tabs in _names(line, number, joins_heredocs=False):
-            name = _HEREDOC_NAME.fullmatch(word)
-            if not name:
-                why = "the name of a heredoc has letters, digits, '_', '.' and '-' only"
-                hint = "put a '<<' that announces none in quotes, or write $((1<<2)) without spaces"
-                raise SyntaxFault(number, f"<<{word[:64]}: {why}; {hint}")
-            heredocs.append(self._heredoc(name.group(2), strip_tabs))
-        return tuple(heredocs)
-
-    def close_heredocs(self, line: LogicalLine) -> LogicalLine:
-        """`line` without the space that may stand between `<<` and a heredoc's name.
+    def read_heredocs(self, line: LogicalLine) -> tuple[LogicalLine, tuple[Heredoc, ...]]:
+        """Read the bodies that `line`, the logical line just read, announces. Also `line` with them, and without the
+        space that may stand between `<<` and a name.
 
         Only engines since BuildKit 0.22 (Docker 28.2) see a heredoc in `<< EOF`; written as one word all do. Raises
         `SyntaxFault` where they would differ even so.
         """
+        number = self._at
         self._heredoc_lines_chars += len(line.text)
         if self._heredoc_lines_chars > HEREDOC_LINES_MAX_CHARS:
             limit = f"{HEREDOC_LINES_MAX_CHARS} characters together"
-            raise SyntaxFault(self._at, f"the instructions that hold '<<' have more than {limit}")
+            raise SyntaxFault(number, f"the instructions that hold '<<' have more than {limit}")
         pieces: list[str] = []
         at = 0
-        for word in _raw_words(line.text, self._at, joins_heredocs=True):
+        for word in _raw_words(line.text, number, joins_heredocs=True):
             start = line.text.find(word, at)
             match = _HEREDOC.fullmatch(word)
             if match and match.group(2) and start >= 0:
@@ -148,15 +137,11 @@ class Source:
                 pieces.append(line.text[at : max(at, start + len(word))])
                 at = max(at, start + len(word))
         text = "".join([*pieces, line.text[at:]])
-        newer = _names(line.text, self._at, joins_heredocs=True)
-        if any(_names(text, self._at, joins_heredocs=joins) != newer for joins in (False, True)):
-            raise SyntaxFault(self._at, "engines disagree about '<<' and the spaces behind it; put '<<' in quotes")
-        return msgspec.structs.replace(line, text=text)
-
-    @property
-    def line_number(self) -> int:
-        """The last line read, from 1."""
-        return self._at
+        names = _names(line.text, number, joins_heredocs=True)
+        if any(_names(text, number, joins_heredocs=joins) != names for joins in (False, True)):
+            raise SyntaxFault(number, "engines disagree about '<<' and the spaces behind it; put '<<' in quotes")
+        heredocs = tuple([self._heredoc(word, strip_tabs, number) for word, strip_tabs in names])
+        return LogicalLine(text, line.first, self._at), heredocs
 
     def _take(self) -> str:
         self._at += 1
@@ -206,8 +191,13 @@ class Source:
             raise SyntaxFault(self._at, f"invalid escape character {char!r}: it can be \\ or `")
         self.escape = char
 
-    def _heredoc(self, name: str, strip_tabs: bool) -> Heredoc:
-        start = self._at
+    def _heredoc(self, word: str, strip_tabs: bool, number: int) -> Heredoc:
+        match = _HEREDOC_NAME.fullmatch(word)
+        if not match:
+            why = "the name of a heredoc has letters, digits, '_', '.' and '-' only"
+            hint = "put a '<<' that announces none in quotes, or write $((1<<2)) without spaces"
+            raise SyntaxFault(number, f"<<{word[:64]}: {why}; {hint}")
+        name, start = match.group(2), self._at
         body: list[str] = []
         while self._at < len(self._lines):
             line = self._take()

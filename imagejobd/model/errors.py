@@ -133,12 +133,12 @@ def parse_retry_after(value: str | None, now: dt.datetime) -> float | None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        wish_s = float(text[:10])
+        wait_s = float(text[:10])
     else:
         try:
             date = email.utils.parsedate_to_datetime(text)
         except (ValueError, OverflowError):
             return None
         # The standard library calls a date in "-0000" naive.
-        wish_s = ((date if date.tzinfo else date.replace(tzinfo=dt.UTC)) - now).total_seconds()
-    return min(max(wish_s, 0.0), RETRY_AFTER_MAX_S)
+        wait_s = ((date if date.tzinfo else date.replace(tzinfo=dt.UTC)) - now).total_seconds()
+    return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)

@@ -10,18 +10,14 @@ import os
 EXIT_STATUS = 137
 
 
-def _armed(text: str) -> dict[str, int]:
-    pairs = (entry.partition(":") for entry in text.split(",") if entry)
-    return {name: int(count or 1) for name, _, count in pairs}
-
-
-_passes_left = _armed(os.environ.get("IMAGEJOBD_FAILPOINTS", ""))
+_entries = (entry.partition(":") for entry in os.environ.get("IMAGEJOBD_FAILPOINTS", "").split(",") if entry)
+_passes_remaining = {name: int(count or 1) for name, _, count in _entries}
 
 
 def failpoint(name: str) -> None:
     """Crash here, if this place is armed and its turn has come."""
-    if name not in _passes_left:
+    if name not in _passes_remaining:
         return
-    _passes_left[name] -= 1
-    if _passes_left[name] == 0:
+    _passes_remaining[name] -= 1
+    if _passes_remaining[name] == 0:
         os._exit(EXIT_STATUS)

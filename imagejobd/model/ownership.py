@@ -59,8 +59,8 @@ def pin_repository(installation: str, uuid: str) -> str:
 
 def repositories_of(installation: str, uuid: str) -> tuple[str, ...]:
     """All that may hold something of a job, those of earlier versions too."""
-    own = job_repository(installation, uuid), pin_repository(installation, uuid)
-    return *own, f"{JOB_PREFIX}{uuid}", f"{PIN_PREFIX}{uuid}"
+    earlier = f"{JOB_PREFIX}{uuid}", f"{PIN_PREFIX}{uuid}"
+    return job_repository(installation, uuid), pin_repository(installation, uuid), *earlier
 
 
 def repository_patterns(installation: str) -> tuple[str, ...]:

@@ -231,7 +231,9 @@ class Attempt:
         return Ending(State.FAILED, error=self._error(self._as_fault(defect)))
 
     def _error(self, fault: Fault) -> JobError:
-        return JobError(fault.code, _without_control_characters(self._ctx.redact(fault.message)))
+        message = self._ctx.redact(fault.message)
+        # It may quote a program's output: SQLite's JSON functions end it at a NUL, terminals obey an escape.
+        return JobError(fault.code, "".join(char if char.isprintable() or char == "\n" else " " for char in message))
 
     def _as_fault(self, failure: BaseException | None) -> Fault:
         if isinstance(failure, Fault):
@@ -340,18 +342,13 @@ def delay_s(
     Exponential with jitter over the upper half, so that jobs that failed together do not come back together; never
     sooner than the peer's Retry-After. The last attempt comes when the time is over, not before.
     """
-    left_s = limits.retry_for_s - spent_s
-    if left_s <= 0:
+    remaining_s = limits.retry_for_s - spent_s
+    if remaining_s <= 0:
         return None
     ceiling_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(faults - 1, DOUBLINGS_MAX))
     share = random.random() if jitter is None else jitter  # noqa: S311 - spreads load, guards nothing
     backoff_s = ceiling_s * (0.5 + 0.5 * share)
-    return min(max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S)), left_s)
-
-
-def _without_control_characters(text: str) -> str:
-    """A message may quote a program's output: SQLite's JSON functions end it at a NUL, terminals obey an escape."""
-    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    return min(max(backoff_s, min(fault.retry_after_s or 0.0, RETRY_AFTER_MAX_S)), remaining_s)
 
 
 def _forget(task: asyncio.Task[Json]) -> None:

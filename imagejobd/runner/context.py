@@ -9,6 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
@@ -56,10 +57,11 @@ class AttemptContext:
         self._progress_writer = Debouncer(self._write_progress, delay_s=PROGRESS_EVERY_S)
         self._secrets = set(claim.secrets.values())
         self._redactor: Redactor | None = None
-        self._joblog = JobLog(self._write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
+        write_log = partial(store.log, claim)
+        self._joblog = JobLog(write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
         # Log that may turn out to repeat that of the attempt before; None once it is written.
         self._held_back: str | None = "" if claim.job.faults else None
-        self._held_back_timer: asyncio.Task[None] | None = None
+        self._releaser = Debouncer(self._release_log, delay_s=HELD_BACK_MAX_S)
         self.phase_name: str | None = None
         self.faults = claim.job.faults
 
@@ -96,13 +98,20 @@ class AttemptContext:
         clock = asyncio.get_running_loop().time
         self._progressed_at = clock()
         started_at = clock() - self._downtime_s()
+        fault: Fault
+        if waits_for is None:
+            why = f"{name} took longer than its limit of {timeout_s:g} s and was stopped"
+            fault = Permanent(ErrorCode.TIMEOUT, why)
+        else:
+            why = f"{name} was stopped: it has waited for {waits_for} for {timeout_s:g} s without progress"
+            fault = Temporary(ErrorCode.TIMEOUT, why)
 
         def counted_s() -> float:
             if waits_for is not None:
                 return clock() - self._progressed_at
             return clock() - self._downtime_s() - started_at
 
-        async with limited(timeout_s, counted_s, _phase_timeout(name, timeout_s, waits_for)):
+        async with limited(timeout_s, counted_s, fault):
             yield
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
@@ -124,39 +133,31 @@ class AttemptContext:
             await self._joblog.append(text)
             return
         self._held_back += text
-        if self._held_back_timer is None:
-            self._held_back_timer = asyncio.create_task(self._release_log_later())
         if len(self._held_back) > HELD_BACK_MAX_CHARS:
-            await self._release_log()
+            await self._releaser.now()
+        else:
+            self._releaser.soon()
 
     async def end_log(self, text: str | None) -> None:
         """Bring the rest of log and progress to the store, with `text` as the last words.
 
         None drops what was held back, because it repeats the attempt before.
         """
-        if self._held_back_timer is not None:
-            self._held_back_timer.cancel()
+        if text is None:
+            self._held_back = None
+        elif self._held_back is not None and self.job.faults > 1:
+            await self._joblog.append_line(f"(this happened {self.job.faults} times)\n")
+        await self._releaser.now()
         if text is not None:
-            if self._held_back is not None and self.job.faults > 1:
-                await self._joblog.append_line(f"(this happened {self.job.faults} times)\n")
-            await self._release_log()
             await self._joblog.append_line(text)
         await self._progress_writer.now()
         await self._joblog.close()
-
-    async def _release_log_later(self) -> None:
-        await asyncio.sleep(HELD_BACK_MAX_S)
-        with contextlib.suppress(Fault):
-            await self._release_log()
 
     async def _release_log(self) -> None:
         """Log what was held back; nothing is held back any more."""
         text, self._held_back = self._held_back, None
         if text:
             await self._joblog.append(text)
-
-    async def _write_log(self, text: str) -> None:
-        await self._store.log(self._claim, text)
 
     async def _write_progress(self) -> None:
         if self._progress_is_new:
@@ -312,14 +313,6 @@ async def limited(limit_s: float, counted_s: Callable[[], float], fault: Fault) 
         raise fault from None
     finally:
         timer.cancel()
-
-
-def _phase_timeout(name: str, timeout_s: float, waits_for: str | None) -> Fault:
-    if waits_for is None:
-        return Permanent(ErrorCode.TIMEOUT, f"{name} took longer than its limit of {timeout_s:g} s and was stopped")
-    return Temporary(
-        ErrorCode.TIMEOUT, f"{name} was stopped: it has waited for {waits_for} for {timeout_s:g} s without progress"
-    )
 
 
 def _size_bytes(text: str) -> int:

@@ -59,19 +59,14 @@ async def sweep(store: Store, kinds: Iterable[JobKind]) -> set[str]:
             continue
         for uuid in sorted(ownerless):
             try:
-                await _discard(store, kind, uuid)
+                job = await store.get(uuid, tenant=None)
+                # One that was submitted after the store was asked lives, too.
+                if job is None or (job.kind == kind.name and job.state.is_final):
+                    await kind.discard(uuid, job.checkpoint if job else {})
+                    log.info("removed leftovers of an ended job", job=uuid, kind=kind.name)
             except Exception as failure:  # noqa: BLE001 - logged by the caller
                 failures.add(_reason(failure))
     return failures
-
-
-async def _discard(store: Store, kind: JobKind, uuid: str) -> None:
-    job = await store.get(uuid, tenant=None)
-    # One that was submitted after the store was asked lives, too.
-    if job is not None and (job.kind != kind.name or not job.state.is_final):
-        return
-    await kind.discard(uuid, job.checkpoint if job else {})
-    log.info("removed leftovers of an ended job", job=uuid, kind=kind.name)
 
 
 def _reason(failure: Exception) -> str:

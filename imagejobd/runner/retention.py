@@ -1,8 +1,8 @@
 """What is deleted when: old jobs, logs and payloads; and jobs that waited too long fail."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -10,7 +10,7 @@ from imagejobd.model.clock import Clock
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import Temporary
 from imagejobd.runner.settings import Retention
-from imagejobd.store.protocol import ContentStore, IsOver, Pruned, Store
+from imagejobd.store.protocol import ContentStore, Pruned, Store
 
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
@@ -39,13 +39,10 @@ async def expire_loop(store: Store, queue_timeout_s: float, clock: Clock, downti
         return clock.elapsed_ms(since_ms) - downtime_ms(kind, since_ms) >= most_ms
 
     while True:
-        await _try("expire jobs", _expire(store, clock.now_ms() - most_ms, is_over))
+        with _later_if_it_fails("expire jobs"):
+            for uuid in await store.expire(due_before_ms=clock.now_ms() - most_ms, is_over=is_over):
+                log.warning("job waited too long in the queue", job=uuid)
         await asyncio.sleep(EXPIRE_EVERY_S)
-
-
-async def _expire(store: Store, due_before_ms: int, is_over: IsOver) -> None:
-    for uuid in await store.expire(due_before_ms=due_before_ms, is_over=is_over):
-        log.warning("job waited too long in the queue", job=uuid)
 
 
 async def prune_loop(
@@ -58,25 +55,24 @@ async def prune_loop(
     """
     optimized_ms = now_ms()  # the store was, when it was closed
     while True:
-        await _try("delete old jobs and logs", _prune(store, keep, now_ms()))
-        await _try("remove unused blobs", _collect(store, blobs))
-        if now_ms() - optimized_ms >= DAY_MS and await _try("optimize the database", store.optimize()):
-            optimized_ms = now_ms()
+        with _later_if_it_fails("delete old jobs and logs"):
+            await _prune(store, keep, now_ms())
+        with _later_if_it_fails("remove unused blobs"):
+            await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
+        if now_ms() - optimized_ms >= DAY_MS:
+            with _later_if_it_fails("optimize the database"):
+                await store.optimize()
+                optimized_ms = now_ms()
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
-async def _try(what: str, step: Coroutine[Any, Any, None]) -> bool:
-    """Whether it was done; a fault is logged, and a later round tries again."""
+@contextmanager
+def _later_if_it_fails(what: str) -> Iterator[None]:
+    """A temporary fault is logged, and a later round tries again."""
     try:
-        await step
+        yield
     except Temporary as fault:
         log.error(f"cannot {what} now", error=fault.message)
-        return False
-    return True
-
-
-async def _collect(store: Store, blobs: ContentStore) -> None:
-    await blobs.collect(await store.referenced_blobs(), min_age_s=BLOB_MIN_AGE_S)
 
 
 async def _prune(store: Store, keep: Retention, at_ms: int) -> None:

@@ -124,10 +124,7 @@ class Runner:
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=INTERRUPT_TIMEOUT_S)
         for attempt in list(self._attempts.values()):
-            log.error(
-                "a job does not stop in time; it goes on after the next start",
-                job=attempt.uuid,
-            )
+            log.error("a job does not stop in time; it goes on after the next start", job=attempt.uuid)
             with contextlib.suppress(Fault):
                 await attempt.requeue()
 

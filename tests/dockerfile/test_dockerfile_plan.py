@@ -68,6 +68,11 @@ def test_heredocs_are_written_as_one_word(gap: str):
     assert sent[1:] == ["RUN cat <<'EOF' > /x", "FROM evil", "EOF", "USER b"]
 
 
+def test_what_looks_like_a_heredoc_in_quotes_stays_as_it_is():
+    """Only the space behind the true one is left out, be the quoted text the same."""
+    assert lines("FROM a\nRUN echo '<< A' << A\nx\nA")[1:] == ["RUN echo '<< A' <<A", "x", "A"]
+
+
 def test_what_follows_a_heredoc_inside_a_heredoc_stays_text():
     """The second one's beginning, in the first one's body, puts no reader out of step."""
     text = "FROM a\nCOPY << ONE /x\nRUN <<'TWO'\nONE\nRUN true\nTWO\n"
