@@ -80,7 +80,12 @@ class BaseImages:
                 refuse_reserved("base image", reference)
                 pin = ImageReference.parse(f"{repository}:base-{nonce}-{number}")
                 bases.names.append(str(pin))
-                base = _without_tag_beside_digest(reference)
+                # The engine pulls under the digest alone where there is a tag beside it.
+                base = (
+                    ImageReference(reference.host, reference.path, digest=reference.digest)
+                    if reference.digest
+                    else reference
+                )
                 async with self._leases.turn(base):
                     if await self._pin_present(base, platform, pin, policy):
                         continue
@@ -199,10 +204,3 @@ class BaseImages:
                 await images.remove(self._engine, ImageReference.parse(name))
             except Fault as fault:
                 log.info("cannot release a base yet", name=name, error=fault.message)
-
-
-def _without_tag_beside_digest(reference: ImageReference) -> ImageReference:
-    """The reference as the engine names what it pulls: a digest wins over a tag beside it."""
-    if reference.digest is None:
-        return reference
-    return ImageReference(reference.host, reference.path, digest=reference.digest)

@@ -10,22 +10,14 @@ life. Nothing here does I/O.
 import codecs
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import attrgetter
 
 import msgspec
 
 from imagejobd.engine import errors
 from imagejobd.engine.protobuf import MalformedRecord, as_bytes, as_int, as_text, as_time, fields
-from imagejobd.engine.stream import (
-    BuildEvent,
-    BuildWarning,
-    Message,
-    Output,
-    OutputStream,
-    Step,
-    StepState,
-    Tail,
-    Transfer,
-)
+from imagejobd.engine.stream import BuildEvent, BuildWarning, Message, Output, Step, StepState, Tail, Transfer
 from imagejobd.model.errors import ErrorCode, Permanent
 
 # A sound engine sends no empty records in a row; the fault below sends tens of thousands a second.
@@ -87,7 +79,7 @@ class _StepProgress:
         self.has_ended = False
         self.tail = Tail()
         self.transfers: dict[str, Transfer] = {}
-        self.decoders: dict[bool, codecs.IncrementalDecoder] = {}
+        self.decoders = {False: _UTF8("replace"), True: _UTF8("replace")}
 
 
 class BuildkitProgress:
@@ -164,26 +156,28 @@ class BuildkitProgress:
             # Progress is for people: a build whose progress cannot be read still builds. Said once per build.
             if not self._is_garbled:
                 self._is_garbled = True
-                yield BuildWarning(
-                    0, f"a progress record of the engine could not be read ({error}); its output is lost"
-                )
+                text = f"a progress record of the engine could not be read ({error}); its output is lost"
+                yield BuildWarning(0, text)
             return
         # Logs go between starts and ends: a record may carry a step's last output and its end together.
         for vertex in status.vertices:
-            yield from self._begin(vertex)
+            step = self._steps[vertex.digest]
+            step.name = vertex.name or step.name
+            if vertex.started_s is not None or vertex.has_ended:
+                yield from self._number(step)
         for digest, transfer in status.transfers:
-            yield from self._transfer(self._steps[digest], transfer)
-        yield from self._output(status.logs)
+            step = self._steps[digest]
+            if step.transfers.get(transfer.name) != transfer:
+                step.transfers[transfer.name] = transfer
+                yield from self._number(step)
+                yield msgspec.structs.replace(transfer, step=step.number)
+        # One event for neighbouring pieces of one step and stream: a noisy step sends thousands at a time.
+        for (digest, is_stderr), logs in groupby(status.logs, key=attrgetter("vertex", "is_stderr")):
+            yield from self._text(self._steps[digest], is_stderr, b"".join([log.data for log in logs]))
         for vertex in status.vertices:
             yield from self._end(vertex)
         for digest, text in status.warnings:
             yield BuildWarning(self._steps[digest].number if digest in self._steps else 0, text)
-
-    def _begin(self, vertex: Vertex) -> Iterator[BuildEvent]:
-        step = self._steps[vertex.digest]
-        step.name = vertex.name or step.name
-        if vertex.started_s is not None or vertex.has_ended:
-            yield from self._number(step)
 
     def _end(self, vertex: Vertex) -> Iterator[BuildEvent]:
         step = self._steps[vertex.digest]
@@ -195,7 +189,7 @@ class BuildkitProgress:
             seconds = max(0.0, vertex.completed_s - vertex.started_s)
             if step.name.startswith(_DOCKERFILE_STEP):
                 self.dockerfile_span = vertex.started_s, vertex.completed_s
-        for is_stderr in tuple(step.decoders):
+        for is_stderr in step.decoders:
             yield from self._text(step, is_stderr, b"", final=True)
         state: StepState = "cached" if vertex.cached else "done"
         if vertex.error.endswith(_CANCELLED):
@@ -210,33 +204,11 @@ class BuildkitProgress:
             step.number = self._last_number
             yield Step(step.number, step.name, "started")
 
-    def _transfer(self, step: _StepProgress, transfer: Transfer) -> Iterator[BuildEvent]:
-        if step.transfers.get(transfer.name) != transfer:
-            step.transfers[transfer.name] = transfer
-            yield from self._number(step)
-            yield msgspec.structs.replace(transfer, step=step.number)
-
-    def _output(self, logs: list[VertexLog]) -> Iterator[BuildEvent]:
-        """One event for neighbouring pieces of one step and stream: a noisy step sends thousands at a time."""
-        start = 0
-        while start < len(logs):
-            first, stop = logs[start], start + 1
-            while stop < len(logs) and logs[stop].vertex == first.vertex and logs[stop].is_stderr == first.is_stderr:
-                stop += 1
-            data = b"".join([log.data for log in logs[start:stop]])
-            yield from self._text(self._steps[first.vertex], first.is_stderr, data)
-            start = stop
-
     def _text(self, step: _StepProgress, is_stderr: bool, data: bytes, *, final: bool = False) -> Iterator[BuildEvent]:
-        decoder = step.decoders.get(is_stderr)
-        if decoder is None:
-            decoder = step.decoders[is_stderr] = _UTF8(errors="replace")
-        text = decoder.decode(data, final)
-        if text:
+        if text := step.decoders[is_stderr].decode(data, final):
             step.tail.add(text)
             yield from self._number(step)
-            stream: OutputStream = "err" if is_stderr else "out"
-            yield Output(step.number, stream, text)
+            yield Output(step.number, "err" if is_stderr else "out", text)
 
 
 def decode_status(record: bytes) -> StatusResponse:

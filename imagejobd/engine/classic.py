@@ -35,16 +35,8 @@ import structlog
 
 from imagejobd.engine.client import Engine
 from imagejobd.engine.container import remove_container
-from imagejobd.engine.session import Entry
-from imagejobd.engine.stream import (
-    BuildEvent,
-    Message,
-    Output,
-    OutputStream,
-    Step,
-    StepState,
-    Tail,
-)
+from imagejobd.engine.stream import BuildEvent, Message, Output, OutputStream, Step, StepState, Tail
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ENGINE, NotFound, Permanent, Temporary, invalid
 
 IGNORE_FILE_MAX_BYTES = 1 << 20
@@ -210,9 +202,9 @@ def note_remains(engine: Engine, progress: ClassicProgress, *, began: datetime, 
 async def remove_remains(engine: Engine) -> None:
     """Remove what is remembered; what is in use stays so. Raises `Temporary` when the engine is away."""
     for remain, began in list(engine.remains.items()):
-        sort, short_id = remain
+        kind, short_id = remain
         try:
-            if sort == "container":
+            if kind == "container":
                 await remove_container(engine, short_id, created_after=began)
             else:
                 await _remove_image(engine, short_id, created_after=began)
@@ -245,10 +237,7 @@ def _members(context: Path, entries: Sequence[Entry], dockerfile: str) -> bytes:
         raise invalid(f"the context has a file {DOCKERFILE!r}, a name that this service needs; rename it")
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for member, content in (
-            (tarfile.TarInfo(DOCKERFILE), dockerfile.encode()),
-            _ignore_file(context, by_path),
-        ):
+        for member, content in ((tarfile.TarInfo(DOCKERFILE), dockerfile.encode()), _ignore_file(context, by_path)):
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return archive.getvalue()

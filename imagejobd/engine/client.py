@@ -103,6 +103,11 @@ class Upgraded:
         await self._protocol._drain_helper()
 
 
+def filters(**values: Sequence[str]) -> tuple[str, str]:
+    """The parameter by which the engine lists only what has one of the values of each."""
+    return "filters", msgspec.json.encode(values).decode()
+
+
 class _Version(msgspec.Struct, frozen=True):
     """`GET /version`, as far as it matters here."""
 
@@ -214,23 +219,6 @@ class Engine:
         data = None if body is None else msgspec.json.encode(body)
         raw = await self.request(method, path, params=params, body=data, judge=judge, timeout_s=timeout_s)
         return _decoded(path, raw, answer)
-
-    @asynccontextmanager
-    async def stream(
-        self,
-        path: str,
-        *,
-        params: Params = (),
-        headers: Mapping[str, str] | None = None,
-        body: AsyncIterator[bytes] | None = None,
-        judge: errors.Judge,
-        idle_timeout_s: float | None,
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """POST, and give the blocks of the answer, as `exchange` does."""
-        async with self.exchange(
-            "POST", path, params=params, headers=headers, body=body, judge=judge, idle_timeout_s=idle_timeout_s
-        ) as reply:
-            yield reply.blocks
 
     @asynccontextmanager
     async def exchange(

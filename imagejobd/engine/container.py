@@ -7,17 +7,16 @@ to the containers that strangers make of it. What a container may do is decided 
 import io
 import secrets
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.client import Engine
+from imagejobd.engine.client import Engine, filters
 from imagejobd.engine.hardening import volume_access, with_private_ipc
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import INSTALLATION_LABEL, Owner, owner_of_resource
@@ -30,8 +29,19 @@ CREATE_TIMEOUT_S = 300.0
 _FORCE_WITH_VOLUMES = [("force", "1"), ("v", "1")]
 
 
-class _NewVolume(msgspec.Struct, frozen=True):
+class Volume(msgspec.Struct, frozen=True):
+    """A volume; `mountpoint` is where it is on the engine's machine."""
+
+    name: str = msgspec.field(name="Name", default="")
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
     mountpoint: str = msgspec.field(name="Mountpoint", default="")
+
+    def label(self, name: str) -> str:
+        return (self.labels or {}).get(name, "")
+
+
+class _Volumes(msgspec.Struct, frozen=True):
+    volumes: list[Volume] | None = msgspec.field(name="Volumes", default=None)
 
 
 class _NewContainer(msgspec.Struct, frozen=True):
@@ -48,24 +58,26 @@ class _Container(msgspec.Struct, frozen=True):
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
 
 
-class _Volume(msgspec.Struct, frozen=True):
-    name: str = msgspec.field(name="Name")
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-
-
-class _Volumes(msgspec.Struct, frozen=True):
-    volumes: list[_Volume] | None = msgspec.field(name="Volumes", default=None)
-
-
 def job_labels(engine: Engine, uuid: str) -> dict[str, str]:
     """The labels of all that is made for a job."""
     return {JOB_LABEL: uuid, INSTALLATION_LABEL: engine.installation}
 
 
-async def make_volume(engine: Engine, name: str, uuid: str) -> Path:
-    """Returns where it is on the engine's machine."""
-    body = {"Name": name, "Labels": job_labels(engine, uuid)}
-    return Path((await engine.request_json("POST", "volumes/create", _NewVolume, body=body)).mountpoint)
+async def list_volumes(engine: Engine, label: str) -> list[Volume]:
+    """All volumes with that label, which may be `name=value`."""
+    return (await engine.request_json("GET", "volumes", _Volumes, params=[filters(label=[label])])).volumes or []
+
+
+async def make_volume(engine: Engine, name: str, labels: Mapping[str, str]) -> Volume:
+    """Make a volume that is marked as this installation's."""
+    body = {"Name": name, "Labels": {**labels, INSTALLATION_LABEL: engine.installation}}
+    return await engine.request_json("POST", "volumes/create", Volume, body=body)
+
+
+async def remove_volume(engine: Engine, name: str) -> None:
+    """One that is not there is no error."""
+    with suppress(NotFound):
+        await engine.request("DELETE", f"volumes/{quote(name, safe='')}")
 
 
 async def make_container(engine: Engine, name: str, body: dict[str, Any]) -> str:
@@ -102,13 +114,8 @@ async def let_all_users_write(engine: Engine, body: dict[str, Any], name: str) -
             member = tarfile.TarInfo(folder)
             member.type, member.mode = tarfile.DIRTYPE, 0o777
             tar.addfile(member)
-        await engine.request(
-            "PUT",
-            f"containers/{container}/archive",
-            params=[("path", "/")],
-            body=archive.getvalue(),
-            judge=errors.of_container,
-        )
+        path, tree = f"containers/{container}/archive", archive.getvalue()
+        await engine.request("PUT", path, params=[("path", "/")], body=tree, judge=errors.of_container)
 
 
 async def leftovers(engine: Engine) -> set[Owner]:
@@ -127,8 +134,7 @@ async def discard(engine: Engine, uuid: str) -> None:
             await _remove(engine, container)
     for volume, owner in await _volumes(engine, f"{JOB_LABEL}={uuid}"):
         if owner.installation in ours:
-            with suppress(NotFound):
-                await engine.request("DELETE", f"volumes/{volume}")
+            await remove_volume(engine, volume)
 
 
 async def remove_container(engine: Engine, container: str, *, created_after: datetime) -> None:
@@ -158,7 +164,7 @@ async def _create(engine: Engine, name: str, body: dict[str, Any]) -> str:
 
 async def _containers(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Id and owner of each; those that run no longer too."""
-    params = [("all", "1"), ("filters", _filters(label))]
+    params = [("all", "1"), filters(label=[label])]
     listed = await engine.request_json("GET", "containers/json", list[_Container], params=params)
     owned = [(one.id, _owner(one.names or [], one.labels or {})) for one in listed]
     return [(container, owner) for container, owner in owned if owner]
@@ -166,13 +172,8 @@ async def _containers(engine: Engine, label: str) -> list[tuple[str, Owner]]:
 
 async def _volumes(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Name and owner of each."""
-    listed = await engine.request_json("GET", "volumes", _Volumes, params=[("filters", _filters(label))])
-    owned = [(one.name, _owner([one.name], one.labels or {})) for one in listed.volumes or ()]
+    owned = [(one.name, _owner([one.name], one.labels or {})) for one in await list_volumes(engine, label)]
     return [(volume, owner) for volume, owner in owned if owner]
-
-
-def _filters(label: str) -> str:
-    return msgspec.json.encode({"label": [label]}).decode()
 
 
 def _owner(names: list[str], labels: dict[str, str]) -> Owner | None:

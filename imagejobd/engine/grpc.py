@@ -252,14 +252,11 @@ class Server:
                 await handler(call)
             except StatusError as error:
                 status, reason = error.status, str(error)
-            self._finish(call, status, reason)
+            trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
+            self._h2.send_headers(call.stream, trailers if call.has_headers else _HEADERS + trailers, end_stream=True)
+            self._flush()
         except (ProtocolError, *errors.BROKEN):
             return  # The connection is at its end, which the reading of it finds too.
-
-    def _finish(self, call: Call, status: int, reason: str) -> None:
-        trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
-        self._h2.send_headers(call.stream, trailers if call.has_headers else _HEADERS + trailers, end_stream=True)
-        self._flush()
 
     def _flush(self) -> None:
         if data := self._h2.data_to_send():

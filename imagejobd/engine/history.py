@@ -8,7 +8,7 @@ not in the records of Docker 26.) The engine's API does not offer the history; B
 import asyncio
 import functools
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import msgspec
 import structlog
@@ -62,7 +62,8 @@ async def list_history(engine: Engine) -> set[str]:
         async with control(engine) as service:
             builds = await _builds(service)
     except Permanent as fault:
-        _warn_refused(engine, fault)
+        if not isinstance(fault, NotFound):
+            _warn_refused(engine.host, fault.message)
         return set()
     return {repository for build in builds if not build.is_active for repository in build.repositories}
 
@@ -87,7 +88,8 @@ async def delete_history(engine: Engine, *repositories: str) -> int:
                     break
                 await asyncio.sleep(ENDING_INTERVAL_S)
     except Permanent as fault:
-        _warn_refused(engine, fault)
+        if not isinstance(fault, NotFound):
+            _warn_refused(engine.host, fault.message)
     return len(deleted)
 
 
@@ -101,12 +103,10 @@ async def _builds(service: grpc.Client) -> list[_Build]:
 async def _delete(service: grpc.Client, ref: str) -> None:
     # UpdateBuildHistoryRequest: 1 is Ref, 3 is Delete.
     request = encoded(1, ref.encode()) + encoded(3, True)
-    try:
+    with suppress(NotFound):
         async with aclosing(service.call("UpdateBuildHistory", request)) as answer:
             async for _ in answer:
                 pass
-    except NotFound:
-        pass
 
 
 def _build(event: bytes) -> _Build:
@@ -126,11 +126,6 @@ def _build(event: bytes) -> _Build:
     )
 
 
-def _warn_refused(engine: Engine, fault: Permanent) -> None:
-    if not isinstance(fault, NotFound):
-        _warn_once(engine.host, fault.message)
-
-
 @functools.cache
-def _warn_once(host: str, why: str) -> None:
-    log.warning("the engine keeps the logs of builds: it does not let us delete its history", host=host, error=why)
+def _warn_refused(host: str, fault: str) -> None:
+    log.warning("the engine keeps the logs of builds: it does not let us delete its history", host=host, error=fault)

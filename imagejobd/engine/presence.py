@@ -5,17 +5,15 @@ note of a daemon that died counts for `ALIVE_FOR_S` at most. No daemon removes a
 """
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable
-from urllib.parse import quote
 
-import msgspec
 import structlog
 
 from imagejobd.engine.client import Engine
-from imagejobd.model.errors import Fault, NotFound
+from imagejobd.engine.container import Volume, list_volumes, make_volume, remove_volume
+from imagejobd.model.errors import Fault
 from imagejobd.model.ownership import INSTALLATION_LABEL
 
 RENEW_EVERY_S = 60.0
@@ -28,40 +26,7 @@ _NOTE = re.compile(r"imagejobd-([0-9a-f]{12})-alive-(\d{1,12})")
 log = structlog.get_logger("imagejobd.engine")
 
 
-class MarkedVolume(msgspec.Struct, frozen=True):
-    """A volume that some installation has made."""
-
-    name: str = msgspec.field(name="Name", default="")
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-
-    def label(self, name: str) -> str:
-        return (self.labels or {}).get(name, "")
-
-
-class _Volumes(msgspec.Struct, frozen=True):
-    volumes: list[MarkedVolume] | None = msgspec.field(name="Volumes", default=None)
-
-
-async def list_volumes(engine: Engine, label: str) -> list[MarkedVolume]:
-    """All volumes with that label."""
-    filters = msgspec.json.encode({"label": [label]}).decode()
-    listed = await engine.request_json("GET", "volumes", _Volumes, params=[("filters", filters)])
-    return listed.volumes or []
-
-
-async def make_note(engine: Engine, name: str, labels: dict[str, str]) -> None:
-    """Make a volume without content, marked as ours."""
-    body = {"Name": name, "Labels": labels | {INSTALLATION_LABEL: engine.installation}}
-    await engine.request("POST", "volumes/create", body=msgspec.json.encode(body))
-
-
-async def remove_note(engine: Engine, name: str) -> None:
-    """Remove such a volume; one that is gone is no error."""
-    with contextlib.suppress(NotFound):
-        await engine.request("DELETE", f"volumes/{quote(name, safe='')}")
-
-
-def working(engine: Engine, volumes: Iterable[MarkedVolume], now_s: float) -> set[str]:
+def working(engine: Engine, volumes: Iterable[Volume], now_s: float) -> set[str]:
     """The other installations whose notes among `volumes` are of now; a clock that was set makes none immortal."""
     return {
         match[1]
@@ -91,7 +56,7 @@ class Presence:
         now_s = self._clock()
         note = f"{self._prefix}{int(now_s)}"
         self._is_noted = True
-        await make_note(self._engine, note, {})
+        await make_volume(self._engine, note, {})
         volumes = await list_volumes(self._engine, INSTALLATION_LABEL)
         await self._remove_notes(volumes, but=note)
         others = working(self._engine, volumes, now_s)
@@ -119,10 +84,10 @@ class Presence:
     def _prefix(self) -> str:
         return f"imagejobd-{self._engine.installation}-alive-"
 
-    async def _remove_notes(self, volumes: Iterable[MarkedVolume], but: str = "") -> None:
+    async def _remove_notes(self, volumes: Iterable[Volume], but: str = "") -> None:
         for volume in volumes:
             if volume.name.startswith(self._prefix) and volume.name != but:
-                await remove_note(self._engine, volume.name)
+                await remove_volume(self._engine, volume.name)
 
 
 async def presence_loop(presence: Presence) -> None:

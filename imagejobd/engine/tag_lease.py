@@ -21,7 +21,8 @@ import structlog
 
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.presence import MarkedVolume, list_volumes, make_note, remove_note, working
+from imagejobd.engine.container import Volume, list_volumes, make_volume, remove_volume
+from imagejobd.engine.presence import working
 from imagejobd.model.concurrency import KeyedLock, uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.ownership import INSTALLATION_LABEL, owner_of_repository
@@ -53,7 +54,7 @@ class TagLease(msgspec.Struct, frozen=True):
     image_id: str
 
     @classmethod
-    def of(cls, volume: MarkedVolume) -> Self | None:
+    def of(cls, volume: Volume) -> Self | None:
         """The lease that a volume notes; name and labels must agree."""
         labels = (INSTALLATION_LABEL, LABEL, _BEFORE_LABEL, _IMAGE_LABEL)
         lease = cls(*(volume.label(label) for label in labels))
@@ -118,7 +119,7 @@ class TagLeases:
         grace_s: float | None = None
         self._active.add(lease.reference)
         try:
-            await make_note(self._engine, lease.volume, lease.labels)
+            await make_volume(self._engine, lease.volume, lease.labels)
             await self.check_unmoved(reference, lease.before_id)
             ending = lease
             yield
@@ -183,7 +184,7 @@ class TagLeases:
             await images.remove(self._engine, reference)
             if lease.before_id and reference.tag and await images.inspect(self._engine, lease.before_id) is not None:
                 await images.tag(self._engine, lease.before_id, reference)
-        await remove_note(self._engine, lease.volume)
+        await remove_volume(self._engine, lease.volume)
         self._overdue.pop(lease.reference, None)
 
     async def _sweep_notes(self) -> None:
