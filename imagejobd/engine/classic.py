@@ -34,7 +34,7 @@ import msgspec
 import structlog
 
 from imagejobd.engine.client import Engine
-from imagejobd.engine.container import remove_container
+from imagejobd.engine.container import FORCE_WITH_VOLUMES
 from imagejobd.engine.stream import BuildEvent, Message, Output, OutputStream, Step, StepState, Tail
 from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ENGINE, NotFound, Permanent, Temporary, invalid
@@ -176,7 +176,9 @@ class ClassicProgress:
             self._pieces = []
 
 
-class _Image(msgspec.Struct, frozen=True):
+class _Thing(msgspec.Struct, frozen=True):
+    """A container, which has no tags, or an image."""
+
     id: str = msgspec.field(name="Id")
     created: datetime = msgspec.field(name="Created")
     tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
@@ -202,19 +204,15 @@ def note_remains(engine: Engine, progress: ClassicProgress, *, began: datetime, 
 async def remove_remains(engine: Engine) -> None:
     """Remove what is remembered; what is in use stays so. Raises `Temporary` when the engine is away."""
     for remain, began in list(engine.remains.items()):
-        kind, short_id = remain
         try:
-            if kind == "container":
-                await remove_container(engine, short_id, created_after=began)
-            else:
-                await _remove_image(engine, short_id, created_after=began)
+            await _remove(engine, remain, created_after=began)
         except Temporary as fault:
             if fault.peer == ENGINE:
                 raise
             # In use, or in trouble: the others go all the same.
             continue
         except Permanent as fault:
-            log.warning("cannot remove what a build has left", remain=short_id, error=fault.message)
+            log.warning("cannot remove what a build has left", remain=remain[1], error=fault.message)
         engine.remains.pop(remain, None)
 
 
@@ -258,9 +256,11 @@ def _ignore_file(context: Path, by_path: Mapping[bytes, Entry]) -> tuple[tarfile
         return member, file.read(data.size) + f"\n{DOCKERFILE}\n".encode()
 
 
-async def _remove_image(engine: Engine, short_id: str, *, created_after: datetime) -> None:
-    """By its id, for it has no name, and without force; its nameless parents go with it."""
+async def _remove(engine: Engine, remain: Remain, *, created_after: datetime) -> None:
+    """An image without force, for it has no name; its nameless parents go with it."""
+    kind, short_id = remain
     with contextlib.suppress(NotFound):
-        image = await engine.request_json("GET", f"images/{short_id}/json", _Image)
-        if image.id.startswith(f"sha256:{short_id}") and not image.tags and image.created > created_after:
-            await engine.request("DELETE", f"images/{quote(image.id, safe=':')}")
+        thing = await engine.request_json("GET", f"{kind}s/{short_id}/json", _Thing)
+        if thing.id.removeprefix("sha256:").startswith(short_id) and not thing.tags and thing.created > created_after:
+            params = FORCE_WITH_VOLUMES if kind == "container" else ()
+            await engine.request("DELETE", f"{kind}s/{quote(thing.id, safe=':')}", params=params)

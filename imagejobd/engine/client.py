@@ -10,7 +10,7 @@ import http
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -132,7 +132,7 @@ class Engine:
         if not self.host.startswith(_SCHEMES):
             raise invalid(f"engine host {self.host!r} must start with one of {', '.join(_SCHEMES)}")
         # What builds have left and nobody could remove yet (`classic.py`), and when the build began.
-        self.remains: dict[tuple[str, str], datetime] = {}
+        self.remains: dict[tuple[Literal["container", "image"], str], datetime] = {}
         self._connector: aiohttp.BaseConnector | None = None
         self._docker: Docker | None = None
         self._info: EngineInfo | None = None

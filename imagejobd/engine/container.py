@@ -9,7 +9,6 @@ import secrets
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -24,9 +23,8 @@ from imagejobd.model.ownership import INSTALLATION_LABEL, Owner, owner_of_resour
 JOB_LABEL = "imagejobd.job"
 # The engine copies into the volumes of an image's VOLUMEs what the image has there, before it answers.
 CREATE_TIMEOUT_S = 300.0
-
 # Anonymous volumes go with their container: nothing else could find them again.
-_FORCE_WITH_VOLUMES = [("force", "1"), ("v", "1")]
+FORCE_WITH_VOLUMES = [("force", "1"), ("v", "1")]
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -46,10 +44,6 @@ class _Volumes(msgspec.Struct, frozen=True):
 
 class _NewContainer(msgspec.Struct, frozen=True):
     id: str = msgspec.field(name="Id")
-
-
-class _Inspected(msgspec.Struct, frozen=True):
-    created: datetime = msgspec.field(name="Created")
 
 
 class _Container(msgspec.Struct, frozen=True):
@@ -137,18 +131,6 @@ async def discard(engine: Engine, uuid: str) -> None:
             await remove_volume(engine, volume)
 
 
-async def remove_container(engine: Engine, container: str, *, created_after: datetime) -> None:
-    """Kill and remove one container of the classic builder's, with its anonymous volumes.
-
-    One that is older than `created_after` is left alone: its id was read in a build's output, and a RUN step may print
-    the id of somebody else's. What is gone already is no error.
-    """
-    path = f"containers/{quote(container, safe='')}"
-    with suppress(NotFound):
-        if (await engine.request_json("GET", f"{path}/json", _Inspected)).created > created_after:
-            await engine.request("DELETE", path, params=_FORCE_WITH_VOLUMES)
-
-
 async def _create(engine: Engine, name: str, body: dict[str, Any]) -> str:
     answer = await engine.request_json(
         "POST",
@@ -186,7 +168,7 @@ async def _remove(engine: Engine, container: str) -> None:
     path = f"containers/{container}"
     try:
         with suppress(NotFound):
-            await engine.request("DELETE", path, params=_FORCE_WITH_VOLUMES)
+            await engine.request("DELETE", path, params=FORCE_WITH_VOLUMES)
     except Temporary as fault:
         if fault.code is not ErrorCode.CONFLICT:
             raise

@@ -5,7 +5,7 @@ that nothing is held in memory that the engine does not take. A call of an unkno
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from urllib.parse import quote
@@ -82,7 +82,7 @@ class Call:
         self.stream = stream
         self._server = server
         self._received = bytearray()
-        self._messages: deque[bytes] = deque()
+        self._messages: list[bytes] = []
         self._changed = asyncio.Event()
         self._is_ended = False
         self.has_headers = False
@@ -114,8 +114,7 @@ class Call:
 
     def take(self) -> list[bytes]:
         """The messages that have arrived since the last time."""
-        messages = list(self._messages)
-        self._messages.clear()
+        messages, self._messages = self._messages, []
         return messages
 
     async def wait(self) -> None:
@@ -240,16 +239,18 @@ class Server:
         for name, value in event.headers:
             metadata.setdefault(bytes(name).decode("latin-1"), []).append(bytes(value).decode("latin-1"))
         call = Call(self, event.stream_id, metadata)
-        handler = self._handlers.get(metadata[":path"][0], _unimplemented)
-        task = tasks.create_task(self._run(call, handler))
+        task = tasks.create_task(self._run(call))
         self._calls[call.stream] = (call, task)
         task.add_done_callback(lambda _: self._calls.pop(call.stream))
 
-    async def _run(self, call: Call, handler: Handler) -> None:
-        status, reason = OK, ""
+    async def _run(self, call: Call) -> None:
+        path = call.metadata[":path"][0]
+        handler = self._handlers.get(path)
+        status, reason = (OK, "") if handler else (UNIMPLEMENTED, f"{path} is not offered")
         try:
             try:
-                await handler(call)
+                if handler:
+                    await handler(call)
             except StatusError as error:
                 status, reason = error.status, str(error)
             trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
@@ -318,7 +319,3 @@ class Client:
                         return
                     case StreamReset() | ConnectionTerminated():
                         raise errors.ended_early(f"BuildKit's answer was cut ({event})")
-
-
-async def _unimplemented(call: Call) -> None:
-    raise StatusError(UNIMPLEMENTED, f"{call.metadata[':path'][0]} is not offered")
