@@ -18,7 +18,7 @@ import structlog
 
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.tag_lease import TagLeases
+from imagejobd.engine.leases import TagLeases
 from imagejobd.model.clock import now_ms
 from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary

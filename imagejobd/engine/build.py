@@ -16,10 +16,9 @@ from pathlib import Path
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.buildkit import BuildkitProgress
+from imagejobd.engine.buildkit import IMAGES_ARG, BuildkitProgress, control
 from imagejobd.engine.classic import DOCKERFILE, ClassicProgress, classic_body, note_remains, remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.history import IMAGES_ARG, control
 from imagejobd.engine.protobuf import as_bytes, as_int, as_text, as_time, fields
 from imagejobd.engine.session import Folder, session
 from imagejobd.engine.settings import Builder, Network
