@@ -41,7 +41,7 @@ log = structlog.get_logger("imagejobd.engine")
 
 
 class PinnedBases(msgspec.Struct, frozen=True):
-    """The literal names of the bases, in the order in which they were wanted; and those that had to be pulled."""
+    """The literal names of the bases, in the order in which they were asked for; and those that had to be pulled."""
 
     names: list[str]
     pulled: list[ImageReference]
@@ -58,7 +58,7 @@ class BaseImages:
     @contextlib.asynccontextmanager
     async def pin(
         self,
-        wanted: Sequence[tuple[ImageReference, str]],
+        references: Sequence[tuple[ImageReference, str]],
         *,
         repository: str,
         policy: PullPolicy = "missing",
@@ -67,7 +67,7 @@ class BaseImages:
     ) -> AsyncIterator[PinnedBases]:
         """Have every base in the engine, named below `repository`, for as long as the block lasts.
 
-        `wanted` are references, each with a platform ("" is the engine's own): an image of another one counts as
+        `references` are given, each with a platform ("" is the engine's own): an image of another one counts as
         missing. `credentials` are by registry host; each pull is made inside of `pulling`. The policy `never` pulls
         nothing and raises `Permanent(not_found)` for a missing base. Raises as `images.pull` and `pulling` do, and
         `Permanent(policy)` for a name of this service.
@@ -76,7 +76,7 @@ class BaseImages:
         bases = PinnedBases([], [])
         grace_s: float | None = None
         try:
-            for number, (reference, platform) in enumerate(wanted):
+            for number, (reference, platform) in enumerate(references):
                 refuse_reserved("base image", reference)
                 pin = ImageReference.parse(f"{repository}:base-{nonce}-{number}")
                 bases.names.append(str(pin))

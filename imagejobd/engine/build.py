@@ -289,8 +289,8 @@ async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, st
         return fault
     try:
         await engine.ping()
-    except Temporary as gone:
-        return gone
+    except Temporary as absence:
+        return absence
     if last_words is None:
         return fault
     step, lines = last_words

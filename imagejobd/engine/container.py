@@ -148,14 +148,13 @@ async def _containers(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Id and owner of each; those that run no longer too."""
     params = [("all", "1"), filters(label=[label])]
     listed = await engine.request_json("GET", "containers/json", list[_Container], params=params)
-    owned = [(one.id, _owner(one.names or [], one.labels or {})) for one in listed]
-    return [(container, owner) for container, owner in owned if owner]
+    return [(one.id, owner) for one in listed if (owner := _owner(one.names or [], one.labels or {}))]
 
 
 async def _volumes(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Name and owner of each."""
-    owned = [(one.name, _owner([one.name], one.labels or {})) for one in await list_volumes(engine, label)]
-    return [(volume, owner) for volume, owner in owned if owner]
+    volumes = await list_volumes(engine, label)
+    return [(one.name, owner) for one in volumes if (owner := _owner([one.name], one.labels or {}))]
 
 
 def _owner(names: list[str], labels: dict[str, str]) -> Owner | None:

@@ -89,18 +89,17 @@ class Call:
 
     def feed(self, data: bytes) -> None:
         """What the engine sends; raises `ProtocolError` for what is no message."""
-        self._received += data
-        at = 0
-        while len(self._received) >= at + _PREFIX_BYTES:
-            size = int.from_bytes(self._received[at + 1 : at + _PREFIX_BYTES])
-            if self._received[at] or size > MESSAGE_MAX_BYTES:
+        buffer = self._received
+        buffer += data
+        while len(buffer) >= _PREFIX_BYTES:
+            size = int.from_bytes(buffer[1:_PREFIX_BYTES])
+            if buffer[0] or size > MESSAGE_MAX_BYTES:
                 raise ProtocolError("a message is compressed or too long")
-            end = at + _PREFIX_BYTES + size
-            if len(self._received) < end:
+            end = _PREFIX_BYTES + size
+            if len(buffer) < end:
                 break
-            self._messages.append(bytes(self._received[at + _PREFIX_BYTES : end]))
-            at = end
-        del self._received[:at]
+            self._messages.append(bytes(buffer[_PREFIX_BYTES:end]))
+            del buffer[:end]
         self._changed.set()
 
     def end(self) -> None:

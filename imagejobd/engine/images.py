@@ -62,10 +62,10 @@ class ImageInfo(msgspec.Struct, frozen=True):
 
     def is_for(self, platform: str) -> bool:
         """Whether it is the image of `platform`; what it does not say of itself fits."""
-        wanted = normalize(platform)
-        os, _, architecture = wanted.partition("/")
+        target = normalize(platform)
+        os, _, architecture = target.partition("/")
         platform = "/".join(filter(None, (self.os or os, self.architecture or architecture, self.variant)))
-        return normalize(platform) == wanted
+        return normalize(platform) == target
 
 
 class Pushed(msgspec.Struct, frozen=True):

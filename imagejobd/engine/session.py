@@ -152,15 +152,21 @@ class _Transfer:
         self._folder = folder
         self._tree = _tree_packets(folder.entries)
         self._is_tree_sent = False
-        self._wanted: deque[int] = deque()
+        self._requests: deque[int] = deque()
         self._sent_bytes = 0
 
     async def run(self) -> None:
         while not self._read_requests():
-            if self._wanted or not self._is_tree_sent:
-                await self._call.send(await self._block())
-            else:
+            if self._is_tree_sent and not self._requests:
                 await self._call.wait()
+                continue
+            # Read and encoded in a thread: of files that are asked for, else of the tree.
+            packets = self._content_packets() if self._requests else self._next_tree_packets()
+            try:
+                block = await asyncio.to_thread(b"".join, packets)
+            except OSError as error:
+                raise grpc.StatusError(grpc.INTERNAL, "the folder cannot be read") from error
+            await self._call.send(block)
         await self._call.send(grpc.message(encoded(1, _FIN)))
 
     def _read_requests(self) -> bool:
@@ -172,22 +178,11 @@ class _Transfer:
                 return True
             if kind == _ERROR:
                 raise grpc.StatusError(grpc.CANCELLED, f"BuildKit gave up: {as_text(packet.get(4, b''))}")
-            if (
-                kind != _REQUEST
-                or number >= len(self._folder.entries)
-                or not stat.S_ISREG(self._folder.entries[number].mode)
-            ):
+            entries = self._folder.entries
+            if kind != _REQUEST or number >= len(entries) or not stat.S_ISREG(entries[number].mode):
                 raise MalformedRecord(f"packet {kind} for entry {number} is no request for a file")
-            self._wanted.append(number)
+            self._requests.append(number)
         return False
-
-    async def _block(self) -> bytes:
-        """The next packets, read and encoded in a thread: of files that are wanted, else of the tree."""
-        packets = self._content_packets() if self._wanted else self._next_tree_packets()
-        try:
-            return await asyncio.to_thread(b"".join, packets)
-        except OSError as error:
-            raise grpc.StatusError(grpc.INTERNAL, "the folder cannot be read") from error
 
     def _next_tree_packets(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
@@ -201,8 +196,8 @@ class _Transfer:
     def _content_packets(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
         with self._folder.open() as file:
-            while room > 0 and self._wanted:
-                number = self._wanted[0]
+            while room > 0 and self._requests:
+                number = self._requests[0]
                 entry = self._folder.entries[number]
                 size = min(DATA_MAX_BYTES, entry.size - self._sent_bytes)
                 if size:
@@ -215,7 +210,7 @@ class _Transfer:
                 if self._sent_bytes == entry.size:
                     # Data without content ends the file.
                     yield grpc.message(encoded(1, _DATA) + encoded(3, number))
-                    self._wanted.popleft()
+                    self._requests.popleft()
                     self._sent_bytes = 0
                 room -= size + PACKET_BYTES
 
