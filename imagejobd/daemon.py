@@ -26,7 +26,7 @@ from imagejobd.api.keys import load_keys
 from imagejobd.config import Config, ConfigError
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
-from imagejobd.engine.presence import Presence, presence_loop
+from imagejobd.engine.leases import Presence, presence_loop
 from imagejobd.jobs.build import BuildKind
 from imagejobd.jobs.dispatch import DispatchKind, check_repository
 from imagejobd.jobs.distribute.kind import DistributeKind

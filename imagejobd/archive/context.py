@@ -34,6 +34,7 @@ from imagejobd.archive.tar import (
     read_sparse,
 )
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.text import quoted
 
@@ -58,21 +59,6 @@ class ContextBounds(msgspec.Struct, frozen=True, kw_only=True):
     max_entries: int
     max_name_bytes: int = 4096
     max_dockerfile_bytes: int = DOCKERFILE_MAX_BYTES
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A file, directory or link of a context.
-
-    `mode` has the type too, as stat(2) does; `mtime` counts seconds; `offset` is where a file's bytes begin in the tar.
-    `link` is the target of a symbolic link, or the path of the entry before this one that is the same file.
-    """
-
-    path: bytes
-    mode: int
-    size: int = 0
-    mtime: int = 0
-    link: bytes = b""
-    offset: int = 0
 
 
 def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Stop) -> str:

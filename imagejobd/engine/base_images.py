@@ -18,7 +18,7 @@ import structlog
 
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.tag_lease import TagLeases
+from imagejobd.engine.leases import TagLeases
 from imagejobd.model.clock import now_ms
 from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary
@@ -41,7 +41,7 @@ log = structlog.get_logger("imagejobd.engine")
 
 
 class PinnedBases(msgspec.Struct, frozen=True):
-    """The literal names of the bases, in the order in which they were wanted; and those that had to be pulled."""
+    """The literal names of the bases, in the order in which they were asked for; and those that had to be pulled."""
 
     names: list[str]
     pulled: list[ImageReference]
@@ -58,7 +58,7 @@ class BaseImages:
     @contextlib.asynccontextmanager
     async def pin(
         self,
-        wanted: Sequence[tuple[ImageReference, str]],
+        references: Sequence[tuple[ImageReference, str]],
         *,
         repository: str,
         policy: PullPolicy = "missing",
@@ -67,7 +67,7 @@ class BaseImages:
     ) -> AsyncIterator[PinnedBases]:
         """Have every base in the engine, named below `repository`, for as long as the block lasts.
 
-        `wanted` are references, each with a platform ("" is the engine's own): an image of another one counts as
+        `references` are given, each with a platform ("" is the engine's own): an image of another one counts as
         missing. `credentials` are by registry host; each pull is made inside of `pulling`. The policy `never` pulls
         nothing and raises `Permanent(not_found)` for a missing base. Raises as `images.pull` and `pulling` do, and
         `Permanent(policy)` for a name of this service.
@@ -76,11 +76,16 @@ class BaseImages:
         bases = PinnedBases([], [])
         grace_s: float | None = None
         try:
-            for number, (reference, platform) in enumerate(wanted):
+            for number, (reference, platform) in enumerate(references):
                 refuse_reserved("base image", reference)
                 pin = ImageReference.parse(f"{repository}:base-{nonce}-{number}")
                 bases.names.append(str(pin))
-                base = _without_tag_beside_digest(reference)
+                # The engine pulls under the digest alone where there is a tag beside it.
+                base = (
+                    ImageReference(reference.host, reference.path, digest=reference.digest)
+                    if reference.digest
+                    else reference
+                )
                 async with self._leases.turn(base):
                     if await self._pin_present(base, platform, pin, policy):
                         continue
@@ -199,10 +204,3 @@ class BaseImages:
                 await images.remove(self._engine, ImageReference.parse(name))
             except Fault as fault:
                 log.info("cannot release a base yet", name=name, error=fault.message)
-
-
-def _without_tag_beside_digest(reference: ImageReference) -> ImageReference:
-    """The reference as the engine names what it pulls: a digest wins over a tag beside it."""
-    if reference.digest is None:
-        return reference
-    return ImageReference(reference.host, reference.path, digest=reference.digest)

@@ -16,15 +16,15 @@ from pathlib import Path
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.buildkit import BuildkitProgress
+from imagejobd.engine.buildkit import IMAGES_ARG, BuildkitProgress, control
 from imagejobd.engine.classic import DOCKERFILE, ClassicProgress, classic_body, note_remains, remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.history import IMAGES_ARG, control
 from imagejobd.engine.protobuf import as_bytes, as_int, as_text, as_time, fields
-from imagejobd.engine.session import Entry, Folder, session
+from imagejobd.engine.session import Folder, session
 from imagejobd.engine.settings import Builder, Network
 from imagejobd.engine.stream import BuildEvent, Built, Step, messages
 from imagejobd.model.concurrency import uninterrupted
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.ownership import PIN_PATTERN
 
@@ -205,16 +205,11 @@ async def _answer(engine: Engine, request: BuildRequest) -> AsyncIterator[AsyncI
             body = await classic_body(request.context, request.entries, request.dockerfile)
             await stack.enter_async_context(contextlib.aclosing(body))
             params += [("dockerfile", DOCKERFILE)]
-        yield await stack.enter_async_context(
-            engine.stream(
-                "build",
-                params=params,
-                headers={"Content-Type": "application/x-tar"},
-                body=body,
-                judge=errors.of_build,
-                idle_timeout_s=None,
-            )
+        headers = {"Content-Type": "application/x-tar"}
+        answer = engine.exchange(
+            "POST", "build", params=params, headers=headers, body=body, judge=errors.of_build, idle_timeout_s=None
         )
+        yield (await stack.enter_async_context(answer)).blocks
 
 
 class _EndWatch:
@@ -294,8 +289,8 @@ async def _explained(engine: Engine, fault: Permanent, last_words: tuple[str, st
         return fault
     try:
         await engine.ping()
-    except Temporary as gone:
-        return gone
+    except Temporary as absence:
+        return absence
     if last_words is None:
         return fault
     step, lines = last_words

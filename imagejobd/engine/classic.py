@@ -34,17 +34,9 @@ import msgspec
 import structlog
 
 from imagejobd.engine.client import Engine
-from imagejobd.engine.container import remove_container
-from imagejobd.engine.session import Entry
-from imagejobd.engine.stream import (
-    BuildEvent,
-    Message,
-    Output,
-    OutputStream,
-    Step,
-    StepState,
-    Tail,
-)
+from imagejobd.engine.container import FORCE_WITH_VOLUMES
+from imagejobd.engine.stream import BuildEvent, Message, Output, OutputStream, Step, StepState, Tail
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ENGINE, NotFound, Permanent, Temporary, invalid
 
 IGNORE_FILE_MAX_BYTES = 1 << 20
@@ -184,7 +176,9 @@ class ClassicProgress:
             self._pieces = []
 
 
-class _Image(msgspec.Struct, frozen=True):
+class _Thing(msgspec.Struct, frozen=True):
+    """A container, which has no tags, or an image."""
+
     id: str = msgspec.field(name="Id")
     created: datetime = msgspec.field(name="Created")
     tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
@@ -210,19 +204,15 @@ def note_remains(engine: Engine, progress: ClassicProgress, *, began: datetime, 
 async def remove_remains(engine: Engine) -> None:
     """Remove what is remembered; what is in use stays so. Raises `Temporary` when the engine is away."""
     for remain, began in list(engine.remains.items()):
-        sort, short_id = remain
         try:
-            if sort == "container":
-                await remove_container(engine, short_id, created_after=began)
-            else:
-                await _remove_image(engine, short_id, created_after=began)
+            await _remove(engine, remain, created_after=began)
         except Temporary as fault:
             if fault.peer == ENGINE:
                 raise
             # In use, or in trouble: the others go all the same.
             continue
         except Permanent as fault:
-            log.warning("cannot remove what a build has left", remain=short_id, error=fault.message)
+            log.warning("cannot remove what a build has left", remain=remain[1], error=fault.message)
         engine.remains.pop(remain, None)
 
 
@@ -245,10 +235,7 @@ def _members(context: Path, entries: Sequence[Entry], dockerfile: str) -> bytes:
         raise invalid(f"the context has a file {DOCKERFILE!r}, a name that this service needs; rename it")
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for member, content in (
-            (tarfile.TarInfo(DOCKERFILE), dockerfile.encode()),
-            _ignore_file(context, by_path),
-        ):
+        for member, content in ((tarfile.TarInfo(DOCKERFILE), dockerfile.encode()), _ignore_file(context, by_path)):
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return archive.getvalue()
@@ -269,9 +256,11 @@ def _ignore_file(context: Path, by_path: Mapping[bytes, Entry]) -> tuple[tarfile
         return member, file.read(data.size) + f"\n{DOCKERFILE}\n".encode()
 
 
-async def _remove_image(engine: Engine, short_id: str, *, created_after: datetime) -> None:
-    """By its id, for it has no name, and without force; its nameless parents go with it."""
+async def _remove(engine: Engine, remain: Remain, *, created_after: datetime) -> None:
+    """An image without force, for it has no name; its nameless parents go with it."""
+    kind, short_id = remain
     with contextlib.suppress(NotFound):
-        image = await engine.request_json("GET", f"images/{short_id}/json", _Image)
-        if image.id.startswith(f"sha256:{short_id}") and not image.tags and image.created > created_after:
-            await engine.request("DELETE", f"images/{quote(image.id, safe=':')}")
+        thing = await engine.request_json("GET", f"{kind}s/{short_id}/json", _Thing)
+        if thing.id.removeprefix("sha256:").startswith(short_id) and not thing.tags and thing.created > created_after:
+            params = FORCE_WITH_VOLUMES if kind == "container" else ()
+            await engine.request("DELETE", f"{kind}s/{quote(thing.id, safe=':')}", params=params)

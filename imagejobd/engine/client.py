@@ -10,7 +10,7 @@ import http
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -103,6 +103,11 @@ class Upgraded:
         await self._protocol._drain_helper()
 
 
+def filters(**values: Sequence[str]) -> tuple[str, str]:
+    """The parameter by which the engine lists only what has one of the values of each."""
+    return "filters", msgspec.json.encode(values).decode()
+
+
 class _Version(msgspec.Struct, frozen=True):
     """`GET /version`, as far as it matters here."""
 
@@ -127,7 +132,7 @@ class Engine:
         if not self.host.startswith(_SCHEMES):
             raise invalid(f"engine host {self.host!r} must start with one of {', '.join(_SCHEMES)}")
         # What builds have left and nobody could remove yet (`classic.py`), and when the build began.
-        self.remains: dict[tuple[str, str], datetime] = {}
+        self.remains: dict[tuple[Literal["container", "image"], str], datetime] = {}
         self._connector: aiohttp.BaseConnector | None = None
         self._docker: Docker | None = None
         self._info: EngineInfo | None = None
@@ -214,23 +219,6 @@ class Engine:
         data = None if body is None else msgspec.json.encode(body)
         raw = await self.request(method, path, params=params, body=data, judge=judge, timeout_s=timeout_s)
         return _decoded(path, raw, answer)
-
-    @asynccontextmanager
-    async def stream(
-        self,
-        path: str,
-        *,
-        params: Params = (),
-        headers: Mapping[str, str] | None = None,
-        body: AsyncIterator[bytes] | None = None,
-        judge: errors.Judge,
-        idle_timeout_s: float | None,
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """POST, and give the blocks of the answer, as `exchange` does."""
-        async with self.exchange(
-            "POST", path, params=params, headers=headers, body=body, judge=judge, idle_timeout_s=idle_timeout_s
-        ) as reply:
-            yield reply.blocks
 
     @asynccontextmanager
     async def exchange(

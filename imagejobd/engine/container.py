@@ -7,17 +7,15 @@ to the containers that strangers make of it. What a container may do is decided 
 import io
 import secrets
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.client import Engine
+from imagejobd.engine.client import Engine, filters
 from imagejobd.engine.hardening import volume_access, with_private_ipc
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import INSTALLATION_LABEL, Owner, owner_of_resource
@@ -25,21 +23,27 @@ from imagejobd.model.ownership import INSTALLATION_LABEL, Owner, owner_of_resour
 JOB_LABEL = "imagejobd.job"
 # The engine copies into the volumes of an image's VOLUMEs what the image has there, before it answers.
 CREATE_TIMEOUT_S = 300.0
-
 # Anonymous volumes go with their container: nothing else could find them again.
-_FORCE_WITH_VOLUMES = [("force", "1"), ("v", "1")]
+FORCE_WITH_VOLUMES = [("force", "1"), ("v", "1")]
 
 
-class _NewVolume(msgspec.Struct, frozen=True):
+class Volume(msgspec.Struct, frozen=True):
+    """A volume; `mountpoint` is where it is on the engine's machine."""
+
+    name: str = msgspec.field(name="Name", default="")
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
     mountpoint: str = msgspec.field(name="Mountpoint", default="")
+
+    def label(self, name: str) -> str:
+        return (self.labels or {}).get(name, "")
+
+
+class _Volumes(msgspec.Struct, frozen=True):
+    volumes: list[Volume] | None = msgspec.field(name="Volumes", default=None)
 
 
 class _NewContainer(msgspec.Struct, frozen=True):
     id: str = msgspec.field(name="Id")
-
-
-class _Inspected(msgspec.Struct, frozen=True):
-    created: datetime = msgspec.field(name="Created")
 
 
 class _Container(msgspec.Struct, frozen=True):
@@ -48,24 +52,26 @@ class _Container(msgspec.Struct, frozen=True):
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
 
 
-class _Volume(msgspec.Struct, frozen=True):
-    name: str = msgspec.field(name="Name")
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-
-
-class _Volumes(msgspec.Struct, frozen=True):
-    volumes: list[_Volume] | None = msgspec.field(name="Volumes", default=None)
-
-
 def job_labels(engine: Engine, uuid: str) -> dict[str, str]:
     """The labels of all that is made for a job."""
     return {JOB_LABEL: uuid, INSTALLATION_LABEL: engine.installation}
 
 
-async def make_volume(engine: Engine, name: str, uuid: str) -> Path:
-    """Returns where it is on the engine's machine."""
-    body = {"Name": name, "Labels": job_labels(engine, uuid)}
-    return Path((await engine.request_json("POST", "volumes/create", _NewVolume, body=body)).mountpoint)
+async def list_volumes(engine: Engine, label: str) -> list[Volume]:
+    """All volumes with that label, which may be `name=value`."""
+    return (await engine.request_json("GET", "volumes", _Volumes, params=[filters(label=[label])])).volumes or []
+
+
+async def make_volume(engine: Engine, name: str, labels: Mapping[str, str]) -> Volume:
+    """Make a volume that is marked as this installation's."""
+    body = {"Name": name, "Labels": {**labels, INSTALLATION_LABEL: engine.installation}}
+    return await engine.request_json("POST", "volumes/create", Volume, body=body)
+
+
+async def remove_volume(engine: Engine, name: str) -> None:
+    """One that is not there is no error."""
+    with suppress(NotFound):
+        await engine.request("DELETE", f"volumes/{quote(name, safe='')}")
 
 
 async def make_container(engine: Engine, name: str, body: dict[str, Any]) -> str:
@@ -102,13 +108,8 @@ async def let_all_users_write(engine: Engine, body: dict[str, Any], name: str) -
             member = tarfile.TarInfo(folder)
             member.type, member.mode = tarfile.DIRTYPE, 0o777
             tar.addfile(member)
-        await engine.request(
-            "PUT",
-            f"containers/{container}/archive",
-            params=[("path", "/")],
-            body=archive.getvalue(),
-            judge=errors.of_container,
-        )
+        path, tree = f"containers/{container}/archive", archive.getvalue()
+        await engine.request("PUT", path, params=[("path", "/")], body=tree, judge=errors.of_container)
 
 
 async def leftovers(engine: Engine) -> set[Owner]:
@@ -127,20 +128,7 @@ async def discard(engine: Engine, uuid: str) -> None:
             await _remove(engine, container)
     for volume, owner in await _volumes(engine, f"{JOB_LABEL}={uuid}"):
         if owner.installation in ours:
-            with suppress(NotFound):
-                await engine.request("DELETE", f"volumes/{volume}")
-
-
-async def remove_container(engine: Engine, container: str, *, created_after: datetime) -> None:
-    """Kill and remove one container of the classic builder's, with its anonymous volumes.
-
-    One that is older than `created_after` is left alone: its id was read in a build's output, and a RUN step may print
-    the id of somebody else's. What is gone already is no error.
-    """
-    path = f"containers/{quote(container, safe='')}"
-    with suppress(NotFound):
-        if (await engine.request_json("GET", f"{path}/json", _Inspected)).created > created_after:
-            await engine.request("DELETE", path, params=_FORCE_WITH_VOLUMES)
+            await remove_volume(engine, volume)
 
 
 async def _create(engine: Engine, name: str, body: dict[str, Any]) -> str:
@@ -158,21 +146,15 @@ async def _create(engine: Engine, name: str, body: dict[str, Any]) -> str:
 
 async def _containers(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Id and owner of each; those that run no longer too."""
-    params = [("all", "1"), ("filters", _filters(label))]
+    params = [("all", "1"), filters(label=[label])]
     listed = await engine.request_json("GET", "containers/json", list[_Container], params=params)
-    owned = [(one.id, _owner(one.names or [], one.labels or {})) for one in listed]
-    return [(container, owner) for container, owner in owned if owner]
+    return [(one.id, owner) for one in listed if (owner := _owner(one.names or [], one.labels or {}))]
 
 
 async def _volumes(engine: Engine, label: str) -> list[tuple[str, Owner]]:
     """Name and owner of each."""
-    listed = await engine.request_json("GET", "volumes", _Volumes, params=[("filters", _filters(label))])
-    owned = [(one.name, _owner([one.name], one.labels or {})) for one in listed.volumes or ()]
-    return [(volume, owner) for volume, owner in owned if owner]
-
-
-def _filters(label: str) -> str:
-    return msgspec.json.encode({"label": [label]}).decode()
+    volumes = await list_volumes(engine, label)
+    return [(one.name, owner) for one in volumes if (owner := _owner([one.name], one.labels or {}))]
 
 
 def _owner(names: list[str], labels: dict[str, str]) -> Owner | None:
@@ -185,7 +167,7 @@ async def _remove(engine: Engine, container: str) -> None:
     path = f"containers/{container}"
     try:
         with suppress(NotFound):
-            await engine.request("DELETE", path, params=_FORCE_WITH_VOLUMES)
+            await engine.request("DELETE", path, params=FORCE_WITH_VOLUMES)
     except Temporary as fault:
         if fault.code is not ErrorCode.CONFLICT:
             raise

@@ -155,9 +155,8 @@ def of_registry(doing: str, otherwise: ErrorCode) -> Judge:
         if _DENIED.search(message):
             # The containerd store, as the Hub, says both of a private repository.
             also = ", and the name" if _UNKNOWN.search(message) else ""
-            return Permanent(
-                ErrorCode.DENIED, f"{text}; check the user name, the password and the rights they carry{also}"
-            )
+            advice = f"check the user name, the password and the rights they carry{also}"
+            return Permanent(ErrorCode.DENIED, f"{text}; {advice}")
         if _UNKNOWN.search(message):
             return NotFound(f"{text}; check the name and tag, or log in if it is private")
         if _NETWORK.search(message) or _BROKEN_OFF.search(message) or status >= 500:
@@ -171,11 +170,8 @@ def unavailable(host: str, why: object) -> Temporary:
     """The engine is not there, or left in the middle of an answer."""
     is_forbidden = why == os.strerror(errno.EACCES)
     advice = "add the user that runs this service to the group docker" if is_forbidden else "is it running?"
-    return Temporary(
-        ErrorCode.ENGINE_UNAVAILABLE,
-        f"the Docker Engine at {host} is not available ({why}); {advice}",
-        peer=ENGINE,
-    )
+    text = f"the Docker Engine at {host} is not available ({why}); {advice}"
+    return Temporary(ErrorCode.ENGINE_UNAVAILABLE, text, peer=ENGINE)
 
 
 def ended_early(what: str) -> Temporary:

@@ -5,7 +5,7 @@ that nothing is held in memory that the engine does not take. A call of an unkno
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from urllib.parse import quote
@@ -82,25 +82,24 @@ class Call:
         self.stream = stream
         self._server = server
         self._received = bytearray()
-        self._messages: deque[bytes] = deque()
+        self._messages: list[bytes] = []
         self._changed = asyncio.Event()
         self._is_ended = False
         self.has_headers = False
 
     def feed(self, data: bytes) -> None:
         """What the engine sends; raises `ProtocolError` for what is no message."""
-        self._received += data
-        at = 0
-        while len(self._received) >= at + _PREFIX_BYTES:
-            size = int.from_bytes(self._received[at + 1 : at + _PREFIX_BYTES])
-            if self._received[at] or size > MESSAGE_MAX_BYTES:
+        buffer = self._received
+        buffer += data
+        while len(buffer) >= _PREFIX_BYTES:
+            size = int.from_bytes(buffer[1:_PREFIX_BYTES])
+            if buffer[0] or size > MESSAGE_MAX_BYTES:
                 raise ProtocolError("a message is compressed or too long")
-            end = at + _PREFIX_BYTES + size
-            if len(self._received) < end:
+            end = _PREFIX_BYTES + size
+            if len(buffer) < end:
                 break
-            self._messages.append(bytes(self._received[at + _PREFIX_BYTES : end]))
-            at = end
-        del self._received[:at]
+            self._messages.append(bytes(buffer[_PREFIX_BYTES:end]))
+            del buffer[:end]
         self._changed.set()
 
     def end(self) -> None:
@@ -114,8 +113,7 @@ class Call:
 
     def take(self) -> list[bytes]:
         """The messages that have arrived since the last time."""
-        messages = list(self._messages)
-        self._messages.clear()
+        messages, self._messages = self._messages, []
         return messages
 
     async def wait(self) -> None:
@@ -240,26 +238,25 @@ class Server:
         for name, value in event.headers:
             metadata.setdefault(bytes(name).decode("latin-1"), []).append(bytes(value).decode("latin-1"))
         call = Call(self, event.stream_id, metadata)
-        handler = self._handlers.get(metadata[":path"][0], _unimplemented)
-        task = tasks.create_task(self._run(call, handler))
+        task = tasks.create_task(self._run(call))
         self._calls[call.stream] = (call, task)
         task.add_done_callback(lambda _: self._calls.pop(call.stream))
 
-    async def _run(self, call: Call, handler: Handler) -> None:
-        status, reason = OK, ""
+    async def _run(self, call: Call) -> None:
+        path = call.metadata[":path"][0]
+        handler = self._handlers.get(path)
+        status, reason = (OK, "") if handler else (UNIMPLEMENTED, f"{path} is not offered")
         try:
             try:
-                await handler(call)
+                if handler:
+                    await handler(call)
             except StatusError as error:
                 status, reason = error.status, str(error)
-            self._finish(call, status, reason)
+            trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
+            self._h2.send_headers(call.stream, trailers if call.has_headers else _HEADERS + trailers, end_stream=True)
+            self._flush()
         except (ProtocolError, *errors.BROKEN):
             return  # The connection is at its end, which the reading of it finds too.
-
-    def _finish(self, call: Call, status: int, reason: str) -> None:
-        trailers = [("grpc-status", str(status)), ("grpc-message", quote(reason, safe=" "))]
-        self._h2.send_headers(call.stream, trailers if call.has_headers else _HEADERS + trailers, end_stream=True)
-        self._flush()
 
     def _flush(self) -> None:
         if data := self._h2.data_to_send():
@@ -321,7 +318,3 @@ class Client:
                         return
                     case StreamReset() | ConnectionTerminated():
                         raise errors.ended_early(f"BuildKit's answer was cut ({event})")
-
-
-async def _unimplemented(call: Call) -> None:
-    raise StatusError(UNIMPLEMENTED, f"{call.metadata[':path'][0]} is not offered")

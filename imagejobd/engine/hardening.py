@@ -26,7 +26,6 @@ LOG_MAX_BYTES = 1024 * 1024
 INODES_FREE_MIN_SHARE = 0.01
 
 _TMPFS = "rw,noexec,nosuid,nodev"
-_ROOT_NAMES = ("", "0", "root")
 
 
 class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,12 +61,37 @@ def container_body(
 
     Raises `Permanent(run_failed)` for an image with too many VOLUMEs, or with one inside another.
     """
+    host_config = {
+        "NetworkMode": "none",
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "ReadonlyRootfs": True,
+        "Init": True,
+        "IpcMode": "none",
+        "CgroupnsMode": "private",
+        "Memory": limits.memory_bytes,
+        # The same: no swap beyond it.
+        "MemorySwap": limits.memory_bytes,
+        "NanoCpus": round(limits.cpus * 1e9),
+        "PidsLimit": limits.pids,
+        "Ulimits": [_ulimit("nofile", limits.files), _ulimit("fsize", limits.file_max_bytes), _ulimit("core", 0)],
+        "Tmpfs": {TMP_PATH: f"{_TMPFS},size={limits.tmp_max_bytes}"},
+        "Mounts": [_mount(volume, DATA_PATH, {"NoCopy": True}), *_declared_volumes(config, volume, labels)],
+        # With compression on, the local driver refuses a single file.
+        "LogConfig": {
+            "Type": "local",
+            "Config": {"max-size": str(LOG_MAX_BYTES), "max-file": "1", "compress": "false"},
+        },
+        "RestartPolicy": {"Name": "no"},
+        # It would race with the reading of state, logs and result.
+        "AutoRemove": False,
+    } | ({"Runtime": limits.runtime} if limits.runtime else {})
     return {
         "Image": image,
         "NetworkDisabled": True,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": labels,
-        "HostConfig": _host_config(config, labels, volume, limits),
+        "HostConfig": host_config,
     }
 
 
@@ -86,10 +110,6 @@ def volume_access(body: dict[str, Any], mount_path: str) -> dict[str, Any]:
 def with_private_ipc(body: dict[str, Any]) -> dict[str, Any]:
     """For engines and runtimes that do not know `none`: shared memory of the container's own, within its bound."""
     return body | {"HostConfig": body["HostConfig"] | {"IpcMode": "private"}}
-
-
-def runs_as_root(config: ImageConfig) -> bool:
-    return config.user.partition(":")[0] in _ROOT_NAMES
 
 
 def free_space(path: Path) -> FreeSpace | None:
@@ -120,34 +140,6 @@ def shortage(space: FreeSpace | None, *, free_min_bytes: int) -> str:
     if space.free_inodes_share < INODES_FREE_MIN_SHARE:
         return f"{space.free_inodes_share:.2%} of its inodes are free, and {INODES_FREE_MIN_SHARE:.0%} have to stay so"
     return ""
-
-
-def _host_config(config: ImageConfig, labels: Mapping[str, str], volume: str, limits: SandboxLimits) -> dict[str, Any]:
-    return {
-        "NetworkMode": "none",
-        "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
-        "ReadonlyRootfs": True,
-        "Init": True,
-        "IpcMode": "none",
-        "CgroupnsMode": "private",
-        "Memory": limits.memory_bytes,
-        # The same: no swap beyond it.
-        "MemorySwap": limits.memory_bytes,
-        "NanoCpus": round(limits.cpus * 1e9),
-        "PidsLimit": limits.pids,
-        "Ulimits": [_ulimit("nofile", limits.files), _ulimit("fsize", limits.file_max_bytes), _ulimit("core", 0)],
-        "Tmpfs": {TMP_PATH: f"{_TMPFS},size={limits.tmp_max_bytes}"},
-        "Mounts": [_mount(volume, DATA_PATH, {"NoCopy": True}), *_declared_volumes(config, volume, labels)],
-        # With compression on, the local driver refuses a single file.
-        "LogConfig": {
-            "Type": "local",
-            "Config": {"max-size": str(LOG_MAX_BYTES), "max-file": "1", "compress": "false"},
-        },
-        "RestartPolicy": {"Name": "no"},
-        # It would race with the reading of state, logs and result.
-        "AutoRemove": False,
-    } | ({"Runtime": limits.runtime} if limits.runtime else {})
 
 
 def _ulimit(name: str, value: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from imagejobd.engine import errors
-from imagejobd.engine.client import Engine, Params
+from imagejobd.engine.client import Engine, Params, filters
 from imagejobd.engine.stream import Message, Transfer, messages
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary, invalid
 from imagejobd.model.reference import HUB_HOST, ImageReference, is_digest, normalize
@@ -62,10 +62,10 @@ class ImageInfo(msgspec.Struct, frozen=True):
 
     def is_for(self, platform: str) -> bool:
         """Whether it is the image of `platform`; what it does not say of itself fits."""
-        wanted = normalize(platform)
-        os, _, architecture = wanted.partition("/")
+        target = normalize(platform)
+        os, _, architecture = target.partition("/")
         platform = "/".join(filter(None, (self.os or os, self.architecture or architecture, self.variant)))
-        return normalize(platform) == wanted
+        return normalize(platform) == target
 
 
 class Pushed(msgspec.Struct, frozen=True):
@@ -133,10 +133,11 @@ async def list_tags(engine: Engine, *patterns: str) -> list[str]:
     On the containerd store a list of all images takes long, and any list fails when an image in it goes meanwhile: then
     it is asked for again. Raises `Temporary(conflict)` when that happens `LIST_TRIES` times.
     """
-    params = [("filters", msgspec.json.encode({"reference": patterns}).decode())]
     for _ in range(LIST_TRIES):
         try:
-            listed = await engine.request_json("GET", "images/json", list[ImageInfo], params=params)
+            listed = await engine.request_json(
+                "GET", "images/json", list[ImageInfo], params=[filters(reference=patterns)]
+            )
         except NotFound as fault:
             why = fault.message
         else:
@@ -227,17 +228,14 @@ async def _transfer(
     login = {}
     if credentials is not None:
         server = _HUB_SERVER if host == HUB_HOST else host
-        login = {
-            "username": credentials.username,
-            "password": credentials.password.reveal(),
-            "serveraddress": server,
-        }
+        password = credentials.password.reveal()
+        login = {"username": credentials.username, "password": password, "serveraddress": server}
     headers = {"X-Registry-Auth": base64.urlsafe_b64encode(msgspec.json.encode(login)).decode()}
     idle_timeout_s = engine.settings.idle_timeout_s
-    async with engine.stream(
-        path, params=params, headers=headers, judge=judge, idle_timeout_s=idle_timeout_s
-    ) as blocks:
-        async for batch in messages(blocks, judge):
+    async with engine.exchange(
+        "POST", path, params=params, headers=headers, judge=judge, idle_timeout_s=idle_timeout_s
+    ) as reply:
+        async for batch in messages(reply.blocks, judge):
             for message in batch:
                 yield message
 

@@ -14,7 +14,7 @@ import codecs
 import io
 import re
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -64,11 +64,8 @@ class LinkAtMount(Permanent):
     """The engine looks into no such container: a volume is mounted where the image has a symbolic link."""
 
     def __init__(self) -> None:
-        super().__init__(
-            ErrorCode.RUN_FAILED,
-            "the image has a symbolic link where /data or one of its VOLUMEs is mounted, and the Docker Engine does not"
-            " read such a container",
-        )
+        why = "the image has a symbolic link where /data or one of its VOLUMEs is mounted, and the Docker Engine does"
+        super().__init__(ErrorCode.RUN_FAILED, f"{why} not read such a container")
 
 
 class _Stat(msgspec.Struct, frozen=True):
@@ -110,24 +107,18 @@ class Demultiplexer:
             if self._payload_bytes:
                 payload, view = view[: self._payload_bytes], view[self._payload_bytes :]
                 self._payload_bytes -= len(payload)
-                yield from self._output(payload)
-            else:
-                view = self._read_header(view)
-
-    def _read_header(self, view: memoryview) -> memoryview:
-        missing = _HEADER_BYTES - len(self._header)
-        self._header += bytes(view[:missing])
-        if len(self._header) == _HEADER_BYTES:
-            self._is_stderr = self._header[0] == _STDERR
-            self._payload_bytes = int.from_bytes(self._header[4:], "big")
-            self._header = b""
-        return view[missing:]
-
-    def _output(self, payload: memoryview) -> Iterator[Output]:
-        text = self._decoders[self._is_stderr].decode(bytes(payload[: self._room_bytes]))
-        self._room_bytes -= len(payload)
-        if text:
-            yield Output(text, self._is_stderr)
+                text = self._decoders[self._is_stderr].decode(bytes(payload[: self._room_bytes]))
+                self._room_bytes -= len(payload)
+                if text:
+                    yield Output(text, self._is_stderr)
+                continue
+            missing = _HEADER_BYTES - len(self._header)
+            self._header += bytes(view[:missing])
+            view = view[missing:]
+            if len(self._header) == _HEADER_BYTES:
+                self._is_stderr = self._header[0] == _STDERR
+                self._payload_bytes = int.from_bytes(self._header[4:], "big")
+                self._header = b""
 
 
 async def attached_output(
@@ -159,10 +150,14 @@ async def read_file(
         judge=_judge_of(path),
         idle_timeout_s=engine.settings.request_timeout_s,
     )
+    raw = bytearray()
     try:
         async with archive as reply:
             _check_stat(path, reply.headers.get(_STAT_HEADER, ""), max_bytes)
-            raw = await _read_at_most(reply.blocks, path, max_bytes)
+            async for block in reply.blocks:
+                raw += block
+                if len(raw) > max_bytes + _TAR_ROOM_BYTES:
+                    raise _invalid(f"{path} takes more than {max_bytes} bytes; at most so many are read")
     except NotFound as fault:
         if _NO_CONTAINER in fault.message:
             raise removed_meanwhile(fault) from fault
@@ -172,7 +167,7 @@ async def read_file(
         if isinstance(fault.__cause__, aiohttp.ClientResponseError):
             raise _bad_link(path) from fault
         raise
-    return _first_file(raw, path, max_bytes)
+    return _first_file(bytes(raw), path, max_bytes)
 
 
 def removed_meanwhile(fault: Fault) -> Temporary:
@@ -223,15 +218,6 @@ def _check_stat(path: str, header: str, max_bytes: int) -> None:
             raise _invalid(f"{path} is {kind}{target}; write a regular file")
     if stat.size > max_bytes:
         raise _invalid(f"{path} has {stat.size} bytes; at most {max_bytes} are read")
-
-
-async def _read_at_most(blocks: AsyncIterable[bytes], path: str, max_bytes: int) -> bytes:
-    raw = bytearray()
-    async for block in blocks:
-        raw += block
-        if len(raw) > max_bytes + _TAR_ROOM_BYTES:
-            raise _invalid(f"{path} takes more than {max_bytes} bytes; at most so many are read")
-    return bytes(raw)
 
 
 def _first_file(raw: bytes, path: str, max_bytes: int) -> bytes:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from imagejobd.engine import errors, images
-from imagejobd.engine.client import Engine
+from imagejobd.engine.client import Engine, Reply, filters
 from imagejobd.engine.container import (
     discard,
     job_labels,
@@ -25,16 +25,7 @@ from imagejobd.engine.container import (
     make_volume,
     volume_container,
 )
-from imagejobd.engine.hardening import (
-    DATA_PATH,
-    FreeSpace,
-    Probe,
-    SandboxLimits,
-    container_body,
-    free_space,
-    runs_as_root,
-    shortage,
-)
+from imagejobd.engine.hardening import DATA_PATH, FreeSpace, Probe, SandboxLimits, container_body, free_space, shortage
 from imagejobd.engine.output import Demultiplexer, LinkAtMount, Output, attached_output, read_file, removed_meanwhile
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.ownership import resource_name
@@ -149,14 +140,15 @@ class Sandbox:
         _refuse_full_disk(self._probe(self._volume), self._limits)
         output = Demultiplexer(max_bytes=output_max_bytes)
         # Both are asked for before the start: nothing that a quick container says or does is missed.
-        async with (
-            contextlib.AsyncExitStack() as attachment,
-            self._stream("wait", ("condition", "next-exit")) as answer,
-        ):
-            attached = self._stream("attach", ("stream", "1"), ("stdout", "1"), ("stderr", "1"))
-            blocks = await attachment.enter_async_context(attached)
-            await self._start()
-            async with _background(self._wait_for_end(answer, timeout_s)) as ending:
+        async with contextlib.AsyncExitStack() as attachment, self._post("wait", ("condition", "next-exit")) as answer:
+            attached = self._post("attach", ("stream", "1"), ("stdout", "1"), ("stderr", "1"))
+            blocks = (await attachment.enter_async_context(attached)).blocks
+            self._starting = asyncio.create_task(
+                self._engine.request("POST", f"{self._path}/start", judge=errors.of_container)
+            )
+            # A start that is cut off goes on in the engine: whoever kills has to wait for it.
+            await asyncio.shield(self._starting)
+            async with _background(self._wait_for_end(answer.blocks, timeout_s)) as ending:
                 async with contextlib.aclosing(attached_output(blocks, ending, output)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -171,17 +163,8 @@ class Sandbox:
                 yield piece
         yield end
 
-    def _stream(
-        self, action: str, *params: tuple[str, str]
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._engine.stream(f"{self._path}/{action}", params=params, judge=errors.of_engine, idle_timeout_s=None)
-
-    async def _start(self) -> None:
-        self._starting = asyncio.create_task(
-            self._engine.request("POST", f"{self._path}/start", judge=errors.of_container)
-        )
-        # A start that is cut off goes on in the engine: whoever kills has to wait for it.
-        await asyncio.shield(self._starting)
+    def _post(self, action: str, *params: tuple[str, str]) -> contextlib.AbstractAsyncContextManager[Reply]:
+        return self._engine.exchange("POST", f"{self._path}/{action}", params=params, idle_timeout_s=None)
 
     async def _kill(self) -> None:
         """Kill what runs. Failing that is no error: `discard` is still to come."""
@@ -198,8 +181,18 @@ class Sandbox:
         One that shuts down kills its containers, and by that time answers nobody new: no exit code of its making is
         taken for the container's.
         """
+        content = b""
         async with _background(self._watch_disk()), _background(self._watch_time(timeout_s)):
-            await _read_wait_answer(answer)
+            async for block in answer:
+                content += block
+                if len(content) > WAIT_ANSWER_MAX_BYTES:
+                    limit = f"more than {WAIT_ANSWER_MAX_BYTES} bytes"
+                    raise errors.ended_early(f"the wait for a container's end said {limit}")
+        try:
+            # The wait is over only when the engine says so; one that goes away may just end its answer.
+            msgspec.json.decode(content)
+        except errors.UNDECODABLE as error:
+            raise errors.ended_early(f"the wait for a container's end was cut ({error})") from error
         state = (await self._engine.request_json("GET", f"{self._path}/json", _Inspected)).state
         if state.running:
             raise errors.ended_early("the wait for a container's end, while it still runs")
@@ -211,8 +204,7 @@ class Sandbox:
     async def _has_oom_event(self) -> bool:
         """Whether the engine says, of a container that has ended, that memory was the reason. Docker 20.10 has this in
         its events where the state, settled with the end, lacks it; now and then no engine has it at all."""
-        filters = msgspec.json.encode({"container": [self._container], "event": ["oom"]}).decode()
-        params = [("since", "0"), ("filters", filters)]
+        params = [("since", "0"), filters(container=[self._container], event=["oom"])]
         with contextlib.suppress(Fault, TimeoutError):
             async with (
                 asyncio.timeout(OOM_EVENT_TIMEOUT_S),
@@ -225,28 +217,22 @@ class Sandbox:
     async def _last_output(self) -> list[Output]:
         """As much of it as can be had: the container has ended, and that is reported in any case. A busy engine may
         have nothing to say of it at first."""
+        params = [("stdout", "1"), ("stderr", "1"), ("tail", str(LAST_MAX_LINES))]
+        idle_timeout_s = self._engine.settings.request_timeout_s
         for _ in range(LAST_TRIES):
-            if pieces := await self._logged_output():
+            output, pieces = Demultiplexer(max_bytes=LAST_MAX_BYTES), list[Output]()
+            with contextlib.suppress(Fault):
+                async with self._engine.exchange(
+                    "GET", f"{self._path}/logs", params=params, idle_timeout_s=idle_timeout_s
+                ) as logs:
+                    async for block in logs.blocks:
+                        pieces += output.feed(block)
+                        if output.is_full:
+                            break
+            if pieces:
                 return pieces
             await asyncio.sleep(LAST_INTERVAL_S)
         return []
-
-    async def _logged_output(self) -> list[Output]:
-        output = Demultiplexer(max_bytes=LAST_MAX_BYTES)
-        pieces: list[Output] = []
-        logs = self._engine.exchange(
-            "GET",
-            f"{self._path}/logs",
-            params=[("stdout", "1"), ("stderr", "1"), ("tail", str(LAST_MAX_LINES))],
-            idle_timeout_s=self._engine.settings.request_timeout_s,
-        )
-        with contextlib.suppress(Fault):
-            async with logs as reply:
-                async for block in reply.blocks:
-                    pieces += output.feed(block)
-                    if output.is_full:
-                        break
-        return pieces
 
     async def _watch_disk(self) -> None:
         if self._probe(self._volume) is None:
@@ -284,11 +270,12 @@ async def create(
     if info is None:
         raise NotFound(f"image {image} is not in the engine")
     name = resource_name(engine.installation, uuid, attempt)
-    body = container_body(image, info.config, labels=job_labels(engine, uuid), volume=name, limits=limits)
-    volume = await _shielded(make_volume(engine, name, uuid))
+    labels = job_labels(engine, uuid)
+    body = container_body(image, info.config, labels=labels, volume=name, limits=limits)
+    volume = Path((await _shielded(make_volume(engine, name, labels))).mountpoint)
     # Before the container: for it the engine copies what the image has in its VOLUMEs.
     _refuse_full_disk(probe(volume), limits)
-    if not runs_as_root(info.config):
+    if info.config.user.partition(":")[0] not in ("", "0", "root"):
         await _shielded(let_all_users_write(engine, body, f"{name}-prepare"))
     container = await _shielded(make_container(engine, name, body))
     return Sandbox(engine, container, volume, limits, probe, body=body, reader=f"{name}-read")
@@ -299,19 +286,6 @@ def _refuse_full_disk(space: FreeSpace | None, limits: SandboxLimits) -> None:
         raise Temporary(
             ErrorCode.STORAGE_FULL, f"the container was not started: on the Docker Engine's disk only {lack}"
         )
-
-
-async def _read_wait_answer(blocks: AsyncIterator[bytes]) -> None:
-    """The wait is over only when the engine says so; an engine that goes away may just end its answer."""
-    answer = b""
-    async for block in blocks:
-        answer += block
-        if len(answer) > WAIT_ANSWER_MAX_BYTES:
-            raise errors.ended_early(f"the wait for a container's end said more than {WAIT_ANSWER_MAX_BYTES} bytes")
-    try:
-        msgspec.json.decode(answer)
-    except errors.UNDECODABLE as error:
-        raise errors.ended_early(f"the wait for a container's end was cut ({error})") from error
 
 
 @functools.cache

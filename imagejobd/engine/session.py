@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Self
 
 import msgspec
 
 from imagejobd.engine import errors, grpc
 from imagejobd.engine.client import Engine
 from imagejobd.engine.protobuf import MalformedRecord, as_int, as_text, encoded, fields
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Fault, invalid
 
 # What is read from the disk, and encoded, at a time: the memory of one transfer.
@@ -45,39 +46,6 @@ _GO_BITS = {stat.S_ISUID: 1 << 23, stat.S_ISGID: 1 << 22, stat.S_ISVTX: 1 << 20}
 _GO_KINDS = {stat.S_IFDIR: 1 << 31, stat.S_IFLNK: 1 << 27}
 
 
-class Entry(Protocol):
-    """A file, directory or link of a folder.
-
-    `path`: below the folder, without `.` or a slash at either end. `mode`: type and permissions as stat(2) has them.
-    `link`: the target of a symbolic link; the path of an entry before this one, for a further name of the same file.
-    `offset`: where the content of a file begins.
-    """
-
-    @property
-    def path(self) -> bytes: ...
-    @property
-    def mode(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def mtime(self) -> int: ...
-    @property
-    def link(self) -> bytes: ...
-    @property
-    def offset(self) -> int: ...
-
-
-class _File(msgspec.Struct, frozen=True):
-    """An `Entry` of content in memory."""
-
-    path: bytes
-    size: int
-    mode: int = stat.S_IFREG | 0o644
-    mtime: int = 0
-    link: bytes = b""
-    offset: int = 0
-
-
 class Folder(msgspec.Struct, frozen=True):
     """What BuildKit may read under one name; `content` holds the bytes of all files, at the entries' offsets.
 
@@ -90,7 +58,7 @@ class Folder(msgspec.Struct, frozen=True):
     @classmethod
     def of_file(cls, name: str, content: bytes) -> Self:
         """The folder of one file."""
-        return cls((_File(path=name.encode(), size=len(content)),), content)
+        return cls((Entry(name.encode(), size=len(content)),), content)
 
     def open(self) -> BinaryIO:
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb", buffering=0)
@@ -184,15 +152,21 @@ class _Transfer:
         self._folder = folder
         self._tree = _tree_packets(folder.entries)
         self._is_tree_sent = False
-        self._wanted: deque[int] = deque()
+        self._requests: deque[int] = deque()
         self._sent_bytes = 0
 
     async def run(self) -> None:
         while not self._read_requests():
-            if self._wanted or not self._is_tree_sent:
-                await self._call.send(await self._block())
-            else:
+            if self._is_tree_sent and not self._requests:
                 await self._call.wait()
+                continue
+            # Read and encoded in a thread: of files that are asked for, else of the tree.
+            packets = self._content_packets() if self._requests else self._next_tree_packets()
+            try:
+                block = await asyncio.to_thread(b"".join, packets)
+            except OSError as error:
+                raise grpc.StatusError(grpc.INTERNAL, "the folder cannot be read") from error
+            await self._call.send(block)
         await self._call.send(grpc.message(encoded(1, _FIN)))
 
     def _read_requests(self) -> bool:
@@ -204,73 +178,53 @@ class _Transfer:
                 return True
             if kind == _ERROR:
                 raise grpc.StatusError(grpc.CANCELLED, f"BuildKit gave up: {as_text(packet.get(4, b''))}")
-            if (
-                kind != _REQUEST
-                or number >= len(self._folder.entries)
-                or not stat.S_ISREG(self._folder.entries[number].mode)
-            ):
+            entries = self._folder.entries
+            if kind != _REQUEST or number >= len(entries) or not stat.S_ISREG(entries[number].mode):
                 raise MalformedRecord(f"packet {kind} for entry {number} is no request for a file")
-            self._wanted.append(number)
+            self._requests.append(number)
         return False
-
-    async def _block(self) -> bytes:
-        """The next packets, read and encoded in a thread: of files that are wanted, else of the tree."""
-        packets = self._content_packets() if self._wanted else self._next_tree_packets()
-        try:
-            return await asyncio.to_thread(b"".join, packets)
-        except OSError as error:
-            raise grpc.StatusError(grpc.INTERNAL, "the folder cannot be read") from error
 
     def _next_tree_packets(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
-        while room > 0 and not self._is_tree_sent:
-            packet = next(self._tree, None)
-            if packet is None:
-                self._is_tree_sent = True
-                packet = grpc.message(b"")
+        for packet in self._tree:
             yield packet
             room -= len(packet)
+            if room <= 0:
+                return
+        self._is_tree_sent = True
 
     def _content_packets(self) -> Iterator[bytes]:
         room = BLOCK_BYTES
         with self._folder.open() as file:
-            while room > 0 and self._wanted:
-                number = self._wanted[0]
+            while room > 0 and self._requests:
+                number = self._requests[0]
                 entry = self._folder.entries[number]
                 size = min(DATA_MAX_BYTES, entry.size - self._sent_bytes)
                 if size:
-                    content = _read(file, entry.offset + self._sent_bytes, size)
+                    offset = entry.offset + self._sent_bytes
+                    file.seek(offset)
+                    if len(content := file.read(size)) < size:
+                        raise OSError(errno.EIO, f"the folder's content ends within the {size} bytes at {offset}")
                     yield grpc.message(encoded(1, _DATA) + encoded(3, number) + encoded(4, content))
                     self._sent_bytes += size
                 if self._sent_bytes == entry.size:
                     # Data without content ends the file.
                     yield grpc.message(encoded(1, _DATA) + encoded(3, number))
-                    self._wanted.popleft()
+                    self._requests.popleft()
                     self._sent_bytes = 0
                 room -= size + PACKET_BYTES
 
 
-def _read(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    content = file.read(size)
-    if len(content) < size:
-        raise OSError(errno.EIO, f"the folder's content ends within the {size} bytes at {offset}")
-    return content
-
-
 def _tree_packets(entries: Iterable[Entry]) -> Iterator[bytes]:
     for entry in entries:
+        bits = sum(go_bit for bit, go_bit in _GO_BITS.items() if entry.mode & bit)
         content = (
             encoded(1, entry.path)
-            + encoded(2, _go_mode(entry.mode))
+            + encoded(2, entry.mode & 0o777 | bits | _GO_KINDS.get(stat.S_IFMT(entry.mode), 0))
             + encoded(5, entry.size)
             + encoded(6, entry.mtime * 1_000_000_000)
             + (encoded(7, entry.link) if entry.link else b"")
         )
         yield grpc.message(encoded(2, content))
-
-
-def _go_mode(mode: int) -> int:
-    """As Go's os.FileMode has it, which is what fsutil sends."""
-    bits = sum(go_bit for bit, go_bit in _GO_BITS.items() if mode & bit)
-    return mode & 0o777 | bits | _GO_KINDS.get(stat.S_IFMT(mode), 0)
+    # The tree ends with an empty message.
+    yield grpc.message(b"")

@@ -4,7 +4,7 @@ They may stand for what another tenant built or fetched, so no job may push to t
 may share an engine, so each name holds the id of the installation that made it, 12 hexadecimal digits::
 
     imagejobd/<installation>/<uuid>:<attempt>                          the image that a job built
-    127.0.0.1:1/imagejobd/<installation>/<uuid>:base-<nonce>-<number>  a base that a build holds
+    127.0.0.1:1/imagejobd/<installation>/<uuid>:base-<nonce>-<number>  a base that a build pins
     imagejobd-<installation>-<uuid>-<attempt>[-<role>]                 a job's container or volume
     imagejobd-<installation>-tag-<hash>                                a volume that notes a tag's lease
     imagejobd-<installation>-alive-<seconds since 1970>                a volume that says that its daemon works
@@ -21,7 +21,7 @@ from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.reference import HUB_HOST, ImageReference
 
 JOB_PREFIX = "imagejobd/"
-# Where the bases that a job holds are named: a registry that refuses every connection at once. The containerd image
+# Where the bases that a job pins are named: a registry that refuses every connection at once. The containerd image
 # store asks a name's registry before it takes the image that it has, and would tell the Hub of each build.
 PIN_HOST = "127.0.0.1:1"
 PIN_PREFIX = f"{PIN_HOST}/{JOB_PREFIX}"
@@ -35,7 +35,7 @@ _INSTALLATION = r"[0-9a-f]{12}"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _REPOSITORY = re.compile(rf"(?:{re.escape(PIN_HOST)}/)?{JOB_PREFIX}(?:({_INSTALLATION})/)?({_UUID})")
 _RESOURCE = re.compile(rf"imagejobd-(?:({_INSTALLATION})-)?({_UUID})-\d+(?:-[a-z]+[0-9]*)?")
-# What some build, of any installation, holds a base under.
+# What some build, of any installation, has pinned a base under.
 PIN_PATTERN = rf"{re.escape(PIN_PREFIX)}(?:{_INSTALLATION}/)?{_UUID}:base-[0-9a-f]{{32}}-[0-9]+"
 
 
@@ -53,7 +53,7 @@ def job_repository(installation: str, uuid: str) -> str:
 
 
 def pin_repository(installation: str, uuid: str) -> str:
-    """The one that holds the bases of a job's builds."""
+    """The one in which the bases of a job's builds are pinned."""
     return f"{PIN_PREFIX}{installation}/{uuid}"
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_context import bounds_of, go_on, member, tar_of
 
-from imagejobd.archive import Entry, index, rewrite
+from imagejobd.archive import index, rewrite
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Permanent
 
 DOCKERFILE = ("Dockerfile", b"FROM scratch\n")

@@ -18,10 +18,9 @@ from harness.registry import PASSWORD, USERNAME, Registry
 from imagejobd.engine import images
 from imagejobd.engine.base_images import BaseImages, PinnedBases, PullPolicy
 from imagejobd.engine.client import Engine
-from imagejobd.engine.presence import Presence
+from imagejobd.engine.leases import Presence, TagLeases
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.stream import Built
-from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import uuid7
 from imagejobd.model.ownership import NO_INSTALLATION, pin_repository

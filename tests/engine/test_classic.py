@@ -1,6 +1,7 @@
 """The classic builder: its prose as events, programs that imitate it, what it is sent, and what it leaves."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -154,3 +155,25 @@ async def test_a_step_cannot_have_others_images_removed(client: Engine, engine: 
             await run(client, request(tmp_path, "classic", FROM_BASE + f"RUN echo ' ---> {short_id}'; exit 3\n", **OWN))
         assert engine.docker("inspect", "--format", "{{.Id}}", victim) == victim
     engine.docker("rmi", name, image)
+
+
+async def test_a_running_container_goes_and_others_stay(client: Engine, engine: PrivateEngine) -> None:
+    """One container is removed, though it runs; doing so again is no error."""
+    began = datetime.now(UTC)
+    running = engine.docker("run", "--detach", "--network=none", BUSYBOX, "sleep", "1000")
+    other = engine.docker("create", "--network=none", BUSYBOX)
+    for _ in range(2):
+        client.remains["container", running[:12]] = began
+        await remove_remains(client)
+        assert client.remains == {}
+        assert engine.docker("ps", "--all", "--quiet", "--no-trunc") == other
+    engine.docker("rm", other)
+
+
+async def test_a_container_from_before_the_build_is_left_alone(client: Engine, engine: PrivateEngine) -> None:
+    """A RUN step that prints the id of somebody's container does not have it removed."""
+    victim = engine.docker("run", "--detach", "--network=none", BUSYBOX, "sleep", "1000")
+    client.remains["container", victim[:12]] = datetime.now(UTC)
+    await remove_remains(client)
+    assert engine.docker("ps", "--quiet", "--no-trunc") == victim
+    engine.docker("rm", "--force", victim)

@@ -12,8 +12,8 @@ from harness.base_image import load_busybox
 from harness.engine import PrivateEngine
 from imagejobd.engine import images
 from imagejobd.engine.build import prune_build_cache
+from imagejobd.engine.buildkit import delete_history
 from imagejobd.engine.client import API_VERSION_MAX, Engine
-from imagejobd.engine.history import delete_history
 from imagejobd.engine.settings import DEFAULT_HOST, Builder, EngineSettings
 from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference

@@ -20,8 +20,8 @@ from imagejobd.engine import images, sandbox
 from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
+from imagejobd.engine.leases import TagLeases
 from imagejobd.engine.settings import EngineSettings
-from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import uuid7
 from imagejobd.model.ownership import NO_INSTALLATION, pin_repository

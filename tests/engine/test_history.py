@@ -13,8 +13,8 @@ from harness.engine import PrivateEngine
 from harness.processes import processes, unique_seconds
 from imagejobd.engine import images
 from imagejobd.engine.build import prune_build_cache
+from imagejobd.engine.buildkit import delete_history, list_history
 from imagejobd.engine.client import Engine
-from imagejobd.engine.history import delete_history, list_history
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.stream import BuildWarning, Step
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary

@@ -23,8 +23,8 @@ from imagejobd.engine import images
 from imagejobd.engine.base_images import BaseImages
 from imagejobd.engine.client import Engine
 from imagejobd.engine.images import export
+from imagejobd.engine.leases import TagLeases
 from imagejobd.engine.stream import Built
-from imagejobd.engine.tag_lease import TagLeases
 from imagejobd.model.errors import Permanent
 from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference

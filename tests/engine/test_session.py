@@ -5,7 +5,6 @@ import hashlib
 import io
 import random
 import ssl
-import stat
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -27,6 +26,7 @@ from imagejobd.engine.client import Engine, Upgraded
 from imagejobd.engine.session import Folder, session
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.engine.stream import Built, messages
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import uuid7
 
@@ -91,10 +91,10 @@ async def image_by_body(client: Engine, tar: Path) -> str:
     tag = f"imagejobd/{uuid7()}:1"
     with tar.open("rb") as body:
         params = [("version", "2"), ("networkmode", "none"), ("t", tag)]
-        async with client.stream(
-            "build", params=params, body=body, judge=errors.of_build, idle_timeout_s=None
-        ) as blocks:
-            async for _ in messages(blocks, errors.of_build):
+        async with client.exchange(
+            "POST", "build", params=params, body=body, judge=errors.of_build, idle_timeout_s=None
+        ) as reply:
+            async for _ in messages(reply.blocks, errors.of_build):
                 pass
     return tag
 
@@ -121,15 +121,9 @@ async def files_of(client: Engine, engine: PrivateEngine, image: str) -> dict[st
     return files
 
 
-class OneFile(msgspec.Struct, frozen=True):
-    """The entry of a folder's only file, which begins where its content begins."""
-
-    size: int
-    path: bytes = b"large"
-    mode: int = stat.S_IFREG | 0o644
-    mtime: int = MTIME
-    link: bytes = b""
-    offset: int = 0
+def large(size: int) -> Entry:
+    """A folder's only file, which begins where its content begins."""
+    return Entry(b"large", size=size, mtime=MTIME)
 
 
 class WatchedFolder(Folder, frozen=True):
@@ -156,8 +150,8 @@ async def build_of(client: Engine, folder: Folder) -> None:
     dockerfile = Folder.of_file("Dockerfile", COPY_ALL.encode())
     async with session(client, {"context": folder, "dockerfile": dockerfile}) as session_id:
         params = [("version", "2"), ("networkmode", "none"), ("remote", "client-session"), ("session", session_id)]
-        async with client.stream("build", params=params, judge=errors.of_build, idle_timeout_s=None) as blocks:
-            async for _ in messages(blocks, errors.of_build):
+        async with client.exchange("POST", "build", params=params, judge=errors.of_build, idle_timeout_s=None) as reply:
+            async for _ in messages(reply.blocks, errors.of_build):
                 pass
 
 
@@ -306,7 +300,7 @@ async def test_a_build_that_is_cancelled_in_mid_transfer_leaves_nothing(client: 
     """No task, socket or file of the session stays; the engine builds on."""
     size = 8 * 1024**3
     begun = asyncio.Event()
-    folder = WatchedFolder([OneFile(size)], sparse(tmp_path, size), asyncio.get_running_loop(), begun.set)
+    folder = WatchedFolder([large(size)], sparse(tmp_path, size), asyncio.get_running_loop(), begun.set)
     await client.ping()
     before = open_files()
     tasks = asyncio.all_tasks()
@@ -336,7 +330,7 @@ async def test_a_session_that_breaks_is_temporary(
     size = 1024**3
     loop = asyncio.get_running_loop()
     content = sparse(tmp_path, size)
-    folder = WatchedFolder([OneFile(size)], content, loop, lambda: connections[0]._transport.abort())
+    folder = WatchedFolder([large(size)], content, loop, lambda: connections[0]._transport.abort())
     with pytest.raises(Temporary) as caught:
         await build_of(client, folder)
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
@@ -345,7 +339,7 @@ async def test_a_session_that_breaks_is_temporary(
 async def test_a_context_that_is_cut_short_is_the_disks_fault(client: Engine, tmp_path: Path) -> None:
     """What the folder's entries promise and the file does not hold ends the build as an OSError."""
     with pytest.raises(OSError, match="ends within"):
-        await build_of(client, Folder([OneFile(100_000)], sparse(tmp_path, 99_999)))
+        await build_of(client, Folder([large(100_000)], sparse(tmp_path, 99_999)))
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["tcp", "tls"])

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
-import msgspec
 import pytest
 from builds import open_files, until
 from h2.connection import H2Connection
@@ -21,21 +20,13 @@ from imagejobd.engine.client import Engine, Upgraded
 from imagejobd.engine.protobuf import encoded, fields
 from imagejobd.engine.session import BLOCK_BYTES, Folder, session
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 
 DIFF_COPY = "/moby.filesync.v1.FileSync/DiffCopy"
 WINDOW_BYTES = 65535
 STAT, REQUEST, DATA, FIN, ERROR = range(5)
 DEADLINE_S = 20
-
-
-class Item(msgspec.Struct, frozen=True):
-    path: bytes
-    mode: int = stat.S_IFREG | 0o644
-    size: int = 0
-    mtime: int = 0
-    link: bytes = b""
-    offset: int = 0
 
 
 class BuildKit:
@@ -124,7 +115,7 @@ class BuildKit:
 
 @asynccontextmanager
 async def opened(
-    folder: Path, entries: Sequence[Item] = (), content: Path | bytes = b"", *, is_read: bool = True
+    folder: Path, entries: Sequence[Entry] = (), content: Path | bytes = b"", *, is_read: bool = True
 ) -> AsyncIterator[tuple[BuildKit, dict[str, str]]]:
     """A session with one folder named `context`, and the peer of it with the headers that it was opened with."""
     peers: asyncio.Queue[tuple[BuildKit, dict[str, str]]] = asyncio.Queue()
@@ -176,10 +167,10 @@ async def test_ids_and_keys_are_secrets(tmp_path: Path) -> None:
 async def test_a_folder_is_sent(tmp_path: Path) -> None:
     """The tree in the order of its entries, then what is asked for, then the end, as fsutil has it."""
     entries = [
-        Item(b"dir", stat.S_IFDIR | 0o1755, mtime=2),
-        Item(b"dir/file", stat.S_IFREG | 0o4644, 5, 3, offset=1),
-        Item(b"link", stat.S_IFLNK | 0o777, link=b"dir/\xff"),
-        Item(b"same", stat.S_IFREG | 0o644, link=b"dir/file"),
+        Entry(b"dir", stat.S_IFDIR | 0o1755, mtime=2),
+        Entry(b"dir/file", stat.S_IFREG | 0o4644, 5, 3, offset=1),
+        Entry(b"link", stat.S_IFLNK | 0o777, link=b"dir/\xff"),
+        Entry(b"same", stat.S_IFREG | 0o644, link=b"dir/file"),
     ]
     async with opened(tmp_path, entries, b"-hello-") as (peer, _):
         stream = peer.call(DIFF_COPY, dir_name="context")
@@ -209,7 +200,7 @@ async def test_a_peer_that_reads_nothing_is_sent_no_more_than_it_has_room_for(tm
     content = tmp_path / "sparse"
     with content.open("wb") as file:
         file.truncate(size)
-    async with opened(tmp_path, [Item(b"large", size=size)], content) as (peer, _):
+    async with opened(tmp_path, [Entry(b"large", size=size)], content) as (peer, _):
         stream = peer.call(DIFF_COPY, request(0), dir_name="context")
         await peer.until(lambda: len(peer.received[stream]) == WINDOW_BYTES, takes=False)
         peer.h2.increment_flow_control_window(WINDOW_BYTES)
@@ -228,7 +219,7 @@ async def test_a_peer_that_ceases_to_read_keeps_no_socket_open(tmp_path: Path) -
     with content.open("wb") as file:
         file.truncate(size)
     before, tasks = open_files(), asyncio.all_tasks()
-    async with opened(tmp_path, [Item(b"large", size=size)], content, is_read=False) as (peer, _):
+    async with opened(tmp_path, [Entry(b"large", size=size)], content, is_read=False) as (peer, _):
         peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: size})
         peer.h2.increment_flow_control_window(size)
         peer.call(DIFF_COPY, request(0), dir_name="context")
@@ -241,7 +232,7 @@ async def test_a_peer_that_ceases_to_read_keeps_no_socket_open(tmp_path: Path) -
 async def test_a_call_that_is_reset_ends_alone(tmp_path: Path) -> None:
     """The next transfer of the same folder is whole."""
     content = bytes(range(256)) * (2 * BLOCK_BYTES // 256)
-    async with opened(tmp_path, [Item(b"file", size=len(content))], content) as (peer, _):
+    async with opened(tmp_path, [Entry(b"file", size=len(content))], content) as (peer, _):
         first = peer.call(DIFF_COPY, request(0), dir_name="context")
         await peer.until(lambda: len(peer.received[first]) > WINDOW_BYTES // 2, takes=False)
         peer.h2.reset_stream(first)
@@ -270,7 +261,7 @@ async def test_what_is_refused(
     tmp_path: Path, path: str, message: bytes, metadata: dict[str, str], status: str
 ) -> None:
     """What is not offered, not there or no sense ends its own call with a status, and no other."""
-    entries = [Item(b"a"), Item(b"dir", stat.S_IFDIR | 0o755)]
+    entries = [Entry(b"a"), Entry(b"dir", stat.S_IFDIR | 0o755)]
     async with opened(tmp_path, entries) as (peer, _):
         assert await peer.status(peer.call(path, message, **metadata)) == status
         health = peer.call("/grpc.health.v1.Health/Check", b"")
@@ -288,7 +279,7 @@ async def test_a_session_that_ends_makes_the_builds_failure_temporary(tmp_path: 
 
 async def fail_in_mid_transfer(folder: Path, how: str) -> None:
     content = bytes(BLOCK_BYTES)
-    async with opened(folder, [Item(b"file", size=len(content))], content) as (peer, _):
+    async with opened(folder, [Entry(b"file", size=len(content))], content) as (peer, _):
         stream = peer.call(DIFF_COPY, request(0), dir_name="context")
         await peer.until(lambda: len(peer.received[stream]) > WINDOW_BYTES // 2, takes=False)
         if how == "closes":

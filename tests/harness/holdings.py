@@ -9,8 +9,8 @@ from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 from harness.engine import PrivateEngine
+from imagejobd.engine.buildkit import list_history
 from imagejobd.engine.client import Engine
-from imagejobd.engine.history import list_history
 from imagejobd.engine.settings import EngineSettings
 
 ANSWER_TIMEOUT_S = 10.0

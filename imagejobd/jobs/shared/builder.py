@@ -21,12 +21,12 @@ from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine import images
 from imagejobd.engine.base_images import BaseImages, PullPolicy
 from imagejobd.engine.build import BuildRequest, build, prune_build_cache
+from imagejobd.engine.buildkit import delete_history, list_history
 from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
-from imagejobd.engine.history import delete_history, list_history
+from imagejobd.engine.leases import Known, TagLeases
 from imagejobd.engine.settings import Network
 from imagejobd.engine.stream import Built, Step, Transfer
-from imagejobd.engine.tag_lease import Known, TagLeases
 from imagejobd.jobs.shared.access import EngineEgress, RegistryAccess
 from imagejobd.jobs.shared.console import Console
 from imagejobd.jobs.shared.context import Context

@@ -1,19 +1,21 @@
-"""Tags that are leased: for a while one names another image in the engine, then again what it named before.
+"""What daemons beside each other on one engine note there: that each works, and which tags it has moved for a while.
+
+A note is a volume without content, which the engine keeps, as it keeps images, through restarts of both. No daemon
+removes another's. That a daemon works is noted with a time in the volume's name, so that the note of one that died
+counts for `ALIVE_FOR_S` at most.
 
 A push needs the user's tag on the image that was built, and a pull with a login puts a tag on what not everybody may
-read, while the engine shows every tag to everybody. So whoever moves one has it for himself meanwhile: nobody takes it
-for a base, and it is restored in any case, also after a crash: a volume without content, which the engine keeps as it
-keeps images, notes each lease for as long as it lasts.
-
-Other daemons on the engine see these notes too. Of two that want one tag at once, each of which has its note there
-before it looks for the other's, at least one gives way, and tries again later.
+read, while the engine shows every tag to everybody. So whoever moves a tag leases it: nobody takes it for a base
+meanwhile, and it is restored in any case, after a crash too. Of two daemons that want one tag at once, each of which
+has its note there before it looks for the other's, at least one gives way, and tries again later.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from typing import Self
 
 import msgspec
@@ -21,25 +23,96 @@ import structlog
 
 from imagejobd.engine import images
 from imagejobd.engine.client import Engine
-from imagejobd.engine.presence import MarkedVolume, list_volumes, make_note, remove_note, working
+from imagejobd.engine.container import Volume, list_volumes, make_volume, remove_volume
 from imagejobd.model.concurrency import KeyedLock, uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.ownership import INSTALLATION_LABEL, owner_of_repository
 from imagejobd.model.reference import ImageReference
 
+RENEW_EVERY_S = 60.0
+RENEW_RETRY_S = 5.0
+ALIVE_FOR_S = 180.0
+WITHDRAW_TIMEOUT_S = 1.0
+# How long a lessee that is cancelled waits for its tag to be restored; after that the sweep does it.
+RESTORE_TIMEOUT_S = 0.5
 LABEL = "imagejobd.tag"
+
+_NOTE = re.compile(r"imagejobd-([0-9a-f]{12})-alive-(\d{1,12})")
 _BEFORE_LABEL = "imagejobd.tag-before"
 _IMAGE_LABEL = "imagejobd.tag-image"
 _NAME_HEX_DIGITS = 40
 # Stands for the image of a lease that ends before its tag was moved; no image has this id.
 _UNMOVED = "unmoved"
-# How long a lessee that is cancelled waits for its tag to be restored; after that the sweep does it.
-RESTORE_TIMEOUT_S = 0.5
 
 log = structlog.get_logger("imagejobd.engine")
 
 # Which of some UUIDs are jobs of ours.
 Known = Callable[[Collection[str]], Awaitable[set[str]]]
+
+
+class Presence:
+    """This daemon's own note, and the others that it sees. One per engine."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._others: set[str] = set()
+        self._is_noted = False
+
+    @property
+    def others(self) -> list[str]:
+        """The installations whose daemons were seen at work on this engine when it last answered."""
+        return sorted(self._others)
+
+    async def renew(self) -> None:
+        """Note that this daemon works, and look who else does. Raises as `Engine.request` does."""
+        now_s = self._clock()
+        note = f"{self._prefix}{int(now_s)}"
+        self._is_noted = True
+        await make_volume(self._engine, note, {})
+        volumes = await list_volumes(self._engine, INSTALLATION_LABEL)
+        await self._remove_notes(volumes, but=note)
+        others = _working(self._engine, volumes, now_s)
+        for installation in sorted(others - self._others):
+            log.warning(
+                "another daemon works on this Docker Engine; both may, and the build cache is pruned by both",
+                installation=installation,
+                own=self._engine.installation,
+            )
+        for installation in sorted(self._others - others):
+            log.info("the other daemon no longer works on this Docker Engine", installation=installation)
+        self._others = others
+
+    async def withdraw(self) -> None:
+        """Take the note away, for a daemon that stops; an engine that does not answer soon keeps it for a while."""
+        if not self._is_noted:
+            return
+        try:
+            async with asyncio.timeout(WITHDRAW_TIMEOUT_S):
+                await self._remove_notes(await list_volumes(self._engine, INSTALLATION_LABEL))
+        except (Fault, TimeoutError) as error:
+            log.info("cannot remove the note that this daemon works", error=str(error))
+
+    @property
+    def _prefix(self) -> str:
+        return f"imagejobd-{self._engine.installation}-alive-"
+
+    async def _remove_notes(self, volumes: Iterable[Volume], but: str = "") -> None:
+        for volume in volumes:
+            if volume.name.startswith(self._prefix) and volume.name != but:
+                await remove_volume(self._engine, volume.name)
+
+
+async def presence_loop(presence: Presence) -> None:
+    """Renew the note now and every minute, as soon as the engine answers."""
+    while True:
+        try:
+            await presence.renew()
+        except Fault:
+            # An engine that does not answer is in the log already.
+            await asyncio.sleep(RENEW_RETRY_S)
+        else:
+            await asyncio.sleep(RENEW_EVERY_S)
 
 
 class TagLease(msgspec.Struct, frozen=True):
@@ -53,7 +126,7 @@ class TagLease(msgspec.Struct, frozen=True):
     image_id: str
 
     @classmethod
-    def of(cls, volume: MarkedVolume) -> Self | None:
+    def of(cls, volume: Volume) -> Self | None:
         """The lease that a volume notes; name and labels must agree."""
         labels = (INSTALLATION_LABEL, LABEL, _BEFORE_LABEL, _IMAGE_LABEL)
         lease = cls(*(volume.label(label) for label in labels))
@@ -118,7 +191,7 @@ class TagLeases:
         grace_s: float | None = None
         self._active.add(lease.reference)
         try:
-            await make_note(self._engine, lease.volume, lease.labels)
+            await make_volume(self._engine, lease.volume, lease.labels)
             await self.check_unmoved(reference, lease.before_id)
             ending = lease
             yield
@@ -162,7 +235,7 @@ class TagLeases:
     async def _check_unleased(self, reference: ImageReference) -> None:
         """The notes of daemons that no longer work count for nothing: they restore their tags themselves."""
         volumes = await list_volumes(self._engine, INSTALLATION_LABEL)
-        others = working(self._engine, volumes, time.time())
+        others = _working(self._engine, volumes, time.time())
         for lease in filter(None, map(TagLease.of, volumes)):
             if lease.installation in others and lease.covers(reference):
                 why = f"another daemon on this Docker Engine ({lease.installation}) has moved {lease.reference}"
@@ -183,7 +256,7 @@ class TagLeases:
             await images.remove(self._engine, reference)
             if lease.before_id and reference.tag and await images.inspect(self._engine, lease.before_id) is not None:
                 await images.tag(self._engine, lease.before_id, reference)
-        await remove_note(self._engine, lease.volume)
+        await remove_volume(self._engine, lease.volume)
         self._overdue.pop(lease.reference, None)
 
     async def _sweep_notes(self) -> None:
@@ -204,3 +277,14 @@ class TagLeases:
         image = await images.find(self._engine, ImageReference.parse(lease.reference, default_tag=None))
         owners = [owner_of_repository(name.rpartition(":")[0]) for name in (image.tags if image else None) or ()]
         return bool(await self._known({owner.uuid for owner in owners if owner and not owner.installation}))
+
+
+def _working(engine: Engine, volumes: Iterable[Volume], now_s: float) -> set[str]:
+    """The other installations whose notes among `volumes` are of now; a clock that was set makes none immortal."""
+    return {
+        match[1]
+        for volume in volumes
+        if (match := _NOTE.fullmatch(volume.name))
+        and volume.label(INSTALLATION_LABEL) == match[1] != engine.installation
+        and abs(now_s - int(match[2])) < ALIVE_FOR_S
+    }

@@ -6,7 +6,7 @@ import pytest
 
 from harness.engine import PrivateEngine
 from imagejobd.engine.client import Engine
-from imagejobd.engine.presence import ALIVE_FOR_S, Presence
+from imagejobd.engine.leases import ALIVE_FOR_S, Presence
 from imagejobd.engine.settings import EngineSettings
 
 ONE, TWO = "1" * 12, "2" * 12
