@@ -72,8 +72,13 @@ class DispatchBody:
         self._body_bytes += len(data)
         check_body_size(self._body_bytes, self._max_bytes)
         if not self._has_content:
-            self._fields += data
+            # What is beyond its bound is not even looked at.
+            room = FIELDS_MAX_BYTES + 1 - len(self._fields)
+            rest = data[room:]
+            self._fields += data[:room]
             data = self._begin_content()
+            if self._has_content:
+                data += rest
         payload = b""
         if self._is_in_content:
             text, quote, data = data.partition(b'"')

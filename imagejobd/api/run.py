@@ -141,7 +141,8 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
 def _wants_json(request: web.Request) -> bool:
     """Whether a client asks for JSON. One that names text as well, as axios does, gets what the original answered."""
     accept = ",".join(request.headers.getall(hdrs.ACCEPT, [])).lower()
-    return "application/json" in accept and "text/plain" not in accept
+    types = {media_type.partition(";")[0].strip() for media_type in accept.split(",")}
+    return "application/json" in types and "text/plain" not in types
 
 
 def _reason(job: Job) -> str:

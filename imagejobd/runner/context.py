@@ -191,7 +191,8 @@ class JobLog:
         self._tail: deque[str] = deque()
         self._tail_bytes = 0
         self._cut_bytes = 0
-        self._is_line_open = False
+        # Unless there is nothing yet: how the attempt before ended its last line is not known.
+        self._is_line_open = stored_bytes > 0
 
     async def append(self, text: str) -> None:
         """Add text; a line may arrive in pieces. Raises what the store raises."""

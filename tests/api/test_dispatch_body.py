@@ -250,6 +250,7 @@ def test_a_body_has_a_bound(filler: bytes) -> None:
         (b'{"a": "' + b"a" * FIELDS_MAX_BYTES, ErrorCode.TOO_LARGE),
         (b'{"a":' + b"[" * (FIELDS_MAX_BYTES - 5), ErrorCode.INVALID),
         (b'{"content":"","a": "' + b"a" * FIELDS_MAX_BYTES, ErrorCode.TOO_LARGE),
+        (b"{" + b" " * FIELDS_MAX_BYTES + b'"content":""}', ErrorCode.TOO_LARGE),
     ],
 )
 def test_what_is_besides_has_bounds(text: bytes, code: ErrorCode) -> None:

@@ -229,9 +229,10 @@ async def test_words_for_every_step(app: BareApp) -> None:
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
         ("application/json, text/plain, */*", False),
         ("application/problem+json", False),
+        ("application/json-patch+json", False),
         ("", False),
     ],
-    ids=["named", "in capitals", "before others", "curl", "browser", "axios", "another type", "empty"],
+    ids=["named", "in capitals", "before others", "curl", "browser", "axios", "another type", "a longer name", "empty"],
 )
 async def test_json_for_those_who_ask_for_it(app: BareApp, accept: str, is_json: bool) -> None:
     """Who does not name it, or names text as well, gets the text of the original."""

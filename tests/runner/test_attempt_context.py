@@ -66,6 +66,21 @@ async def test_a_later_attempt_adds_only_its_end() -> None:
     assert "".join(blocks).endswith("\nwhy\n")
 
 
+@pytest.mark.parametrize(
+    ("stored_bytes", "before", "expected"),
+    [(0, "", "failed\n"), (0, "a line\n", "a line\nfailed\n"), (0, "half", "half\nfailed\n"), (4, "", "\nfailed\n")],
+    ids=["first", "after a line", "after half a line", "after another attempt"],
+)
+async def test_last_words_stand_on_a_line_of_their_own(stored_bytes: int, before: str, expected: str) -> None:
+    """An attempt that a crash has cut may have left half a line."""
+    blocks = Blocks()
+    log = joblog(blocks, stored_bytes=stored_bytes)
+    await log.append(before)
+    await log.append_line("failed\n")
+    await log.close()
+    assert "".join(blocks) == expected
+
+
 async def test_what_could_not_be_written_is_written_later() -> None:
     """A store that refuses costs no text and no order."""
     written: list[str] = []
