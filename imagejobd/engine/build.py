@@ -31,6 +31,8 @@ from imagejobd.model.ownership import PIN_PATTERN
 # Between two blocks, and between two looks at whether it is over, of a build that reports nothing any more.
 STUCK_PAUSE_S = 0.1
 STUCK_LOOK_S = 2.0
+# Between the first of these looks and the last the id of an image has come, also on a machine that is busy.
+STUCK_IDLE_LOOKS = 4
 # How long the end of a cancelled build waits for the engine; the closed connection stops it anyway.
 CANCEL_TIMEOUT_S = 0.7
 # Between two tries to remove what the engine, which is just ending the build, still uses.
@@ -236,8 +238,7 @@ class _EndWatch:
         except Fault:
             is_going_on = True
         self._idle_looks = 0 if is_going_on else self._idle_looks + 1
-        # Between the two looks the id of an image would have come.
-        return self._idle_looks > 1
+        return self._idle_looks >= STUCK_IDLE_LOOKS
 
 
 async def _dockerfile_times(engine: Engine) -> list[float]:
