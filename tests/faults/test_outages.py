@@ -112,7 +112,7 @@ def test_engine_down_at_start(engine: PrivateEngine, registry: Registry, tmp_pat
         socket.symlink_to(engine.socket)
         b.succeeded(job)
         assert b.call("GET", "/readyz").json["engine"] == "ok"
-        b.check_swept()
+        b.check_clean()
 
 
 @pytest.mark.parametrize("outage", ["stopped", "killed", "frozen"])
@@ -161,7 +161,7 @@ def test_cancel_while_the_engine_hangs(engine: PrivateEngine, registry: Registry
             ended = b.ended(job)
         assert ended["state"] == "cancelled"
         assert stopped_after_s(ended) < 2.0
-        b.check_swept()
+        b.check_clean()
 
 
 def test_disk_full(engine: PrivateEngine, registry: Registry) -> None:
