@@ -58,7 +58,14 @@ class AttemptContext:
         self._secrets = set(claim.secrets.values())
         self._redactor: Redactor | None = None
         write_log = partial(store.log, claim)
-        self._joblog = JobLog(write_log, self.redact, max_bytes=log_max_bytes, stored_bytes=claim.job.log_bytes)
+        self._joblog = JobLog(
+            write_log,
+            self.redact,
+            max_bytes=log_max_bytes,
+            stored_bytes=claim.job.log_bytes,
+            # A crash may have cut an attempt in the middle of a line.
+            is_line_open=claim.job.crashes > 0 and claim.job.log_bytes > 0,
+        )
         # Log that may turn out to repeat that of the attempt before; None once it is written.
         self._held_back: str | None = "" if claim.job.faults else None
         self._releaser = Debouncer(self._release_log, delay_s=HELD_BACK_MAX_S)
@@ -181,6 +188,7 @@ class JobLog:
         *,
         max_bytes: int,
         stored_bytes: int = 0,
+        is_line_open: bool = False,
     ) -> None:
         self._write = write
         self._redact = redact
@@ -191,8 +199,7 @@ class JobLog:
         self._tail: deque[str] = deque()
         self._tail_bytes = 0
         self._cut_bytes = 0
-        # Unless there is nothing yet: how the attempt before ended its last line is not known.
-        self._is_line_open = stored_bytes > 0
+        self._is_line_open = is_line_open
 
     async def append(self, text: str) -> None:
         """Add text; a line may arrive in pieces. Raises what the store raises."""

@@ -67,14 +67,20 @@ async def test_a_later_attempt_adds_only_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored_bytes", "before", "expected"),
-    [(0, "", "failed\n"), (0, "a line\n", "a line\nfailed\n"), (0, "half", "half\nfailed\n"), (4, "", "\nfailed\n")],
-    ids=["first", "after a line", "after half a line", "after another attempt"],
+    ("is_line_open", "before", "expected"),
+    [
+        (False, "", "failed\n"),
+        (False, "a line\n", "a line\nfailed\n"),
+        (False, "half", "half\nfailed\n"),
+        (True, "", "\nfailed\n"),
+        (True, "a line\n", "a line\nfailed\n"),
+    ],
+    ids=["first", "after a line", "after half a line", "after a crash", "after a crash and a line"],
 )
-async def test_last_words_stand_on_a_line_of_their_own(stored_bytes: int, before: str, expected: str) -> None:
+async def test_last_words_stand_on_a_line_of_their_own(is_line_open: bool, before: str, expected: str) -> None:
     """An attempt that a crash has cut may have left half a line."""
     blocks = Blocks()
-    log = joblog(blocks, stored_bytes=stored_bytes)
+    log = joblog(blocks, is_line_open=is_line_open)
     await log.append(before)
     await log.append_line("failed\n")
     await log.close()
