@@ -237,7 +237,7 @@ async def _run_container(ctx: JobContext, container: Sandbox, settings: RunSetti
     if not text.endswith("\n"):
         await ctx.log("\n")
     if end is None:
-        raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the engine did not tell how the container ended", peer=ENGINE)
+        raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the engine did not say how the container ended", peer=ENGINE)
     return end
 
 
@@ -254,7 +254,7 @@ def _check_exit(end: Exit, settings: RunSettings, tail: Tail) -> None:
             f"killed (exit code {end.code}); let it use less, or ask the operator for more",
         )
     last = tail.lines()
-    output = f"the last that it printed:\n{last}" if last else "it printed nothing that would tell why"
+    output = f"the last that it printed:\n{last}" if last else "it printed nothing that explains it"
     raise Permanent(
         ErrorCode.RUN_FAILED, f"the container exited with code {end.code}{_signal(end.code, settings)}; {output}"
     )

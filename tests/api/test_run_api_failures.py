@@ -40,7 +40,7 @@ def tight_daemon(engine: PrivateEngine) -> Iterator[Daemon]:
             id="exit code",
         ),
         pytest.param(
-            "exit 200", "run_failed", "exited with code 200; it printed nothing that would tell why", id="silent"
+            "exit 200", "run_failed", "exited with code 200; it printed nothing that explains it", id="silent"
         ),
         pytest.param("kill -SEGV $$", "run_failed", "exited with code 139 (SIGSEGV); ", id="signal"),
         pytest.param(
