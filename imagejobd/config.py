@@ -22,7 +22,7 @@ from imagejobd.jobs.dispatch import DispatchSettings
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunSettings
 from imagejobd.model.egress import EgressSettings, is_loopback
-from imagejobd.registry.settings import RegistryHost
+from imagejobd.registry.hosts import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
 
 DEFAULT_PATH = Path("/etc/imagejobd/config.toml")

@@ -42,8 +42,8 @@ from imagejobd.model.job import uuid7
 from imagejobd.model.kind import by_name
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.flight import Flights
-from imagejobd.registry.http.resolver import Resolver
-from imagejobd.registry.settings import RegistryHosts
+from imagejobd.registry.hosts import RegistryHosts
+from imagejobd.registry.resolver import Resolver
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop

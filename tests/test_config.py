@@ -25,7 +25,7 @@ def test_example_documents_every_key() -> None:
             found |= {name} | keys(value)
         return found
 
-    from imagejobd.registry.settings import RegistryHost
+    from imagejobd.registry.hosts import RegistryHost
 
     missing = [key for key in keys(Config()) | keys(RegistryHost()) if key not in text]
     assert not missing

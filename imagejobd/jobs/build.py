@@ -24,8 +24,8 @@ from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.ownership import LABEL_PREFIX, refuse_reserved
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
-from imagejobd.registry.faults import Unanswered
-from imagejobd.registry.http.address import host_of, peer_of
+from imagejobd.registry.address import host_of, peer_of
+from imagejobd.registry.errors import Unanswered
 
 PASSWORD = "password"  # noqa: S105 - the name of a secret, not one
 TAR_URL = "tar_url"

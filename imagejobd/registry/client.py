@@ -12,16 +12,13 @@ from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import DEFAULT_TAG, ImageReference
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.content.repository import Repository
-from imagejobd.registry.faults import LOGIN_NOT_FOR_YOU, Unanswered
-from imagejobd.registry.http.proxies import Proxies
-from imagejobd.registry.http.resolver import Resolver
-from imagejobd.registry.http.timing import Timing
-from imagejobd.registry.http.transport import IDLE_TIMEOUT_S, Transport
-from imagejobd.registry.pace import HostPace
-from imagejobd.registry.settings import RegistryHost, RegistryHosts
-from imagejobd.registry.site import Site
-from imagejobd.registry.trust import Approach
+from imagejobd.registry.errors import LOGIN_NOT_FOR_YOU, Unanswered
+from imagejobd.registry.hosts import Origin, RegistryHost, RegistryHosts, RegistryTarget
+from imagejobd.registry.http import IDLE_TIMEOUT_S, Transport
+from imagejobd.registry.limits import HostLimiter, Timing
+from imagejobd.registry.proxies import Proxies
+from imagejobd.registry.repository import Repository
+from imagejobd.registry.resolver import Resolver
 
 # Users name hosts as they like; the pace of one that nobody has a connection to for long is learnt again.
 PACES_MAX = 1024
@@ -59,8 +56,8 @@ class RegistryClient:
             names=names,
         )
         # Whoever holds a pace shares it with all who come later; the recent ones are kept without a holder.
-        self._paces: WeakValueDictionary[str, HostPace] = WeakValueDictionary()
-        self._recent: dict[str, HostPace] = {}
+        self._paces: WeakValueDictionary[str, HostLimiter] = WeakValueDictionary()
+        self._recent: dict[str, HostLimiter] = {}
 
     def credentials_for(self, host: str, principal: Principal) -> Credentials | None:
         """The configured login of a host, as `ImageReference.host` names it, where `principal` may use it."""
@@ -71,10 +68,10 @@ class RegistryClient:
         is_withheld = self._hosts.of(principal).is_withheld(host)
         return LOGIN_NOT_FOR_YOU.format(host=host) if is_withheld else None
 
-    def connect(self, site: Site, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
+    def connect(self, site: RegistryTarget, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
         """A connection for one job. Nothing is asked yet. `warn` hears what the registry has to say to people, each
         text once."""
-        approach = Approach.to(site, self._hosts)
+        approach = Origin.to(site, self._hosts)
         host = approach.site.host
         return Connection(
             approach,
@@ -83,7 +80,7 @@ class RegistryClient:
             self._timing,
             judged=self._judged,
             mirrors=lambda: [
-                self.connect(Site(host=name, principal=site.principal), warn=warn)
+                self.connect(RegistryTarget(host=name, principal=site.principal), warn=warn)
                 for name in self._hosts.mirrors_of(host)
             ],
             warn=warn,
@@ -98,7 +95,7 @@ class RegistryClient:
         Raises `Permanent(denied)` for 401 and 403, `Permanent(too_large)` beyond 4 MiB, `Temporary` for network
         faults, 429 and 5xx (with the registry's Retry-After), `Permanent(egress)` for a denied address.
         """
-        connection = self.connect(Site(host=reference.host, login=credentials, principal=principal))
+        connection = self.connect(RegistryTarget(host=reference.host, login=credentials, principal=principal))
         found = await Repository(connection=connection, path=reference.path).head_manifest(
             reference.digest or reference.tag or DEFAULT_TAG
         )
@@ -109,7 +106,7 @@ class RegistryClient:
         and its circuit open. It is asked once more, in the configured way and for nothing that a user chose: a job must
         not shut others out of a host that is silent to that job alone."""
         try:
-            await self.connect(Site(host=host)).ping()
+            await self.connect(RegistryTarget(host=host)).ping()
         except Unanswered as silence:
             if silence.silent == host:
                 self.circuits.failed(host, silence.message)
@@ -133,8 +130,8 @@ class RegistryClient:
     ) -> None:
         await self.close()
 
-    def _pace_of(self, host: str) -> HostPace:
-        pace = self._paces.get(host) or HostPace(self._timing)
+    def _pace_of(self, host: str) -> HostLimiter:
+        pace = self._paces.get(host) or HostLimiter(self._timing)
         self._paces[host] = pace
         self._recent.pop(host, None)
         self._recent[host] = pace

@@ -12,7 +12,7 @@ from bare_app import MINIMAL, BareApp, bare_app
 from imagejobd.api import intake
 from imagejobd.model.bounds import MIB
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
-from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES
+from imagejobd.registry.manifest import MANIFEST_MAX_BYTES
 
 ASKING: dict[str, Any] = {"kind": "asking", "spec": {"n": 1}}
 

@@ -12,7 +12,7 @@ from imagejobd.model.clock import now_ms
 from imagejobd.model.egress import Egress
 from imagejobd.model.ownership import PulledBase
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.resolver import Resolver
+from imagejobd.registry.resolver import Resolver
 from imagejobd.store.blobs import BlobStore
 
 

@@ -11,7 +11,7 @@ from harness import tls
 from imagejobd.model.egress import Egress
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def fake() -> AsyncIterator[FakeRegistry]:
 @pytest.fixture
 def connection(client: RegistryClient, fake: FakeRegistry) -> Connection:
     """A connection to `fake` by somebody without a login."""
-    return client.connect(Site(host=fake.host))
+    return client.connect(RegistryTarget(host=fake.host))
 
 
 @pytest.fixture

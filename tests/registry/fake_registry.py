@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from harness.tls import Certificate
-from imagejobd.registry.http.proxies import Proxies
+from imagejobd.registry.proxies import Proxies
 
 Handler = Callable[[web.Request], web.StreamResponse | Awaitable[web.StreamResponse]]
 

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 
-from imagejobd.registry.http.timing import Timing
+from imagejobd.registry.limits import Timing
 
 
 class MovedClock:

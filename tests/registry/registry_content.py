@@ -8,8 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.registry import Registry
-from imagejobd.registry.content.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
-from imagejobd.registry.content.manifest import Manifest, parse_manifest
+from imagejobd.registry.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest, parse_manifest
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.repository import Repository
-from imagejobd.registry.http.timing import Timing
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
+from imagejobd.registry.limits import Timing
+from imagejobd.registry.repository import Repository
 
 
 async def no_wait(_: float) -> None:
@@ -21,7 +21,7 @@ HASTE = Timing(sleep=no_wait)
 
 def reader(client: RegistryClient, host: str, path: str, **site: Any) -> Repository:
     """The repository `path` at a host with plain HTTP, to read from."""
-    return Repository(connection=client.connect(Site(host=host, **{"scheme": "http"} | site)), path=path)
+    return Repository(connection=client.connect(RegistryTarget(host=host, **{"scheme": "http"} | site)), path=path)
 
 
 def writer(client: RegistryClient, host: str, path: str, **site: Any) -> Repository:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from imagejobd.registry.http.address import exact_url, host_of, http_url, numeric_address, origin_of
+from imagejobd.registry.address import exact_url, host_of, http_url, numeric_address, origin_of
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.hosts import RegistryTarget, TokenRequest
 
 BUILDER = Credentials("builder", Secret("correct-horse"))
 PULL = ("repository:team/app:pull",)
@@ -213,7 +213,7 @@ async def test_a_token_server_on_another_host(fake: FakeRegistry, client: Regist
             if request.headers.get("Authorization") == "Bearer the-token"
             else web.Response(status=401, headers={"WWW-Authenticate": realm})
         )
-        assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+        assert await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER))) == 200
         assert server.seen[0].headers["Authorization"].startswith("Basic ")
         assert not any(r.headers.get("Authorization", "").startswith("Basic ") for r in fake.seen)
 
@@ -225,7 +225,7 @@ async def test_a_token_server_that_redirects_elsewhere_takes_no_password_along(
     async with FakeRegistry() as elsewhere:
         elsewhere.on_manifest = lambda _: web.json_response({"token": "the-token"})
         fake.on_token = lambda _: web.Response(status=307, headers={"Location": f"{elsewhere.url}/elsewhere"})
-        assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+        assert await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER))) == 200
         assert ["Authorization" in request.headers for request in elsewhere.seen] == [False]
 
 
@@ -276,7 +276,9 @@ async def test_a_requests_own_token_server(
 
     tokens.fake.on_token = on_token
     tokens.token_type = token_type
-    connection = client.connect(Site(host=tokens.fake.host, login=requested(tokens.fake, token_type=token_type)))
+    connection = client.connect(
+        RegistryTarget(host=tokens.fake.host, login=requested(tokens.fake, token_type=token_type))
+    )
     assert [await ask(connection, scopes) for scopes in (PULL, PUSH)] == [200, 200]
     assert (tokens.issued, tokens.challenged) == (1, 0)
     assert bodies == [("GET", {"grant": "hidden-grant"}, "hidden-key", "application/json")]
@@ -299,7 +301,7 @@ async def test_a_refusing_token_server_reveals_nothing(
 
     tokens.fake.on_token = echo
     with pytest.raises(Fault) as refused:
-        await ask(client.connect(Site(host=tokens.fake.host, login=requested(tokens.fake))))
+        await ask(client.connect(RegistryTarget(host=tokens.fake.host, login=requested(tokens.fake))))
     assert str(status) in refused.value.message
     assert "hidden" not in refused.value.message
 
@@ -311,7 +313,7 @@ async def test_a_requests_secrets_stay_with_its_token_server(tokens: TokenRegist
             status=307, headers={"Location": f"{elsewhere.url}/elsewhere?x=1"}
         )
         with pytest.raises(Permanent, match="redirects to"):
-            await ask(client.connect(Site(host=tokens.fake.host, login=requested(tokens.fake))))
+            await ask(client.connect(RegistryTarget(host=tokens.fake.host, login=requested(tokens.fake))))
         assert elsewhere.seen == []
 
 
@@ -330,7 +332,7 @@ async def test_token_requests_that_cannot_be_sent(
 ) -> None:
     """Nothing that would change the request's form is sent; the refusal shows no part of it."""
     with pytest.raises(Permanent, match=part) as refused:
-        await ask(client.connect(Site(host=fake.host, login=login)))
+        await ask(client.connect(RegistryTarget(host=fake.host, login=login)))
     assert refused.value.code is ErrorCode.INVALID
     assert "hidden" not in refused.value.message
     assert fake.seen == []
@@ -343,7 +345,7 @@ async def test_headers_that_frame_the_request_are_ours(tokens: TokenRegistry, cl
         headers={name: Secret("5") for name in ("Content-Length", "Host", "transfer-encoding")},
         body=Secret(json.dumps({"long": "x" * 100})),
     )
-    assert await ask(client.connect(Site(host=tokens.fake.host, login=login))) == 200
+    assert await ask(client.connect(RegistryTarget(host=tokens.fake.host, login=login))) == 200
     asked = tokens.fake.tokens_asked[0]
     assert asked.headers["Host"] == tokens.fake.host
     assert asked.headers["Authorization"] == "Basic dXNlcjpwYXNz"
@@ -354,7 +356,7 @@ async def test_egress_holds_for_a_requests_token_server(fake: FakeRegistry) -> N
     async with RegistryClient({}, Egress(EgressSettings(deny=("127.0.0.2/32",))), proxies=NO_PROXIES) as client:
         url = f"{fake.url}/token".replace("127.0.0.1", "127.0.0.2")
         with pytest.raises(Permanent) as denied:
-            await ask(client.connect(Site(host=fake.host, login=TokenRequest(url=Secret(url)))))
+            await ask(client.connect(RegistryTarget(host=fake.host, login=TokenRequest(url=Secret(url)))))
     assert denied.value.code is ErrorCode.EGRESS
     assert fake.seen == []
 
@@ -365,7 +367,7 @@ async def test_a_redirects_target_teaches_nothing(
 ) -> None:
     """Whom the registry's redirects lead to may not name a token server: the password would go there. Its 401 is an
     answer, and says nothing of the token in hand."""
-    connection = client.connect(Site(host=tokens.fake.host, login=BUILDER))
+    connection = client.connect(RegistryTarget(host=tokens.fake.host, login=BUILDER))
     if is_known:
         assert await ask(connection) == 200
     async with FakeRegistry() as storage:
@@ -392,7 +394,7 @@ async def test_a_ping_that_leads_elsewhere_teaches_nothing(fake: FakeRegistry, c
             else web.Response(status=401)
         )
         with pytest.raises(Permanent, match="in no way known here"):
-            await ask(client.connect(Site(host=fake.host, login=BUILDER)))
+            await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER)))
         assert storage.tokens_asked == []
 
 
@@ -402,7 +404,7 @@ async def test_a_token_server_without_a_token_denies(fake: FakeRegistry, client:
     fake.on_token = lambda _: web.Response(status=status)
     for login in (None, BUILDER):
         with pytest.raises(Permanent, match=rf"token server {fake.host}: it gives no token.*{status}") as denied:
-            await ask(client.connect(Site(host=fake.host, login=login)))
+            await ask(client.connect(RegistryTarget(host=fake.host, login=login)))
         assert denied.value.code is ErrorCode.DENIED
 
 
@@ -412,10 +414,10 @@ async def test_the_password_where_no_token_server_is_named(fake: FakeRegistry, c
     fake.on_manifest = lambda request: (
         web.Response() if "Authorization" in request.headers else web.Response(status=401, headers=offers)
     )
-    assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+    assert await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER))) == 200
     assert fake.seen[-1].headers["Authorization"].startswith("Basic ")
     offers.append(("WWW-Authenticate", fake.challenge))
-    assert await ask(client.connect(Site(host=fake.host, login=BUILDER))) == 200
+    assert await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER))) == 200
     assert fake.seen[-1].headers["Authorization"] == "Bearer the-token"
 
 

@@ -15,12 +15,11 @@ from imagejobd.model.circuit import TRIAL_FIRST_S, Circuits
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.secrets import Secret
+from imagejobd.registry.blobs import read_blob
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.download import read_blob
-from imagejobd.registry.http.proxies import Proxies
-from imagejobd.registry.settings import RegistryHost
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.hosts import RegistryHost, RegistryTarget, TokenRequest
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.proxies import Proxies
 
 SCOPES = ("repository:team/app:pull",)
 BLOB = Descriptor(digest="sha256:" + "b" * 64, size=10, media_type="application/octet-stream")
@@ -45,7 +44,7 @@ async def dead_host() -> AsyncIterator[str]:
     yield host
 
 
-async def ask(client: RegistryClient, site: Site, target: str = "/v2/x") -> Fault | None:
+async def ask(client: RegistryClient, site: RegistryTarget, target: str = "/v2/x") -> Fault | None:
     """How a request ends."""
     try:
         await client.connect(site).ask("GET", target, scopes=SCOPES)
@@ -60,7 +59,7 @@ async def test_the_pause_grows_while_nobody_is_there() -> None:
         tried = []
         for second in range(120):
             waits = len(time.slept)
-            assert isinstance(await ask(client, Site(host=host)), Temporary)
+            assert isinstance(await ask(client, RegistryTarget(host=host)), Temporary)
             if len(time.slept) > waits:
                 tried.append(second)
             time.advance(1.0)
@@ -72,11 +71,11 @@ async def test_nobody_there_is_learned_once() -> None:
     """After the tries of one request the next one costs no connection; after a pause one tries, and any answer ends
     it."""
     async with dead_host() as host, connected() as (client, time):
-        first = await ask(client, Site(host=host))
+        first = await ask(client, RegistryTarget(host=host))
         assert isinstance(first, Temporary)
         assert (first.code, first.peer) == (ErrorCode.REGISTRY_UNAVAILABLE, host)
         waits = len(time.slept)
-        known = await ask(client, Site(host=host))
+        known = await ask(client, RegistryTarget(host=host))
         assert isinstance(known, Temporary)
         assert (known.peer, len(time.slept)) == (host, waits)
         assert "known from an earlier request" in known.message
@@ -88,9 +87,9 @@ async def test_nobody_there_is_learned_once() -> None:
 
         server = await asyncio.start_server(refuse, *host.split(":"))
         async with server:
-            assert isinstance(await ask(client, Site(host=host)), Temporary)
+            assert isinstance(await ask(client, RegistryTarget(host=host)), Temporary)
             time.advance(2 * TRIAL_FIRST_S)
-            assert await ask(client, Site(host=host, scheme="http")) is None
+            assert await ask(client, RegistryTarget(host=host, scheme="http")) is None
         assert client.circuits.outages == {}
 
 
@@ -104,7 +103,7 @@ async def test_a_host_that_is_silent_to_one_job_only(fake: FakeRegistry) -> None
 
     fake.on_manifest = hang
     async with connected(idle_timeout_s=1.0) as (client, _):
-        fault = await ask(client, Site(host=fake.host), "/v2/hanging/manifests/1")
+        fault = await ask(client, RegistryTarget(host=fake.host), "/v2/hanging/manifests/1")
         assert isinstance(fault, Temporary)
         assert fault.peer is None
         assert client.circuits.outages == {}
@@ -116,7 +115,7 @@ async def test_the_wrong_scheme_shuts_nobody_out(is_own_token_server: bool) -> N
 
     async with raw_peer(tls_only) as host, connected() as (client, _):
         login = TokenRequest(url=Secret(f"http://{host}/token")) if is_own_token_server else None
-        fault = await ask(client, Site(host=host, scheme="http", login=login))
+        fault = await ask(client, RegistryTarget(host=host, scheme="http", login=login))
         assert isinstance(fault, Temporary)
         assert fault.peer is None
         assert client.circuits.outages == {}
@@ -125,10 +124,10 @@ async def test_the_wrong_scheme_shuts_nobody_out(is_own_token_server: bool) -> N
 async def test_the_wrong_way_to_try_keeps_no_host_down() -> None:
     """Whoever's turn it is to try a host that is back, and however that one tries, the host is found to be back."""
     async with dead_host() as host, connected() as (client, time):
-        assert isinstance(await ask(client, Site(host=host)), Temporary)
+        assert isinstance(await ask(client, RegistryTarget(host=host)), Temporary)
         async with await asyncio.start_server(tls_only, *host.split(":")):
             time.advance(TRIAL_FIRST_S)
-            assert isinstance(await ask(client, Site(host=host, scheme="http")), Temporary)
+            assert isinstance(await ask(client, RegistryTarget(host=host, scheme="http")), Temporary)
             assert client.circuits.outages == {}
 
 
@@ -143,7 +142,7 @@ async def test_a_trial_that_is_given_up_is_none() -> None:
     async with raw_peer(hang) as host, connected() as (client, time):
         client.circuits.failed(host, "nobody is there")
         time.advance(TRIAL_FIRST_S)
-        trial = asyncio.create_task(ask(client, Site(host=host)))
+        trial = asyncio.create_task(ask(client, RegistryTarget(host=host)))
         await entered.wait()
         assert client.circuits.due() == []
         trial.cancel()
@@ -162,7 +161,7 @@ async def tls_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def test_tls_to_a_plain_registry_is_an_answer(fake: FakeRegistry) -> None:
     """Who writes https:// hears what to write; the registry is there for all others."""
     async with connected() as (client, _):
-        fault = await ask(client, Site(host=fake.host, scheme="https"))
+        fault = await ask(client, RegistryTarget(host=fake.host, scheme="https"))
         assert isinstance(fault, Permanent)
         assert f"it does not speak TLS; write http://{fake.host} if plain HTTP is meant" in fault.message
         assert client.circuits.outages == {}
@@ -172,7 +171,7 @@ async def test_a_redirect_to_a_dead_host_blames_that_host(fake: FakeRegistry) ->
     """The registry that leads there answers all others."""
     async with dead_host() as dead, connected() as (client, _):
         fake.on_manifest = lambda request: web.Response(status=307, headers={"Location": f"http://{dead}/blob"})
-        fault = await ask(client, Site(host=fake.host))
+        fault = await ask(client, RegistryTarget(host=fake.host))
         assert isinstance(fault, Temporary)
         assert fault.peer == dead
         assert client.circuits.outages.keys() == {dead}
@@ -183,7 +182,7 @@ async def test_addresses_that_are_off_limits_open_nothing() -> None:
     """Where this daemon may not connect to, it has not found out anything."""
     egress = Egress(EgressSettings(deny=("127.0.0.0/8",)))
     async with dead_host() as host, connected(egress=egress) as (client, _):
-        fault = await ask(client, Site(host=host))
+        fault = await ask(client, RegistryTarget(host=host))
         assert isinstance(fault, Permanent)
         assert fault.code is ErrorCode.EGRESS
         assert client.circuits.outages == {}
@@ -194,7 +193,7 @@ async def test_a_dead_proxy_is_not_the_registry() -> None:
     async with dead_host() as proxy:
         proxies = Proxies({"http_proxy": f"http://{proxy}", "https_proxy": f"http://{proxy}"})
         async with connected(proxies=proxies) as (client, _):
-            fault = await ask(client, Site(host="registry.invalid"))
+            fault = await ask(client, RegistryTarget(host="registry.invalid"))
             assert isinstance(fault, Temporary)
             assert fault.peer == proxy
             assert client.circuits.outages.keys() == {proxy}
@@ -220,6 +219,6 @@ async def test_a_source_that_dies_is_found_out() -> None:
 async def test_names_that_do_not_exist_are_nobodys_outage() -> None:
     """A name that is misspelt is told so, and waits for no host to come back."""
     async with connected() as (client, _):
-        fault = await ask(client, Site(host="registry.invalid"))
+        fault = await ask(client, RegistryTarget(host="registry.invalid"))
         assert isinstance(fault, Temporary)
         assert fault.peer is None

@@ -14,8 +14,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import OPERATOR
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.settings import RegistryHost, RegistryHosts
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryHost, RegistryHosts, RegistryTarget
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def configured(certificate: Certificate, **more: object) -> RegistryHost:
 
 async def status_of(host: str, settings: dict[str, RegistryHost], **site: object) -> int:
     async with RegistryClient(settings, Egress(), proxies=NO_PROXIES) as client:
-        connection = client.connect(Site(host=host, **{"principal": OPERATOR} | site))  # type: ignore[arg-type]
+        connection = client.connect(RegistryTarget(host=host, **{"principal": OPERATOR} | site))  # type: ignore[arg-type]
         return (await connection.ask("GET", "/v2/", scopes=())).status
 
 

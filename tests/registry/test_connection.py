@@ -16,8 +16,8 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.persistence import TOTAL_MAX_S, TRIES_MAX
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.hosts import RegistryTarget, TokenRequest
+from imagejobd.registry.limits import TOTAL_MAX_S, TRIES_MAX
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
 SCOPES = ("repository:team/app:pull",)
@@ -42,7 +42,7 @@ async def test_real_registries_are_asked_and_read(
     """Asking and streaming give the same bytes, with and without a login, over whatever loopback speaks."""
     peer = private_registry if is_private else registry
     path = put_blob(peer)
-    connection = client.connect(Site(host=peer.host, login=BUILDER if is_private else None))
+    connection = client.connect(RegistryTarget(host=peer.host, login=BUILDER if is_private else None))
     accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json"}
     status, body = await read(connection, path, **accept)  # the first request is a stream: it finds the endpoint
     assert status == 200
@@ -62,7 +62,7 @@ async def test_a_known_login_is_sent_at_once(private_registry: Registry, fake: F
 
     fake.on_manifest = on_manifest
     async with RegistryClient({}, Egress(), proxies=NO_PROXIES) as client:
-        connection = client.connect(Site(host=fake.host, login=BUILDER))
+        connection = client.connect(RegistryTarget(host=fake.host, login=BUILDER))
         for _ in range(3):
             assert (await connection.ask("GET", "/v2/x", scopes=SCOPES)).status == 200
         assert (await read(connection, "/v2/y"))[0] == 200
@@ -110,7 +110,7 @@ async def test_network_faults_are_retried(client: RegistryClient) -> None:
             await writer.drain()
 
     async with raw_peer(conduct) as host:
-        connection = client.connect(Site(host=host, scheme="http"))
+        connection = client.connect(RegistryTarget(host=host, scheme="http"))
         answer = await connection.ask("PUT", "/v2/x", scopes=SCOPES, content=b"body")
     assert answer.status == 201
     assert [request[-4:] for request in heard] == [b"body"] * 3
@@ -127,7 +127,7 @@ async def test_a_cut_stream_is_temporary(client: RegistryClient) -> None:
 
     async with raw_peer(conduct) as host:
         with pytest.raises(Temporary, match=host) as cut:
-            await read(client.connect(Site(host=host, scheme="http")), "/v2/x")
+            await read(client.connect(RegistryTarget(host=host, scheme="http")), "/v2/x")
     assert cut.value.code is ErrorCode.REGISTRY_UNAVAILABLE
 
 
@@ -142,7 +142,7 @@ async def test_a_stalled_stream_is_temporary() -> None:
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=1) as client:
         async with asyncio.timeout(20):
             with pytest.raises(Temporary, match="no answer in time"):
-                await read(client.connect(Site(host=host, scheme="http")), "/v2/x")
+                await read(client.connect(RegistryTarget(host=host, scheme="http")), "/v2/x")
 
 
 @pytest.mark.parametrize("is_known", [False, True])
@@ -163,7 +163,7 @@ async def test_informational_answers_end(is_known: bool) -> None:
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), timing=clock.timing) as client:
         async with asyncio.timeout(10):
             with pytest.raises(Temporary, match="not HTTP as it should be"):
-                await client.connect(Site(host=host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
+                await client.connect(RegistryTarget(host=host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
 
 
 @pytest.mark.parametrize("drip", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"X"])
@@ -186,7 +186,7 @@ async def test_a_header_has_a_time_limit(drip: bytes) -> None:
     ):
         async with asyncio.timeout(40):
             with pytest.raises(Temporary, match="no answer in time"):
-                await client.connect(Site(host=host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
+                await client.connect(RegistryTarget(host=host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
 
 
 async def test_a_few_informational_answers_are_passed_over(client: RegistryClient) -> None:
@@ -205,7 +205,7 @@ async def test_a_few_informational_answers_are_passed_over(client: RegistryClien
         await writer.drain()
 
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=2) as hasty:
-        assert await read(hasty.connect(Site(host=host, scheme="http")), "/v2/x") == (200, b"body")
+        assert await read(hasty.connect(RegistryTarget(host=host, scheme="http")), "/v2/x") == (200, b"body")
 
 
 async def test_what_comes_unasked_is_no_answer(client: RegistryClient) -> None:
@@ -221,7 +221,7 @@ async def test_what_comes_unasked_is_no_answer(client: RegistryClient) -> None:
         await reader.read()
 
     async with raw_peer(conduct) as host:
-        connection = client.connect(Site(host=host, scheme="http"))
+        connection = client.connect(RegistryTarget(host=host, scheme="http"))
         for _ in range(3):
             assert (await connection.ask("GET", "/v2/x", scopes=SCOPES)).status == 200
     assert connections == 3
@@ -240,7 +240,7 @@ async def test_a_redirects_body_is_not_waited_for(fake: FakeRegistry) -> None:
 
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=60) as client:
         async with asyncio.timeout(5):
-            assert await read(client.connect(Site(host=host, scheme="http")), "/v2/x") == (200, b"there")
+            assert await read(client.connect(RegistryTarget(host=host, scheme="http")), "/v2/x") == (200, b"there")
 
 
 async def test_time_in_the_queue_is_not_the_registrys(
@@ -251,7 +251,7 @@ async def test_time_in_the_queue_is_not_the_registrys(
     pace = client._pace_of(fake.host)
     for _ in range(pace.small.limit):
         await pace.small.enter()
-    asking = asyncio.create_task(client.connect(Site(host=fake.host)).ask("GET", "/v2/x", scopes=SCOPES))
+    asking = asyncio.create_task(client.connect(RegistryTarget(host=fake.host)).ask("GET", "/v2/x", scopes=SCOPES))
     await asyncio.sleep(0)
     time.advance(2 * TOTAL_MAX_S)
     pace.small.leave()
@@ -263,7 +263,7 @@ async def test_a_slow_reader_is_no_stalled_registry(fake: FakeRegistry) -> None:
     """The idle time-out is about the peer: who reads slowly loses nothing."""
     fake.on_manifest = lambda _: web.Response(body=BLOB * 4)
     async with RegistryClient({}, Egress(), idle_timeout_s=1) as client:
-        connection = client.connect(Site(host=fake.host, scheme="http"))
+        connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
         async with connection.stream("/v2/x", scopes=SCOPES) as stream:
             sizes: list[int] = []
             async for chunk in stream.chunks():
@@ -312,7 +312,7 @@ async def test_a_foreign_address_gets_no_login(
     private_registry: Registry, fake: FakeRegistry, client: RegistryClient
 ) -> None:
     """An upload's location on another host is followed without the registry's login."""
-    connection = client.connect(Site(host=private_registry.host, login=BUILDER))
+    connection = client.connect(RegistryTarget(host=private_registry.host, login=BUILDER))
     assert (await connection.ask("GET", "/v2/", scopes=())).status == 200
     fake.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": "Basic realm=x"})
     answer = await connection.ask("GET", URL(f"{fake.url}/v2/x"), scopes=SCOPES)
@@ -323,7 +323,7 @@ async def test_a_foreign_address_gets_no_login(
 async def test_egress_holds_for_a_foreign_address(fake: FakeRegistry) -> None:
     """A location is an address that a peer chose: it is checked as all are."""
     async with RegistryClient({}, Egress(EgressSettings(deny=("127.0.0.2/32",))), proxies=NO_PROXIES) as client:
-        connection = client.connect(Site(host=fake.host, scheme="http"))
+        connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
         foreign = URL(fake.url.replace("127.0.0.1", "127.0.0.2"))
 
         async def body() -> AsyncIterator[bytes]:
@@ -337,7 +337,7 @@ async def test_egress_holds_for_a_foreign_address(fake: FakeRegistry) -> None:
 
 async def test_a_location_without_tls_behind_a_tls_proxy(tls_fake: FakeRegistry, client: RegistryClient) -> None:
     """A registry that does not know of the TLS before it is reached with TLS all the same; another host is not."""
-    connection = client.connect(Site(host=tls_fake.host, scheme="https"))
+    connection = client.connect(RegistryTarget(host=tls_fake.host, scheme="https"))
     tls_fake.on_manifest = lambda _: web.Response(status=202)
     location = URL(f"http://{tls_fake.host}/v2/x?_state=a%3Db", encoded=True)
     assert (await connection.ask("GET", location, scopes=SCOPES)).status == 202
@@ -357,7 +357,7 @@ async def test_addresses_that_are_none(connection: Connection, fake: FakeRegistr
 async def test_warnings_are_told_once(fake: FakeRegistry, client: RegistryClient) -> None:
     """Each text that a registry has for people reaches them once; other warnings are none of their business."""
     told: list[str] = []
-    connection = client.connect(Site(host=fake.host), warn=told.append)
+    connection = client.connect(RegistryTarget(host=fake.host), warn=told.append)
     fake.on_manifest = lambda _: web.Response(
         headers=[("Warning", '299 - "going \\"away\\""'), ("Warning", '110 - "stale"'), ("Warning", '299 - "later"')]
     )
@@ -376,7 +376,9 @@ async def test_warnings_show_no_secret_and_steer_no_terminal(fake: FakeRegistry,
         return web.Response(headers={"Warning": f'299 - "{"y" * 246}{PASSWORD}"'})
 
     fake.on_manifest = on_manifest
-    await client.connect(Site(host=fake.host, login=BUILDER), warn=told.append).ask("GET", "/v2/x", scopes=SCOPES)
+    await client.connect(RegistryTarget(host=fake.host, login=BUILDER), warn=told.append).ask(
+        "GET", "/v2/x", scopes=SCOPES
+    )
     assert len(told) == 1
     assert PASSWORD[:5] not in told[0]
 
@@ -386,7 +388,9 @@ async def test_warnings_show_no_secret_and_steer_no_terminal(fake: FakeRegistry,
         await writer.drain()
 
     async with raw_peer(conduct) as host:
-        await client.connect(Site(host=host, scheme="http"), warn=told.append).ask("GET", "/v2/x", scopes=SCOPES)
+        await client.connect(RegistryTarget(host=host, scheme="http"), warn=told.append).ask(
+            "GET", "/v2/x", scopes=SCOPES
+        )
     assert len(told) == 2
     assert told[1].isprintable()
 
@@ -394,7 +398,7 @@ async def test_warnings_show_no_secret_and_steer_no_terminal(fake: FakeRegistry,
 async def test_a_flood_of_warnings_is_bounded(fake: FakeRegistry, client: RegistryClient) -> None:
     """A hostile registry cannot fill a log with warnings."""
     told: list[str] = []
-    connection = client.connect(Site(host=fake.host), warn=told.append)
+    connection = client.connect(RegistryTarget(host=fake.host), warn=told.append)
     fake.on_manifest = lambda _: web.Response(headers={"Warning": f'299 - "{len(fake.seen)}{"x" * 500}"'})
     for _ in range(30):
         await connection.ask("GET", "/v2/x", scopes=SCOPES)
@@ -412,7 +416,7 @@ async def test_echoed_secrets_are_masked(fake: FakeRegistry, client: RegistryCli
         return web.json_response({"errors": [{"code": "DENIED", "message": f"{login} {PASSWORD}"}]}, status=403)
 
     fake.on_manifest = on_manifest
-    connection = client.connect(Site(host=fake.host, login=BUILDER))
+    connection = client.connect(RegistryTarget(host=fake.host, login=BUILDER))
     answer = await connection.ask("GET", "/v2/x", scopes=SCOPES)
     fault = connection.refusal(answer, what="manifest of app:1")
     assert fault.code is ErrorCode.DENIED
@@ -425,7 +429,7 @@ def test_identity_is_equal_only_for_the_same_view(client: RegistryClient) -> Non
     """Connections see the same only with the same host, way, trust and login; no secret shows."""
 
     def identity(host: str = "r.example", **site: object) -> object:
-        return client.connect(Site(host=host, **site)).identity  # type: ignore[arg-type]
+        return client.connect(RegistryTarget(host=host, **site)).identity  # type: ignore[arg-type]
 
     token = TokenRequest(url=Secret("https://t.example/?key=hidden"), headers={"X": Secret("hidden")})
     views = [

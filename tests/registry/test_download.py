@@ -13,11 +13,11 @@ from harness.registry import Registry
 from harness.services import require
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.registry import blobs
+from imagejobd.registry.blobs import RESUMES_MAX, SLOW_RESUMES_MAX, read_blob
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content import download
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.download import RESUMES_MAX, SLOW_RESUMES_MAX, read_blob
-from imagejobd.registry.settings import RegistryHost
+from imagejobd.registry.hosts import RegistryHost
+from imagejobd.registry.manifest import Descriptor
 
 BLOBS = "/v2/.*/blobs/.*"
 SIZE = 1_000_000
@@ -102,7 +102,7 @@ async def test_large_blob_in_small_pieces(
     registry: Registry, proxy: FaultProxy, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tries are counted anew for every so many bytes, so that a large blob comes over a poor line."""
-    monkeypatch.setattr(download, "PROGRESS_MIN_BYTES", 50_000)
+    monkeypatch.setattr(blobs, "PROGRESS_MIN_BYTES", 50_000)
     blob = put_blob(registry, "down/one", CONTENT)
     proxy.add("GET", BLOBS, CutResponse(10_000), times=SIZE // 10_000)
     assert await read(client, proxy.host, blob) == CONTENT

@@ -16,7 +16,7 @@ from imagejobd.model.job import OPERATOR
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.settings import RegistryHost
+from imagejobd.registry.hosts import RegistryHost
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
 

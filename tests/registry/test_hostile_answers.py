@@ -16,8 +16,8 @@ from imagejobd.model.errors import Fault
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.http.resolver import Address, Resolver
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.hosts import RegistryTarget, TokenRequest
+from imagejobd.registry.resolver import Address, Resolver
 
 SCOPES = ("repository:team/app:pull,push",)
 BUILDER = Credentials("builder", Secret("correct-horse"))
@@ -174,7 +174,7 @@ async def act_upon(script: list[bytes], action: Any, login: str) -> list[str]:
         async with RegistryClient(
             {}, Egress(), proxies=NO_PROXIES, timing=timing, names=names, idle_timeout_s=5
         ) as client:
-            site = Site(host=host, scheme="http", login=logins[login])
+            site = RegistryTarget(host=host, scheme="http", login=logins[login])
             try:
                 async with asyncio.timeout(20):
                     await action(client.connect(site, warn=told.append))

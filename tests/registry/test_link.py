@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.registry.content.link import next_link, page_target
+from imagejobd.registry.repository import next_link, page_target
 
 TAGS = "/v2/team/app/tags/list?n=1000"
 

@@ -12,17 +12,14 @@ from repositories import reader
 from harness.proxy import Answer, FaultProxy
 from harness.registry import Registry
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.registry import repository as repository_module
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content import listing
-from imagejobd.registry.content import repository as repository_module
-from imagejobd.registry.content import tags as tags_module
-from imagejobd.registry.content.descriptor import (
+from imagejobd.registry.manifest import (
     OCI_INDEX,
     Descriptor,
+    parse_manifest,
 )
-from imagejobd.registry.content.manifest import parse_manifest
-from imagejobd.registry.content.repository import IN_PLACE_MAX_BYTES, fallback_tag
-from imagejobd.registry.content.tags import TAGS_MAX, TagsRead, read_tags
+from imagejobd.registry.repository import IN_PLACE_MAX_BYTES, TAGS_MAX, TagsRead, fallback_tag, read_tags
 
 NOWHERE = "sha256:" + "0" * 64
 
@@ -67,19 +64,19 @@ async def test_pages_without_an_end(proxy: FaultProxy, client: RegistryClient, l
 async def test_bounds_on_tags(proxy: FaultProxy, client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither tags nor pages come without end."""
     monkeypatch.setattr(repository_module, "TAGS_MAX", 3)
-    monkeypatch.setattr(tags_module, "TAGS_MAX", 3)
-    monkeypatch.setattr(listing, "PAGES_MAX", 2)
+    monkeypatch.setattr(repository_module, "TAGS_MAX", 3)
+    monkeypatch.setattr(repository_module, "PAGES_MAX", 2)
     proxy.add("GET", "/v2/.*", page(["a", "b", "c", "d"]))
     with pytest.raises(Permanent, match="more than 3") as refused:
         await tags_at(client, proxy)
     assert refused.value.code is ErrorCode.TOO_LARGE
     for letter in "abcd":
         proxy.add("GET", "/v2/.*", page([letter], f"<?last={letter}>; rel=next"))
-    monkeypatch.setattr(listing, "PAGES_MAX", 9)
+    monkeypatch.setattr(repository_module, "PAGES_MAX", 9)
     with pytest.raises(Permanent, match="more than 3") as refused:
         await tags_at(client, proxy)
     assert refused.value.code is ErrorCode.TOO_LARGE
-    monkeypatch.setattr(listing, "PAGES_MAX", 2)
+    monkeypatch.setattr(repository_module, "PAGES_MAX", 2)
     for number in range(3):
         proxy.add("GET", "/v2/.*", page([], f"<?last={number}>; rel=next"))
     with pytest.raises(Permanent, match="more than 2"):

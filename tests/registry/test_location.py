@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from imagejobd.registry.content.location import resolve_location, with_digest
+from imagejobd.registry.blobs import resolve_location, with_digest
 
 ASKED = "/v2/team/app/blobs/uploads/"
 HOST = "registry.example:5000"

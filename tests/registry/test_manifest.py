@@ -9,23 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.content.descriptor import (
+from imagejobd.registry.manifest import (
+    ANNOTATIONS_MAX,
+    COMMAS_MAX,
+    DESCRIPTORS_MAX,
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    MANIFEST_MAX_BYTES,
     OCI_INDEX,
     OCI_MANIFEST,
     SCHEMA1,
     SCHEMA1_SIGNED,
-    Descriptor,
-    Platform,
-)
-from imagejobd.registry.content.manifest import (
-    ANNOTATIONS_MAX,
-    COMMAS_MAX,
-    DESCRIPTORS_MAX,
-    MANIFEST_MAX_BYTES,
     SIZE_MAX_BYTES,
+    Descriptor,
     Manifest,
+    Platform,
     parse_manifest,
 )
 

@@ -11,9 +11,9 @@ from harness.services import require
 from harness.token_server import TokenServer
 from imagejobd.model.egress import Egress
 from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.registry.blobs import Put, put_blob
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.upload import Put, put_blob
+from imagejobd.registry.manifest import Descriptor
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 MIB = 1024 * 1024

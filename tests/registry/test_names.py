@@ -14,8 +14,8 @@ from moved_clock import MovedClock
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.resolver import DOMAIN_LOOKUPS_MAX, QUICK_LOOKUPS_MAX, Address, Resolver, domain_of
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
+from imagejobd.registry.resolver import DOMAIN_LOOKUPS_MAX, QUICK_LOOKUPS_MAX, Address, Resolver, domain_of
 
 # Whoever is held up by a dead name hears so before.
 TEST_MAX_S = 30
@@ -111,7 +111,7 @@ async def test_a_failure_is_remembered_for_a_moment(
     server: NameServer, monkeypatch: pytest.MonkeyPatch, remembered_s: float, asked: int
 ) -> None:
     """Retries of a name that is not there ask once; later ones ask again."""
-    monkeypatch.setattr("imagejobd.registry.http.resolver.FAILURE_REMEMBERED_S", remembered_s)
+    monkeypatch.setattr("imagejobd.registry.resolver.FAILURE_REMEMBERED_S", remembered_s)
     async with resolver(server) as names:
         for _ in range(3):
             with pytest.raises(socket.gaierror, match="no such name"):
@@ -137,7 +137,7 @@ async def test_a_client_says_that_a_name_takes_too_long(server: NameServer) -> N
         async with RegistryClient({}, Egress(), proxies=NO_PROXIES, timing=timing, names=names) as client:
             for name, words in (("dead.test", "does not resolve in time"), ("no.test", "does not resolve$")):
                 with pytest.raises(Temporary, match=words):
-                    await client.connect(Site(host=name)).ask("GET", "/v2/", scopes=())
+                    await client.connect(RegistryTarget(host=name)).ask("GET", "/v2/", scopes=())
 
 
 async def test_egress_holds_for_what_names_mean(server: NameServer, fake: FakeRegistry) -> None:
@@ -146,7 +146,7 @@ async def test_egress_holds_for_what_names_mean(server: NameServer, fake: FakeRe
     port = fake.host.partition(":")[2]
     for egress in (Egress(), Egress(EgressSettings(allow_private=False))):
         async with RegistryClient({}, egress, proxies=NO_PROXIES, names=Resolver(server.look_up)) as client:
-            asking = client.connect(Site(host=f"r.test:{port}", scheme="http")).ask("GET", "/v2/", scopes=())
+            asking = client.connect(RegistryTarget(host=f"r.test:{port}", scheme="http")).ask("GET", "/v2/", scopes=())
             if fake.seen:
                 with pytest.raises(Permanent) as denied:
                     await asking

@@ -11,14 +11,14 @@ from moved_clock import MovedClock
 
 from imagejobd.model.errors import Temporary
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.pace import BULK_MAX, BULK_START, SMALL_MAX, SMALL_START, HostPace, Lane
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
+from imagejobd.registry.limits import BULK_MAX, BULK_START, SMALL_MAX, SMALL_START, AimdLimiter, HostLimiter
 
 SCOPES = ("repository:team/app:pull",)
 
 
-def lane(limit: int = 2) -> Lane:
-    return Lane(limit, 1, 4)
+def lane(limit: int = 2) -> AimdLimiter:
+    return AimdLimiter(limit, 1, 4)
 
 
 async def test_places_are_taken_in_turn() -> None:
@@ -77,7 +77,7 @@ async def test_growth_and_halving() -> None:
 
 async def test_lanes_do_not_wait_for_each_other() -> None:
     """Small requests and writes go on while all places for reads are taken."""
-    pace = HostPace(MovedClock().timing)
+    pace = HostLimiter(MovedClock().timing)
     for _ in range(BULK_START):
         await pace.reads.enter()
     async with asyncio.timeout(1):
@@ -87,7 +87,7 @@ async def test_lanes_do_not_wait_for_each_other() -> None:
 
 async def test_a_stream_keeps_its_place_until_its_end(fake: FakeRegistry, client: RegistryClient) -> None:
     """The place of a large read is free when its body is, not when its status is known."""
-    connection = client.connect(Site(host=fake.host, scheme="http"))
+    connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
     pace = client._pace_of(fake.host)
     fake.on_manifest = lambda _: web.Response(body=b"x" * 1000)
     async with connection.stream("/v2/x", scopes=SCOPES) as stream:
@@ -112,7 +112,7 @@ async def test_retry_after_pauses_the_whole_host(
         return busy.pop() if busy else web.Response(body=b"{}")
 
     fake.on_manifest = on_manifest
-    first, second = (client.connect(Site(host=fake.host, scheme="http")) for _ in range(2))
+    first, second = (client.connect(RegistryTarget(host=fake.host, scheme="http")) for _ in range(2))
 
     async def read() -> int:
         async with second.stream("/v2/second", scopes=SCOPES) as stream:
@@ -138,7 +138,7 @@ async def test_a_pause_that_is_too_long_is_the_retrys(
     """Beyond a minute nobody waits: the request fails and says when to come again."""
     fake.on_manifest = lambda _: web.Response(status=429, headers={"Retry-After": "600"})
     with pytest.raises(Temporary) as busy:
-        await client.connect(Site(host=fake.host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
+        await client.connect(RegistryTarget(host=fake.host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
     assert busy.value.retry_after_s == 600
     assert time.slept == []
 
@@ -146,7 +146,7 @@ async def test_a_pause_that_is_too_long_is_the_retrys(
 async def test_a_host_that_is_overloaded_is_asked_less(fake: FakeRegistry, client: RegistryClient) -> None:
     """429 halves the requests at once of the lane that heard it; successes bring them back."""
     pace = client._pace_of(fake.host)
-    connection = client.connect(Site(host=fake.host, scheme="http"))
+    connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
     busy = [web.Response(status=429)]
     fake.on_manifest = lambda _: busy.pop() if busy else web.Response()
     await connection.ask("GET", "/v2/x", scopes=SCOPES)
@@ -162,10 +162,10 @@ async def test_a_pace_that_somebody_holds_is_the_hosts_pace(
 ) -> None:
     """However many hosts are named meanwhile, all connections to one host share its pace."""
     monkeypatch.setattr("imagejobd.registry.client.PACES_MAX", 3)
-    connection = client.connect(Site(host="held.example"))
+    connection = client.connect(RegistryTarget(host="held.example"))
     for number in range(10):
-        client.connect(Site(host=f"r{number}.example"))
-    assert client.connect(Site(host="held.example"))._pace is connection._pace
+        client.connect(RegistryTarget(host=f"r{number}.example"))
+    assert client.connect(RegistryTarget(host="held.example"))._pace is connection._pace
 
 
 async def test_the_paces_of_hosts_are_bounded(client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.proxies import Proxies
-from imagejobd.registry.settings import RegistryHost
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryHost, RegistryTarget
+from imagejobd.registry.proxies import Proxies
 
 NAME = "registry.invalid:5000"  # resolves nowhere (RFC 2606): only the proxy can lead there
 BUILDER = Credentials("builder", Secret("correct-horse"))
@@ -30,7 +29,7 @@ def client_of(proxy: SmallProxy, egress: Egress | None = None, *, login: str = "
 
 
 async def status_of(client: RegistryClient, **site: object) -> int:
-    connection = client.connect(Site(host=NAME, **site))  # type: ignore[arg-type]
+    connection = client.connect(RegistryTarget(host=NAME, **site))  # type: ignore[arg-type]
     return (await connection.ask("GET", "/v2/?x=1", scopes=())).status
 
 
@@ -72,7 +71,7 @@ async def test_large_bodies_go_through(fake: FakeRegistry, tls_fake: FakeRegistr
 
     peer.on_manifest = echo
     async with small_proxy(peer.host) as proxy, client_of(proxy) as client:
-        connection = client.connect(Site(host=NAME, scheme=scheme))  # type: ignore[arg-type]
+        connection = client.connect(RegistryTarget(host=NAME, scheme=scheme))  # type: ignore[arg-type]
         answer = await connection.send("PUT", "/v2/x", body(), size_bytes=1_000_000, scopes=())
         assert len(answer.body) == 1_000_000
         async with connection.stream("/v2/x", scopes=()) as stream:
@@ -83,7 +82,7 @@ async def test_loopback_is_reached_directly(fake: FakeRegistry, tls_fake: FakeRe
     """No proxy can lead to this machine's own registries."""
     fake.on_manifest = lambda _: web.Response()
     async with small_proxy(tls_fake.host) as proxy, client_of(proxy) as client:
-        connection = client.connect(Site(host=fake.host))
+        connection = client.connect(RegistryTarget(host=fake.host))
         assert (await connection.ask("GET", "/v2/", scopes=())).status == 200
     assert proxy.heads == []
 
@@ -94,7 +93,7 @@ async def test_a_proxy_leads_to_no_denied_address(fake: FakeRegistry, host: str,
     """What may not be connected to may not be asked of a proxy either."""
     async with small_proxy(fake.host) as proxy, client_of(proxy, DENY) as client:
         with pytest.raises(Permanent) as denied:
-            await client.connect(Site(host=host, scheme=scheme)).ask(  # type: ignore[arg-type]
+            await client.connect(RegistryTarget(host=host, scheme=scheme)).ask(  # type: ignore[arg-type]
                 "GET", "/v2/", scopes=()
             )
     assert denied.value.code is ErrorCode.EGRESS
@@ -119,7 +118,7 @@ async def test_the_operators_proxy_may_be_anywhere(fake: FakeRegistry, settings:
     async with small_proxy(fake.host) as proxy, client_of(proxy, egress) as client:
         assert await status_of(client, scheme="http") == 200
         with pytest.raises(Permanent) as denied:
-            await client.connect(Site(host=proxy.host, scheme="http")).ask("GET", "/v2/", scopes=())
+            await client.connect(RegistryTarget(host=proxy.host, scheme="http")).ask("GET", "/v2/", scopes=())
     assert denied.value.code is ErrorCode.EGRESS
     assert len(proxy.heads) == 1
 

@@ -11,11 +11,10 @@ from harness.registry import Registry
 from harness.services import require
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.descriptor import (
+from imagejobd.registry.manifest import (
     OCI_MANIFEST,
 )
-from imagejobd.registry.content.repository import BlobUnknown
-from imagejobd.registry.content.verdict import ERRORS_MAX
+from imagejobd.registry.repository import ERRORS_MAX, BlobUnknown
 
 NOWHERE = "sha256:" + "0" * 64
 MANIFESTS = "/v2/.*/manifests/.*"

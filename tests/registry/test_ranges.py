@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagejobd.registry.content.ranges import ByteRange, parse_content_range, range_from
+from imagejobd.registry.blobs import ByteRange, parse_content_range, range_from
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.secrets import Redactor, Secret
-from imagejobd.registry.faults import DETAIL_MAX_CHARS, detail, is_busy, is_missing_content, refusal, translated
+from imagejobd.registry.errors import DETAIL_MAX_CHARS, detail, is_busy, is_missing_content, refusal, translated
 
 
 @pytest.mark.parametrize(

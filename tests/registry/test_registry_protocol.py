@@ -13,7 +13,7 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES
+from imagejobd.registry.manifest import MANIFEST_MAX_BYTES
 
 PASSWORD = "correct-horse"
 BUILDER = Credentials("builder", Secret(PASSWORD))

@@ -8,7 +8,7 @@ import pytest
 from harness.tls import issue
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import NOBODY, OPERATOR, Principal
-from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost, RegistryHosts
+from imagejobd.registry.hosts import CHUNK_MIN_BYTES, RegistryHost, RegistryHosts
 
 
 def origins(hosts: RegistryHosts, host: str) -> list[str]:

@@ -10,18 +10,20 @@ from repositories import error, reader, writer
 from harness.proxy import Answer, DropResponseHeader, FaultProxy, FlipByte
 from harness.registry import Registry
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.registry import repository as repository_module
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content import repository as repository_module
-from imagejobd.registry.content.descriptor import (
+from imagejobd.registry.manifest import (
     ACCEPT,
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    MANIFEST_MAX_BYTES,
     OCI_INDEX,
     OCI_MANIFEST,
     SCHEMA1_SIGNED,
+    Manifest,
+    parse_manifest,
 )
-from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES, Manifest, parse_manifest
-from imagejobd.registry.content.repository import IN_PLACE_MAX_BYTES
+from imagejobd.registry.repository import IN_PLACE_MAX_BYTES
 
 MANIFESTS = "/v2/.*/manifests/.*"
 BLOBS = "/v2/.*/blobs/sha.*"

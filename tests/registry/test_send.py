@@ -16,7 +16,7 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
 SCOPES = ("repository:team/app:pull,push",)
@@ -74,7 +74,7 @@ async def test_a_real_registry_takes_an_upload(
 ) -> None:
     """What was sent can be read back, byte for byte."""
     peer = private_registry if is_private else registry
-    connection = client.connect(Site(host=peer.host, login=BUILDER if is_private else None))
+    connection = client.connect(RegistryTarget(host=peer.host, login=BUILDER if is_private else None))
     source = Source(20)
     status, digest = await upload_to(peer, connection, source)
     assert status == 201
@@ -85,7 +85,7 @@ async def test_a_real_registry_takes_an_upload(
 
 async def test_a_source_that_fails_commits_nothing(registry: Registry, client: RegistryClient) -> None:
     """The source's own error comes through unchanged, and the registry never has a whole upload."""
-    connection = client.connect(Site(host=registry.host))
+    connection = client.connect(RegistryTarget(host=registry.host))
     source = Source(9, error_at=8)
     with pytest.raises(OSError, match="the spool is gone"):
         await upload_to(registry, connection, source)
@@ -102,7 +102,7 @@ async def test_length_and_type_are_always_said(fake: FakeRegistry, client: Regis
         return web.Response(status=201)
 
     fake.on_manifest = take
-    connection = client.connect(Site(host=fake.host, scheme="http"))
+    connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
     for count in (0, 3):
         source = Source(count)
         answer = await connection.send(
@@ -133,7 +133,7 @@ async def test_an_early_refusal_ends_the_upload(client: RegistryClient) -> None:
 
     source = Source(LARGE * 10)
     async with raw_peer(conduct) as host, asyncio.timeout(TEST_MAX_S):
-        assert await send(client.connect(Site(host=host, scheme="http")), source) == 413
+        assert await send(client.connect(RegistryTarget(host=host, scheme="http")), source) == 413
     assert source.read < LARGE
     assert source.is_closed
 
@@ -149,7 +149,7 @@ async def test_an_early_success_is_none(client: RegistryClient) -> None:
 
     async with raw_peer(conduct) as host, asyncio.timeout(TEST_MAX_S):
         with pytest.raises(Temporary, match="before it had the whole upload"):
-            await send(client.connect(Site(host=host, scheme="http")), Source(LARGE))
+            await send(client.connect(RegistryTarget(host=host, scheme="http")), Source(LARGE))
 
 
 async def test_a_peer_that_takes_nothing_is_given_up() -> None:
@@ -163,13 +163,13 @@ async def test_a_peer_that_takes_nothing_is_given_up() -> None:
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=IDLE_TIMEOUT_S) as client:
         async with asyncio.timeout(TEST_MAX_S):
             with pytest.raises(Temporary, match="takes no byte"):
-                await send(client.connect(Site(host=host, scheme="http")), source)
+                await send(client.connect(RegistryTarget(host=host, scheme="http")), source)
     assert source.is_closed
 
 
 async def test_a_peer_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Having got everything, a registry has several idle time-outs to verify it, and no more."""
-    monkeypatch.setattr("imagejobd.registry.http.outgoing.ANSWER_PATIENCE", 2)
+    monkeypatch.setattr("imagejobd.registry.body.ANSWER_PATIENCE", 2)
 
     async def conduct(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
@@ -179,7 +179,7 @@ async def test_a_peer_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyP
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=IDLE_TIMEOUT_S) as client:
         async with asyncio.timeout(TEST_MAX_S):
             with pytest.raises(Temporary, match=r"no answer in time \([2-9]"):
-                await send(client.connect(Site(host=host, scheme="http")), Source(1))
+                await send(client.connect(RegistryTarget(host=host, scheme="http")), Source(1))
 
 
 async def test_a_peer_that_verifies_for_long_is_waited_for(fake: FakeRegistry) -> None:
@@ -192,7 +192,7 @@ async def test_a_peer_that_verifies_for_long_is_waited_for(fake: FakeRegistry) -
 
     fake.on_manifest = take
     async with RegistryClient({}, Egress(), proxies=NO_PROXIES, idle_timeout_s=IDLE_TIMEOUT_S) as client:
-        assert await send(client.connect(Site(host=fake.host, scheme="http")), Source(1)) == 201
+        assert await send(client.connect(RegistryTarget(host=fake.host, scheme="http")), Source(1)) == 201
 
 
 async def test_waiting_for_the_source_does_not_count(fake: FakeRegistry) -> None:
@@ -204,7 +204,7 @@ async def test_waiting_for_the_source_does_not_count(fake: FakeRegistry) -> None
 
     fake.on_manifest = take
     async with RegistryClient({}, Egress(), proxies=NO_PROXIES, idle_timeout_s=IDLE_TIMEOUT_S) as client:
-        connection = client.connect(Site(host=fake.host, scheme="http"))
+        connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
         assert await send(connection, Source(2, pause_s=LONGER_S)) == 201
 
 
@@ -228,7 +228,7 @@ async def test_a_slow_peer_is_not_a_stalled_one() -> None:
         yield whole
 
     async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=IDLE_TIMEOUT_S) as client:
-        connection = client.connect(Site(host=host, scheme="http"))
+        connection = client.connect(RegistryTarget(host=host, scheme="http"))
         answer = await connection.send("PUT", "/v2/x", body(), size_bytes=len(whole), scopes=SCOPES)
     assert answer.status == 201
 
@@ -246,7 +246,9 @@ async def test_a_body_of_another_length_is_refused(fake: FakeRegistry, client: R
     source = Source(3)
     with pytest.raises(Permanent, match="another length"):
         await send(
-            client.connect(Site(host=fake.host, scheme="http")), source, size_bytes=source.size_bytes + difference
+            client.connect(RegistryTarget(host=fake.host, scheme="http")),
+            source,
+            size_bytes=source.size_bytes + difference,
         )
     assert whole == []
 
@@ -256,7 +258,7 @@ async def test_a_redirected_upload_is_refused(fake: FakeRegistry, client: Regist
     """A body is not carried to where a redirect points."""
     fake.on_manifest = lambda _: web.Response(status=status, headers={"Location": "/elsewhere"})
     with pytest.raises(Permanent, match="redirects an upload") as refused:
-        await send(client.connect(Site(host=fake.host, scheme="http")), Source(1))
+        await send(client.connect(RegistryTarget(host=fake.host, scheme="http")), Source(1))
     assert refused.value.code is ErrorCode.REGISTRY_UNAVAILABLE
     assert [request.path for request in fake.seen] == ["/v2/x"]
 
@@ -265,7 +267,7 @@ async def test_a_foreign_location_gets_no_login(
     private_registry: Registry, fake: FakeRegistry, client: RegistryClient
 ) -> None:
     """An upload to storage of another origin carries no login of the registry's."""
-    connection = client.connect(Site(host=private_registry.host, login=BUILDER))
+    connection = client.connect(RegistryTarget(host=private_registry.host, login=BUILDER))
     assert (await connection.ask("GET", "/v2/", scopes=())).status == 200
     fake.on_manifest = lambda _: web.Response(status=201)
     source = Source(0)
@@ -284,7 +286,7 @@ async def test_a_cancelled_upload_closes_its_source(client: RegistryClient) -> N
 
     source = Source(LARGE)
     async with raw_peer(conduct) as host:
-        task = asyncio.create_task(send(client.connect(Site(host=host, scheme="http")), source))
+        task = asyncio.create_task(send(client.connect(RegistryTarget(host=host, scheme="http")), source))
         await reading.wait()
         task.cancel()
         async with asyncio.timeout(TEST_MAX_S):
@@ -298,7 +300,7 @@ async def test_a_source_is_closed_where_nothing_was_sent(client: RegistryClient)
     source = Source(1)
     body = source.body()
     with pytest.raises(Temporary):
-        await client.connect(Site(host="127.0.0.1:9", scheme="http")).send(
+        await client.connect(RegistryTarget(host="127.0.0.1:9", scheme="http")).send(
             "PUT", "/v2/x", body, size_bytes=source.size_bytes, scopes=SCOPES
         )
     assert source.read == 0

@@ -6,7 +6,7 @@ import pytest
 from moved_clock import MovedClock
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.registry.login.tokens import LIFETIME_MAX_S, Token, TokenAnswer, Tokens, renew_at
+from imagejobd.registry.auth import LIFETIME_MAX_S, Token, TokenAnswer, Tokens, renew_at
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.job import OPERATOR, Principal
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.settings import RegistryHost, RegistryHosts
-from imagejobd.registry.site import Site
-from imagejobd.registry.trust import Approach
+from imagejobd.registry.hosts import Origin, RegistryHost, RegistryHosts, RegistryTarget
 
 OWN = Credentials("own", Secret("own-word"))
 
@@ -39,8 +37,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> RegistryHosts:
     )
 
 
-def approach(hosts: RegistryHosts, host: str, **site: Any) -> Approach:
-    return Approach.to(Site(host=host, principal=OPERATOR, **site), hosts)
+def approach(hosts: RegistryHosts, host: str, **site: Any) -> Origin:
+    return Origin.to(RegistryTarget(host=host, principal=OPERATOR, **site), hosts)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ async def test_mirrors_have_their_own_settings_and_logins(fake: FakeRegistry, tm
     }
     fake.on_manifest = lambda _: web.Response(status=401, headers={"WWW-Authenticate": "Basic realm=x"})
     async with RegistryClient(settings, Egress(), proxies=NO_PROXIES) as client:
-        connection = client.connect(Site(host="r.example", login=OWN, verify_tls=False, principal=OPERATOR))
+        connection = client.connect(RegistryTarget(host="r.example", login=OWN, verify_tls=False, principal=OPERATOR))
         mirrors = connection.mirrors()
         assert [mirror.host for mirror in mirrors] == [fake.host, "other.example"]
         assert connection.mirrors() is mirrors
@@ -119,7 +117,7 @@ async def test_the_endpoint_that_answered_is_remembered(tls_fake: FakeRegistry, 
     async with RegistryClient({}, Egress(), proxies=NO_PROXIES) as client:
         for peer in (tls_fake, fake):
             peer.on_manifest = lambda _: web.Response()
-            connection = client.connect(Site(host=peer.host))
+            connection = client.connect(RegistryTarget(host=peer.host))
             for path in ("/v2/a", "/v2/b"):
                 assert (await connection.ask("POST", path, scopes=())).status == 200
             async with connection.stream("/v2/c", scopes=()) as stream:
@@ -181,8 +179,8 @@ def test_who_may_use_a_login_or_certificate_sees_another_registry(tmp_path: Path
     lent = RegistryHost(tenants=("1", "2"), **shown)
     hosts = RegistryHosts({"lent.example": lent, "r.example": RegistryHost(mirrors=("lent.example",))})
 
-    def seen(host: str, tenant: str) -> Approach:
-        return Approach.to(Site(host=host, principal=Principal(tenant)), hosts)
+    def seen(host: str, tenant: str) -> Origin:
+        return Origin.to(RegistryTarget(host=host, principal=Principal(tenant)), hosts)
 
     for host in ("lent.example", "r.example"):
         assert seen(host, "1").identity == seen(host, "2").identity

@@ -16,11 +16,11 @@ from harness.services import require
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.registry.blobs import Put, put_blob
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.upload import Put, put_blob
-from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost
+from imagejobd.registry.hosts import CHUNK_MIN_BYTES, RegistryHost
+from imagejobd.registry.manifest import Descriptor
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 MIB = 1024 * 1024

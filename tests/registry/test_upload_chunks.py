@@ -10,10 +10,10 @@ from harness.proxy import Answer, CutRequest, CutResponse, FaultProxy
 from harness.registry import Registry
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Permanent, Temporary
+from imagejobd.registry.blobs import Put, put_blob
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.upload import Put, put_blob
-from imagejobd.registry.settings import CHUNK_MIN_BYTES, RegistryHost
+from imagejobd.registry.hosts import CHUNK_MIN_BYTES, RegistryHost
+from imagejobd.registry.manifest import Descriptor
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 MIB = 1024 * 1024

@@ -16,7 +16,7 @@ import msgspec
 
 from imagejobd.jobs.distribute.fields import FieldFault, below, convert, read_fields, wrong
 from imagejobd.model.secrets import REDACT_MIN_CHARS, Credentials, Secret
-from imagejobd.registry.site import Login, TokenRequest
+from imagejobd.registry.hosts import Login, TokenRequest
 
 AUTH_MAX_BYTES = 128 * 1024
 URL_MAX_CHARS = 4096

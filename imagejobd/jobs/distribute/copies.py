@@ -27,12 +27,12 @@ from imagejobd.model.kind import JobContext
 from imagejobd.model.secrets import Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.copying import Copying, Holdings
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.copy.image import copy_image
 from imagejobd.registry.copy.outcome import Options, Outcome, TagState
 from imagejobd.registry.copy.outcome import Target as CopyTarget
+from imagejobd.registry.repository import Repository
 
 IMAGES_AT_ONCE = 8
 # One that answers, and fails for so many images in a row, is not asked about the others: every knock lasts for some

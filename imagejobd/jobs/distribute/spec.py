@@ -29,7 +29,7 @@ from imagejobd.model.job import Json
 from imagejobd.model.kind import Accepted
 from imagejobd.model.reference import is_digest, is_tag
 from imagejobd.model.secrets import Secret
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
 
 TARGETS_MAX = 100
 IMAGES_MAX = 1_000
@@ -178,10 +178,10 @@ def target_auth(index: int) -> str:
     return f"auth.target.{index}"
 
 
-def site_of(place: Source | Target, auth: Secret | None) -> Site:
+def site_of(place: Source | Target, auth: Secret | None) -> RegistryTarget:
     """The registry of a stored source or target with its `auth`, as the registry client takes it."""
     registry = place.registry
-    return Site(host=registry.host, scheme=registry.scheme, verify_tls=place.verify_tls, login=login(auth))
+    return RegistryTarget(host=registry.host, scheme=registry.scheme, verify_tls=place.verify_tls, login=login(auth))
 
 
 def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:

@@ -22,10 +22,10 @@ from imagejobd.model.job import Principal
 from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secrets import Credentials
+from imagejobd.registry.address import numeric_address
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.address import numeric_address
-from imagejobd.registry.http.resolver import Resolver
-from imagejobd.registry.settings import origin
+from imagejobd.registry.hosts import origin
+from imagejobd.registry.resolver import Resolver
 
 # Of all ADDs of a build.
 HOSTS_MAX = 100

@@ -27,8 +27,8 @@ from imagejobd.archive import ContextBounds, rewrite
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid, parse_retry_after
-from imagejobd.registry.faults import Unanswered
-from imagejobd.registry.http.address import peer_of
+from imagejobd.registry.address import peer_of
+from imagejobd.registry.errors import Unanswered
 from imagejobd.store.files import storage_faults
 from imagejobd.store.protocol import ContentStore
 

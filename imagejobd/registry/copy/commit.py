@@ -3,9 +3,9 @@
 from imagejobd.model.concurrency import KeyedLock, bounded
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.reference import is_digest
-from imagejobd.registry.content.manifest import Manifest
 from imagejobd.registry.copy.leg import Leg
 from imagejobd.registry.copy.outcome import TagState
+from imagejobd.registry.manifest import Manifest
 
 PUTTING_MAX = 8
 

@@ -7,8 +7,8 @@ import msgspec
 
 from imagejobd.model.concurrency import KeyedLock
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.repository import Repository
 
 HOLDINGS_MAX = 10_000
 

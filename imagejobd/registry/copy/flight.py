@@ -17,14 +17,14 @@ from typing import Any
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Temporary
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.download import read_blob
-from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.blobs import read_blob
 from imagejobd.registry.copy.reader import Reader
 from imagejobd.registry.copy.slots import Slot, Slots
 from imagejobd.registry.copy.spool import SpoolRoom
 from imagejobd.registry.copy.tee import Tee
 from imagejobd.registry.copy.terms import Terms
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository
 
 __all__ = [
     "SLOT_GRACE_S",

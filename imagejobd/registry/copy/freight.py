@@ -11,12 +11,12 @@ from contextlib import closing
 from imagejobd.model.concurrency import bounded
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.upload import Put, put_blob
+from imagejobd.registry.blobs import Put, put_blob
 from imagejobd.registry.copy.boarding import Boarding
 from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.flight import Reader
 from imagejobd.registry.copy.leg import Leg
+from imagejobd.registry.manifest import Descriptor
 
 # Blobs that one target asks about or takes at once: more than images have, so that all of them meet the others' reads.
 ASTIR_MAX = 128

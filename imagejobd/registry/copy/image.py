@@ -8,9 +8,6 @@ import msgspec
 
 from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.manifest import Manifest
-from imagejobd.registry.content.repository import BlobUnknown
 from imagejobd.registry.copy.commit import put_below, put_tags
 from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.freight import Freight
@@ -20,6 +17,8 @@ from imagejobd.registry.copy.platforms import keep_platforms
 from imagejobd.registry.copy.referrers import Referrers, commit_referrers, find_referrers, subjects
 from imagejobd.registry.copy.survey import survey
 from imagejobd.registry.copy.tree import Tree
+from imagejobd.registry.manifest import Descriptor, Manifest
+from imagejobd.registry.repository import BlobUnknown
 
 # Targets that take longer than the others to say what they have go by themselves, and read by themselves.
 READY_GRACE_S = 2.0

@@ -3,10 +3,9 @@
 from typing import Literal
 
 from imagejobd.model.errors import Fault
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.manifest import Manifest
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.outcome import TagState, Tally, Target
+from imagejobd.registry.manifest import Descriptor, Manifest
+from imagejobd.registry.repository import Repository
 
 How = Literal["sent_bytes", "mounted_bytes", "skipped_bytes"]
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from imagejobd.model.errors import Fault
-from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.repository import Repository
 
 
 class TagState(StrEnum):

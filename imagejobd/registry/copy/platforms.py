@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 
 from imagejobd.model.errors import NotFound, Permanent, invalid
-from imagejobd.registry.content.descriptor import Descriptor, Platform
-from imagejobd.registry.content.manifest import Manifest, parse_manifest
+from imagejobd.registry.manifest import Descriptor, Manifest, Platform, parse_manifest
 
 # BuildKit's attestations name the image that they attest (moby/buildkit, docs/attestations/attestation-storage.md).
 ATTESTED = "vnd.docker.reference.digest"

@@ -3,8 +3,8 @@
 import hashlib
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository
 
 
 class Proof:

@@ -10,12 +10,11 @@ import msgspec
 
 from imagejobd.model.concurrency import bounded
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.content.descriptor import OCI_INDEX, Descriptor
-from imagejobd.registry.content.manifest import Manifest, parse_manifest
-from imagejobd.registry.content.repository import Repository, fallback_tag
 from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.leg import Leg
 from imagejobd.registry.copy.tree import Tree
+from imagejobd.registry.manifest import OCI_INDEX, Descriptor, Manifest, parse_manifest
+from imagejobd.registry.repository import Repository, fallback_tag
 
 COSIGN_SUFFIXES = ("sig", "att", "sbom")
 REFERRERS_MAX = 1_000

@@ -5,10 +5,9 @@ A child that the target has ends the question there.
 
 from imagejobd.model.concurrency import bounded
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.manifest import Manifest
 from imagejobd.registry.copy.leg import Leg
 from imagejobd.registry.copy.tree import Tree
+from imagejobd.registry.manifest import Descriptor, Manifest
 
 DEPTH_MAX = 8
 ASKING_MAX = 16

@@ -16,8 +16,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.patience import Patience
 from imagejobd.registry.copy.proof import Proof
 from imagejobd.registry.copy.reader import Reader
@@ -26,6 +24,8 @@ from imagejobd.registry.copy.spill import Spill
 from imagejobd.registry.copy.spool import Spool, no_room
 from imagejobd.registry.copy.terms import Terms
 from imagejobd.registry.copy.window import Window
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository
 
 
 class Tee:

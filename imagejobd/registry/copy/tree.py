@@ -6,9 +6,8 @@ They are what a stranger made of them, so all together are bounded too: their nu
 import asyncio
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.manifest import MANIFEST_MAX_BYTES, Manifest
-from imagejobd.registry.content.repository import Repository
+from imagejobd.registry.manifest import MANIFEST_MAX_BYTES, Descriptor, Manifest
+from imagejobd.registry.repository import Repository
 
 MANIFESTS_MAX = 5_000
 MANIFESTS_MAX_BYTES = 8 * 1024 * 1024

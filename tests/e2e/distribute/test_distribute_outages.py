@@ -8,7 +8,7 @@ from harness.proxy import Answer, FaultProxy
 from harness.registry import Registry
 from harness.waiting import until
 from imagejobd.jobs.distribute.copies import IMAGES_AT_ONCE
-from imagejobd.registry.persistence import TRIES_MAX
+from imagejobd.registry.limits import TRIES_MAX
 
 IMAGES = 24
 UNHURRIED = {"retry_first_s": 3.0, "retry_max_s": 3.0}

@@ -18,7 +18,7 @@ from imagejobd.jobs.build import BuildKind, BuildSettings, BuildSpec
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.proxies import Proxies
+from imagejobd.registry.proxies import Proxies
 from imagejobd.store.blobs import BlobStore
 
 

@@ -15,7 +15,7 @@ from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal, u
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryTarget
 from imagejobd.store.sqlite.store import SqliteStore
 from runner.runner_bench import Bench
 
@@ -38,13 +38,13 @@ class Asked(NamedTuple):
 class NamedConnection:
     """As much of a connection as is looked at without copying."""
 
-    def __init__(self, site: Site, warn: Callable[[str], None]) -> None:
+    def __init__(self, site: RegistryTarget, warn: Callable[[str], None]) -> None:
         self.site = site
         self.host = site.host
         self.warn = warn
 
     def mirrors(self) -> list["NamedConnection"]:
-        return [NamedConnection(Site(host=host), self.warn) for host in MIRRORS.get(self.host, ())]
+        return [NamedConnection(RegistryTarget(host=host), self.warn) for host in MIRRORS.get(self.host, ())]
 
 
 class NamedRegistries:
@@ -56,7 +56,7 @@ class NamedRegistries:
         self._configured = configured
         self._only_host = only_host
 
-    def connect(self, site: Site, *, warn: Callable[[str], None]) -> NamedConnection:
+    def connect(self, site: RegistryTarget, *, warn: Callable[[str], None]) -> NamedConnection:
         self.connections.append(NamedConnection(site, warn))
         return self.connections[-1]
 

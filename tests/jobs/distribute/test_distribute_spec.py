@@ -15,7 +15,7 @@ from imagejobd.jobs.distribute.spec import DistributeSpec, Place, parse, site_of
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.kind import Accepted
 from imagejobd.model.secrets import Credentials
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.hosts import RegistryTarget, TokenRequest
 
 DIGEST = "sha256:" + "0" * 64
 SOURCE = {"endpoint": "https://a.example/v2/", "image": "team/app", "ref": "1.0"}
@@ -59,8 +59,8 @@ def test_minimal_spec() -> None:
 def test_sites() -> None:
     """The endpoint says host and scheme; trust and login come with it."""
     spec = stored(parse(with_target(verify_tls=False)))
-    assert site_of(spec.source, None) == Site(host="a.example", scheme="https")
-    assert site_of(spec.targets[0], None) == Site(host="b.example:5000", verify_tls=False)
+    assert site_of(spec.source, None) == RegistryTarget(host="a.example", scheme="https")
+    assert site_of(spec.targets[0], None) == RegistryTarget(host="b.example:5000", verify_tls=False)
 
 
 @pytest.mark.parametrize(

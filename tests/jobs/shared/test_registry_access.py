@@ -18,9 +18,9 @@ from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.http.proxies import Proxies
-from imagejobd.registry.http.resolver import Resolver
-from imagejobd.registry.settings import RegistryHost
+from imagejobd.registry.hosts import RegistryHost
+from imagejobd.registry.proxies import Proxies
+from imagejobd.registry.resolver import Resolver
 
 HOST = "registry.example"
 OWN = Credentials("own", Secret("own-password"))

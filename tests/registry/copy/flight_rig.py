@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.flight import Flights, Reader
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository
 
 KIB = 1024
 # Larger than what the window merges, so that chunks stay as they come.

@@ -17,14 +17,13 @@ from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.content.repository import Repository
 from imagejobd.registry.copy.copying import Copying, Holdings
 from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.copy.image import copy_image
 from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
-from imagejobd.registry.http.proxies import Proxies
-from imagejobd.registry.settings import RegistryHost
-from imagejobd.registry.site import Site
+from imagejobd.registry.hosts import RegistryHost, RegistryTarget
+from imagejobd.registry.proxies import Proxies
+from imagejobd.registry.repository import Repository
 
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 BLOBS = "/v2/.*/blobs/sha256:.*"
@@ -44,7 +43,7 @@ class Desk:
         self.told: list[str] = []
 
     def at(self, host: str, path: str, *, may_push: bool = False) -> Repository:
-        connection = self._client.connect(Site(host=host, scheme="http"))
+        connection = self._client.connect(RegistryTarget(host=host, scheme="http"))
         return Repository(connection=connection, path=path, may_push=may_push)
 
     def to(self, host: str, path: str = "team/app", names: tuple[str, ...] = ("1",), **more: bool) -> Target:

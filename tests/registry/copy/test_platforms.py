@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.content.descriptor import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST
-from imagejobd.registry.content.manifest import Manifest, parse_manifest
 from imagejobd.registry.copy.platforms import ATTESTED, keep_platforms
+from imagejobd.registry.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest, parse_manifest
 
 
 def digest(number: int) -> str:

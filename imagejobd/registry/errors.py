@@ -1,4 +1,6 @@
-"""From what registries and the HTTP library say to the one error vocabulary. The only place that does.
+"""What peers write, fit for messages and logs: one bounded line that shows no secret and steers no terminal.
+
+From what registries and the HTTP library say to the one error vocabulary. The only place that does.
 
 Messages name the registry and what to do, never a credential: what a peer wrote is shown in part only, on one line.
 """
@@ -14,7 +16,15 @@ import aiohttp
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary, parse_retry_after
-from imagejobd.registry.words import shown
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def one_line(text: str, max_chars: int, redact: Callable[[str], str] = str) -> str:
+    """`text` without the secrets that `redact` knows, and only then cut: a part of a secret is not known as one."""
+    line = " ".join(redact(text).split())[:max_chars]
+    return "".join(character if character.isprintable() else REPLACEMENT for character in line)
+
 
 DETAIL_MAX_CHARS = 300
 
@@ -117,7 +127,7 @@ def detail(body: bytes, redact: Callable[[str], str] = str) -> str:
     """What the peer's error body says, on one bounded line without the secrets that `redact` knows; empty where it says
     nothing in the spec's form."""
     text = "; ".join(": ".join(filter(None, (e.code, e.message))) for e in _errors(body))
-    return shown(text, DETAIL_MAX_CHARS, redact)
+    return one_line(text, DETAIL_MAX_CHARS, redact)
 
 
 def _errors(body: bytes) -> list[_Error]:

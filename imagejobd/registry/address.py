@@ -1,5 +1,9 @@
-"""Addresses on the web as registries write them: kept to the letter, because signatures cover the letters."""
+"""Addresses on the web as registries write them: kept to the letter, because signatures cover the letters.
 
+HTTP Basic (RFC 7617), whose user names cannot hold a colon.
+"""
+
+import base64
 import re
 import socket
 from ipaddress import ip_address
@@ -7,7 +11,9 @@ from ipaddress import ip_address
 from yarl import URL
 
 from imagejobd.model.circuit import peer_name
+from imagejobd.model.errors import invalid
 from imagejobd.model.reference import HUB_HOST
+from imagejobd.model.secrets import Credentials
 
 # docker.io answers browsers; the Hub's API is here (moby registry/config.go, `DefaultV2Registry`).
 HUB_API_HOST = "registry-1.docker.io"
@@ -69,3 +75,11 @@ def numeric_address(host: str) -> str | None:
         return socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
         return None
+
+
+def basic(credentials: Credentials) -> str:
+    """The value of an `Authorization` header. Raises `Permanent(invalid)` for a user name with a colon."""
+    if ":" in credentials.username:
+        raise invalid("a registry user name cannot contain a colon")
+    pair = f"{credentials.username}:{credentials.password.reveal()}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"

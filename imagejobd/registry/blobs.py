@@ -1,8 +1,22 @@
-"""Putting a blob into a repository: mount, or a session with one PUT, or PATCHes where a host is configured so."""
+"""Byte ranges (RFC 9110 §14), strictly: what is not exactly understood is not spliced into a blob.
+
+Where an upload goes on: the `Location` of its session, kept to the letter but for the digest added at its end.
+
+Registries write it relative or absolute, with a signed query (`_state=…`), with another port or host, and as http
+behind a proxy that speaks TLS for them. What names the registry itself is reduced to its path and query, so that it
+goes the way of every other request there: same scheme, same trust, same login.
+
+Reading a blob from a repository: every byte once, through cuts and stalls.
+
+The digest is not proved here: whoever reads keeps the running hash, which is what makes resuming safe.
+
+Putting a blob into a repository: mount, or a session with one PUT, or PATCHes where a host is configured so.
+"""
 
 import asyncio
+import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from enum import StrEnum
 from typing import Literal
@@ -11,11 +25,202 @@ import msgspec
 from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.registry.content.descriptor import Descriptor
-from imagejobd.registry.content.location import resolve_location, with_digest
-from imagejobd.registry.content.repository import Repository
-from imagejobd.registry.content.verdict import codes_of, is_success, push_refused
-from imagejobd.registry.http.transport import Answer
+from imagejobd.model.reference import HUB_HOST
+from imagejobd.registry.address import HUB_API_HOST, exact_url, http_url
+from imagejobd.registry.connection import Connection, Stream
+from imagejobd.registry.errors import refusal
+from imagejobd.registry.http import Answer
+from imagejobd.registry.limits import PAUSE_MAX_S as HOST_PAUSE_MAX_S
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository, codes_of, is_success, push_refused
+
+# 2**53 has 16 digits; no blob needs more.
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16})", re.IGNORECASE | re.ASCII)
+
+
+class ByteRange(msgspec.Struct, frozen=True):
+    """The bytes `start` to `end` (inclusive) of `total`."""
+
+    start: int
+    end: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"bytes {self.start}-{self.end}/{self.total}"
+
+
+def parse_content_range(value: str | None) -> ByteRange | None:
+    """A `Content-Range` header; None where there is none, it contradicts itself, or tells no full length."""
+    match = _CONTENT_RANGE.fullmatch(value.strip()) if value is not None else None
+    if match is None:
+        return None
+    start, end, total = (int(part) for part in match.groups())
+    return ByteRange(start, end, total) if start <= end < total else None
+
+
+def range_from(offset: int) -> dict[str, str]:
+    """The request header for everything from `offset` on; none for the whole."""
+    return {"Range": f"bytes={offset}-"} if offset else {}
+
+
+LOCATION_MAX_CHARS = 16 * 1024
+
+_BASE = URL("http://registry.invalid")
+_DEFAULT_PORTS = (80, 443)
+
+
+def resolve_location(location: str, asked: str | URL, host: str) -> str | URL | None:
+    """Where `location`, in the answer to a request to `asked` at the registry `host` (`name[:port]`), points.
+
+    Path and query where that is the registry itself, else an absolute URL; None where it is no usable URL.
+    """
+    if not location or len(location) > LOCATION_MAX_CHARS:
+        return None
+    base = asked if isinstance(asked, URL) else _BASE.join(URL(asked, encoded=True))
+    try:
+        url = http_url(str(base.join(exact_url(location)).with_fragment(None)))
+    except ValueError:
+        return None
+    if url is None or url.user is not None:
+        return None
+    if _is_at(url, _BASE.host or "") or _is_at(url, HUB_API_HOST if host == HUB_HOST else host):
+        return url.raw_path_qs
+    return url
+
+
+def with_digest(target: str | URL, digest: str) -> str | URL:
+    """`target` with `digest` behind whatever its query says."""
+    text = str(target)
+    text += f"{'&' if '?' in text else '?'}digest={digest}"
+    return URL(text, encoded=True) if isinstance(target, URL) else text
+
+
+def _is_at(url: URL, host: str) -> bool:
+    """Whether `url` names `host`; the scheme is of no account, nor is a port that is the scheme's own."""
+    name, port = (url.host_subcomponent or "").lower(), url.port
+    return f"{name}:{port}" == host.lower() or (name == host.lower() and port in _DEFAULT_PORTS)
+
+
+# Tries in a row that bring no byte; with the pauses below they last about eight seconds.
+RESUMES_MAX = 5
+# Tries in all for the same `PROGRESS_MIN_BYTES`: a peer that sends a byte each time has an end, too.
+SLOW_RESUMES_MAX = 50
+PROGRESS_MIN_BYTES = 1024 * 1024
+PAUSE_FIRST_S = 0.25
+PAUSE_MAX_S = 4.0
+
+
+async def read_blob(
+    source: Repository,
+    blob: Descriptor,
+    *,
+    use_mirrors: bool = True,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncGenerator[bytes, None]:
+    """The bytes of `blob`, exactly `blob.size` of them, from the first mirror that has it, else the registry itself.
+    Whoever finds that they do not have their digest asks again without mirrors, of which one may hold other bytes.
+
+    After a cut it goes on with `Range` from the exact offset and takes only a 206 that starts there and tells the full
+    length; it gives up after several tries without a new byte, or many with few. Raises `Temporary`, at once where the
+    registry asks for a longer pause than a request may wait; `Permanent(not_found | denied)`; and
+    `Permanent(copy_failed)` for a body of another length. Close it (`aclosing`) to end the transfer early.
+    """
+    offset, stamina = 0, _Stamina()
+    places = [*(source.connection.mirrors() if use_mirrors else ()), source.connection]
+    while offset < blob.size:
+        try:
+            async with aclosing(_rest(places[0], source, blob, offset)) as rest:
+                async for chunk in rest:
+                    offset += len(chunk)
+                    yield chunk
+        except Fault as fault:
+            if len(places) > 1:
+                del places[0]  # a mirror is a convenience: the registry itself has the say
+                continue
+            wait_s = stamina.wait_s(fault, offset)
+            if wait_s is None:
+                raise await places[0].judged(fault) from fault.__cause__
+            await pause(wait_s)
+
+
+class _NoRanges(Temporary):
+    """Only a read from the beginning can help."""
+
+
+class _Stamina:
+    """How often one blob is gone on with."""
+
+    def __init__(self) -> None:
+        self._offset = 0  # where the last try ended
+        self._fruitless = 0
+        self._mark = 0  # an offset, and the tries since
+        self._slow = 0
+
+    def wait_s(self, fault: Fault, offset: int) -> float | None:
+        """Seconds to wait after a try that ended at `offset` with `fault`; None for no further try."""
+        self._fruitless = 1 + (self._fruitless if offset == self._offset else 0)
+        self._offset = offset
+        if offset - self._mark >= PROGRESS_MIN_BYTES:
+            self._mark, self._slow = offset, 0
+        self._slow += 1
+        if isinstance(fault, _NoRanges):
+            return None
+        wish_s = (fault.retry_after_s or 0.0) if isinstance(fault, Temporary) else math.inf
+        if wish_s > HOST_PAUSE_MAX_S or self._fruitless > RESUMES_MAX or self._slow > SLOW_RESUMES_MAX:
+            return None
+        backoff_s: float = min(PAUSE_FIRST_S * 2 ** (self._fruitless - 1), PAUSE_MAX_S)
+        return max(wish_s, backoff_s)
+
+
+async def _rest(place: Connection, source: Repository, blob: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
+    """The bytes of `blob` from `offset` to its end, in one request."""
+    target = f"/v2/{source.path}/blobs/{blob.digest}"
+    async with place.stream(target, scopes=source.scopes, headers=range_from(offset)) as stream:
+        _check(stream, place.site.host, source, blob, offset)
+        left = blob.size - offset
+        async for chunk in stream.chunks():
+            left -= len(chunk)
+            if left < 0:
+                raise _wrong_length(place.site.host, blob, "more")
+            yield chunk
+    if left:
+        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {place.site.host}: blob {blob.digest} ended early")
+
+
+def _check(stream: Stream, host: str, source: Repository, blob: Descriptor, offset: int) -> None:
+    """Refuse an answer that does not bring the bytes from `offset` on."""
+    if stream.status not in (200, 206, 416):
+        wish = stream.headers.get("Retry-After")
+        raise refusal(host, stream.status, what=f"blob {blob.digest} of {source.path}", retry_after=wish)
+    if offset == 0 and stream.status == 200:
+        if _length(stream) not in (None, blob.size):
+            raise _wrong_length(host, blob, "another number of")
+        return
+    found = parse_content_range(stream.headers.get("Content-Range"))
+    if stream.status == 200:
+        # The whole blob again: splicing it would be corruption, and asking once more would not change it.
+        raise _NoRanges(
+            ErrorCode.REGISTRY_UNAVAILABLE,
+            f"registry {host}: blob {blob.digest} was cut, and cannot be gone on with: the registry knows no ranges",
+        )
+    if stream.status != 206 or found is None or (found.start, found.total) != (offset, blob.size):
+        raise Temporary(
+            ErrorCode.REGISTRY_UNAVAILABLE,
+            f"registry {host}: blob {blob.digest} was cut, and cannot be gone on with at byte {offset}",
+        )
+
+
+def _length(stream: Stream) -> int | None:
+    length = stream.headers.get("Content-Length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 17 else None
+
+
+def _wrong_length(host: str, blob: Descriptor, how_many: str) -> Permanent:
+    return Permanent(
+        ErrorCode.COPY_FAILED,
+        f"registry {host}: blob {blob.digest} has {how_many} bytes than the {blob.size} announced",
+    )
+
 
 # A session that will not be used is given back within this time, or left to the registry's own purging.
 GIVE_BACK_MAX_S = 1.0

@@ -16,7 +16,7 @@ from yarl import URL
 from imagejobd.model.egress import is_loopback
 from imagejobd.model.errors import invalid
 from imagejobd.model.secrets import Credentials, Secret
-from imagejobd.registry.http.address import host_of, http_url, numeric_address
+from imagejobd.registry.address import host_of, http_url, numeric_address
 
 
 class Proxy(msgspec.Struct, frozen=True):

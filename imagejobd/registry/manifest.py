@@ -1,4 +1,6 @@
-"""Manifests: raw bytes as they arrived, their digest, and what they refer to. Bytes are never changed by reading them.
+"""Descriptors (OCI image spec, "descriptor.md"): what a manifest says of the content it refers to.
+
+Manifests: raw bytes as they arrived, their digest, and what they refer to. Bytes are never changed by reading them.
 
 Refuses, with the reason: schema 1, bad JSON, more than `MANIFEST_MAX_BYTES` or `COMMAS_MAX`, more than
 `DESCRIPTORS_MAX` entries or `ANNOTATIONS_MAX` annotations of them, a media type that contradicts the content, digests
@@ -9,7 +11,7 @@ blobs.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -17,16 +19,48 @@ import msgspec
 
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.reference import is_digest
-from imagejobd.registry.content.descriptor import (
-    DOCKER_MANIFEST,
-    INDEX_TYPES,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    SCHEMA1,
-    SCHEMA1_SIGNED,
-    Descriptor,
-    Platform,
-)
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
+SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+# docker-registry answers 404 for a manifest of a type that the client does not accept: so all, always. Schema 1 is
+# among them to be refused by name.
+MANIFEST_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, SCHEMA1_SIGNED, SCHEMA1)
+ACCEPT = ", ".join(MANIFEST_TYPES)
+
+
+class Platform(msgspec.Struct, frozen=True):
+    """The platform of an index's child."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
+    """Content by digest: `digest` is one that can be verified here, `size` in bytes is at least 0."""
+
+    digest: str
+    size: int
+    media_type: str = ""
+    artifact_type: str = ""
+    urls: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = {}
+    platform: Platform | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether registries do not hold it: base layers that may not be distributed, fetched from `urls`."""
+        return bool(self.urls) and ("foreign" in self.media_type or "nondistributable" in self.media_type)
+
 
 # Registries may refuse larger ones (distribution spec, "Pushing Manifests": at least 4 megabytes must be taken).
 MANIFEST_MAX_BYTES = 4 * 1024 * 1024

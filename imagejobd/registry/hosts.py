@@ -1,25 +1,93 @@
-"""What an operator says about registry hosts, and the files that it names.
+"""TLS towards a host: whom we trust there, and what we show of ourselves.
+
+The client certificate is for the host that it was configured for, reached as configured: a redirect to that host, or a
+connection that a request made weaker, does not show it.
+
+What an operator says about registry hosts, and the files that it names.
 
 Files are read once, at start, so that a missing one is found then and not by a job at night. A host that is not
 configured gets what the Docker Engine gives it: verified TLS, or on loopback anything that answers.
+
+Which registry a job speaks to, how far it is trusted, and how and for whom to log in there.
+
+Configuration says it for hosts, a request may say it for itself. A configured login or client certificate belongs to
+the connection that was configured: it is never used over one that a request made weaker.
+
+How one job's connection to a host is made: the ways to try, the certificates to trust, and the login to use.
+
+A configured login and client certificate belong to the connection that was configured, and to whom the operator lends
+them. What a request weakened (plain HTTP where TLS is configured, any certificate where it is verified) does not get
+them.
 """
 
 import copy
+import hashlib
+import hmac
 import re
+import secrets
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
+from yarl import URL
 
 from imagejobd.model.egress import is_loopback
 from imagejobd.model.errors import Permanent, invalid
-from imagejobd.model.job import LOCAL_TENANT, Principal
+from imagejobd.model.job import LOCAL_TENANT, NOBODY, Principal
 from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secrets import Credentials, Secret
-from imagejobd.registry.http.address import HUB_API_HOST
-from imagejobd.registry.http.certificates import Certificates, certificates, unverified, verified
+from imagejobd.registry.address import HUB_API_HOST, host_of
+from imagejobd.registry.errors import LOGIN_CONFIGURABLE, LOGIN_NOT_FOR_YOU, LOGIN_WEAKENED
+
+ClientFiles = tuple[str, str]
+"""Paths of our certificate, with what leads to its authority, and of its key."""
+
+
+class Certificates(msgspec.Struct, frozen=True, eq=False):
+    """`own`: as configured. `strict`: verified, whatever is configured. `foreign`: as configured, without our
+    certificate, for where others send us."""
+
+    own: ssl.SSLContext
+    strict: ssl.SSLContext
+    foreign: ssl.SSLContext
+
+
+def certificates(*, is_verified: bool, ca_file: str | None, client_files: ClientFiles | None) -> Certificates:
+    """Read the files. Raises `OSError`; an `ssl.SSLError` among them means a file that is no certificate or key."""
+    strict = _showing(verified(ca_file), client_files)
+    if is_verified:
+        return Certificates(strict, strict, strict if client_files is None else verified(ca_file))
+    return Certificates(_showing(unverified(), client_files), strict, unverified())
+
+
+def verified(ca_file: str | None = None) -> ssl.SSLContext:
+    """Trust in the system's authorities and those of `ca_file`."""
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        context.load_verify_locations(cafile=ca_file)
+    return context
+
+
+def unverified() -> ssl.SSLContext:
+    """Trust in any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the authorities, whose reading takes its time
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _showing(context: ssl.SSLContext, client_files: ClientFiles | None) -> ssl.SSLContext:
+    if client_files is not None:
+        # An encrypted key would make OpenSSL ask for its password on the terminal.
+        context.load_cert_chain(*client_files, password=_no_password)
+    return context
+
+
+def _no_password() -> str:
+    raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the key is encrypted")
+
 
 PASSWORD_FILE_MAX_BYTES = 64 * 1024
 # Object storage behind a registry takes no smaller part than this but the last (Amazon S3, "multipart upload limits").
@@ -263,3 +331,171 @@ def _certificates(name: str, host: RegistryHost) -> tuple[Certificates, Certific
             raise invalid(f'[registry."{name}"] {keys}: {told}: {error.strerror or error}') from None
     bare, own = found
     return bare, own
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's own way to a token: GET `url` with `headers` and the JSON `body`; the answer's `token` (or
+    `access_token`) is sent as `Authorization: <token_type> <token>`."""
+
+    url: Secret
+    token_type: str = "Bearer"  # noqa: S105 - a scheme, not a token
+    headers: Mapping[str, Secret] = {}
+    body: Secret | None = None
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What no message may show."""
+        return (self.url, *self.headers.values(), *([self.body] if self.body else []))
+
+
+Login = Credentials | TokenRequest
+
+
+class RegistryTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """One registry as one job speaks to it. `host` is `name[:port]` as in image references.
+
+    `scheme` None: as configured for the host (https; on loopback plain HTTP too). `verify_tls` None: as configured;
+    False accepts any certificate. `login` None: the configured one where `principal` may use it, else the registry's
+    challenge decides.
+    """
+
+    host: str
+    scheme: Literal["http", "https"] | None = None
+    verify_tls: bool | None = None
+    login: Login | None = None
+    principal: Principal = NOBODY
+
+
+# Of this process only, so that what identifies a login cannot be tried out against guesses elsewhere.
+_IDENTITY_KEY = secrets.token_bytes(32)
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Equal only for the same host, reached in the same way with the same trust and login. Shows no secret.
+
+    `withheld` are the host and those of its mirrors whose configured login this connection may not use.
+    """
+
+    host: str
+    scheme: str
+    is_verified: bool
+    is_weakened: bool
+    login: str
+    withheld: frozenset[str]
+
+
+class Origin(msgspec.Struct, frozen=True, eq=False):
+    """How to reach a site. `endpoints` are tried in order until one lets itself be connected to."""
+
+    site: RegistryTarget
+    hosts: RegistryHosts
+    endpoints: tuple[Endpoint, ...]
+    is_weakened: bool
+    login: Login | None
+
+    @classmethod
+    def to(cls, site: RegistryTarget, hosts: RegistryHosts) -> "Origin":
+        """The approach to `site` that configuration and request allow together. Its own `site` has the host's
+        configured name, its `hosts` only the logins that the site's principal may use."""
+        hosts = hosts.of(site.principal)
+        site = msgspec.structs.replace(site, host=hosts.name_of(site.host, site.scheme))
+        configured = hosts.endpoints(site.host)
+        is_verified = configured[0].tls.verify_mode is ssl.CERT_REQUIRED
+        without_tls = site.scheme == "http" and not any(e.origin.startswith("http:") for e in configured)
+        is_weakened = without_tls or (site.verify_tls is False and is_verified and not _is_plain(configured))
+        tls = _tls(site, hosts, is_weakened=is_weakened)
+        return cls(
+            site=site,
+            hosts=hosts,
+            endpoints=tuple(Endpoint(found, tls) for found in _origins(site, configured)),
+            is_weakened=is_weakened,
+            login=site.login or (None if is_weakened else hosts.credentials_for(site.host)),
+        )
+
+    @property
+    def withheld(self) -> str:
+        """What to say to who may not use the login that is configured for this host; empty for all others."""
+        return LOGIN_NOT_FOR_YOU.format(host=self.site.host) if self.hosts.is_withheld(self.site.host) else ""
+
+    @property
+    def advice(self) -> str:
+        """What to do where the registry wants a login and this connection has none."""
+        if self.withheld:
+            return self.withheld
+        is_weaker = self.hosts.credentials_for(self.site.host) is not None
+        return LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE.format(host=self.site.host)
+
+    @property
+    def is_login_configured(self) -> bool:
+        """Whether the login is the operator's."""
+        return self.login is not None and self.site.login is None
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(
+            host=self.site.host,
+            scheme=self.endpoints[0].origin.partition(":")[0] if len(self.endpoints) == 1 else "",
+            is_verified=self.endpoints[0].tls.verify_mode is ssl.CERT_REQUIRED,
+            is_weakened=self.is_weakened,
+            login=_fingerprint(self.login),
+            withheld=frozenset(
+                filter(self.hosts.is_withheld, (self.site.host, *self.hosts.mirrors_of(self.site.host)))
+            ),
+        )
+
+    def tls_for(self, url: URL) -> ssl.SSLContext:
+        """What to trust at `url`, the site itself or where it sends us, which sees no client certificate.
+
+        A request that does without verification does so elsewhere too, but not with the operator's login: a token
+        server gets it, and whom the operator did not configure is verified.
+        """
+        for endpoint in self.endpoints:
+            own = URL(endpoint.origin)
+            if (own.host, own.port) == ((url.host or "").lower(), url.port):
+                return endpoint.tls
+        name = self.hosts.name_of(host_of(url), url.scheme)
+        if self.site.verify_tls is False and not self.is_login_configured and not self.hosts.is_configured(name):
+            return self.hosts.unverified
+        return self.hosts.certificates_for(name).foreign
+
+
+def _is_plain(configured: list[Endpoint]) -> bool:
+    return configured[0].origin.startswith("http:")
+
+
+def _tls(site: RegistryTarget, hosts: RegistryHosts, *, is_weakened: bool) -> ssl.SSLContext:
+    configured = hosts.certificates_for(site.host)
+    if is_weakened:
+        return hosts.unverified if site.verify_tls is False else configured.foreign
+    if site.verify_tls is None:
+        return configured.own
+    if site.verify_tls:
+        return configured.strict
+    return configured.own if configured.own.verify_mode is ssl.CERT_NONE else hosts.unverified
+
+
+def _origins(site: RegistryTarget, configured: list[Endpoint]) -> list[str]:
+    if site.scheme is not None:
+        return [origin(site.scheme, site.host)]
+    origins = [endpoint.origin for endpoint in configured]
+    # Who asks for verification is not served by the plain HTTP that loopback may fall back to.
+    return origins[:1] if site.verify_tls is True else origins
+
+
+def _fingerprint(login: Login | None) -> str:
+    if login is None:
+        return ""
+    digest = hmac.new(_IDENTITY_KEY, digestmod=hashlib.sha256)
+    for part in _parts(login):
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _parts(login: Login) -> Iterator[str]:
+    if isinstance(login, Credentials):
+        yield from ("basic", login.username, login.password.reveal())
+        return
+    yield from ("token", login.url.reveal(), login.token_type, login.body.reveal() if login.body else "")
+    for name, value in sorted(login.headers.items()):
+        yield from (name, value.reveal())

@@ -1,35 +1,239 @@
-"""What is asked of one repository (OCI distribution spec): its manifests, blobs, tags and referrers."""
+"""What a registry means by an answer that is no success (distribution spec, "Error Codes").
+
+The codes of the error body count before the status: docker-registry says MANIFEST_BLOB_UNKNOWN inside a 500, too.
+
+The `Link` header (RFC 8288), by which registries name the next page of a list.
+
+Only the path and the query of a link are ever used, and only where the path is the list's own: a registry cannot send
+a client and its credentials elsewhere. Nothing here raises, because the header is whatever the peer made of it.
+
+Lists that a registry gives page by page (`Link`): followed to their end, which has to be reached.
+
+Refuses, rather than to give a part for the whole: pages elsewhere, pages in a circle, more than `PAGES_MAX` of them.
+
+What a registry lists as the tags of a repository: read within bounds, kept only where it can be a tag.
+
+What is asked of one repository (OCI distribution spec): its manifests, blobs, tags and referrers.
+"""
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 import msgspec
 from multidict import CIMultiDictProxy
+from yarl import URL
 
-from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent
-from imagejobd.model.reference import is_digest
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
+from imagejobd.model.reference import is_digest, is_tag
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.content.descriptor import ACCEPT, INDEX_TYPES, Descriptor
-from imagejobd.registry.content.listing import pages
-from imagejobd.registry.content.manifest import (
+from imagejobd.registry.http import Answer
+from imagejobd.registry.manifest import (
+    ACCEPT,
     DESCRIPTORS_MAX,
+    INDEX_TYPES,
     MANIFEST_MAX_BYTES,
+    Descriptor,
     Manifest,
     digest_of,
     media_type_of,
     parse_manifest,
 )
-from imagejobd.registry.content.tags import TAGS_MAX, TAGS_PAGE_MAX_BYTES, TagsRead, read_tags
-from imagejobd.registry.content.verdict import (
-    BlobUnknown,
-    blob_unknown,
-    is_success,
-    push_refused,
-)
-from imagejobd.registry.http.transport import Answer
+
+# An image may miss as many blobs as manifests may list; what is more is not of the spec's form.
+ERRORS_MAX = 20_000
+
+_MISSING = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"})
+_DIGEST = re.compile(rb"sha256:[a-f0-9]{64}\b|sha512:[a-f0-9]{128}\b")
+
+
+class BlobUnknown(Temporary):
+    """The registry misses what a manifest refers to; `digests` are those that it names, maybe none.
+
+    It happens although HEAD has just said 200: registries cache, and collect garbage. Pushing the content helps.
+    """
+
+    def __init__(self, message: str, digests: Iterable[str] = ()) -> None:
+        super().__init__(ErrorCode.COPY_FAILED, message)
+        self.digests = tuple(digests)
+
+
+class _Error(msgspec.Struct):
+    code: str = ""
+    message: str | None = None
+    detail: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def is_of_missing_content(self) -> bool:
+        return self.code.upper() in _MISSING
+
+    @property
+    def digests(self) -> list[str]:
+        """What it names: docker-registry does so in `detail` (`{"digest": …}`), ECR in its message."""
+        found = _DIGEST.findall(bytes(self.detail)) or _DIGEST.findall((self.message or "").encode(errors="replace"))
+        return [digest.decode() for digest in found]
+
+
+class _Errors(msgspec.Struct):
+    errors: list[_Error] = []
+
+
+def codes_of(body: bytes) -> frozenset[str]:
+    """The error codes in a body of the spec's form; none in any other."""
+    return frozenset(error.code.upper() for error in _errors_in(body))
+
+
+def is_success(answer: Answer) -> bool:
+    return 200 <= answer.status < 300
+
+
+def push_refused(connection: Connection, answer: Answer, what: str) -> Fault:
+    """The fault for a write that did not succeed, after those that only some writes know."""
+    fault = connection.refusal(answer, what=what)
+    codes = codes_of(answer.body)
+    if answer.status in (401, 403):
+        return fault
+    if answer.status == 405:
+        return Permanent(
+            ErrorCode.DENIED,
+            f"{fault.message}; it is read-only, a mirror or in maintenance, or does not know this type of content: "
+            "push to another one",
+        )
+    if answer.status == 413:
+        return Permanent(ErrorCode.TOO_LARGE, fault.message)
+    if "NAME_UNKNOWN" in codes or answer.status == 404:
+        return NotFound(f"{fault.message}; where repositories are not made by pushing, create it first")
+    if answer.status in (400, 409, 412, 422):
+        return Permanent(ErrorCode.COPY_FAILED, fault.message)
+    return fault
+
+
+def blob_unknown(connection: Connection, answer: Answer, what: str, *, own_digest: str) -> BlobUnknown | None:
+    """The fault where the answer to a manifest says that its content is missing; None where it says otherwise."""
+    missing = [error for error in _errors_in(answer.body) if error.is_of_missing_content]
+    if not missing:
+        return None
+    digests = dict.fromkeys(digest for error in missing for digest in error.digests)
+    digests.pop(own_digest, None)
+    told = connection.refusal(answer, what=what).message
+    return BlobUnknown(f"{told}; it misses content that the manifest refers to", digests)
+
+
+def _errors_in(body: bytes) -> list[_Error]:
+    if body.count(b"{") > ERRORS_MAX:
+        return []
+    try:
+        return msgspec.json.decode(body, type=_Errors).errors
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+LINK_MAX_CHARS = 8_192
+
+# RFC 8288 §3: `<URI-Reference>`, then parameters whose values are tokens or quoted strings. Nothing is given back, so
+# that no header costs more than one pass.
+_PARAMETER = r"""\s*+;\s*+([^\s=;,"<>]++)\s*+(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;,"]*+)))?+"""
+_PARAMETERS = re.compile(_PARAMETER)
+_LINK = re.compile(rf"<([^<>]*+)>((?:{_PARAMETER})*+)")
+_BASE = URL("http://registry.invalid")
+
+
+def next_link(values: Iterable[str]) -> str | None:
+    """The reference that `rel=next` marks in one or more `Link` headers; None without one."""
+    for value in values:
+        for link in _LINK.finditer(value[:LINK_MAX_CHARS]):
+            if any(_is_next(parameter) for parameter in _PARAMETERS.finditer(link[2])):
+                return link[1]
+    return None
+
+
+def page_target(reference: str, target: str) -> str | None:
+    """Where a page that `target` (path and query) links to as `reference` is, again as path and query.
+
+    None for another path, and for what is no URL. The host that an absolute reference names is of no account: behind a
+    proxy it is often an inner one, and it is not asked.
+    """
+    if not reference.isascii() or not reference.isprintable() or " " in reference:
+        return None
+    try:
+        base = _BASE.join(URL(target, encoded=True))
+        page = base.join(URL(reference, encoded=True))
+        path, query = page.raw_path, page.raw_query_string
+    except ValueError:
+        return None
+    if page.scheme not in ("http", "https") or path != base.raw_path or not query:
+        return None
+    return f"{path}?{query}"
+
+
+def _is_next(parameter: re.Match[str]) -> bool:
+    name, quoted, token = parameter.groups()
+    return name.lower() == "rel" and "next" in (quoted or token or "").lower().split()
+
+
+PAGES_MAX = 2_000
+
+
+async def pages(
+    connection: Connection, target: str, *, scopes: Sequence[str], headers: Mapping[str, str], body_max_bytes: int
+) -> AsyncGenerator[Answer, None]:
+    """The answers to GET `target` (path and query) and to what each links to as its next. Statuses are the caller's to
+    judge; only a 200 is followed. Raises `Permanent(registry_unavailable)` for a list without an end."""
+    seen = {target}
+    while True:
+        answer = await connection.ask("GET", target, scopes=scopes, headers=headers, body_max_bytes=body_max_bytes)
+        yield answer
+        reference = next_link(answer.headers.getall("Link", [])) if answer.status == 200 else None
+        if reference is None:
+            return
+        page = page_target(reference, target)
+        if page is None:
+            raise _endless(connection, target, "its next page is said to be elsewhere")
+        if page in seen or len(seen) >= PAGES_MAX:
+            raise _endless(connection, target, f"its pages go in a circle, or are more than {PAGES_MAX}")
+        seen.add(page)
+        target = page
+
+
+def _endless(connection: Connection, target: str, why: str) -> Permanent:
+    path = target.partition("?")[0]
+    return Permanent(
+        ErrorCode.REGISTRY_UNAVAILABLE, f"registry {connection.site.host}: {path} cannot be read whole: {why}"
+    )
+
+
+# All pages together.
+TAGS_MAX = 100_000
+# docker-registry 2.8 knows no pages for tags: all of them come at once.
+TAGS_PAGE_MAX_BYTES = 16 * 1024 * 1024
+
+
+class _Page(msgspec.Struct):
+    # GCR's says far more of every manifest, which is not decoded.
+    tags: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class TagsRead(msgspec.Struct, frozen=True):
+    """`tags` of a page; `listed` counts what is no tag, too."""
+
+    tags: list[str]
+    listed: int
+
+
+def read_tags(body: bytes, *, most: int) -> TagsRead:
+    """The tags in a body of the spec's form. Raises `Permanent(too_large)` for more than `most`, before they are
+    decoded (strings take 20 times what they took on the wire), and `Permanent(registry_unavailable)` for no list."""
+    try:
+        raw = bytes(msgspec.json.decode(body, type=_Page).tags)
+        listed = [] if raw.count(b",") > most else msgspec.json.decode(raw, type=list[str] | None) or []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, "its list of the tags cannot be read") from None
+    if len(listed) > most or raw.count(b",") > most:
+        raise Permanent(ErrorCode.TOO_LARGE, f"they are more than {TAGS_MAX}")
+    return TagsRead([tag for tag in listed if is_tag(tag)], len(listed))
+
 
 __all__ = ["BlobUnknown", "Repository"]
 
