@@ -41,7 +41,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
 from imagejobd.model.kind import by_name
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.copy.image import Copier
 from imagejobd.registry.hosts import RegistryHosts
 from imagejobd.registry.resolver import Resolver
 from imagejobd.runner.gate import EngineGate
@@ -125,7 +125,7 @@ async def serve(config: Config) -> int:
             BuildKind(builder, egress, config.kinds.build),
             RunKind(builder, config.kinds.run),
             DispatchKind(builder, config.kinds.dispatch),
-            DistributeKind(registry, _flights(stack, config, blobs), config.kinds.distribute),
+            DistributeKind(registry, _copier(config, blobs), config.kinds.distribute),
         )
         slots = {name: limits.slots(name) for name in kinds}
         runner = Runner(store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock)
@@ -197,17 +197,14 @@ async def _open_registry(
     return await stack.enter_async_context(registry)
 
 
-def _flights(stack: AsyncExitStack, config: Config, blobs: BlobStore) -> Flights:
-    """The blobs that are being read from registries, for all distributions."""
+def _copier(config: Config, blobs: BlobStore) -> Copier:
     settings = config.kinds.distribute
-    flights = Flights(
+    return Copier(
         blobs.spool_file,
         streams_max=settings.streams_max,
         window_bytes=settings.window_bytes,
         spool_max_bytes=settings.spool_max_bytes,
     )
-    stack.push_async_callback(flights.close)
-    return flights
 
 
 def _queue_bounds(config: Config) -> QueueBounds:

@@ -25,7 +25,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
 from imagejobd.model.kind import JobKind, by_name
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.copy.image import Copier
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.protocol import Capacity
 from imagejobd.store.sqlite.store import SqliteStore
@@ -98,7 +98,7 @@ async def bare_app(
             BuildKind(builder, Egress(), bounds),
             RunKind(builder, RunSettings()),
             DispatchKind(builder, DispatchSettings()),
-            DistributeKind(registry, _flights(folder), DistributeSettings()),
+            DistributeKind(registry, _copier(folder), DistributeSettings()),
         )
         intake = Intake(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
         app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
@@ -106,10 +106,10 @@ async def bare_app(
             yield BareApp(folder, client, port, intake, blobs, store, app.router.routes())
 
 
-def _flights(folder: Path) -> Flights:
+def _copier(folder: Path) -> Copier:
     """Nothing is ever copied here."""
     settings = DistributeSettings()
-    return Flights(
+    return Copier(
         lambda: nullcontext(folder / "spool-file"),
         streams_max=settings.streams_max,
         window_bytes=settings.window_bytes,

@@ -19,7 +19,7 @@ from imagejobd.jobs.distribute.auth import secret_words
 from imagejobd.jobs.distribute.spec import SOURCE_AUTH, DistributeSpec, Source, Target, site_of, target_auth
 from imagejobd.jobs.distribute.table import OUTCOMES, CopyTable, Record, Wait
 from imagejobd.model.circuit import Circuits, peer_name
-from imagejobd.model.concurrency import KeyedLock, gather_or_cancel
+from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Json, Principal
@@ -27,11 +27,10 @@ from imagejobd.model.kind import JobContext
 from imagejobd.model.secrets import Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.copy.copying import Copying, Holdings
-from imagejobd.registry.copy.flight import Flights
-from imagejobd.registry.copy.image import copy_image
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState
-from imagejobd.registry.copy.outcome import Target as CopyTarget
+from imagejobd.registry.copy.image import Copier, Options
+from imagejobd.registry.copy.target import Outcome, TagState
+from imagejobd.registry.copy.target import Target as CopyTarget
+from imagejobd.registry.copy.transfer import Holdings
 from imagejobd.registry.repository import Repository
 
 IMAGES_AT_ONCE = 8
@@ -220,8 +219,7 @@ class Reporter:
 
 
 class Copies:
-    """Copies what remains, `IMAGES_AT_ONCE` images at once. `flights` and `turns` are shared with all jobs: they let
-    these share a read or wait for one another."""
+    """Copies what remains, `IMAGES_AT_ONCE` images at once."""
 
     def __init__(
         self,
@@ -229,16 +227,13 @@ class Copies:
         registries: Registries,
         reporter: Reporter,
         circuits: Circuits,
-        *,
-        flights: Flights,
-        turns: KeyedLock,
+        copier: Copier,
     ) -> None:
         self._table = table
         self._registries = registries
         self._reporter = reporter
         self._circuits = circuits
-        self._flights = flights
-        self._turns = turns
+        self._copier = copier
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
         # By target: how often it failed in a row in this attempt, and how the last time.
@@ -320,14 +315,8 @@ class Copies:
             record = self._reporter.end(number, targets[index], outcome)
             self._note_outage(targets[index], outcome.fault, record)
 
-        await copy_image(
-            Copying(
-                source=self._registries.source(image.path),
-                flights=self._flights,
-                turns=self._turns,
-                holdings=self._holdings,
-                tell=self._reporter.log,
-            ),
+        await self._copier.copy_image(
+            self._registries.source(image.path),
             pinned_digest or image.name,
             [
                 CopyTarget(
@@ -339,7 +328,9 @@ class Copies:
             ],
             self._table.start(number, targets),
             Options(platforms=spec.platforms, referrers=spec.referrers, dry_run=spec.dry_run),
-            end,
+            self._holdings,
+            ended=end,
+            say=self._reporter.log,
         )
 
 

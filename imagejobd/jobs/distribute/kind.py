@@ -15,14 +15,13 @@ from imagejobd.jobs.distribute.spec import DistributeSettings, DistributeSpec, I
 from imagejobd.jobs.distribute.table import TAGS, CopyTable, images_of, records_of
 from imagejobd.jobs.distribute.tags import select
 from imagejobd.model.circuit import peer_name
-from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secrets import Redactor
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.copy.image import Copier
 
 PREFLIGHT_TIMEOUT_S = 10.0
 TAGS_PER_PROGRESS = 1_000
@@ -33,15 +32,14 @@ PREFLIGHT_CODES = frozenset({ErrorCode.NOT_FOUND, ErrorCode.DENIED, ErrorCode.EG
 
 
 class DistributeKind(JobKind):
-    """All jobs share `flights`, the blobs that are being read."""
+    """All jobs share `copier`."""
 
     name = "distribute"
 
-    def __init__(self, registry: RegistryClient, flights: Flights, settings: DistributeSettings) -> None:
+    def __init__(self, registry: RegistryClient, copier: Copier, settings: DistributeSettings) -> None:
         self._registry = registry
-        self._flights = flights
+        self._copier = copier
         self._settings = settings
-        self._turns = KeyedLock()
 
     async def receive(self, body: AsyncIterable[bytes]) -> Upload:
         raise invalid("a distribution takes no file: it names registries and images")
@@ -85,7 +83,7 @@ class DistributeKind(JobKind):
         table = CopyTable(spec, images, records_of(ctx.checkpoint))
         reporter = Reporter(ctx, table, Redactor(words), warnings)
         circuits = self._registry.circuits
-        copies = Copies(table, registries, reporter, circuits, flights=self._flights, turns=self._turns)
+        copies = Copies(table, registries, reporter, circuits, self._copier)
         async with ctx.phase("copying", timeout_s=self._settings.copy_timeout_s, waits_for=copies.endpoints()):
             await copies.run()
         if fault := table.fault(circuits.is_open):

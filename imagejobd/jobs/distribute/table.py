@@ -15,7 +15,7 @@ from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Place
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, Json, State
-from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
+from imagejobd.registry.copy.target import Outcome, TagState, Tally
 
 # Keys of the checkpoint: the records by `record_key`, and the tags that match the filter.
 OUTCOMES = "outcomes"

@@ -1,41 +1,86 @@
-"""Copying one image to many repositories, each as if it were the only one."""
+"""Copying one image to many repositories, each as if it were the only one.
+
+The order at each target: blobs, then manifests, children before the index that names them, then what refers to the
+image, and the tags last. None ever points at half an image.
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import msgspec
 
-from imagejobd.model.concurrency import gather_or_cancel
+from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent
-from imagejobd.registry.copy.commit import put_below, put_tags
-from imagejobd.registry.copy.copying import Copying
-from imagejobd.registry.copy.freight import Freight
-from imagejobd.registry.copy.leg import Leg
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
-from imagejobd.registry.copy.platforms import keep_platforms
+from imagejobd.model.failpoint import failpoint
+from imagejobd.model.reference import is_digest
+from imagejobd.registry.copy.plan import Tree, keep_platforms, plan
 from imagejobd.registry.copy.referrers import Referrers, commit_referrers, find_referrers, subjects
-from imagejobd.registry.copy.survey import survey
-from imagejobd.registry.copy.tree import Tree
+from imagejobd.registry.copy.spool import SpoolRoom
+from imagejobd.registry.copy.streams import Streams
+from imagejobd.registry.copy.target import Outcome, TagState, Tally, Target, TargetState
+from imagejobd.registry.copy.transfer import BlobTransfers, Holdings
 from imagejobd.registry.manifest import Descriptor, Manifest
-from imagejobd.registry.repository import BlobUnknown
+from imagejobd.registry.repository import BlobUnknown, Repository
 
-# Targets that take longer than the others to say what they have go by themselves, and read by themselves.
+# Targets that take longer than the others to say what they have go by themselves, and are read for by themselves.
 READY_GRACE_S = 2.0
+MANIFESTS_PUT_AT_ONCE = 8
 
 Ended = Callable[[int, Outcome], Awaitable[None]]
 
 
-async def copy_image(
-    copying: Copying, name: str, targets: Sequence[Target], tallies: Sequence[Tally], options: Options, ended: Ended
-) -> None:
-    """Copy the image under the tag or digest `name` of the source to all targets; `ended(index, outcome)` is awaited
-    as each target ends. Raises no faults.
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """`platforms` (`os/arch[/variant]`) takes only those of an index, which is rewritten; empty takes all."""
 
-    A target's fault is its outcome and nobody else's; a fault of the source becomes the outcome of every target that
-    was not done. Tags move last, and only to what is whole.
+    platforms: tuple[str, ...] = ()
+    referrers: bool = False
+    dry_run: bool = False
+
+
+class Copier:
+    """What all copies share: the places to read in, the disk for slow targets, and who brings what where.
+
+    From one source at most `streams_max` large blobs are read at once, with `window_bytes` of each in memory; both are
+    ceilings, see `streams`. All spool files together, which `spool_file` makes and removes, take at most
+    `spool_max_bytes`.
     """
-    await _ImageCopy(copying, name, targets, tallies, options, ended).run()
+
+    def __init__(
+        self,
+        spool_file: Callable[[], AbstractContextManager[Path]],
+        *,
+        streams_max: int,
+        window_bytes: int,
+        spool_max_bytes: int,
+    ) -> None:
+        self.streams = Streams(streams_max, window_bytes)
+        self.room = SpoolRoom(spool_file, spool_max_bytes)
+        self.uploads = KeyedLock()
+        self.tags = KeyedLock()
+
+    async def copy_image(
+        self,
+        source: Repository,
+        name: str,
+        targets: Sequence[Target],
+        tallies: Sequence[Tally],
+        options: Options,
+        holdings: Holdings,
+        *,
+        ended: Ended,
+        say: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Copy the image under the tag or digest `name` of `source` to all targets; `ended(index, outcome)` is awaited
+        as each target ends, `say` takes one line for people. `holdings` are those of the job. Raises no faults.
+
+        A target's fault is its outcome and nobody else's; a fault of the source becomes the outcome of every target
+        that was not done.
+        """
+        states = [TargetState(target, tally) for target, tally in zip(targets, tallies, strict=True)]
+        await _ImageCopy(self, source, name, states, options, holdings, ended, say).run()
 
 
 class _Image(msgspec.Struct, frozen=True):
@@ -49,41 +94,55 @@ class _Image(msgspec.Struct, frozen=True):
 class _ImageCopy:
     def __init__(
         self,
-        copying: Copying,
+        copier: Copier,
+        source: Repository,
         name: str,
-        targets: Sequence[Target],
-        tallies: Sequence[Tally],
+        states: Sequence[TargetState],
         options: Options,
+        holdings: Holdings,
         ended: Ended,
+        say: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._copying = copying
+        self._copier = copier
+        self._source = source
         self._name = name
+        self._states = states
         self._options = options
+        self._holdings = holdings
         self._ended = ended
-        self._legs = [Leg(target, tally) for target, tally in zip(targets, tallies, strict=True)]
-        self._tree = Tree(copying.source)
+        self._say = say
+        self._tree = Tree(source)
         self._image: _Image | None = None
-        self._started = time.monotonic()
+        self._began = time.monotonic()
 
     async def run(self) -> None:
         try:
-            self._image = await self._resolve()
+            self._image = image = await self._resolve()
         except Fault as fault:
-            for leg in self._legs:
-                leg.fault = fault
-                await self._end(leg)
+            for state in self._states:
+                state.fault = fault
+                await self._end(state)
             return
-        ready: asyncio.Queue[Leg | None] = asyncio.Queue()
-        await gather_or_cancel(
-            [self._set_out(self._image, ready), *(self._prepare(self._image, leg, ready) for leg in self._legs)]
-        )
+        await gather_or_cancel([self._copy_to_all(image)])
+
+    async def _copy_to_all(self, image: _Image) -> None:
+        """Those that are ready together go together; nobody waits long for one that does not answer."""
+        async with asyncio.TaskGroup() as tasks:
+            pending = {tasks.create_task(self._prepare(image, state)) for state in self._states}
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if pending:
+                    more, pending = await asyncio.wait(pending, timeout=READY_GRACE_S)
+                    done |= more
+                ready = [state for task in done if (state := task.result()) is not None]
+                if ready:
+                    tasks.create_task(self._copy(image, ready))
 
     async def _resolve(self) -> _Image:
         """What the name points at now; later moves of a tag change nothing for this copy."""
-        source = self._copying.source
-        top = await source.head_manifest(self._name)
+        top = await self._source.head_manifest(self._name)
         if top is None:
-            raise NotFound(f"image not found: {source} has no {self._name}")
+            raise NotFound(f"image not found: {self._source} has no {self._name}")
         if not self._options.platforms and not self._options.referrers:
             return _Image(top.digest, top, Referrers())
         manifest = await self._tree.manifest(top)
@@ -91,127 +150,139 @@ class _ImageCopy:
             manifest = await self._narrowed(manifest)
         referrers = Referrers()
         if self._options.referrers:
-            referrers = await find_referrers(source, subjects(manifest))
+            referrers = await find_referrers(self._source, subjects(manifest))
         return _Image(top.digest, manifest.descriptor, referrers)
 
     async def _narrowed(self, manifest: Manifest) -> Manifest:
         if not manifest.children:
-            await self._copying.tell(f"{self._name} is one image and no index: it is copied whatever its platform")
+            await self._say(f"{self._name} is one image and no index: it is copied whatever its platform")
             return manifest
         narrowed = await asyncio.to_thread(keep_platforms, manifest, self._options.platforms)
         if narrowed.digest != manifest.digest:
-            await self._copying.tell(f"{self._name}: index {manifest.digest} becomes {narrowed.digest}")
-            self._tree.know(narrowed)
+            await self._say(f"{self._name}: index {manifest.digest} becomes {narrowed.digest}")
+            self._tree.add(narrowed)
         return narrowed
 
-    async def _prepare(self, image: _Image, leg: Leg, ready: "asyncio.Queue[Leg | None]") -> None:
-        """Ask a target what it has. It is ready when it lacks something; with nothing to do, or a fault, it ends."""
+    async def _prepare(self, image: _Image, state: TargetState) -> TargetState | None:
+        """Ask a target what it has: the state where it lacks something, else it has ended, done or with a fault."""
         try:
-            await self._ask_tags(image, leg)
-            if self._has_work(image, leg):
-                await self._survey(image, leg)
-                return ready.put_nowait(leg)
+            state.tags = dict.fromkeys(state.target.names, TagState.WANTED)
+            for name in state.target.names:
+                there = await state.repository.head_manifest(name)
+                if there is not None and there.digest == image.top.digest:
+                    state.tags[name] = TagState.IDENTICAL
+                elif there is not None and not state.target.overwrite:
+                    state.tags[name] = TagState.SKIPPED
+            lacks_referrers = image.referrers.descriptors and TagState.IDENTICAL in state.tags.values()
+            if state.wanted or lacks_referrers:
+                await self._plan(image, state)
+                return state
         except Fault as fault:
-            leg.fault = fault
-        await self._end(leg)
-        return ready.put_nowait(None)
+            state.fault = fault
+        await self._end(state)
+        return None
 
-    async def _ask_tags(self, image: _Image, leg: Leg) -> None:
-        leg.tags = dict.fromkeys(leg.target.names, TagState.WANTED)
-        for name in leg.target.names:
-            there = await leg.repository.head_manifest(name)
-            if there is not None and there.digest == image.top.digest:
-                leg.tags[name] = TagState.IDENTICAL
-            elif there is not None and not leg.target.overwrite:
-                leg.tags[name] = TagState.SKIPPED
+    async def _plan(self, image: _Image, state: TargetState) -> None:
+        tops = [image.top] if state.wanted else []
+        await plan(self._tree, [*tops, *image.referrers.descriptors], state)
 
-    def _has_work(self, image: _Image, leg: Leg) -> bool:
-        if leg.wanted:
-            return True
-        return bool(image.referrers.descriptors) and TagState.IDENTICAL in leg.tags.values()
+    async def _copy(self, image: _Image, states: Sequence[TargetState]) -> None:
+        """Bring the targets what they lack, and end them."""
+        if self._options.dry_run:
+            for state in states:
+                await self._end(state)
+            return
+        transfers = self._transfers(states)
+        await gather_or_cancel([transfers.run(), *(self._finish(image, state, transfers) for state in states)])
 
-    async def _survey(self, image: _Image, leg: Leg) -> None:
-        if leg.wanted:
-            await survey(self._tree, image.top, leg)
-        for referrer in image.referrers.descriptors:
-            await survey(self._tree, referrer, leg)
-
-    async def _set_out(self, image: _Image, ready: "asyncio.Queue[Leg | None]") -> None:
-        """Those that are ready together go together; nobody waits long for one that does not answer."""
-        left = len(self._legs)
-        async with asyncio.TaskGroup() as waves:
-            while left:
-                legs, answers = await _gather(ready, left)
-                left -= answers
-                if legs:
-                    waves.create_task(self._go(image, legs))
-
-    async def _go(self, image: _Image, legs: Sequence[Leg]) -> None:
-        freight = Freight(self._copying, legs, is_dry_run=self._options.dry_run)
-        await gather_or_cancel(self._bring(image, freight, leg) for leg in legs)
-
-    async def _bring(self, image: _Image, freight: Freight, leg: Leg) -> None:
-        """Bring a leg what it lacks, and end it."""
+    async def _finish(self, image: _Image, state: TargetState, transfers: BlobTransfers) -> None:
+        await transfers.ended(state)
         try:
-            await freight.deliver(leg)
-            if not self._options.dry_run:
-                await self._commit(image, leg)
+            if state.fault is None:
+                await self._commit(image, state)
         except BlobUnknown as unknown:
-            await self._send_again(image, leg, unknown)
+            await self._send_again(image, state, unknown)
         except Fault as fault:
-            leg.fault = fault
-        await self._end(leg)
+            state.fault = fault
+        await self._end(state)
 
-    async def _commit(self, image: _Image, leg: Leg) -> None:
-        await put_below(leg, image.top.digest)
+    async def _commit(self, image: _Image, state: TargetState) -> None:
+        repository = state.repository
+        for level in _levels(state.manifests):
+            # The tags bring the image's own.
+            below = [manifest for manifest in level if manifest.digest != image.top.digest]
+            await bounded(below, lambda m: repository.put_manifest(m.digest, m), at_once=MANIFESTS_PUT_AT_ONCE)
         if image.referrers.descriptors:
-            await commit_referrers(leg, self._copying, self._tree, image.referrers)
-        if leg.wanted:
-            await put_tags(leg, await self._tree.manifest(image.top), self._copying.turns)
+            await commit_referrers(state, self._tree, image.referrers, self._copier.tags, self._say)
+        if state.wanted:
+            manifest = await self._tree.manifest(image.top)
+            failpoint("before_tag")
+            for name in state.wanted:
+                async with self._copier.tags.take((repository.connection.identity, repository.path, name)):
+                    state.tags[name] = await _put_tag(state, name, manifest)
 
-    async def _send_again(self, image: _Image, leg: Leg, unknown: BlobUnknown) -> None:
+    async def _send_again(self, image: _Image, state: TargetState, unknown: BlobUnknown) -> None:
         """The target lacks what it said it had: registries answer HEAD from caches, and collect garbage."""
         named = set(unknown.digests)
-        is_known = bool(named) and named <= leg.blobs.keys()
-        await self._copying.tell(f"{leg.repository}: {unknown.message}; sending {'that' if is_known else 'all'} again")
-        leg.distrust(named if is_known else set())
+        is_known = bool(named) and named <= state.blobs.keys()
+        await self._say(f"{state.repository}: {unknown.message}; sending {'that' if is_known else 'all'} again")
+        state.distrust(named if is_known else set())
         try:
             if not is_known:
-                leg.lacking.clear()
-                leg.blobs.clear()
-                await self._survey(image, leg)
-            await Freight(self._copying, [leg]).deliver(leg)
-            await self._commit(image, leg)
+                await self._plan(image, state)
+            await self._transfers([state]).run()
+            if state.fault is None:
+                await self._commit(image, state)
         except BlobUnknown as fault:
-            leg.fault = Permanent(ErrorCode.COPY_FAILED, f"{fault.message}; it was sent again, and is still missed")
+            state.fault = Permanent(ErrorCode.COPY_FAILED, f"{fault.message}; it was sent again, and is still missed")
         except Fault as fault:
-            leg.fault = fault
+            state.fault = fault
 
-    async def _end(self, leg: Leg) -> None:
+    def _transfers(self, states: Sequence[TargetState]) -> BlobTransfers:
+        return BlobTransfers(
+            self._source,
+            states,
+            self._holdings,
+            streams=self._copier.streams,
+            room=self._copier.room,
+            uploads=self._copier.uploads,
+            say=self._say,
+        )
+
+    async def _end(self, state: TargetState) -> None:
         outcome = Outcome(
-            tags=dict(leg.tags),
+            tags=dict(state.tags),
             digest=self._image.top.digest if self._image else None,
             source_digest=self._image.source_digest if self._image else None,
-            tally=leg.tally,
-            seconds=time.monotonic() - self._started,
-            fault=leg.fault,
+            tally=state.tally,
+            seconds=time.monotonic() - self._began,
+            fault=state.fault,
         )
-        await self._ended(self._legs.index(leg), outcome)
+        await self._ended(self._states.index(state), outcome)
 
 
-async def _gather(ready: "asyncio.Queue[Leg | None]", left: int) -> tuple[list[Leg], int]:
-    """The legs that are ready within a moment of each other, and how many answers that took; at most `left`."""
-    legs: list[Leg] = []
-    answers = 0
-    deadline: float | None = None
-    while answers < left:
-        try:
-            async with asyncio.timeout_at(deadline):
-                leg = await ready.get()
-        except TimeoutError:
-            break
-        answers += 1
-        if leg is not None:
-            legs.append(leg)
-            deadline = deadline or asyncio.get_running_loop().time() + READY_GRACE_S
-    return legs, answers
+async def _put_tag(state: TargetState, name: str, manifest: Manifest) -> TagState:
+    """Somebody may have been quicker since the target was first asked: what may not be overwritten is asked again."""
+    if not state.target.overwrite and not is_digest(name):
+        there = await state.repository.head_manifest(name)
+        if there is not None:
+            return TagState.IDENTICAL if there.digest == manifest.digest else TagState.SKIPPED
+    await state.repository.put_manifest(name, manifest)
+    return TagState.COPIED
+
+
+def _levels(manifests: dict[str, Manifest]) -> list[list[Manifest]]:
+    """The manifests in levels, each of which refers only to those before it."""
+    heights: dict[str, int] = {}
+
+    def height(digest: str) -> int:
+        if digest not in manifests:
+            return -1
+        if digest not in heights:
+            heights[digest] = 1 + max((height(child.digest) for child in manifests[digest].children), default=-1)
+        return heights[digest]
+
+    levels: list[list[Manifest]] = [[] for _ in range(1 + max(map(height, manifests), default=-1))]
+    for digest, manifest in manifests.items():
+        levels[heights[digest]].append(manifest)
+    return levels

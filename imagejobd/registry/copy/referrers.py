@@ -4,15 +4,14 @@ Found by the referrers API or its fallback tag (distribution spec, "Listing Refe
 older than both. At the target they are there before the image's own tag is, so nobody meets the image without them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from imagejobd.model.concurrency import bounded
+from imagejobd.model.concurrency import KeyedLock, bounded
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.copy.copying import Copying
-from imagejobd.registry.copy.leg import Leg
-from imagejobd.registry.copy.tree import Tree
+from imagejobd.registry.copy.plan import Tree
+from imagejobd.registry.copy.target import TargetState
 from imagejobd.registry.manifest import OCI_INDEX, Descriptor, Manifest, parse_manifest
 from imagejobd.registry.repository import Repository, fallback_tag
 
@@ -63,18 +62,20 @@ async def find_referrers(source: Repository, digests: Sequence[str]) -> Referrer
     return Referrers({digest: found for digest, found in by_subject.items() if found}, tagged)
 
 
-async def commit_referrers(leg: Leg, copying: Copying, tree: Tree, referrers: Referrers) -> None:
+async def commit_referrers(
+    state: TargetState, tree: Tree, referrers: Referrers, tags: KeyedLock, say: Callable[[str], Awaitable[None]]
+) -> None:
     """Make what refers to the image findable at the target; the manifests themselves are there already."""
-    target = leg.repository
+    target = state.repository
     for subject, descriptors in referrers.by_subject.items():
-        async with copying.turns.take((target.connection.identity, target.path, fallback_tag(subject))):
+        async with tags.take((target.connection.identity, target.path, fallback_tag(subject))):
             await _list_at(target, subject, descriptors)
     for tag, descriptor in referrers.tagged.items():
         there = await target.head_manifest(tag)
-        if there is None or (there.digest != descriptor.digest and leg.target.overwrite):
+        if there is None or (there.digest != descriptor.digest and state.target.overwrite):
             await target.put_manifest(tag, await tree.manifest(descriptor))
         elif there.digest != descriptor.digest:
-            await copying.tell(f"{target}:{tag} is there with another digest and is left as it is")
+            await say(f"{target}:{tag} is there with another digest and is left as it is")
 
 
 async def _list_at(target: Repository, subject: str, descriptors: Sequence[Descriptor]) -> None:

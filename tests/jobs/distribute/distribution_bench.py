@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
+from imagejobd.registry.copy.copying import Copying
+from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
 
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
@@ -13,8 +15,6 @@ from imagejobd.model.circuit import Circuits
 from imagejobd.model.errors import Fault, NotFound
 from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal, uuid7
 from imagejobd.model.secrets import Credentials
-from imagejobd.registry.copy.copying import Copying
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
 from imagejobd.registry.hosts import RegistryTarget
 from imagejobd.store.sqlite.store import SqliteStore
 from runner.runner_bench import Bench

@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 from distribution_bench import DIGEST, GONE, SOURCE_DIGEST, DistributionBench, ScriptedCopy
+from imagejobd.registry.copy.copying import Copying
+from imagejobd.registry.copy.outcome import Options, TagState, Tally
 
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
@@ -13,8 +15,6 @@ from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, Json, State
 from imagejobd.model.secrets import Credentials, Secret
-from imagejobd.registry.copy.copying import Copying
-from imagejobd.registry.copy.outcome import Options, TagState, Tally
 from imagejobd.runner.context import AttemptContext
 from imagejobd.store.protocol import Capacity
 from runner.runner_bench import QUICK

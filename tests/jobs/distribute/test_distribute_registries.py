@@ -19,7 +19,7 @@ from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import Json, NewJob, State
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.copy.image import Copier
 from imagejobd.store.blobs import BlobStore
 from runner.runner_bench import QUICK
 
@@ -41,15 +41,14 @@ async def kind(tmp_path: Path) -> AsyncIterator[DistributeKind]:
 async def open_kind(folder: Path, egress: EgressSettings, **bounds: int) -> AsyncIterator[DistributeKind]:
     blobs = BlobStore(folder / "state")
     settings = DistributeSettings(**bounds)
-    flights = Flights(
+    copier = Copier(
         blobs.spool_file,
         streams_max=settings.streams_max,
         window_bytes=settings.window_bytes,
         spool_max_bytes=settings.spool_max_bytes,
     )
     async with RegistryClient({}, Egress(egress)) as client:
-        yield DistributeKind(client, flights, settings)
-    await flights.close()
+        yield DistributeKind(client, copier, settings)
 
 
 def spec_of(source: Registry, *targets: Registry, image: str, ref: str = "1") -> Json:

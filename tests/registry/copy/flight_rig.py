@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from imagejobd.registry.connection import Connection
 from imagejobd.registry.copy.flight import Flights, Reader
+
+from imagejobd.registry.connection import Connection
 from imagejobd.registry.manifest import Descriptor
 from imagejobd.registry.repository import Repository
 

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from imagejobd.registry.copy.boarding import Boarding
 
 FOREVER_S = 3600.0

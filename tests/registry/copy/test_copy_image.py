@@ -7,6 +7,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from imagejobd.registry.copy.copying import Copying, Holdings
+from imagejobd.registry.copy.flight import Flights
+from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
 
 from harness import images
 from harness.images import Image
@@ -17,10 +20,7 @@ from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.copying import Copying, Holdings
-from imagejobd.registry.copy.flight import Flights
 from imagejobd.registry.copy.image import copy_image
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
 from imagejobd.registry.hosts import RegistryHost, RegistryTarget
 from imagejobd.registry.proxies import Proxies
 from imagejobd.registry.repository import Repository

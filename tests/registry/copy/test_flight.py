@@ -6,9 +6,9 @@ import traceback
 
 import pytest
 from flight_rig import CHUNK, FakeSource, SpoolFolder, blob_of, data_of, drain, flights_over, repository, settle, until
+from imagejobd.registry.copy.flight import SMALL_BLOB_MAX_BYTES, Reader
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.registry.copy.flight import SMALL_BLOB_MAX_BYTES, Reader
 from imagejobd.registry.manifest import Descriptor
 
 LARGE = SMALL_BLOB_MAX_BYTES // CHUNK + 4

@@ -7,9 +7,9 @@ from pathlib import Path
 from flight_rig import FakeSource, SpoolFolder, blob_of, flights_over, repository, settle
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from imagejobd.registry.copy.flight import Flights, Reader
 
 from imagejobd.model.errors import Fault
-from imagejobd.registry.copy.flight import Flights, Reader
 
 READERS = 4
 STEPS = st.lists(

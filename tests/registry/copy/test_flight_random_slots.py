@@ -7,10 +7,9 @@ from pathlib import Path
 from flight_rig import CHUNK, KIB, FakeSource, SpoolFolder, blob_of, data_of, flights_over, repository, settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_flight_random import Eater
-
 from imagejobd.registry.copy.flight import SMALL_BLOB_MAX_BYTES
 from imagejobd.registry.copy.slots import STREAMS_TOTAL_FACTOR
+from test_flight_random import Eater
 
 BLOBS = 9
 HOSTS = 5

@@ -19,7 +19,6 @@ from flight_rig import (
     settle,
     until,
 )
-
 from imagejobd.registry.copy.flight import SMALL_BLOB_MAX_BYTES, SOURCE_GRACE_S, Reader
 from imagejobd.registry.copy.patience import SOURCE_MIN_BYTES_PER_S
 

@@ -23,10 +23,10 @@ from flight_rig import (
     settle,
     until,
 )
+from imagejobd.registry.copy.flight import SMALL_BLOB_MAX_BYTES, Reader
 
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.registry.copy import spool as spool_module
-from imagejobd.registry.copy.flight import SMALL_BLOB_MAX_BYTES, Reader
 
 LARGE = SMALL_BLOB_MAX_BYTES // CHUNK + 4
 

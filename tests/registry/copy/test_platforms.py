@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from imagejobd.registry.copy.platforms import ATTESTED, keep_platforms
 
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.registry.copy.platforms import ATTESTED, keep_platforms
 from imagejobd.registry.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest, parse_manifest
 
 

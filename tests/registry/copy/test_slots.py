@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 
 from flight_rig import Clock, settle
-
 from imagejobd.registry.copy.slots import STREAMS_TOTAL_FACTOR, Slots
 
 Ends = dict[str, asyncio.Event]

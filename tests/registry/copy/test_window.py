@@ -2,7 +2,6 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from imagejobd.registry.copy.window import CHUNK_MIN_BYTES, MERGE_MAX_BYTES, Window
 
 CHUNK = bytes(MERGE_MAX_BYTES)

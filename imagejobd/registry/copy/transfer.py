@@ -1,0 +1,254 @@
+"""Bringing blobs to the targets that lack them: mounted where they lie next door, else sent, from one read for all.
+
+Each target fails by itself. One whose upload breaks off is served again alone, from a read of its own, within the
+three tries that any request has; what is worth another try after that is the job's.
+"""
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel
+from imagejobd.model.errors import ErrorCode, Fault, Temporary
+from imagejobd.model.failpoint import failpoint
+from imagejobd.registry.blobs import Put, put_blob, read_blob
+from imagejobd.registry.copy.fanout import Cursor, Fanout
+from imagejobd.registry.copy.spool import SpoolRoom
+from imagejobd.registry.copy.streams import SMALL_BLOB_MAX_BYTES, Streams
+from imagejobd.registry.copy.target import TargetState
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository
+
+TRIES_MAX = 3
+BACKOFF_FIRST_S = 0.5
+# A registry that wants to be left alone for longer gets the job back later.
+BACKOFF_MAX_S = 20.0
+# Of one image, waiting for a place to be read in or for what others bring.
+BLOBS_AT_ONCE = 128
+HOLDINGS_MAX = 10_000
+
+
+class Holdings:
+    """Which repository of a registry is known to hold a blob, so that another one there can mount it.
+
+    A hint and no more: the registry decides by what the login may read. One job's knowledge stays its own.
+    """
+
+    def __init__(self) -> None:
+        self._paths: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def note(self, repository: Repository, digest: str) -> None:
+        self._paths[repository.host, digest] = repository.path
+        if len(self._paths) > HOLDINGS_MAX:
+            self._paths.popitem(last=False)
+
+    def elsewhere(self, repository: Repository, digest: str) -> str | None:
+        """The path of another repository on the same registry that holds `digest`."""
+        path = self._paths.get((repository.host, digest))
+        return path if path != repository.path else None
+
+
+class BlobTransfers:
+    """The blobs of one image that some targets miss. `uploads` are shared with all copies: of two who bring one blob to
+    one registry the second waits, and finds or mounts it. `say` takes one line for people."""
+
+    def __init__(
+        self,
+        source: Repository,
+        states: Sequence[TargetState],
+        holdings: Holdings,
+        *,
+        streams: Streams,
+        room: SpoolRoom,
+        uploads: KeyedLock,
+        say: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.source = source
+        self.holdings = holdings
+        self._states = states
+        self._streams = streams.source(source.host)
+        self._room = room
+        self._uploads = uploads
+        self._say = say
+        self._done = {state: asyncio.Event() for state in states}
+        self._tasks: dict[TargetState, set[asyncio.Task[None]]] = {state: set() for state in states}
+
+    async def run(self) -> None:
+        """Bring every target what it misses, the largest blobs first: they take longest, and small ones fill the gaps.
+        The fault of a target goes into its state, and ends its other transfers."""
+        blobs = {digest: blob for state in self._states for digest, blob in state.missing.items()}
+        order = sorted(blobs.values(), key=lambda blob: (-blob.size, blob.digest))
+        for blob in order:
+            self.holdings.note(self.source, blob.digest)
+        self._note_done()
+        large = [blob for blob in order if blob.size > SMALL_BLOB_MAX_BYTES]
+        await gather_or_cancel(
+            bounded(blobs, self._transfer, at_once=BLOBS_AT_ONCE) for blobs in (large, order[len(large) :])
+        )
+
+    async def ended(self, state: TargetState) -> None:
+        """Wait until the target has all its blobs, or a fault."""
+        await self._done[state].wait()
+
+    @asynccontextmanager
+    async def read(self, blob: Descriptor, cursors: int, *, use_mirrors: bool = True) -> AsyncIterator[Fanout]:
+        """A read that begins with the block, as soon as there is a place for it, and ends with it at the latest."""
+        fanout = Fanout(blob, self._room, cursors)
+        admitted = asyncio.Event()
+
+        async def run() -> None:
+            async with self._streams.stream(self.holdings, blob.size, targets=cursors) as stream:
+                admitted.set()
+                await fanout.run(stream, read_blob(self.source, blob, use_mirrors=use_mirrors))
+
+        reading = asyncio.create_task(run())
+        try:
+            await admitted.wait()
+            yield fanout
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+            await fanout.close()
+            if not reading.cancelled():
+                reading.result()
+
+    async def _transfer(self, blob: Descriptor) -> None:
+        """One read for all that can take the blob now. Who waits for another upload to its registry takes no place."""
+        async with AsyncExitStack() as locks, asyncio.TaskGroup() as sends:
+            first: dict[TargetState, AsyncExitStack] = {}
+            for state in self._states:
+                if blob.digest not in state.missing or state.fault is not None:
+                    continue
+                key = (state.repository.host, blob.digest)
+                if self._uploads.is_taken(key):
+                    self._start(sends, state, self._send(state, blob, self._uploads.take(key)))
+                    continue
+                first[state] = await locks.enter_async_context(AsyncExitStack())
+                await first[state].enter_async_context(self._uploads.take(key))  # at once: nobody has it
+            if first:
+                async with self.read(blob, len(first)) as fanout:
+                    await asyncio.wait(
+                        [
+                            self._start(sends, state, self._send(state, blob, lock, cursor), cursor.close)
+                            for (state, lock), cursor in zip(first.items(), fanout.cursors, strict=True)
+                        ]
+                    )
+
+    def _start(
+        self,
+        group: asyncio.TaskGroup,
+        state: TargetState,
+        send: Coroutine[Any, Any, None],
+        ended: Callable[[], None] = lambda: None,
+    ) -> asyncio.Task[None]:
+        """Send in a task that the target's fault cancels; `ended` is called in any case, even if it never began."""
+        task = group.create_task(send)
+        self._tasks[state].add(task)
+        task.add_done_callback(self._tasks[state].discard)
+        task.add_done_callback(lambda _: ended())
+        return task
+
+    async def _send(
+        self,
+        state: TargetState,
+        blob: Descriptor,
+        lock: AbstractAsyncContextManager[object],
+        cursor: Cursor | None = None,
+    ) -> None:
+        """Make the blob be there; without a cursor somebody else may have brought it meanwhile."""
+        async with lock:
+            if state.fault is None:
+                await self._bring(state, blob, cursor)
+        self._note_done()
+
+    async def _bring(self, state: TargetState, blob: Descriptor, cursor: Cursor | None) -> None:
+        try:
+            if cursor is None and not state.is_distrusted and await state.repository.has_blob(blob.digest):
+                state.count(blob, "skipped_bytes")
+            else:
+                put = await _Upload(self, state, blob, cursor).run(self._say)
+                state.count(blob, "mounted_bytes" if put is Put.MOUNTED else "sent_bytes")
+                failpoint("after_blob")
+            self.holdings.note(state.repository, blob.digest)
+        except Fault as fault:
+            state.fault = state.fault or fault
+            for task in self._tasks[state] - {asyncio.current_task()}:
+                task.cancel()
+
+    def _note_done(self) -> None:
+        for state, done in self._done.items():
+            if not state.missing or state.fault is not None:
+                done.set()
+
+
+class _Upload:
+    """One blob on its way to one target: from `cursor` at first, which may be shared, then from reads of its own."""
+
+    def __init__(self, transfers: BlobTransfers, state: TargetState, blob: Descriptor, cursor: Cursor | None) -> None:
+        self._transfers = transfers
+        self._state = state
+        self._blob = blob
+        self._cursor = cursor
+        self._sent_bytes = 0
+        self._has_begun = False
+        self._source_fault: Fault | None = None
+        self._use_mirrors = True
+
+    async def run(self, say: Callable[[str], Awaitable[None]]) -> Put:
+        """Raises what `put_blob` and the source raise, when another try is of no use now."""
+        repository = self._state.repository
+        tries = 0
+        while True:
+            tries += 1
+            mount_from = None
+            if not self._state.is_distrusted:
+                mount_from = self._transfers.holdings.elsewhere(repository, self._blob.digest)
+            try:
+                return await put_blob(repository, self._blob, self._body, mount_from=mount_from)
+            except Fault as fault:
+                self._count(-self._sent_bytes)  # what did not arrive was not sent, as far as people care
+                wait_s = self._wait_s(fault, tries)
+                if wait_s is None:
+                    raise
+                await say(f"{repository}: {fault.message}; trying again")
+            except BaseException:
+                self._count(-self._sent_bytes)
+                raise
+            await asyncio.sleep(wait_s)
+
+    async def _body(self) -> AsyncGenerator[bytes, None]:
+        self._has_begun = True
+        self._count(-self._sent_bytes)
+        cursor, self._cursor = self._cursor, None
+        try:
+            async with AsyncExitStack() as stack:
+                if cursor is None:
+                    read = self._transfers.read(self._blob, 1, use_mirrors=self._use_mirrors)
+                    cursor = (await stack.enter_async_context(read)).cursors[0]
+                async for chunk in cursor:
+                    self._count(len(chunk))
+                    yield chunk
+        except Fault as fault:
+            self._source_fault = fault
+            raise
+
+    def _count(self, size_bytes: int) -> None:
+        self._sent_bytes += size_bytes
+        self._state.tally.sent_bytes += size_bytes
+
+    def _wait_s(self, fault: Fault, tries: int) -> float | None:
+        """How long to wait before the next try; None where another one is of no use now. What asked for no byte of the
+        blob, or got none of the source, has had the tries of its requests."""
+        if self._source_fault is not None:
+            # Bytes may have been bent on their way, or at a mirror: worth one more read.
+            is_bent = fault.code is ErrorCode.COPY_FAILED and self._use_mirrors
+            self._source_fault, self._use_mirrors = None, False
+            return 0.0 if is_bent and not isinstance(fault, Temporary) else None
+        if not isinstance(fault, Temporary) or not self._has_begun or tries >= TRIES_MAX:
+            return None
+        wait_s = BACKOFF_FIRST_S * 2 ** (tries - 1) * random.uniform(0.5, 1.0)  # noqa: S311
+        wait_s = max(wait_s, fault.retry_after_s or 0.0)
+        return wait_s if wait_s <= BACKOFF_MAX_S else None
