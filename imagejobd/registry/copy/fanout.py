@@ -164,7 +164,8 @@ class Fanout:
         is_short = any(cursor.is_waiting for cursor in self._in_memory if cursor is not self._writer)
         if is_short:
             stream.source.window_is_short()
-        is_blocking = is_short or stream.is_wanted
+        # What is left after the read is little: then another blob of the same job counts, too.
+        is_blocking = is_short or stream.is_wanted(by_own_job=self._is_proved)
         rest_s = self._spill_after_s - (self._blocked_s if is_blocking else 0.0)
         began = self._clock()
         with suppress(TimeoutError):

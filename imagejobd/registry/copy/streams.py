@@ -86,9 +86,11 @@ class Source:
         finally:
             self._remove(stream)
 
-    def is_wanted(self, owner: Hashable) -> bool:
-        """Whether another owner waits for a place."""
-        return any(other != owner for other in self._waiting)
+    def is_wanted(self, stream: "Stream", *, by_own_job: bool) -> bool:
+        """Whether another owner waits for a place like that of `stream`, or any."""
+        if stream not in self._active:
+            return by_own_job and self._small.locked()
+        return any(by_own_job or owner != stream.owner for owner in self._waiting)
 
     def is_over(self, stream: "Stream") -> bool:
         """Whether `stream` has to pause: older ones fill the limit."""
@@ -183,10 +185,9 @@ class Stream:
         self.owner = owner
         self.changed = asyncio.Event()
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether somebody else waits for the place."""
-        return self.source.is_wanted(self.owner)
+    def is_wanted(self, *, by_own_job: bool) -> bool:
+        """Whether another job, or this one for another blob, waits for a place."""
+        return self.source.is_wanted(self, by_own_job=by_own_job)
 
     async def count(self, size_bytes: int) -> None:
         """So many bytes have come; returns when the next are wanted."""
