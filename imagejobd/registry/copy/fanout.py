@@ -20,9 +20,10 @@ from imagejobd.registry.copy.spool import Spool, SpoolRoom, disk_fault
 from imagejobd.registry.copy.streams import Stream
 from imagejobd.registry.manifest import Descriptor
 
-# Who has held up others for so long within a period goes on from a file.
-SPILL_AFTER_S = 1.0
-SPILL_PERIOD_S = 4.0
+# How often it is looked who is in the way.
+PERIOD_S = 1.0
+# Slower than this no disk is.
+SLOW_BYTES_PER_S = 8 * 1024 * 1024
 
 
 class _Chunk:
@@ -44,14 +45,14 @@ class Fanout:
         room: SpoolRoom,
         cursors: int,
         *,
-        spill_after_s: float = SPILL_AFTER_S,
+        period_s: float = PERIOD_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fault: Fault | None = None
         self._blob = blob
         self._room = room
-        self._spill_after_s = spill_after_s
-        self._clock = clock
+        self._period_s = period_s
+        self.clock = clock
         self._chunks: deque[_Chunk] = deque()
         self._first = 0  # the number of the oldest chunk here
         self._start = 0  # its offset in the blob
@@ -62,7 +63,7 @@ class Fanout:
         self._in_memory = dict.fromkeys(self.cursors)
         self._changed = asyncio.Event()
         self._period_began = clock()
-        self._blocked_s = 0.0
+        self._moved_bytes = 0  # the offset that memory began with then
         self._spools: list[Spool] = []
         self._writer: Cursor | None = None
         self._writing: set[asyncio.Task[None]] = set()
@@ -115,9 +116,10 @@ class Fanout:
     def is_end(self, offset: int) -> bool:
         return self._is_proved and offset == self._blob.size
 
-    def wants(self) -> None:
-        """A cursor has begun to wait for bytes."""
+    def note_waiting(self) -> float:
+        """A cursor begins to wait for bytes, now."""
         self._changed.set()
+        return self.clock()
 
     def leave_memory(self, cursor: "Cursor") -> None:
         """`cursor` needs nothing from here any more."""
@@ -159,41 +161,42 @@ class Fanout:
             self._wake()
 
     async def _wait(self, stream: Stream) -> None:
-        """Until something has changed; those that have been in the way for too long have to step aside."""
+        """Until something has changed; who is in the way for a whole period has to step aside."""
         self._changed.clear()
-        is_short = any(cursor.is_waiting for cursor in self._in_memory if cursor is not self._writer)
-        if is_short:
-            stream.source.window_is_short()
-        # What is left after the read is little: then another blob of the same job counts, too.
-        is_blocking = is_short or stream.is_wanted(by_own_job=self._is_proved)
-        rest_s = self._spill_after_s - (self._blocked_s if is_blocking else 0.0)
-        began = self._clock()
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(rest_s, 0.0)):
+            async with asyncio.timeout(self._period_began + self._period_s - self.clock()):
                 await self._changed.wait()
-        if is_blocking:
-            self._note_blocked(began, is_short=is_short)
+        now = self.clock()
+        if now - self._period_began >= self._period_s:
+            self._review(stream, now, now - self._period_began)
 
-    def _note_blocked(self, began: float, *, is_short: bool) -> None:
-        now = self._clock()
-        if now - self._period_began > SPILL_PERIOD_S:
-            self._period_began, self._blocked_s = now, 0.0
-        self._blocked_s += now - began
-        if self._blocked_s >= self._spill_after_s:
-            self._blocked_s = 0.0
-            self._spill(is_short=is_short)
+    def _review(self, stream: Stream, now: float, period_s: float) -> None:
+        """Of cursors that keep step each waits for the others by turns. One that hardly did, while another stood for
+        half of the time, is slow; and so is a read as a whole that hardly moves, while another waits for its place."""
+        waited_s = {cursor: cursor.waited_s(now) for cursor in self._in_memory if cursor is not self._writer}
+        moved_bytes, self._moved_bytes = self._start - self._moved_bytes, self._start
+        self._period_began = now
+        is_held_up = any(seconds > period_s / 2 for seconds in waited_s.values())
+        # What is left when all has been read is little: then another blob of the same job counts, too.
+        is_wanted = stream.is_wanted(by_own_job=self._is_proved) and moved_bytes < SLOW_BYTES_PER_S * period_s
+        if is_held_up:
+            stream.source.window_is_short()
+        if is_held_up or is_wanted:
+            busy = [cursor for cursor, seconds in waited_s.items() if seconds < period_s / 10]
+            self._spill([cursor for cursor in busy if cursor.low == self._first], is_held_up=is_held_up)
 
-    def _spill(self, *, is_short: bool) -> None:
-        """Let the slowest go on from the file. Where there is no room for it, they fail if they hold up other cursors,
+    def _spill(self, laggards: "list[Cursor]", *, is_held_up: bool) -> None:
+        """Let `laggards` go on from the file. Where there is no room for it, they fail if they hold up other cursors,
         and keep their place if only another blob waits for that."""
-        slowest = [c for c in self._in_memory if c.low == self._first and c is not self._writer]
+        if not laggards:
+            return
         try:
             spool = self._spools[-1] if self._writer is not None else self._open_spool()
         except Temporary as fault:
-            for cursor in slowest if is_short else ():
+            for cursor in laggards if is_held_up else ():
                 cursor.fail(fault)
             return
-        for cursor in slowest:
+        for cursor in laggards:
             self.leave_memory(cursor)
             cursor.spool = spool
             cursor.changed.set()
@@ -262,7 +265,8 @@ class Cursor:
         self.number = number  # of the chunk that it takes next from memory
         self.offset = offset
         self.is_holding = False  # its consumer still has the chunk before that
-        self.is_waiting = False
+        self._waiting_since: float | None = None
+        self._waited_s = 0.0
         self.spool: Spool | None = None
         self.changed = asyncio.Event()
         self._fanout = fanout
@@ -272,6 +276,19 @@ class Cursor:
     def low(self) -> int:
         """The first chunk that it has not passed."""
         return self.number - self.is_holding
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._waiting_since is not None
+
+    def waited_s(self, now: float) -> float:
+        """The seconds for which it has waited for bytes since this was last asked."""
+        seconds = self._waited_s
+        self._waited_s = 0.0
+        if self._waiting_since is not None:
+            seconds += now - self._waiting_since
+            self._waiting_since = now
+        return seconds
 
     def __aiter__(self) -> "Cursor":
         return self
@@ -286,12 +303,12 @@ class Cursor:
                 return data
             if self._fanout.is_end(self.offset):
                 raise StopAsyncIteration
-            self.is_waiting = True
-            self._fanout.wants()
+            self._waiting_since = self._fanout.note_waiting()
             try:
                 await self.changed.wait()
             finally:
-                self.is_waiting = False
+                self._waited_s += self._fanout.clock() - self._waiting_since
+                self._waiting_since = None
 
     def fail(self, fault: Fault) -> None:
         """It raises `fault` from now on."""
@@ -308,7 +325,7 @@ class Cursor:
     async def _next(self) -> bytes | None:
         if self.spool is None:
             return self._fanout.take(self)
-        if self.spool.written == self.offset:
+        if self.spool.written <= self.offset:
             return None
         try:
             return await self.spool.read(self.offset)
