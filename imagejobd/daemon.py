@@ -41,7 +41,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
 from imagejobd.model.kind import by_name
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.image import Copier
+from imagejobd.registry.copy.transfer import Copier
 from imagejobd.registry.hosts import RegistryHosts
 from imagejobd.registry.resolver import Resolver
 from imagejobd.runner.gate import EngineGate

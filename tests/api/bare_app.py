@@ -25,7 +25,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
 from imagejobd.model.kind import JobKind, by_name
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.image import Copier
+from imagejobd.registry.copy.transfer import Copier
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.protocol import Capacity
 from imagejobd.store.sqlite.store import SqliteStore

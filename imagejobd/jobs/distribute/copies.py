@@ -27,10 +27,10 @@ from imagejobd.model.kind import JobContext
 from imagejobd.model.secrets import Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.copy.image import Copier, Options
+from imagejobd.registry.copy.image import Options, copy_image
 from imagejobd.registry.copy.target import Outcome, TagState
 from imagejobd.registry.copy.target import Target as CopyTarget
-from imagejobd.registry.copy.transfer import Holdings
+from imagejobd.registry.copy.transfer import Copier, Holdings
 from imagejobd.registry.repository import Repository
 
 IMAGES_AT_ONCE = 8
@@ -315,7 +315,8 @@ class Copies:
             record = self._reporter.end(number, targets[index], outcome)
             self._note_outage(targets[index], outcome.fault, record)
 
-        await self._copier.copy_image(
+        await copy_image(
+            self._copier,
             self._registries.source(image.path),
             pinned_digest or image.name,
             [

@@ -21,7 +21,7 @@ from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
 from imagejobd.model.reference import is_digest
 from imagejobd.model.secrets import Redactor
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.image import Copier
+from imagejobd.registry.copy.transfer import Copier
 
 PREFLIGHT_TIMEOUT_S = 10.0
 TAGS_PER_PROGRESS = 1_000

@@ -7,21 +7,17 @@ image, and the tags last. None ever points at half an image.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import msgspec
 
-from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel
+from imagejobd.model.concurrency import bounded, gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.reference import is_digest
 from imagejobd.registry.copy.plan import Tree, keep_platforms, plan
 from imagejobd.registry.copy.referrers import Referrers, commit_referrers, find_referrers, subjects
-from imagejobd.registry.copy.spool import SpoolRoom
-from imagejobd.registry.copy.streams import Streams
 from imagejobd.registry.copy.target import Outcome, TagState, Tally, Target, TargetState
-from imagejobd.registry.copy.transfer import BlobTransfers, Holdings
+from imagejobd.registry.copy.transfer import BlobTransfers, Copier, Holdings
 from imagejobd.registry.manifest import Descriptor, Manifest
 from imagejobd.registry.repository import BlobUnknown, Repository
 
@@ -40,47 +36,26 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class Copier:
-    """What all copies share: the places to read in, the disk for slow targets, and who brings what where.
+async def copy_image(
+    copier: Copier,
+    source: Repository,
+    name: str,
+    targets: Sequence[Target],
+    tallies: Sequence[Tally],
+    options: Options,
+    holdings: Holdings,
+    *,
+    ended: Ended,
+    say: Callable[[str], Awaitable[None]],
+) -> None:
+    """Copy the image under the tag or digest `name` of `source` to all targets; `ended(index, outcome)` is awaited as
+    each target ends, `say` takes one line for people. `holdings` are those of the job. Raises no faults.
 
-    From one source at most `streams_max` large blobs are read at once, with `window_bytes` of each in memory; both are
-    ceilings, see `streams`. All spool files together, which `spool_file` makes and removes, take at most
-    `spool_max_bytes`.
+    A target's fault is its outcome and nobody else's; a fault of the source becomes the outcome of every target that
+    was not done.
     """
-
-    def __init__(
-        self,
-        spool_file: Callable[[], AbstractContextManager[Path]],
-        *,
-        streams_max: int,
-        window_bytes: int,
-        spool_max_bytes: int,
-    ) -> None:
-        self.streams = Streams(streams_max, window_bytes)
-        self.room = SpoolRoom(spool_file, spool_max_bytes)
-        self.uploads = KeyedLock()
-        self.tags = KeyedLock()
-
-    async def copy_image(
-        self,
-        source: Repository,
-        name: str,
-        targets: Sequence[Target],
-        tallies: Sequence[Tally],
-        options: Options,
-        holdings: Holdings,
-        *,
-        ended: Ended,
-        say: Callable[[str], Awaitable[None]],
-    ) -> None:
-        """Copy the image under the tag or digest `name` of `source` to all targets; `ended(index, outcome)` is awaited
-        as each target ends, `say` takes one line for people. `holdings` are those of the job. Raises no faults.
-
-        A target's fault is its outcome and nobody else's; a fault of the source becomes the outcome of every target
-        that was not done.
-        """
-        states = [TargetState(target, tally) for target, tally in zip(targets, tallies, strict=True)]
-        await _ImageCopy(self, source, name, states, options, holdings, ended, say).run()
+    states = [TargetState(target, tally) for target, tally in zip(targets, tallies, strict=True)]
+    await _ImageCopy(copier, source, name, states, options, holdings, ended, say).run()
 
 
 class _Image(msgspec.Struct, frozen=True):
@@ -239,15 +214,7 @@ class _ImageCopy:
             state.fault = fault
 
     def _transfers(self, states: Sequence[TargetState]) -> BlobTransfers:
-        return BlobTransfers(
-            self._source,
-            states,
-            self._holdings,
-            streams=self._copier.streams,
-            room=self._copier.room,
-            uploads=self._copier.uploads,
-            say=self._say,
-        )
+        return BlobTransfers(self._copier, self._source, states, self._holdings, self._say)
 
     async def _end(self, state: TargetState) -> None:
         outcome = Outcome(

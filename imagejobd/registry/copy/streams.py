@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
-from weakref import WeakValueDictionary
 
 SMALL_BLOB_MAX_BYTES = 1024 * 1024
 SMALL_STREAMS_MAX = 8
@@ -31,25 +30,11 @@ TRIAL_EVERY_MAX = 64
 PAUSE_MAX_S = 10.0
 
 
-class Streams:
-    """The places of all sources: for each at most `streams_max` large blobs, `window_max_bytes` of each in memory, and
-    `SMALL_STREAMS_MAX` small ones. `clock` is in seconds."""
+class Source:
+    """The places to read in from one source: at most `streams_max` large blobs at once, `window_max_bytes` of each in
+    memory, and `SMALL_STREAMS_MAX` small ones. `clock` is in seconds."""
 
     def __init__(self, streams_max: int, window_max_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._streams_max = streams_max
-        self._window_max_bytes = window_max_bytes
-        self._clock = clock
-        self._sources: WeakValueDictionary[str, Source] = WeakValueDictionary()
-
-    def source(self, host: str) -> "Source":
-        """One for all who read from `host`; forgotten when nobody holds it any more."""
-        return self._sources.setdefault(host, Source(self._streams_max, self._window_max_bytes, self._clock))
-
-
-class Source:
-    """The places to read from one source, and what has been learnt of it."""
-
-    def __init__(self, streams_max: int, window_max_bytes: int, clock: Callable[[], float]) -> None:
         self.limit = 1
         self.window_bytes = min(WINDOW_START_BYTES, window_max_bytes)
         self._streams_max = streams_max

@@ -8,8 +8,11 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
@@ -17,7 +20,7 @@ from imagejobd.model.failpoint import failpoint
 from imagejobd.registry.blobs import Put, put_blob, read_blob
 from imagejobd.registry.copy.fanout import Cursor, Fanout
 from imagejobd.registry.copy.spool import SpoolRoom
-from imagejobd.registry.copy.streams import SMALL_BLOB_MAX_BYTES, Streams
+from imagejobd.registry.copy.streams import SMALL_BLOB_MAX_BYTES, Source
 from imagejobd.registry.copy.target import TargetState
 from imagejobd.registry.manifest import Descriptor
 from imagejobd.registry.repository import Repository
@@ -51,28 +54,51 @@ class Holdings:
         return path if path != repository.path else None
 
 
-class BlobTransfers:
-    """The blobs of one image that some targets miss. `uploads` are shared with all copies: of two who bring one blob to
-    one registry the second waits, and finds or mounts it. `say` takes one line for people."""
+class Copier:
+    """What all copies share: the places to read in, the disk for slow targets, and who brings what where.
+
+    From one source at most `streams_max` large blobs are read at once, with `window_bytes` of each in memory; both are
+    ceilings, see `streams`. All spool files together, which `spool_file` makes and removes, take at most
+    `spool_max_bytes`. Of two who bring one blob to one registry (`uploads`), or write one tag (`tags`), the second
+    waits, and looks again.
+    """
 
     def __init__(
         self,
+        spool_file: Callable[[], AbstractContextManager[Path]],
+        *,
+        streams_max: int,
+        window_bytes: int,
+        spool_max_bytes: int,
+    ) -> None:
+        self.room = SpoolRoom(spool_file, spool_max_bytes)
+        self.uploads = KeyedLock()
+        self.tags = KeyedLock()
+        self._new_source = partial(Source, streams_max, window_bytes)
+        self._sources: WeakValueDictionary[str, Source] = WeakValueDictionary()
+
+    def source(self, host: str) -> Source:
+        """One for all who read from `host`; forgotten when nobody holds it any more."""
+        return self._sources.setdefault(host, self._new_source())
+
+
+class BlobTransfers:
+    """The blobs of one image that some targets miss. `say` takes one line for people."""
+
+    def __init__(
+        self,
+        copier: Copier,
         source: Repository,
         states: Sequence[TargetState],
         holdings: Holdings,
-        *,
-        streams: Streams,
-        room: SpoolRoom,
-        uploads: KeyedLock,
         say: Callable[[str], Awaitable[None]],
     ) -> None:
         self.source = source
         self.holdings = holdings
+        self.say = say
+        self._copier = copier
         self._states = states
-        self._streams = streams.source(source.host)
-        self._room = room
-        self._uploads = uploads
-        self._say = say
+        self._streams = copier.source(source.host)
         self._done = {state: asyncio.Event() for state in states}
         self._tasks: dict[TargetState, set[asyncio.Task[None]]] = {state: set() for state in states}
 
@@ -96,7 +122,7 @@ class BlobTransfers:
     @asynccontextmanager
     async def read(self, blob: Descriptor, cursors: int, *, use_mirrors: bool = True) -> AsyncIterator[Fanout]:
         """A read that begins with the block, as soon as there is a place for it, and ends with it at the latest."""
-        fanout = Fanout(blob, self._room, cursors)
+        fanout = Fanout(blob, self._copier.room, cursors)
         admitted = asyncio.Event()
 
         async def run() -> None:
@@ -123,11 +149,11 @@ class BlobTransfers:
                 if blob.digest not in state.missing or state.fault is not None:
                     continue
                 key = (state.repository.host, blob.digest)
-                if self._uploads.is_taken(key):
-                    self._start(sends, state, self._send(state, blob, self._uploads.take(key)))
+                if self._copier.uploads.is_taken(key):
+                    self._start(sends, state, self._send(state, blob, self._copier.uploads.take(key)))
                     continue
                 first[state] = await locks.enter_async_context(AsyncExitStack())
-                await first[state].enter_async_context(self._uploads.take(key))  # at once: nobody has it
+                await first[state].enter_async_context(self._copier.uploads.take(key))  # at once: nobody has it
             if first:
                 async with self.read(blob, len(first)) as fanout:
                     await asyncio.wait(
@@ -169,7 +195,7 @@ class BlobTransfers:
             if cursor is None and not state.is_distrusted and await state.repository.has_blob(blob.digest):
                 state.count(blob, "skipped_bytes")
             else:
-                put = await _Upload(self, state, blob, cursor).run(self._say)
+                put = await _Upload(self, state, blob, cursor).run()
                 state.count(blob, "mounted_bytes" if put is Put.MOUNTED else "sent_bytes")
                 failpoint("after_blob")
             self.holdings.note(state.repository, blob.digest)
@@ -197,7 +223,7 @@ class _Upload:
         self._source_fault: Fault | None = None
         self._use_mirrors = True
 
-    async def run(self, say: Callable[[str], Awaitable[None]]) -> Put:
+    async def run(self) -> Put:
         """Raises what `put_blob` and the source raise, when another try is of no use now."""
         repository = self._state.repository
         tries = 0
@@ -213,7 +239,7 @@ class _Upload:
                 wait_s = self._wait_s(fault, tries)
                 if wait_s is None:
                     raise
-                await say(f"{repository}: {fault.message}; trying again")
+                await self._transfers.say(f"{repository}: {fault.message}; trying again")
             except BaseException:
                 self._count(-self._sent_bytes)
                 raise

@@ -19,7 +19,7 @@ from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import Json, NewJob, State
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.image import Copier
+from imagejobd.registry.copy.transfer import Copier
 from imagejobd.store.blobs import BlobStore
 from runner.runner_bench import QUICK
 
