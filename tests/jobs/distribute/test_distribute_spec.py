@@ -32,6 +32,11 @@ def with_target(**changes: Any) -> dict[str, Any]:
     return {**MINIMAL, "targets": [{**TARGET, **changes}]}
 
 
+def again(**changes: Any) -> dict[str, Any]:
+    """The same target twice, the second time with `changes`."""
+    return {**MINIMAL, "targets": [TARGET, {**TARGET, **changes}]}
+
+
 def refusal(spec: Any) -> FieldFault:
     with pytest.raises(FieldFault) as refused:
         parse(spec)
@@ -144,10 +149,10 @@ def test_a_repository_with_a_filter_lists_nothing_yet() -> None:
 
 
 def test_words_for_booleans_and_null() -> None:
-    """ "true" and "false" are booleans in any case; null means that nothing was said."""
+    """Words and numbers that mean a boolean are one; null means that nothing was said."""
     spec = {
-        "source": {**SOURCE, "verify_tls": "false", "auth": None, "images": None},
-        "targets": [{**TARGET, "overwrite": "True", "verify_tls": None, "auth": {}}],
+        "source": {**SOURCE, "verify_tls": "no", "auth": None, "images": None},
+        "targets": [{**TARGET, "overwrite": 1, "verify_tls": None, "auth": {}}],
         "dry_run": "TRUE",
         "referrers": None,
     }
@@ -199,7 +204,6 @@ def test_unknown_fields(spec: dict[str, Any], field: str) -> None:
         ([], ["spec: ", "object"]),
         ({**MINIMAL, "source": "a"}, ["spec.source", "object"]),
         ({**MINIMAL, "targets": {}}, ["spec.targets", "array"]),
-        ({**MINIMAL, "targets": []}, ["spec.targets", "empty"]),
         ({**MINIMAL, "targets": ["b"]}, ["spec.targets[0]", "object"]),
         ({**MINIMAL, "targets": [{"endpoint": f"r{n}"} for n in range(101)]}, ["spec.targets", "100"]),
         (with_source(image="App"), ["spec.source.image", "repository"]),
@@ -236,8 +240,11 @@ def test_unknown_fields(spec: dict[str, Any], field: str) -> None:
         ({**with_source(ref=None, tags={"regex": "x"}), "targets": [{**TARGET, "tags": ["c"]}]}, ["[0].tags", "one"]),
         ({**MINIMAL, "platforms": ["linux"]}, ["spec.platforms[0]", "linux/arm/v7"]),
         ({**MINIMAL, "platforms": ["linux/amd64"] * 51}, ["spec.platforms", "50"]),
-        ({**MINIMAL, "targets": [TARGET, {"endpoint": "https://B.example:5000/v2"}]}, ["targets[1]", "twice"]),
-        ({**MINIMAL, "targets": [{"endpoint": "b"}, {"endpoint": "https://b:443/"}]}, ["targets[1]", "twice"]),
+        (again(overwrite=True), ["targets[1]", "targets[0] named twice", "overwrite"]),
+        (again(verify_tls=False), ["targets[1]", "twice"]),
+        (again(auth={"basicauth": {"user": "me", "password": "p"}}), ["targets[1]", "twice"]),
+        ({**MINIMAL, "targets": [{"endpoint": "http://b:1"}, {"endpoint": "https://b:1"}]}, ["targets[1]", "twice"]),
+        ({**MINIMAL, "targets": [TARGET, {**TARGET, "tags": ["2", "1.0"]}]}, ["targets[1]", "twice"]),
         (with_target(endpoint="a.example"), ["targets[0]", "onto itself"]),
         (with_target(endpoint="a.example", tags=["2", "1.0"]), ["targets[0]", "onto itself"]),
         ({**with_source(ref=None, tags={"regex": ".*"}), "targets": [{"endpoint": "a.example"}]}, ["onto itself"]),
@@ -251,6 +258,33 @@ def test_refusals_name_field_and_reason(spec: Any, words: list[str]) -> None:
     for word in words:
         assert word in fault.message
     assert len(fault.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("targets", "stored_endpoints"),
+    [
+        ([TARGET, TARGET, TARGET], ["b.example:5000"]),
+        ([TARGET, {"endpoint": "c"}, {"endpoint": "B.example:5000/v2/"}], ["b.example:5000", "c"]),
+        ([TARGET, {"endpoint": "https://b.example:5000"}, TARGET], ["https://b.example:5000"]),
+        ([{"endpoint": "b"}, {"endpoint": "b:443"}], ["b"]),
+        ([TARGET, {**TARGET, "image": "team/app", "ref": "1.0"}], ["b.example:5000"]),
+        ([{**TARGET, "tags": ["1", "2"]}, {**TARGET, "tags": ["2", "1", "2"]}], ["b.example:5000"]),
+        ([TARGET, {**TARGET, "ref": "2"}, {**TARGET, "image": "x"}], ["b.example:5000"] * 3),
+        ([], []),
+    ],
+)
+def test_a_target_that_is_named_twice_counts_once(targets: list[Any], stored_endpoints: list[str]) -> None:
+    """The same registry, repository and tags however they are written; of two the one that names a scheme."""
+    assert [target.endpoint for target in stored(parse({**MINIMAL, "targets": targets})).targets] == stored_endpoints
+
+
+def test_logins_stay_with_their_targets() -> None:
+    """A target that counts no more does not shift the logins of those behind it."""
+    auths = [{"basicauth": {"user": "me", "password": f"passw0rd-{n}"}} for n in range(2)]
+    first, other = {**TARGET, "auth": auths[0]}, {"endpoint": "c", "auth": auths[1]}
+    accepted = parse({**MINIMAL, "targets": [first, first, other]})
+    assert accepted.secrets.keys() == {"auth.target.0", "auth.target.1"}
+    assert "passw0rd-1" in accepted.secrets["auth.target.1"].reveal()
 
 
 def test_one_repository_may_take_other_names() -> None:
