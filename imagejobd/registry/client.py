@@ -20,7 +20,7 @@ from imagejobd.registry.http.timing import Timing
 from imagejobd.registry.http.transport import IDLE_TIMEOUT_S, Transport
 from imagejobd.registry.pace import HostPace
 from imagejobd.registry.settings import RegistryHost, RegistryHosts
-from imagejobd.registry.site import Site
+from imagejobd.registry.site import LOGIN_HINT, Site
 from imagejobd.registry.trust import Approach
 
 # Users name hosts as they like; the pace of one that nobody has a connection to for long is learnt again.
@@ -69,7 +69,7 @@ class RegistryClient:
     def withheld_login(self, host: str, principal: Principal) -> str | None:
         """What to tell `principal` where `host` refuses and has a login configured for others only; else None."""
         is_withheld = self._hosts.of(principal).is_withheld(host)
-        return LOGIN_NOT_FOR_YOU.format(host=host) if is_withheld else None
+        return LOGIN_NOT_FOR_YOU.format(hint=LOGIN_HINT, host=host) if is_withheld else None
 
     def connect(self, site: Site, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
         """A connection for one job. Nothing is asked yet. `warn` hears what the registry has to say to people, each

@@ -28,7 +28,21 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
         return (self.url, *self.headers.values(), *([self.body] if self.body else []))
 
 
-Login = Credentials | TokenRequest
+class ReadyToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that the request brings, sent as `Authorization: <token_type> <token>`. Nothing renews it."""
+
+    token: Secret
+    token_type: str = "Bearer"  # noqa: S105 - a scheme, not a token
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What no message may show."""
+        return (self.token,)
+
+
+Login = Credentials | TokenRequest | ReadyToken
+# What to say to who has no login, where the request's kind knows nothing better.
+LOGIN_HINT = "send username and password with the job"
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,11 +50,12 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
     `scheme` None: as configured for the host (https; on loopback plain HTTP too). `verify_tls` None: as configured;
     False accepts any certificate. `login` None: the configured one where `principal` may use it, else the registry's
-    challenge decides.
+    challenge decides. `login_hint` says how such a request gives one.
     """
 
     host: str
     scheme: Literal["http", "https"] | None = None
     verify_tls: bool | None = None
     login: Login | None = None
+    login_hint: str = LOGIN_HINT
     principal: Principal = NOBODY

@@ -18,7 +18,7 @@ from imagejobd.model.secrets import Credentials
 from imagejobd.registry.faults import LOGIN_CONFIGURABLE, LOGIN_NOT_FOR_YOU, LOGIN_WEAKENED
 from imagejobd.registry.http.address import host_of
 from imagejobd.registry.settings import Endpoint, RegistryHosts, origin
-from imagejobd.registry.site import Login, Site
+from imagejobd.registry.site import Login, ReadyToken, Site
 
 # Of this process only, so that what identifies a login cannot be tried out against guesses elsewhere.
 _IDENTITY_KEY = secrets.token_bytes(32)
@@ -69,7 +69,9 @@ class Approach(msgspec.Struct, frozen=True, eq=False):
     @property
     def withheld(self) -> str:
         """What to say to who may not use the login that is configured for this host; empty for all others."""
-        return LOGIN_NOT_FOR_YOU.format(host=self.site.host) if self.hosts.is_withheld(self.site.host) else ""
+        if not self.hosts.is_withheld(self.site.host):
+            return ""
+        return LOGIN_NOT_FOR_YOU.format(hint=self.site.login_hint, host=self.site.host)
 
     @property
     def advice(self) -> str:
@@ -77,7 +79,8 @@ class Approach(msgspec.Struct, frozen=True, eq=False):
         if self.withheld:
             return self.withheld
         is_weaker = self.hosts.credentials_for(self.site.host) is not None
-        return LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE.format(host=self.site.host)
+        advice = LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE
+        return advice.format(hint=self.site.login_hint, host=self.site.host)
 
     @property
     def is_login_configured(self) -> bool:
@@ -149,6 +152,9 @@ def _fingerprint(login: Login | None) -> str:
 def _parts(login: Login) -> Iterator[str]:
     if isinstance(login, Credentials):
         yield from ("basic", login.username, login.password.reveal())
+        return
+    if isinstance(login, ReadyToken):
+        yield from ("ready", login.token_type, login.token.reveal())
         return
     yield from ("token", login.url.reveal(), login.token_type, login.body.reveal() if login.body else "")
     for name, value in sorted(login.headers.items()):

@@ -14,7 +14,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.site import ReadyToken, Site, TokenRequest
 
 BUILDER = Credentials("builder", Secret("correct-horse"))
 PULL = ("repository:team/app:pull",)
@@ -285,6 +285,21 @@ async def test_a_requests_own_token_server(
     time.advance(300)
     assert await ask(connection) == 200
     assert tokens.issued == 3
+
+
+async def test_a_ready_token(tokens: TokenRegistry, client: RegistryClient) -> None:
+    """It is sent with its type from the first request on; a refusal of it is the answer, and nothing is fetched."""
+    tokens.token_type = "JWT"
+    tokens.valid.add("ready-made")
+    login = ReadyToken(token=Secret("ready-made"), token_type="JWT")
+    connection = client.connect(Site(host=tokens.fake.host, login=login))
+    assert await ask(connection) == 200
+    tokens.valid.clear()
+    assert await ask(connection) == 401
+    assert [request.path for request in tokens.fake.seen] == ["/v2/x", "/v2/x"]
+    tokens.fake.on_manifest = lambda _: web.json_response({"errors": [{"message": "no: ready-made"}]}, status=403)
+    answer = await connection.ask("GET", "/v2/x", scopes=PULL)
+    assert "ready-made" not in connection.refusal(answer, what="x").message
 
 
 @pytest.mark.parametrize("status", [401, 400, 404])

@@ -17,7 +17,7 @@ from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.persistence import TOTAL_MAX_S, TRIES_MAX
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.registry.site import ReadyToken, Site, TokenRequest
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
 SCOPES = ("repository:team/app:pull",)
@@ -439,6 +439,8 @@ def test_identity_is_equal_only_for_the_same_view(client: RegistryClient) -> Non
         identity(login=token),
         identity(login=TokenRequest(url=token.url, headers={"X": Secret("other")})),
         identity(login=TokenRequest(url=token.url, headers=token.headers, token_type="JWT")),
+        identity(login=ReadyToken(token=Secret("hidden"))),
+        identity(login=ReadyToken(token=Secret("hidden"), token_type="JWT")),
         identity(login=TokenRequest(url=token.url, headers=token.headers, body=Secret("{}"))),
     ]
     assert len(set(views)) == len(views)

@@ -185,8 +185,14 @@ def target_auth(index: int) -> str:
 
 def site_of(place: Source | Target, auth: Secret | None) -> Site:
     """The registry of a stored source or target with its `auth`, as the registry client takes it."""
-    registry = place.registry
-    return Site(host=registry.host, scheme=registry.scheme, verify_tls=place.verify_tls, login=login(auth))
+    registry, field = place.registry, "source" if isinstance(place, Source) else "targets[]"
+    return Site(
+        host=registry.host,
+        scheme=registry.scheme,
+        verify_tls=place.verify_tls,
+        login=login(auth),
+        login_hint=f"give the login in {field}.auth.basicauth (user, password)",
+    )
 
 
 def _without_auth(value: Any, kind: type[S], path: str) -> tuple[S, Secret | None]:

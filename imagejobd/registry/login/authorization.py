@@ -17,7 +17,7 @@ from imagejobd.registry.http.timing import Timing
 from imagejobd.registry.login.auth import TokenServers, wanted
 from imagejobd.registry.login.challenge import Challenge
 from imagejobd.registry.login.tokens import Token, Tokens
-from imagejobd.registry.site import TokenRequest
+from imagejobd.registry.site import ReadyToken, TokenRequest
 from imagejobd.registry.trust import Approach
 
 
@@ -43,7 +43,7 @@ class Authorization:
     @property
     def is_known(self) -> bool:
         """Whether it is known what the registry wants."""
-        return self._scheme is not None or isinstance(self._login, TokenRequest)
+        return self._scheme is not None or isinstance(self._login, TokenRequest | ReadyToken)
 
     def secrets(self) -> Iterator[Secret]:
         """What no message may show."""
@@ -57,6 +57,8 @@ class Authorization:
         """What a request for `scopes` carries; None while nothing has been asked for."""
         if isinstance(self._login, TokenRequest):
             return await self._by_request(self._login)
+        if isinstance(self._login, ReadyToken):
+            return Grant(f"{self._login.token_type} {self._login.token.reveal()}")
         if self._scheme is None or origin is None:
             return None
         if self._scheme.scheme == "bearer":

@@ -14,8 +14,8 @@ from imagejobd.jobs.distribute.fields import FieldFault, Problem
 from imagejobd.jobs.distribute.spec import DistributeSpec, Place, parse, site_of
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.kind import Accepted
-from imagejobd.model.secrets import Credentials
-from imagejobd.registry.site import Site, TokenRequest
+from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.registry.site import ReadyToken, Site, TokenRequest
 
 DIGEST = "sha256:" + "0" * 64
 SOURCE = {"endpoint": "https://a.example/v2/", "image": "team/app", "ref": "1.0"}
@@ -64,8 +64,12 @@ def test_minimal_spec() -> None:
 def test_sites() -> None:
     """The endpoint says host and scheme; trust and login come with it."""
     spec = stored(parse(with_target(verify_tls=False)))
-    assert site_of(spec.source, None) == Site(host="a.example", scheme="https")
-    assert site_of(spec.targets[0], None) == Site(host="b.example:5000", verify_tls=False)
+    source = site_of(spec.source, None)
+    assert source == Site(host="a.example", scheme="https", login_hint=source.login_hint)
+    target = site_of(spec.targets[0], None)
+    assert target == Site(host="b.example:5000", verify_tls=False, login_hint=target.login_hint)
+    assert "source.auth.basicauth" in source.login_hint
+    assert "targets[].auth.basicauth" in target.login_hint
 
 
 @pytest.mark.parametrize(
@@ -369,6 +373,19 @@ def test_basicauth_goes_before_the_token_setup() -> None:
         assert isinstance(login(accepted.secrets["auth.source"]), Credentials)
 
 
+def test_a_ready_token() -> None:
+    """A token without a url is sent as it is; with one, or with basicauth, it is ignored as in the original."""
+    accepted = parse(with_source(auth={"token": "r3ady", "token_type": "JWT"}))
+    ready = login(accepted.secrets["auth.source"])
+    assert ready == ReadyToken(token=Secret("r3ady"), token_type="JWT")
+    assert "r3ady" not in repr(accepted) + repr(ready) + json.dumps(accepted.spec)
+    [secret] = parse(with_source(auth={"token": "r3ady", "url": "http://auth.example/"})).secrets.values()
+    assert isinstance(login(secret), TokenRequest)
+    assert "r3ady" not in secret.reveal()
+    [secret] = parse(with_source(auth={"token": "x y", "basicauth": {"user": "me", "password": "p"}})).secrets.values()
+    assert isinstance(login(secret), Credentials)
+
+
 @pytest.mark.parametrize("auth", [None, {}, {"url": None}, {"header": "", "json": "{}"}])
 def test_no_auth(auth: Any) -> None:
     """An auth block that says nothing is none."""
@@ -387,6 +404,11 @@ def test_no_auth(auth: Any) -> None:
         ({"url": "http://a/" + "s3cret" * 1000}, "auth.url"),
         ({"url": "http://a/", "token_type": "s3cret\r\n"}, "auth.token_type"),
         ({"url": "http://a/", "token_type": ""}, "auth.token_type"),
+        ({"token": "s3cret", "token_type": "s3cret\r\n"}, "auth.token_type"),
+        ({"token": "s3cret\r\nX: y"}, "auth.token"),
+        ({"token": "s3cret two"}, "auth.token"),
+        ({"token": "s3cret" * 3000}, "auth.token"),
+        ({"token": ["s3cret"]}, "auth.token"),
         ({"url": "http://a/", "header": "s3cret"}, "auth.header"),
         ({"url": "http://a/", "header": "[]"}, "auth.header"),
         ({"url": "http://a/", "header": {"A": "s3cret\r\nB: c"}}, "auth.header.A"),
