@@ -114,13 +114,19 @@ def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[L
 
 
 def check_listener(config: Config, listener: Listener) -> None:
-    """Refuse to offer an API without authentication to other machines, unless that is asked for."""
+    """Refuse to offer an API without authentication to other machines, unless that is asked for; raises
+    `ConfigError`. What `auth.dispatch_reads_anonymous` opens is never offered to them."""
     auth = config.auth
     if not (listener.is_local or auth.allow_anonymous or (auth.required and auth.has_keys)):
         raise ConfigError(
             f"server.listen: {listener} can be reached from other machines, and callers need no "
             "token; listen on loopback or a unix socket, or set auth.required = true with a key for tokens, or "
             "auth.allow_anonymous = true"
+        )
+    if auth.dispatch_reads_anonymous and not listener.is_local:
+        raise ConfigError(
+            f"auth.dispatch_reads_anonymous: {listener} can be reached from other machines, and whoever counts through "
+            "the ids there could read of every tenant's jobs; listen on loopback or a unix socket, or leave the key out"
         )
 
 

@@ -122,6 +122,19 @@ def test_open_listener_needs_a_word(tmp_path: Path) -> None:
     check_listener(load(file, {}), Listener("0.0.0.0", 8080))
 
 
+@pytest.mark.parametrize("auth", ["allow_anonymous = true", 'required = true\njwt_secret_file = "/secret"'])
+def test_pollers_without_a_token_are_local(tmp_path: Path, auth: str) -> None:
+    """A listener that others can reach is refused where the dispatcher's jobs can be read without a token."""
+    file = tmp_path / "config.toml"
+    for listen in ("0.0.0.0:8080", "192.0.2.1:80"):
+        file.write_text(f'[server]\nlisten = ["{listen}"]\n[auth]\ndispatch_reads_anonymous = true\n{auth}')
+        with pytest.raises(ConfigError, match=r"auth\.dispatch_reads_anonymous: .*other machines"):
+            load(file, {})
+    local = '["127.0.0.1:1", "[::1]:1", "unix:/run/x.sock"]'
+    file.write_text(f"[server]\nlisten = {local}\n[auth]\ndispatch_reads_anonymous = true\n{auth}")
+    assert load(file, {}).auth.dispatch_reads_anonymous
+
+
 def test_absent_file_is_named(tmp_path: Path) -> None:
     """A configuration that was asked for and is not there is an error, not a default."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml"):

@@ -60,7 +60,7 @@ def create_app(
     app = web.Application(middlewares=[_middleware(intake, authentication)], client_max_size=0)
     routes = [
         *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
-        *dispatch.routes(intake),
+        *dispatch.routes(intake, reads_anonymous=authentication.dispatch_reads_anonymous),
         *builder.routes(intake),
         *run.routes(intake),
         *distribute.routes(intake, registries),
