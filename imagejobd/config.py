@@ -6,6 +6,7 @@ because a misspelt bound is a bound that does not hold.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from imagejobd.runner.settings import Limits, Retention
 DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
+_PORT_VARIABLE = re.compile(r"(?:(?P<host>[A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\])?:)?(?P<port>[0-9]+)")
 # Keys of earlier versions, and what takes their place.
 REMOVED_KEYS = {"limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)"}
 
@@ -106,7 +108,7 @@ def resolved(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
 
 
 def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[Listener]:
-    """The configured listeners; `PORT` (8080 or :8080), as the older services had it, where there are none."""
+    """The configured listeners; without any `PORT`, as the older builder had it: a port, `:port`, or `host:port`."""
     listen = _listen(config, environ)
     if not listen:
         raise ConfigError("server.listen is empty: name at least one host:port or unix:/path")
@@ -142,10 +144,12 @@ def _read(path: Path) -> str:
 def _listen(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     if config.server.listen is not None:
         return config.server.listen
-    port = environ.get("PORT", "").removeprefix(":") or str(DEFAULT_PORT)
-    if not _is_port(port):
-        raise ConfigError(f"$PORT is {environ['PORT']!r}, which is no port (8080 or :8080); set server.listen instead")
-    return (f"127.0.0.1:{port}",)
+    text = environ.get("PORT", "") or str(DEFAULT_PORT)
+    match = _PORT_VARIABLE.fullmatch(text)
+    if match is None or not _is_port(match["port"]):
+        forms = "8080, :8080, 127.0.0.1:8080 or [::1]:8080"
+        raise ConfigError(f"$PORT is {text!r}, which is not one of {forms}; set it so, or set server.listen instead")
+    return (f"{match['host'] or '127.0.0.1'}:{match['port']}",)
 
 
 def _is_port(text: str) -> bool:

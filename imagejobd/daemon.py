@@ -57,8 +57,8 @@ from imagejobd.supervisor import Signals, Supervisor
 from imagejobd.systemd import Notifier
 
 DATABASE_NAME = "imagejobd.db"
-# The earlier builder was configured by such environment variables.
-OLD_BUILDER_PREFIX = "CACHE_1_"
+# Where the earlier builder found its Redis.
+REDIS_PREFIX = "CACHE_1_"
 
 log = structlog.get_logger("imagejobd.daemon")
 
@@ -78,8 +78,9 @@ def run(config: Config) -> int:
     logs.configure()
     version, state_dir, host = __version__, config.server.state_dir, config.engine.resolved_host()
     log.info("starting", version=version, state_dir=state_dir, engine=host)
-    if ignored := sorted(name for name in os.environ if name.startswith(OLD_BUILDER_PREFIX)):
-        log.warning("these variables of the earlier builder service have no effect here", names=", ".join(ignored))
+    if ignored := sorted(name for name in os.environ if name.startswith(REDIS_PREFIX)):
+        message = "the variables of the earlier builder's Redis are ignored: the queue in state_dir replaces it"
+        log.warning(message, names=", ".join(ignored))
     # What is imported stays for good; the collector's walks over all of it held up every request for 10 to 20 ms.
     gc.collect()
     gc.freeze()
