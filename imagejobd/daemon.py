@@ -11,6 +11,7 @@
 import asyncio
 import gc
 import os
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -63,14 +64,22 @@ REDIS_PREFIX = "CACHE_1_"
 log = structlog.get_logger("imagejobd.daemon")
 
 
-def check(config: Config) -> None:
-    """What a start would refuse of a configuration that reads well. Raises `Permanent(invalid)` that names the key."""
-    Egress(config.egress)
-    Policy(config.policy)
-    check_repository(config.kinds.dispatch.repository)
-    Engine(config.engine)
-    RegistryHosts(config.registry, admin_subjects=config.auth.admin_subjects)
-    load_keys(config.auth)
+def check(config: Config) -> Iterator[str]:
+    """What a start would refuse of a configuration that reads well, each with its key."""
+    admins = config.auth.admin_subjects
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: Egress(config.egress),
+        lambda: Policy(config.policy),
+        lambda: check_repository(config.kinds.dispatch.repository),
+        lambda: Engine(config.engine),
+        lambda: RegistryHosts(config.registry, admin_subjects=admins),
+        lambda: load_keys(config.auth),
+    )
+    for check_part in checks:
+        try:
+            check_part()
+        except Fault as fault:
+            yield fault.message
 
 
 def run(config: Config) -> int:
