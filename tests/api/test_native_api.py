@@ -195,6 +195,15 @@ async def test_position_in_the_queue(app: BareApp) -> None:
     assert "position" not in (await ask(app, "GET", f"/api/v2/jobs/{claim.job.uuid}"))[1]
 
 
+async def test_a_delayed_job_has_no_position(app: BareApp) -> None:
+    """It is before or behind nobody until its time has come; `not_before` says when that is."""
+    await app.submit()
+    for not_before, position in (("2990-01-01T00:00:00Z", None), ("2020-01-01T00:00:00Z", 1)):
+        job = await app.submit(not_before=not_before)
+        _, shown = await ask(app, "GET", f"/api/v2/jobs/{job['id']}")
+        assert (shown["position"], shown["not_before"]) == (position, not_before.replace("Z", ".000+00:00"))
+
+
 async def test_phases_are_shown(app: BareApp) -> None:
     """Each phase with its attempt, start and end; the one that goes on has no end."""
     await app.submit()
