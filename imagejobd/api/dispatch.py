@@ -16,7 +16,7 @@ from imagejobd.api.bodies import arrived_body, body_chunks, has_arrived
 from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_body_size, payload_in
 from imagejobd.api.downloads import serve
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import json_response
+from imagejobd.api.wire import json_response, words_of
 from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, Content, DispatchKind, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
 from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, State
@@ -143,7 +143,7 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
         code, details = 0, status.phrase
     else:
         code, details = DETAILS.get(fault.code, (0, status.phrase))
-    return json_response({"code": code, "details": details, "error": fault.message}, status)
+    return json_response({"code": code, "details": details, "error": words_of(fault)}, status)
 
 
 def _status(job: Job) -> str:

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from imagejobd.api.bodies import read_body
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import NOT_JSON, iso, json_response
+from imagejobd.api.wire import NOT_JSON, Explained, detail_of, iso, json_response
 from imagejobd.jobs.distribute.fields import FieldFault, Problem, boolean, parse_endpoint
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
@@ -68,7 +68,9 @@ class DistributeApi:
         try:
             enqueued = await self._intake.submit(job)
         except Permanent as fault:
-            raise (NotFound(NO_IMAGE) if fault.code is ErrorCode.NOT_FOUND else invalid(fault.message)) from None
+            if fault.code is ErrorCode.NOT_FOUND:
+                raise Explained(fault.code, NO_IMAGE, fault.message) from None
+            raise invalid(fault.message) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
         return json_response(answer, HTTPStatus.CREATED)
 
@@ -114,7 +116,7 @@ def render(job: Job) -> dict[str, Any]:
 
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no."""
-    return json_response({"msg": fault.message, "status": "error"}, status)
+    return json_response({"msg": fault.message, "status": "error"} | detail_of(fault), status)
 
 
 def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:

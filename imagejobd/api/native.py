@@ -9,7 +9,7 @@ from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large
+from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large, words_of
 from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import (
@@ -253,7 +253,7 @@ class NativeApi:
 
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """A problem document; `code` is the stable, machine-readable part."""
-    problem = {"title": status.phrase, "status": int(status), "code": fault.code, "detail": fault.message}
+    problem = {"title": status.phrase, "status": int(status), "code": fault.code, "detail": words_of(fault)}
     response = json_response(problem, status)
     response.content_type = "application/problem+json"
     return response

@@ -339,3 +339,21 @@ async def test_a_failed_store_is_unavailable(app: BareApp) -> None:
     async with app.client.get("/readyz") as response:
         assert response.status == 503
         assert "cannot be found any more" in (await response.json())["store"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/v2/job", "the nearest are POST /api/v2/jobs, GET /api/v2/jobs"),
+        ("/api/v2/jobs/1/logs", "GET /api/v2/jobs/{id}/log"),
+        ("/readyness", "GET /readyz"),
+        ("/%F0%9F%90%8B", "described in docs/apis.md"),
+        ("/" + "x" * 4000, "described in docs/apis.md"),
+    ],
+)
+async def test_what_there_is_instead(app: BareApp, path: str, words: str) -> None:
+    """404 names the routes that look like the path, where any do, and the page that describes all."""
+    status, problem = await ask(app, "GET", path)
+    assert (status, problem["code"]) == (404, "not_found")
+    assert words in problem["detail"]
+    assert "xxx" not in problem["detail"]
