@@ -31,8 +31,7 @@ DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-# Between the user and the host.
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\"]*(?=@)")
+_URL_PASSWORD = re.compile(r"(://[^/@:\"]*:)[^/@\"]+(?=@)")
 _PORT_VARIABLE = re.compile(r"(?:(?P<host>[A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\])?:)?(?P<port>[0-9]+)")
 # Keys of earlier versions, and what takes their place.
 REMOVED_KEYS = {"limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)"}
@@ -262,4 +261,4 @@ def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     text = msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
-    return _URL_PASSWORD.sub(MASK, text)
+    return _URL_PASSWORD.sub(rf"\1{MASK}", text)

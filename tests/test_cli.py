@@ -30,6 +30,7 @@ from imagejobd.api.keys import load_keys
 from imagejobd.cli import main
 from imagejobd.config import Config as Settings
 from imagejobd.config import parse, render
+from imagejobd.dockerfile.policy import PolicySettings
 from imagejobd.engine.settings import EngineSettings
 from imagejobd.registry.settings import RegistryHost
 
@@ -119,7 +120,9 @@ def test_check_config_shows_no_secret(tmp_path: Path) -> None:
     assert str(tmp_path / "password") in done.stdout
     shown = render(Settings(engine=EngineSettings(host="tcp://me:s3cret@engine:2376")))
     assert "s3cret" not in shown
-    assert parse(shown, "masked").engine.host == "tcp://********@engine:2376"
+    assert parse(shown, "masked").engine.host == "tcp://me:********@engine:2376"
+    policy = PolicySettings(add_urls=("ssh://git@r.example/*", "http://r.example:80/@x", "https://*@*"))
+    assert parse(render(Settings(policy=policy)), "plain").policy == policy
 
 
 def test_check_config_tells_all_that_is_wrong(tmp_path: Path) -> None:
