@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -300,6 +301,23 @@ async def test_a_ready_token(tokens: TokenRegistry, client: RegistryClient) -> N
     tokens.fake.on_manifest = lambda _: web.json_response({"errors": [{"message": "no: ready-made"}]}, status=403)
     answer = await connection.ask("GET", "/v2/x", scopes=PULL)
     assert "ready-made" not in connection.refusal(answer, what="x").message
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_who_has_no_login_hears_where_to_give_it(fake: FakeRegistry, client: RegistryClient, status: int) -> None:
+    """A refusal has the site's own hint where the request had no login, and none where it had one."""
+    fake.on_manifest = lambda _: web.Response(status=status, headers={"WWW-Authenticate": 'Basic realm="r"'})
+    fields = {"host": fake.host, "login_hint": "give the login in source.auth"}
+
+    async def refusal(**login: Any) -> str:
+        connection = client.connect(Site(**fields, **login))
+        try:
+            return connection.refusal(await connection.ask("GET", "/v2/x", scopes=PULL), what="x").message
+        except Permanent as fault:
+            return fault.message
+
+    assert "give the login in source.auth, or set username and password_file" in await refusal()
+    assert "give the login" not in await refusal(login=BUILDER)
 
 
 @pytest.mark.parametrize("status", [401, 400, 404])
