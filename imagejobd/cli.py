@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import msgspec
 
 from imagejobd import __version__, config, daemon
 from imagejobd.api.auth import INTEGER_MAX, INTEGER_MIN, mint
@@ -61,9 +60,14 @@ def serve(path: Path | None) -> None:
 @main.command("check-config", short_help="Check the configuration and print it.")
 @_config_option
 def check_config(path: Path | None) -> None:
-    """Check the configuration and print it as JSON, with every default filled in."""
-    loaded = config.resolved(_load(path))
-    click.echo(msgspec.json.format(msgspec.json.encode(loaded, enc_hook=str), indent=2))
+    """Check the configuration and print it as TOML, with every default filled in; the verdict goes to stderr."""
+    try:
+        loaded = config.load(path, check=daemon.check)
+    except config.ConfigError as error:
+        problems = len(str(error).splitlines())
+        verdict = f"the configuration cannot be used ({problems} problem{'s' if problems > 1 else ''})"
+        _fail(f"{error}\n{verdict}", BAD_CONFIGURATION)
+    click.echo(config.render(config.resolved(loaded)))
     click.echo("imagejobd: the configuration is valid", err=True)
 
 
@@ -96,18 +100,17 @@ def token(
     try:
         click.echo(mint(auth, claims, private_key_file=private_key, key_id=key_id))
     except Fault as fault:
-        _fail(fault, BAD_USAGE)
+        _fail(fault.message, BAD_USAGE)
 
 
 def _load(path: Path | None) -> config.Config:
     try:
-        loaded = config.load(path)
-        daemon.check(loaded)
-    except (config.ConfigError, Fault) as error:
-        _fail(error, BAD_CONFIGURATION)
-    return loaded
+        return config.load(path, check=daemon.check)
+    except config.ConfigError as error:
+        _fail(str(error), BAD_CONFIGURATION)
 
 
-def _fail(error: Exception, exit_code: int) -> NoReturn:
-    click.echo(f"imagejobd: {error}", err=True)
+def _fail(error: str, exit_code: int) -> NoReturn:
+    for line in error.splitlines():
+        click.echo(f"imagejobd: {line}", err=True)
     sys.exit(exit_code)

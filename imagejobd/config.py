@@ -6,8 +6,9 @@ because a misspelt bound is a bound that does not hold.
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,12 +23,16 @@ from imagejobd.jobs.dispatch import DispatchSettings
 from imagejobd.jobs.distribute.spec import DistributeSettings
 from imagejobd.jobs.run import RunSettings
 from imagejobd.model.egress import EgressSettings, is_loopback
+from imagejobd.model.secrets import MASK
 from imagejobd.registry.hosts import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
 
 DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_URL_PASSWORD = re.compile(r"(://[^/@:\"]*:)[^/@\"]+(?=@)")
+_PORT_VARIABLE = re.compile(r"(?:(?P<host>[A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\])?:)?(?P<port>[0-9]+)")
 # Keys of earlier versions, and what takes their place.
 REMOVED_KEYS = {"limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)"}
 
@@ -75,14 +80,23 @@ class Listener(msgspec.Struct, frozen=True):
         return bool(self.path) or is_loopback(self.host)
 
 
-def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read `path`, else the default file where it exists, else the defaults. Raises `ConfigError`."""
+def load(
+    path: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    check: Callable[[Config], Iterable[str]] = lambda config: (),
+) -> Config:
+    """Read `path`, else the default file where it exists, else the defaults. `check` may have complaints of its own.
+
+    Raises `ConfigError` with all that is wrong, a line each.
+    """
     if path is None and not DEFAULT_PATH.exists():
         config = Config()
     else:
         config = parse(_read(path or DEFAULT_PATH), str(path or DEFAULT_PATH))
-    for listener in listeners(config, environ):
-        check_listener(config, listener)
+    problems = [*_bad_listeners(config, environ), *check(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return config
 
 
@@ -92,7 +106,7 @@ def parse(text: str, name: str) -> Config:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from None
-    problems = [*_unknown_keys(values, Config, "")] or [*_wrong_values(values)]
+    problems = [*_unknown_keys(values, Config, ""), *_wrong_values(values, Config, "")]
     if problems:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
     return msgspec.convert(values, Config)
@@ -105,8 +119,14 @@ def resolved(config: Config, environ: Mapping[str, str] = os.environ) -> Config:
     return msgspec.structs.replace(config, server=server, engine=engine)
 
 
+def render(config: Config) -> str:
+    """The configuration as TOML that reads as the same one; keys without a value are left out. A password in a URL is
+    masked."""
+    return "\n".join(_tables("", msgspec.to_builtins(config))).lstrip()
+
+
 def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[Listener]:
-    """The configured listeners; `PORT` (8080 or :8080), as the older services had it, where there are none."""
+    """The configured listeners; without any `PORT`, as the older builder had it: a port, `:port`, or `host:port`."""
     listen = _listen(config, environ)
     if not listen:
         raise ConfigError("server.listen is empty: name at least one host:port or unix:/path")
@@ -114,7 +134,8 @@ def listeners(config: Config, environ: Mapping[str, str] = os.environ) -> list[L
 
 
 def check_listener(config: Config, listener: Listener) -> None:
-    """Refuse to offer an API without authentication to other machines, unless that is asked for."""
+    """Refuse to offer an API without authentication to other machines, unless that is asked for; raises
+    `ConfigError`. What `auth.dispatch_reads_anonymous` opens is never offered to them."""
     auth = config.auth
     if not (listener.is_local or auth.allow_anonymous or (auth.required and auth.has_keys)):
         raise ConfigError(
@@ -122,6 +143,19 @@ def check_listener(config: Config, listener: Listener) -> None:
             "token; listen on loopback or a unix socket, or set auth.required = true with a key for tokens, or "
             "auth.allow_anonymous = true"
         )
+    if auth.dispatch_reads_anonymous and not listener.is_local:
+        raise ConfigError(
+            f"auth.dispatch_reads_anonymous: {listener} can be reached from other machines, and whoever counts through "
+            "the ids there could read of every tenant's jobs; listen on loopback or a unix socket, or leave the key out"
+        )
+
+
+def _bad_listeners(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    try:
+        for listener in listeners(config, environ):
+            check_listener(config, listener)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _read(path: Path) -> str:
@@ -136,10 +170,12 @@ def _read(path: Path) -> str:
 def _listen(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     if config.server.listen is not None:
         return config.server.listen
-    port = environ.get("PORT", "").removeprefix(":") or str(DEFAULT_PORT)
-    if not _is_port(port):
-        raise ConfigError(f"$PORT is {environ['PORT']!r}, which is no port (8080 or :8080); set server.listen instead")
-    return (f"127.0.0.1:{port}",)
+    text = environ.get("PORT", "") or str(DEFAULT_PORT)
+    match = _PORT_VARIABLE.fullmatch(text)
+    if match is None or not _is_port(match["port"]):
+        forms = "8080, :8080, 127.0.0.1:8080 or [::1]:8080"
+        raise ConfigError(f"$PORT is {text!r}, which is not one of {forms}; set it so, or set server.listen instead")
+    return (f"{match['host'] or '127.0.0.1'}:{match['port']}",)
 
 
 def _is_port(text: str) -> bool:
@@ -178,22 +214,51 @@ def _unknown_keys(values: Mapping[str, Any], struct: type[msgspec.Struct], prefi
             yield from _unknown_keys(value, kind, f"{prefix}{key}.")
 
 
-def _wrong_values(values: Mapping[str, Any]) -> Iterator[str]:
-    """Complaints about values, the first of each table."""
-    for field in msgspec.structs.fields(Config):
-        try:
-            msgspec.convert(values.get(field.name, {}), field.type)
-        except msgspec.ValidationError as error:
-            what, _, where = str(error).partition(" - at `$")
-            key = f"{field.name}{where.rstrip('`')}"
-            if what.startswith("Invalid enum value"):
-                what = f"{what}; it is one of {', '.join(_choices(key))}"
-            yield f"key {key}: {what}"
+def _wrong_values(values: Mapping[str, Any], struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
+    """Complaints about the values of known keys."""
+    for field in msgspec.structs.fields(struct):
+        key, value = f"{prefix}{field.encode_name}", values.get(field.encode_name)
+        if value is None:
+            continue
+        if isinstance(value, Mapping) and field.type == dict[str, RegistryHost]:
+            for host, entry in value.items():
+                yield from _wrong_value(f'{key}."{host}"', entry, RegistryHost)
+        else:
+            yield from _wrong_value(key, value, field.type)
 
 
-def _choices(key: str) -> list[str]:
-    """The values that a key may have whose type is a `Literal`, or that or None."""
-    kind: Any = Config
-    for name in key.split("."):
-        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[name]
-    return [choice for one in (kind, *get_args(kind)) for choice in get_args(one) if isinstance(choice, str)]
+def _wrong_value(key: str, value: Any, kind: Any) -> Iterator[str]:
+    if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield from _wrong_values(value, kind, f"{key}.")
+        return
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        if what.startswith("Invalid enum value"):
+            choices = [choice for one in (kind, *get_args(kind)) for choice in get_args(one) if isinstance(choice, str)]
+            what = f"{what}; it is one of {', '.join(choices)}"
+        yield f"key {key}{where.rstrip('`')}: {what}"
+
+
+def _tables(path: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a table and of those in it."""
+    lines = [f"{_key(name)} = {_toml(value)}" for name, value in values.items() if not isinstance(value, dict | None)]
+    if lines:
+        yield from (["", f"[{path}]"] if path else [])
+        yield from lines
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _tables(f"{path}.{_key(name)}" if path else _key(name), value)
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML: as JSON, but for infinity and a character that has to be escaped."""
+    if isinstance(value, float):
+        return repr(value)
+    text = msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+    return _URL_PASSWORD.sub(rf"\1{MASK}", text)

@@ -11,6 +11,7 @@
 import asyncio
 import gc
 import os
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -57,20 +58,28 @@ from imagejobd.supervisor import Signals, Supervisor
 from imagejobd.systemd import Notifier
 
 DATABASE_NAME = "imagejobd.db"
-# The earlier builder was configured by such environment variables.
-OLD_BUILDER_PREFIX = "CACHE_1_"
+# Where the earlier builder found its Redis.
+REDIS_PREFIX = "CACHE_1_"
 
 log = structlog.get_logger("imagejobd.daemon")
 
 
-def check(config: Config) -> None:
-    """What a start would refuse of a configuration that reads well. Raises `Permanent(invalid)` that names the key."""
-    Egress(config.egress)
-    Policy(config.policy)
-    check_repository(config.kinds.dispatch.repository)
-    Engine(config.engine)
-    RegistryHosts(config.registry, admin_subjects=config.auth.admin_subjects)
-    load_keys(config.auth)
+def check(config: Config) -> Iterator[str]:
+    """What a start would refuse of a configuration that reads well, each with its key."""
+    admins = config.auth.admin_subjects
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: Egress(config.egress),
+        lambda: Policy(config.policy),
+        lambda: check_repository(config.kinds.dispatch.repository),
+        lambda: Engine(config.engine),
+        lambda: RegistryHosts(config.registry, admin_subjects=admins),
+        lambda: load_keys(config.auth),
+    )
+    for check_part in checks:
+        try:
+            check_part()
+        except Fault as fault:
+            yield fault.message
 
 
 def run(config: Config) -> int:
@@ -78,8 +87,9 @@ def run(config: Config) -> int:
     logs.configure()
     version, state_dir, host = __version__, config.server.state_dir, config.engine.resolved_host()
     log.info("starting", version=version, state_dir=state_dir, engine=host)
-    if ignored := sorted(name for name in os.environ if name.startswith(OLD_BUILDER_PREFIX)):
-        log.warning("these variables of the earlier builder service have no effect here", names=", ".join(ignored))
+    if ignored := sorted(name for name in os.environ if name.startswith(REDIS_PREFIX)):
+        message = "the variables of the earlier builder's Redis are ignored: the queue in state_dir replaces it"
+        log.warning(message, names=", ".join(ignored))
     # What is imported stays for good; the collector's walks over all of it held up every request for 10 to 20 ms.
     gc.collect()
     gc.freeze()

@@ -1,12 +1,12 @@
 """The command line: what is wrong is said in one line, with an exit code, and without a traceback."""
 
 import fcntl
-import json
 import re
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from imagejobd.registry.settings import RegistryHost
 
 from harness.daemon import SOURCE_ROOT, Config, to_toml
 from harness.process import free_port
 from imagejobd.api.auth import Tokens
-from imagejobd.api.intake import Caller
+from imagejobd.api.intake import Caller, Server
 from imagejobd.api.keys import load_keys
 from imagejobd.cli import main
 from imagejobd.config import Config as Settings
-from imagejobd.config import parse
+from imagejobd.config import parse, render
+from imagejobd.dockerfile.policy import PolicySettings
+from imagejobd.engine.settings import EngineSettings
 
 COMMAND_TIMEOUT_S = 30
 SECRET = b"a shared secret of more than thirty-two bytes"
@@ -62,10 +65,10 @@ def written(folder: Path, config: Config) -> str:
 
 
 def test_check_config_shows_what_is_in_force(tmp_path: Path) -> None:
-    """Exit 0, and every key with its value as JSON: the file's own, else the default."""
+    """Exit 0, and every key with its value as TOML: the file's own, else the default."""
     done = in_process("check-config", "--config", written(tmp_path, {"limits": {"build": 7}}))
     assert (done.exit_code, done.stderr) == (0, "imagejobd: the configuration is valid\n")
-    shown = json.loads(done.stdout)
+    shown = tomllib.loads(done.stdout)
     assert shown["limits"]["build"] == 7
     assert shown["limits"]["queue_max"] == Settings().limits.queue_max
     assert shown["server"]["state_dir"] == str(tmp_path / "state")
@@ -76,23 +79,75 @@ def test_check_config_shows_what_the_environment_says(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("")
     done = in_process("check-config", "--config", str(path), PORT=":9000", DOCKER_HOST="unix:///engine.sock")
-    shown = json.loads(done.stdout)
+    shown = tomllib.loads(done.stdout)
     assert (shown["server"]["listen"], shown["engine"]["host"]) == (["127.0.0.1:9000"], "unix:///engine.sock")
 
 
 def test_what_check_config_shows_is_a_configuration(tmp_path: Path) -> None:
-    """The effective configuration, written back as TOML, is the same configuration."""
-    config = {"registry": {"registry.example:5000": {"plain_http": True}}, "limits": {"build": 7}}
-    shown = json.loads(in_process("check-config", "--config", written(tmp_path, config)).stdout)
+    """What is printed reads as the same configuration, and what that is checked to as the same once more."""
+    config: Config = {
+        "registry": {"registry.example:5000": {"plain_http": True, "tenants": ["1"]}, "docker.io": {"insecure": True}},
+        "limits": {"build": 7, "per_tenant": {"queue_max": 3}},
+    }
+    first = in_process("check-config", "--config", written(tmp_path, config))
+    assert parse(first.stdout, "again") == parse((tmp_path / "config.toml").read_text(), "first")
+    (tmp_path / "again.toml").write_text(first.stdout)
+    second = in_process("check-config", "--config", str(tmp_path / "again.toml"))
+    assert (second.exit_code, second.stdout) == (0, first.stdout)
 
-    def without_nulls(table: object) -> object:
-        if not isinstance(table, dict):
-            return table
-        return {key: without_nulls(value) for key, value in table.items() if value is not None}
 
-    again = without_nulls(shown)
-    assert isinstance(again, dict)
-    assert parse(to_toml(again), "again") == parse((tmp_path / "config.toml").read_text(), "first")
+def test_any_configuration_can_be_shown() -> None:
+    """Whatever strings and numbers hold, they are read back as they were."""
+    hosts = ('a"b', "back\\slash", "tab\t", "del\x7f", "ünïcode 🐋", "line\nbreak", "'", "#", "")
+    settings = Settings(
+        server=Server(hosts=hosts, drain_timeout_s=1e300, body_idle_s=float("inf"), upload_timeout_s=1e-9),
+        registry={"r.example:5000": RegistryHost(insecure=True), 'o"dd': RegistryHost(mirrors=hosts)},
+    )
+    assert parse(render(settings), "shown") == settings
+
+
+def test_check_config_shows_no_secret(tmp_path: Path) -> None:
+    """The configuration names files with secrets, and is shown without them; a password in a URL is masked."""
+    for name in ("password", "jwt"):
+        (tmp_path / name).write_text(f"{name}-of-more-than-thirty-two-bytes-s3cret")
+    config: Config = {
+        "auth": {"jwt_secret_file": str(tmp_path / "jwt")},
+        "registry": {"r.example": {"username": "me", "password_file": str(tmp_path / "password")}},
+    }
+    done = in_process("check-config", "--config", written(tmp_path, config))
+    assert done.exit_code == 0
+    assert "s3cret" not in done.output
+    assert str(tmp_path / "password") in done.stdout
+    shown = render(Settings(engine=EngineSettings(host="tcp://me:s3cret@engine:2376")))
+    assert "s3cret" not in shown
+    assert parse(shown, "masked").engine.host == "tcp://me:********@engine:2376"
+    policy = PolicySettings(add_urls=("ssh://git@r.example/*", "http://r.example:80/@x", "https://*@*"))
+    assert parse(render(Settings(policy=policy)), "plain").policy == policy
+
+
+def test_check_config_tells_all_that_is_wrong(tmp_path: Path) -> None:
+    """Bad values and misspelt keys are a line each, and so is what only a start would find; the verdict comes last."""
+    bad: Config = {
+        "limits": {"build": 0, "run": "two", "biuld": 1, "per_tenant": {"queue_max": 0}},
+        "registry": {"r.example": {"insecure": 1, "mirrors": [1]}},
+    }
+    lines = in_process("check-config", "--config", written(tmp_path, bad)).stderr.splitlines()
+    assert all(line.startswith("imagejobd: ") for line in lines)
+    for key in ("limits.build", "limits.run", "limits.biuld", "limits.per_tenant.queue_max"):
+        assert sum(f" {key}" in line and str(tmp_path) in line for line in lines) >= 1
+    for key in ("insecure", "mirrors[0]"):
+        assert sum(f'registry."r.example".{key}: ' in line for line in lines) == 1
+    assert lines[-1] == f"imagejobd: the configuration cannot be used ({len(lines) - 1} problems)"
+    late: Config = {
+        "server": {"listen": ["0.0.0.0:80"]},
+        "egress": {"deny": ["everything"]},
+        "auth": {"jwks_file": "/nowhere"},
+    }
+    done = in_process("check-config", "--config", written(tmp_path, late))
+    assert (done.exit_code, done.stdout) == (BAD_CONFIGURATION, "")
+    assert len(done.stderr.splitlines()) == 4
+    for word in ("server.listen", "[egress] deny", "auth.jwks_file"):
+        assert word in done.stderr
 
 
 def test_check_config_touches_nothing(tmp_path: Path) -> None:
@@ -127,10 +182,12 @@ def test_check_config_touches_nothing(tmp_path: Path) -> None:
     ids=str,
 )
 def test_bad_configuration(tmp_path: Path, command: str, config: Config, words: list[str]) -> None:
-    """Exit 78 from both commands, with one line that names the key and what is wrong."""
+    """Exit 78 from both commands, with one line that names the key and what is wrong; a check adds its verdict."""
     done = in_process(command, "--config", written(tmp_path, config))
     assert done.exit_code == BAD_CONFIGURATION
-    [line] = done.stderr.splitlines()
+    line, *verdict = done.stderr.splitlines()
+    cannot = "imagejobd: the configuration cannot be used (1 problem)"
+    assert verdict == ([cannot] if command == "check-config" else [])
     for word in ["imagejobd: ", *words]:
         assert word in line
 
@@ -146,7 +203,7 @@ def test_bad_configuration_files(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("port", ["http", "127.0.0.1:8080", "65536"])
+@pytest.mark.parametrize("port", ["http", "tcp://127.0.0.1:8080", "65536"])
 def test_bad_port_variable(tmp_path: Path, port: str) -> None:
     """$PORT that is no port is refused by its name, where the configuration is silent about it."""
     path = tmp_path / "config.toml"
@@ -230,10 +287,10 @@ def test_bad_configuration_of_a_process(tmp_path: Path) -> None:
 
 
 def test_variables_of_the_earlier_builder(tmp_path: Path) -> None:
-    """They have no effect, and the log names them."""
+    """They have no effect; one line of the log names them and says what replaces Redis."""
     config = written(tmp_path, {"server": {"state_dir": "/dev/null"}})
     done = imagejobd("serve", "--config", config, CACHE_1_HOST="registry.example")
-    assert "no effect here" in done.stderr
+    assert done.stderr.count("Redis are ignored: the queue in state_dir replaces it") == 1
     assert "names=CACHE_1_HOST" in done.stderr
 
 

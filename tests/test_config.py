@@ -100,12 +100,38 @@ def test_bad_listeners_are_refused(listen: str) -> None:
         listeners(parse(f'[server]\nlisten = ["{listen}"]', "c"), {})
 
 
-@pytest.mark.parametrize(("port", "expected"), [("", 8080), ("9000", 9000), (":9001", 9001)])
-def test_port_variable_is_honoured_when_silent(port: str, expected: int) -> None:
-    """$PORT, as 8080 or :8080, is the default port; the configuration comes first."""
-    assert listeners(Config(), {"PORT": port}) == [Listener("127.0.0.1", expected)]
+@pytest.mark.parametrize(
+    ("port", "expected"),
+    [
+        ("", Listener("127.0.0.1", 8080)),
+        ("9000", Listener("127.0.0.1", 9000)),
+        (":9001", Listener("127.0.0.1", 9001)),
+        ("127.0.0.2:9002", Listener("127.0.0.2", 9002)),
+        ("[::1]:9003", Listener("::1", 9003)),
+        ("localhost:9004", Listener("localhost", 9004)),
+    ],
+)
+def test_port_variable_is_honoured_when_silent(port: str, expected: Listener) -> None:
+    """$PORT, with a host or without, says where to listen; the configuration comes first."""
+    assert listeners(Config(), {"PORT": port}) == [expected]
     configured = parse('[server]\nlisten = ["127.0.0.1:1"]', "c")
     assert listeners(configured, {"PORT": port}) == [Listener("127.0.0.1", 1)]
+
+
+@pytest.mark.parametrize(
+    "port",
+    ["0", "65536", "http", "127.0.0.1:", "127.0.0.1", "::1:80", "tcp://10.0.0.1:80", ":", "80 ", "[::1]", "[x]:80"],
+)
+def test_bad_port_variables_are_refused(port: str) -> None:
+    """A $PORT that is none is refused by its name, with what it may look like."""
+    with pytest.raises(ConfigError, match=r"\$PORT is .*127\.0\.0\.1:8080.*server\.listen"):
+        listeners(Config(), {"PORT": port})
+
+
+def test_port_variable_opens_nothing() -> None:
+    """An address that others can reach needs the same word as in the configuration."""
+    with pytest.raises(ConfigError, match="other machines"):
+        load(None, {"PORT": "0.0.0.0:8080"})
 
 
 def test_open_listener_needs_a_word(tmp_path: Path) -> None:
@@ -120,6 +146,19 @@ def test_open_listener_needs_a_word(tmp_path: Path) -> None:
         check_listener(load(file, {}), Listener("0.0.0.0", 8080))
     file.write_text('[server]\nlisten = ["0.0.0.0:8080"]\n[auth]\nallow_anonymous = true')
     check_listener(load(file, {}), Listener("0.0.0.0", 8080))
+
+
+@pytest.mark.parametrize("auth", ["allow_anonymous = true", 'required = true\njwt_secret_file = "/secret"'])
+def test_pollers_without_a_token_are_local(tmp_path: Path, auth: str) -> None:
+    """A listener that others can reach is refused where the dispatcher's jobs can be read without a token."""
+    file = tmp_path / "config.toml"
+    for listen in ("0.0.0.0:8080", "192.0.2.1:80"):
+        file.write_text(f'[server]\nlisten = ["{listen}"]\n[auth]\ndispatch_reads_anonymous = true\n{auth}')
+        with pytest.raises(ConfigError, match=r"auth\.dispatch_reads_anonymous: .*other machines"):
+            load(file, {})
+    local = '["127.0.0.1:1", "[::1]:1", "unix:/run/x.sock"]'
+    file.write_text(f"[server]\nlisten = {local}\n[auth]\ndispatch_reads_anonymous = true\n{auth}")
+    assert load(file, {}).auth.dispatch_reads_anonymous
 
 
 def test_absent_file_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 API that was spoken to."""
 
 import asyncio
+import difflib
 import ipaddress
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
@@ -15,8 +17,8 @@ from aiohttp.typedefs import Handler, Middleware
 from imagejobd.api import builder, dispatch, distribute, health, native, run
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import CALLER, Intake
-from imagejobd.api.wire import headers_of, status_of
-from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
+from imagejobd.api.wire import Explained, headers_of, status_of
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import log_fields
 from imagejobd.model.text import one_line, printable
 
@@ -31,8 +33,9 @@ ERROR_RESPONSES: tuple[tuple[str, Callable[[web.Request, Fault, HTTPStatus], web
     ("/status", run.error_response),
 )
 
-# What the router refuses.
-REASONS = {404: "Resource not found", 405: "Method not allowed"}
+# Routes that are named to who asks for none, and characters of what they are compared with.
+NEAREST_MAX = 3
+NEAREST_PATH_MAX_CHARS = 200
 
 # Lines in the daemon's log about refused requests; what comes beyond them is counted. Strangers must not fill it.
 REFUSALS_PER_S_MAX = 20
@@ -60,7 +63,7 @@ def create_app(
     app = web.Application(middlewares=[_middleware(intake, authentication)], client_max_size=0)
     routes = [
         *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
-        *dispatch.routes(intake),
+        *dispatch.routes(intake, reads_anonymous=authentication.dispatch_reads_anonymous),
         *builder.routes(intake),
         *run.routes(intake),
         *distribute.routes(intake, registries),
@@ -100,9 +103,7 @@ def _middleware(intake: Intake, authentication: Authentication) -> Middleware:
             return refusals.response(request, error, status_of(error), headers_of(error))
         except web.HTTPException as error:
             allow = {name: value for name, value in error.headers.items() if name == hdrs.ALLOW}
-            message = REASONS.get(error.status, error.reason)
-            fault = NotFound(message) if error.status == HTTPStatus.NOT_FOUND else invalid(message)
-            return refusals.response(request, fault, HTTPStatus(error.status), allow)
+            return refusals.response(request, _unrouted(request, error), HTTPStatus(error.status), allow)
         except ConnectionError:
             raise
         except Exception:
@@ -234,6 +235,28 @@ async def _defer_expect(request: web.Request) -> None:
     """Answer no `Expect` yet: aiohttp would ask for the body (`100 Continue`), or refuse an expectation in words of its
     own, before anybody has looked at who sends the request and how large it is. Who reads the body asks for it (see
     `body_chunks`)."""
+
+
+def _unrouted(request: web.Request, error: web.HTTPException) -> Permanent:
+    """What the router refuses, and what there is instead."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return Explained(ErrorCode.INVALID, "Method not allowed", f"allowed here: {allowed}")
+    if isinstance(error, web.HTTPNotFound):
+        return Explained(ErrorCode.NOT_FOUND, "Resource not found", _nearest(request))
+    return invalid(error.reason)
+
+
+def _nearest(request: web.Request) -> str:
+    routes = defaultdict[str, list[str]](list)
+    for route in request.app.router.routes():
+        if route.resource is not None and route.method not in (hdrs.METH_ANY, hdrs.METH_HEAD):
+            routes[route.resource.canonical].append(route.method)
+    paths = difflib.get_close_matches(request.path[:NEAREST_PATH_MAX_CHARS], routes, n=NEAREST_MAX, cutoff=0.5)
+    described = "the APIs are described in docs/apis.md, the native one in README.md"
+    if not paths:
+        return described
+    return f"the nearest are {', '.join(f'{method} {path}' for path in paths for method in routes[path])}; {described}"
 
 
 class _Unrouted(web.PlainResource):

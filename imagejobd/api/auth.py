@@ -39,6 +39,8 @@ from imagejobd.model.job import Json
 
 # For load balancers and monitors, who have no token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"})
+# What `dispatch_reads_anonymous` is about.
+_DISPATCH_POLL = re.compile(r"/api/v1/job/[^/]+(?:/status)?")
 # aiohttp takes header values up to 8190 bytes.
 TOKEN_MAX_CHARS = 8000
 # Checking a token takes 10 to 30 times as long as the rest of what a small request takes.
@@ -73,9 +75,15 @@ class Authentication:
             return ANONYMOUS
         if hdrs.AUTHORIZATION in request.headers:
             return self._bearer(request.headers.getall(hdrs.AUTHORIZATION))
-        if self._settings.required:
+        is_poll = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and _DISPATCH_POLL.fullmatch(request.path)
+        if self._settings.required and not (self.dispatch_reads_anonymous and is_poll):
             raise unauthenticated(NO_TOKEN)
         return ANONYMOUS
+
+    @property
+    def dispatch_reads_anonymous(self) -> bool:
+        """Whether callers without a token may read status and location of the dispatcher's jobs, by id."""
+        return self._settings.dispatch_reads_anonymous
 
     async def reload(self) -> None:
         """Read the key files again: new keys count at once, old ones no longer. Bad files change nothing."""

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.wire import NOT_JSON, json_response, send
+from imagejobd.api.wire import NOT_JSON, detail_of, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
 from imagejobd.model.job import Job, Json, State
 from imagejobd.model.kind import Upload
@@ -142,7 +142,7 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
     """How this API says no. For whatever is wrong with a request its document knows one status."""
     if fault.code is ErrorCode.POLICY:
         status = HTTPStatus.BAD_REQUEST
-    return _answer({"Error": fault.message}, status)
+    return _answer({"Error": fault.message} | detail_of(fault, "Detail"), status)
 
 
 def _answer(value: dict[str, str], status: int = HTTPStatus.OK) -> web.Response:

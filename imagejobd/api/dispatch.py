@@ -1,7 +1,9 @@
 """The dispatcher API (`/api/v1/job`, `/images`), wire-compatible with the service it replaces.
 
 Every request but `/ping` carries a JWT, which is looked at before anything else; a caller's tenant has no jobs but its
-own. A client knows three states, and `{"code", "details", "error"}` for everything that went wrong.
+own. The document's own GET lines carry none: where the operator allows it (`auth.dispatch_reads_anonymous`), who asks
+without a token may read a job's status and location, never its payload. A client knows three states, and
+`{"code", "details", "error"}` for everything that went wrong.
 """
 
 from contextlib import aclosing
@@ -14,7 +16,7 @@ from imagejobd.api.bodies import arrived_body, body_chunks, has_arrived
 from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_body_size, payload_in
 from imagejobd.api.downloads import serve
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import json_response
+from imagejobd.api.wire import json_response, words_of
 from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, Content, DispatchKind, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
 from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, State
@@ -37,8 +39,9 @@ DETAILS = {
 }
 
 
-def routes(intake: Intake) -> list[web.RouteDef]:
-    api = DispatchApi(intake)
+def routes(intake: Intake, *, reads_anonymous: bool = False) -> list[web.RouteDef]:
+    """`reads_anonymous` is `auth.dispatch_reads_anonymous`."""
+    api = DispatchApi(intake, reads_anonymous=reads_anonymous)
     return [
         web.post("/api/v1/job", api.dispatch),
         web.get("/api/v1/job/{id}", api.show),
@@ -49,8 +52,9 @@ def routes(intake: Intake) -> list[web.RouteDef]:
 
 
 class DispatchApi:
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, *, reads_anonymous: bool) -> None:
         self._intake = intake
+        self._reads_anonymous = reads_anonymous
         self._kind = cast(DispatchKind, intake.kinds[KIND])
 
     async def dispatch(self, request: web.Request) -> web.Response:
@@ -75,14 +79,15 @@ class DispatchApi:
         return await self._intake.submit(new_job(KIND, self._kind.parse({}, upload), caller))
 
     async def show(self, request: web.Request) -> web.Response:
-        job = await self._job(request)
+        job = await self._polled_job(request)
         return json_response(render(job, self._output(job)))
 
     async def status(self, request: web.Request) -> web.Response:
-        return json_response({"status": _status(await self._job(request))})
+        return json_response({"status": _status(await self._polled_job(request))})
 
     async def image(self, request: web.Request) -> web.StreamResponse:
         """What the job has made, once it has succeeded and as long as it is kept."""
+        self._intake.caller_with_token(request)
         job = await self._job(request)
         output = self._output(job)
         if output is None:
@@ -92,11 +97,17 @@ class DispatchApi:
     def _output(self, job: Job) -> Content | None:
         return self._kind.output(job) if job.state is State.SUCCEEDED else None
 
-    async def _job(self, request: web.Request) -> Job:
-        """The job named in the path; another tenant's, or one of another kind, is not found."""
+    async def _polled_job(self, request: web.Request) -> Job:
+        """The job named in the path, for who asks what became of it."""
+        if self._reads_anonymous and self._intake.caller(request).is_anonymous:
+            return await self._job(request, of_any_tenant=True)
         self._intake.caller_with_token(request)
+        return await self._job(request)
+
+    async def _job(self, request: web.Request, *, of_any_tenant: bool = False) -> Job:
+        """The job named in the path; another tenant's, or one of another kind, is not found."""
         name = request.match_info["id"]
-        job = await self._intake.job_by_number(request, name, KIND)
+        job = await self._intake.job_by_number(request, name, KIND, of_any_tenant=of_any_tenant)
         if job is None:
             raise NotFound(f"no job with id: {printable(name)}")
         return job
@@ -132,7 +143,7 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
         code, details = 0, status.phrase
     else:
         code, details = DETAILS.get(fault.code, (0, status.phrase))
-    return json_response({"code": code, "details": details, "error": fault.message}, status)
+    return json_response({"code": code, "details": details, "error": words_of(fault)}, status)
 
 
 def _status(job: Job) -> str:

@@ -4,13 +4,14 @@ A client knows the registries of a job by the endpoints it sent, four states, an
 that went wrong. The document has two statuses for a request that is refused: 404 when the source says that the image
 is not there, 400 for all else that the request itself is to blame for.
 
-A request has the document's fields and no others; what they may hold is for the kind to check. The original's errors
-were what its schema library (marshmallow) printed, Python dictionaries that lead to the field. They have that form
-here, and that library's words for a field that is missing or unknown.
+A request has the fields that the original's source declares and no others, each of the type that it has there; what
+they may hold beyond that is for the kind to check. The original's errors were what its schema library (marshmallow)
+printed: Python dictionaries that lead to the field, with that library's words for a wrong type, a null, an unknown
+field. They have that form here, and these words.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -19,8 +20,8 @@ from aiohttp import web
 
 from imagejobd.api.bodies import read_body
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import NOT_JSON, iso, json_response
-from imagejobd.jobs.distribute.fields import FieldFault, Problem, convert, items, parse_endpoint, read_fields, wrong
+from imagejobd.api.wire import NOT_JSON, Explained, detail_of, iso, json_response
+from imagejobd.jobs.distribute.fields import FieldFault, Problem, boolean, parse_endpoint
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
@@ -67,7 +68,9 @@ class DistributeApi:
         try:
             enqueued = await self._intake.submit(job)
         except Permanent as fault:
-            raise (NotFound(NO_IMAGE) if fault.code is ErrorCode.NOT_FOUND else invalid(fault.message)) from None
+            if fault.code is ErrorCode.NOT_FOUND:
+                raise Explained(fault.code, NO_IMAGE, fault.message) from None
+            raise invalid(fault.message) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
         return json_response(answer, HTTPStatus.CREATED)
 
@@ -113,28 +116,29 @@ def render(job: Job) -> dict[str, Any]:
 
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no."""
-    return json_response({"msg": fault.message, "status": "error"}, status)
+    return json_response({"msg": fault.message, "status": "error"} | detail_of(fault), status)
 
 
 def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
     """The body as the distribute kind's spec. `configured` see `configured_hosts`.
 
-    Raises `FieldFault` for the first field in the document's order that is missing, unknown or of another type, else
-    `Permanent(invalid)`.
+    Raises `FieldFault` for the first field that is missing or that is no endpoint, `Permanent(invalid)` for all that
+    are unknown or of another type.
     """
     try:
         value = _decode(body)
     except NOT_JSON as error:
         raise invalid(f"the request body is not valid JSON: {error}") from None
-    request = convert(read_fields(value, ""), _Request, "")
-    source = convert(read_fields(request.source, "source"), _Source, "source")
-    targets = items(request.targets, "targets", most=TARGETS_MAX)
-    if not targets:
-        raise wrong("targets", "Shorter than minimum length 1.")
-    places = [(target, f"targets[{place}]") for place, target in enumerate(targets)]
+    try:
+        request = _request(value)
+    except _WrongTypes as wrong:
+        raise invalid(str(wrong.errors)[:WORDS_MAX_CHARS]) from None
     return {
-        "source": _spec(source, "source", configured),
-        "targets": [_spec(convert(read_fields(target, at), _Target, at), at, configured) for target, at in places],
+        "source": _spec(request["source"], "source", configured),
+        "targets": [
+            _spec({"overwrite": False} | target, f"targets[{place}]", configured)
+            for place, target in enumerate(request["targets"])
+        ],
     }
 
 
@@ -156,39 +160,120 @@ def refusal_words(fault: Permanent) -> str:
         return fault.message
     if fault.problem is Problem.MISSING:
         return f"Missing field: {fault.name!r}"
-    why: Any = ["Unknown field." if fault.problem is Problem.UNKNOWN else fault.why]
+    why: Any = [fault.why]
     for name, place in reversed(_STEP.findall(fault.field) or [("_schema", "")]):
         why = {name: {int(place): why} if place else why}
     return str(why)[:WORDS_MAX_CHARS]
 
 
-class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    source: Any
-    targets: Any
+class _WrongTypes(Exception):
+    """`errors` is what marshmallow would say: a list of texts, or such by field or place."""
+
+    def __init__(self, errors: Any) -> None:
+        super().__init__()
+        self.errors = errors
 
 
-class _Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    endpoint: str
-    image: str
-    ref: str
-    verify_tls: bool | None = None
-    auth: Any = None
+# Takes a value that is not null. Raises `_WrongTypes`, or `FieldFault` for a missing field.
+_Load = Callable[[Any], Any]
 
 
-class _Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    endpoint: str
-    image: str | None = None
-    ref: str | None = None
-    overwrite: bool = False
-    verify_tls: bool | None = None
-    auth: Any = None
+def _object(required: Mapping[str, _Load], optional: Mapping[str, _Load]) -> _Load:
+    """Of what is `optional` null is as if it were not there."""
+
+    def load(value: Any) -> Json:
+        if not isinstance(value, dict):
+            raise _WrongTypes({"_schema": ["Invalid input type."]})
+        loads = {**required, **optional}
+        errors: dict[str, Any] = {name: ["Unknown field."] for name in value if name not in loads}
+        if not errors and (missing := next((name for name in required if name not in value), None)):
+            raise FieldFault.missing(missing)
+        fields: Json = {}
+        for name in loads:
+            if name not in value or (value[name] is None and name in optional):
+                continue
+            try:
+                fields[name] = _not_null(loads[name], value[name])
+            except _WrongTypes as wrong:
+                errors[name] = wrong.errors
+        if errors:
+            raise _WrongTypes(errors)
+        return fields
+
+    return load
 
 
-def _spec(registry: _Source | _Target, path: str, configured: frozenset[str]) -> Json:
+def _list(load_item: _Load, *, items_max: int) -> _Load:
+    def load(value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise _WrongTypes(["Not a valid list."])
+        if len(value) > items_max:
+            raise _WrongTypes([f"has {len(value)} entries; the limit is {items_max}"])
+        entries, errors = [], {}
+        for place, item in enumerate(value):
+            try:
+                entries.append(_not_null(load_item, item))
+            except _WrongTypes as wrong:
+                errors[place] = wrong.errors
+        if errors:
+            raise _WrongTypes(errors)
+        return entries
+
+    return load
+
+
+def _not_null(load: _Load, value: Any) -> Any:
+    if value is None:
+        raise _WrongTypes(["Field may not be null."])
+    return load(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _WrongTypes(["Not a valid string."])
+    return value
+
+
+def _text_or_object(value: Any) -> Any:
+    """The original takes an object only as the text of one; the document shows it as it is."""
+    return value if isinstance(value, dict) else _text(value)
+
+
+def _boolean(value: Any) -> bool:
+    meaning = boolean(value)
+    if not isinstance(meaning, bool):
+        raise _WrongTypes(["Not a valid boolean."])
+    return meaning
+
+
+def _unread(value: Any) -> None:
+    """What the original's source declares for its own use."""
+
+
+_login = _object({"user": _text, "password": _text}, {})
+_auth = _object(
+    {},
+    {
+        **dict.fromkeys(("url", "token_type", "token"), _text),
+        **dict.fromkeys(("header", "json"), _text_or_object),
+        "basicauth": _login,
+    },
+)
+_source = _object(dict.fromkeys(("endpoint", "image", "ref"), _text), {"verify_tls": _boolean, "auth": _auth})
+_target = _object(
+    {"endpoint": _text},
+    {"image": _text, "ref": _text, "overwrite": _boolean, "verify_tls": _boolean, "auth": _auth},
+)
+_request = _object(
+    {"source": _source, "targets": _list(_target, items_max=TARGETS_MAX)},
+    dict.fromkeys(("issuer", "retries_left", "id", "status"), _unread),
+)
+
+
+def _spec(registry: Json, path: str, configured: frozenset[str]) -> Json:
     """The fields as the kind has them. A request's silence is the original's `verify_tls=false`, but never weakens
     what the operator has configured: a login or authority that is set up for a host goes with verified TLS."""
-    spec: Json = msgspec.structs.asdict(registry)
-    endpoint = parse_endpoint(registry.endpoint, f"{path}.endpoint")
-    if registry.verify_tls is None and not configured & {endpoint.host, endpoint.key}:
-        spec["verify_tls"] = False
-    return {name: value for name, value in spec.items() if value is not None}
+    endpoint = parse_endpoint(registry["endpoint"], f"{path}.endpoint")
+    if "verify_tls" in registry or configured & {endpoint.host, endpoint.key}:
+        return registry
+    return registry | {"verify_tls": False}

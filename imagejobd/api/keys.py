@@ -53,13 +53,15 @@ LEEWAY_MAX_S = 3600
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[auth]`: anonymous callers are tenant `local`, and on loopback or a unix socket only, unless allowed.
 
-    `required`: every API wants a token (the dispatcher's always does). `algorithms` are those that are taken at all;
-    each key is pinned to those of its own type. `leeway_s` is for clocks that differ. Callers whose `sub` is one of
-    `admin_subjects` see every tenant.
+    `required`: every API wants a token (the dispatcher's always does, but for `dispatch_reads_anonymous`: on such
+    listeners whoever asks may read status and location of its jobs by id). `algorithms` are those that are taken at
+    all; each key is pinned to those of its own type. `leeway_s` is for clocks that differ. Callers whose `sub` is one
+    of `admin_subjects` see every tenant.
     """
 
     required: bool = False
     allow_anonymous: bool = False
+    dispatch_reads_anonymous: bool = False
     jwt_secret_file: str | None = None
     jwt_public_key_files: tuple[str, ...] = ()
     jwks_file: str | None = None

@@ -9,7 +9,8 @@ from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large
+from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large, words_of
+from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import (
     IDEMPOTENCY_KEY_MAX_CHARS,
@@ -147,7 +148,8 @@ class NativeApi:
         return json_response({"jobs": [self._render(job) for job in page.jobs], "next": page.next_cursor})
 
     async def show(self, request: web.Request) -> web.Response:
-        """One job with its phases; while it is queued also how many jobs go before it."""
+        """One job with its phases; while it is queued also how many jobs go before it, unless it waits for a time
+        (`not_before`) and has no place among them."""
         job = await self._job(request)
         phases = [
             {
@@ -160,7 +162,8 @@ class NativeApi:
         ]
         body = self._render(job) | {"phases": phases}
         if job.state is State.QUEUED:
-            body["position"] = await self._store.position(job)
+            is_delayed = job.not_before_ms is not None and job.not_before_ms > now_ms()
+            body["position"] = None if is_delayed else await self._store.position(job)
         return json_response(body)
 
     async def events(self, request: web.Request) -> web.Response:
@@ -250,7 +253,7 @@ class NativeApi:
 
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """A problem document; `code` is the stable, machine-readable part."""
-    problem = {"title": status.phrase, "status": int(status), "code": fault.code, "detail": fault.message}
+    problem = {"title": status.phrase, "status": int(status), "code": fault.code, "detail": words_of(fault)}
     response = json_response(problem, status)
     response.content_type = "application/problem+json"
     return response

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from imagejobd.api.bodies import is_multipart, parts, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.wire import json_response
+from imagejobd.api.wire import json_response, words_of
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import Job, State
@@ -134,8 +134,8 @@ def render(job: Job, word: str) -> dict[str, Any]:
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no: one line of text, or JSON for a client that asks for it."""
     if _wants_json(request):
-        return json_response({"error": fault.message}, status)
-    return web.Response(text=one_line(fault.message, REASON_MAX_CHARS), status=status)
+        return json_response({"error": words_of(fault)}, status)
+    return web.Response(text=one_line(words_of(fault), REASON_MAX_CHARS), status=status)
 
 
 def _wants_json(request: web.Request) -> bool:

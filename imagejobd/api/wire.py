@@ -36,6 +36,24 @@ BUSY_RETRY_AFTER_S = 10.0
 _json = msgspec.json.Encoder()
 
 
+class Explained(Permanent):
+    """A refusal whose `message` is fixed by an older API's document; `detail` is what there is to say besides."""
+
+    def __init__(self, code: ErrorCode, message: str, detail: str) -> None:
+        super().__init__(code, message)
+        self.detail = detail
+
+
+def words_of(fault: Fault) -> str:
+    """All that a refusal says, for the APIs that fix no words."""
+    return f"{fault.message}; {fault.detail}" if isinstance(fault, Explained) else fault.message
+
+
+def detail_of(fault: Fault, key: str = "detail") -> dict[str, str]:
+    """What a refusal says besides its fixed words, as a key to follow them."""
+    return {key: fault.detail} if isinstance(fault, Explained) else {}
+
+
 def status_of(fault: Fault) -> HTTPStatus:
     """The HTTP status of a refusal; what no client can cause or cure is a 503 or a 500."""
     may_pass = isinstance(fault, Temporary | StoreFailed)

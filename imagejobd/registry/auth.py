@@ -30,7 +30,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, inval
 from imagejobd.model.secrets import Credentials, Redactor, Secret
 from imagejobd.registry.address import basic, host_of, http_url, origin_of
 from imagejobd.registry.errors import detail, is_busy, login_needed, no_token, refusal, translated
-from imagejobd.registry.hosts import Origin, TokenRequest
+from imagejobd.registry.hosts import Origin, ReadyToken, TokenRequest
 from imagejobd.registry.http import REDIRECTS_MAX, Answer, Transport, redirect_target
 from imagejobd.registry.limits import Timing
 
@@ -327,7 +327,7 @@ class Authorization:
     @property
     def is_known(self) -> bool:
         """Whether it is known what the registry wants."""
-        return self._scheme is not None or isinstance(self._login, TokenRequest)
+        return self._scheme is not None or isinstance(self._login, TokenRequest | ReadyToken)
 
     def secrets(self) -> Iterator[Secret]:
         """What no message may show."""
@@ -341,6 +341,8 @@ class Authorization:
         """What a request for `scopes` carries; None while nothing has been asked for."""
         if isinstance(self._login, TokenRequest):
             return await self._by_request(self._login)
+        if isinstance(self._login, ReadyToken):
+            return AuthHeader(f"{self._login.token_type} {self._login.token.reveal()}")
         if self._scheme is None or origin is None:
             return None
         if self._scheme.scheme == "bearer":

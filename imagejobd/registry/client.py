@@ -13,7 +13,7 @@ from imagejobd.model.reference import DEFAULT_TAG, ImageReference
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.errors import LOGIN_NOT_FOR_YOU, Unanswered
-from imagejobd.registry.hosts import Origin, RegistryHost, RegistryHosts, RegistryTarget
+from imagejobd.registry.hosts import LOGIN_HINT, Origin, RegistryHost, RegistryHosts, RegistryTarget
 from imagejobd.registry.http import IDLE_TIMEOUT_S, Transport
 from imagejobd.registry.limits import HostLimiter, Timing
 from imagejobd.registry.proxies import Proxies
@@ -66,7 +66,7 @@ class RegistryClient:
     def withheld_login(self, host: str, principal: Principal) -> str | None:
         """What to tell `principal` where `host` refuses and has a login configured for others only; else None."""
         is_withheld = self._hosts.of(principal).is_withheld(host)
-        return LOGIN_NOT_FOR_YOU.format(host=host) if is_withheld else None
+        return LOGIN_NOT_FOR_YOU.format(hint=LOGIN_HINT, host=host) if is_withheld else None
 
     def connect(self, site: RegistryTarget, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
         """A connection for one job. Nothing is asked yet. `warn` hears what the registry has to say to people, each

@@ -29,15 +29,13 @@ def one_line(text: str, max_chars: int, redact: Callable[[str], str] = str) -> s
 DETAIL_MAX_CHARS = 300
 
 LOGIN_TO_CHECK = "check the user name and password, and that this user may do so there"
-# What to do where a registry wants a login, by why there is none.
-LOGIN_CONFIGURABLE = 'send username and password with the job, or set username and password_file in [registry."{host}"]'
+# What to do where a registry wants a login, by why there is none; `hint` is how the job may give it.
+LOGIN_CONFIGURABLE = '{hint}, or set username and password_file in [registry."{host}"]'
 LOGIN_WEAKENED = (
-    "send username and password with the job, the configured login is not sent over a connection that the job made "
-    "weaker (http, or verify_tls = false)"
+    "{hint}; the configured login is not sent over a connection that the job made weaker (http, or verify_tls = false)"
 )
 LOGIN_NOT_FOR_YOU = (
-    "no login is configured for you; send username and password with the job, or ask the operator to name your tenant "
-    'in tenants of [registry."{host}"]'
+    'no login is configured for you; {hint}, or ask the operator to name your tenant in tenants of [registry."{host}"]'
 )
 
 _TRY_LATER = frozenset({408, 425, 429})

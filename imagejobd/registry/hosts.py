@@ -348,7 +348,21 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
         return (self.url, *self.headers.values(), *([self.body] if self.body else []))
 
 
-Login = Credentials | TokenRequest
+class ReadyToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that the request brings, sent as `Authorization: <token_type> <token>`. Nothing renews it."""
+
+    token: Secret
+    token_type: str = "Bearer"  # noqa: S105 - a scheme, not a token
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What no message may show."""
+        return (self.token,)
+
+
+Login = Credentials | TokenRequest | ReadyToken
+# What to say to who has no login, where the request's kind knows nothing better.
+LOGIN_HINT = "send username and password with the job"
 
 
 class RegistryTarget(msgspec.Struct, frozen=True, kw_only=True):
@@ -356,13 +370,14 @@ class RegistryTarget(msgspec.Struct, frozen=True, kw_only=True):
 
     `scheme` None: as configured for the host (https; on loopback plain HTTP too). `verify_tls` None: as configured;
     False accepts any certificate. `login` None: the configured one where `principal` may use it, else the registry's
-    challenge decides.
+    challenge decides. `login_hint` says how such a request gives one.
     """
 
     host: str
     scheme: Literal["http", "https"] | None = None
     verify_tls: bool | None = None
     login: Login | None = None
+    login_hint: str = LOGIN_HINT
     principal: Principal = NOBODY
 
 
@@ -415,7 +430,9 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
     @property
     def withheld(self) -> str:
         """What to say to who may not use the login that is configured for this host; empty for all others."""
-        return LOGIN_NOT_FOR_YOU.format(host=self.site.host) if self.hosts.is_withheld(self.site.host) else ""
+        if not self.hosts.is_withheld(self.site.host):
+            return ""
+        return LOGIN_NOT_FOR_YOU.format(hint=self.site.login_hint, host=self.site.host)
 
     @property
     def advice(self) -> str:
@@ -423,7 +440,8 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         if self.withheld:
             return self.withheld
         is_weaker = self.hosts.credentials_for(self.site.host) is not None
-        return LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE.format(host=self.site.host)
+        advice = LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE
+        return advice.format(hint=self.site.login_hint, host=self.site.host)
 
     @property
     def is_login_configured(self) -> bool:
@@ -495,6 +513,9 @@ def _fingerprint(login: Login | None) -> str:
 def _parts(login: Login) -> Iterator[str]:
     if isinstance(login, Credentials):
         yield from ("basic", login.username, login.password.reveal())
+        return
+    if isinstance(login, ReadyToken):
+        yield from ("ready", login.token_type, login.token.reveal())
         return
     yield from ("token", login.url.reveal(), login.token_type, login.body.reveal() if login.body else "")
     for name, value in sorted(login.headers.items()):

@@ -362,7 +362,8 @@ async def test_wrong_method(app: BareApp, method: str, path: str) -> None:
     async with app.client.request(method, path, headers=OWNER) as response:
         assert response.status == 405
         assert response.headers["Allow"]
-        assert (await response.json())["error"] == "Method not allowed"
+        allowed = response.headers["Allow"].replace(",", ", ")
+        assert (await response.json())["error"] == f"Method not allowed; allowed here: {allowed}"
 
 
 async def served(
@@ -502,3 +503,54 @@ async def test_the_native_api_takes_payloads_too(app: BareApp) -> None:
     async with app.client.post("/api/v2/jobs", json={"kind": "dispatch", "spec": {}}) as response:
         assert response.status == 400
         assert "payload is missing" in (await response.json())["detail"]
+
+
+POLLS = (f"{JOB}/{{}}", f"{JOB}/{{}}/status")
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_pollers_without_a_token(tmp_path: Path, required: bool) -> None:
+    """Where the operator allows it, the document's own GET lines work as they are, for any tenant's job."""
+    auth = by_secret(tmp_path, required=required, dispatch_reads_anonymous=True)
+    async with bare_app(tmp_path, auth=auth) as app:
+        number = await dispatched(app, SMALL)
+        assert await get(app, f"{JOB}/{number}/status", {}) == (200, {"status": "RUNNING"})
+        expected = {"id": number, "tenant_id": 1, "client_id": 7, "status": "RUNNING"}
+        assert await get(app, f"{JOB}/{number}", {}) == (200, expected)
+        for name in ("987654321", "x"):
+            status, body = await get(app, f"{JOB}/{name}/status", {})
+            assert (status, body["error"]) == (404, f"no job with id: {name}")
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_what_pollers_without_a_token_may_not(tmp_path: Path, required: bool) -> None:
+    """Payloads and submitting want a token all the same, and a bad one is refused where none would do."""
+    auth = by_secret(tmp_path, required=required, dispatch_reads_anonymous=True)
+    async with bare_app(tmp_path, auth=auth) as app:
+        number = await finished(app, SMALL)
+        status, body = await get(app, f"{JOB}/{number}", {})
+        assert (status, body["payload_location"]) == (200, f"/images/{number}")
+        assert (await get(app, f"/images/{number}", {}))[0] == 401
+        async with app.client.post(JOB, json=document(SMALL)) as response:
+            assert response.status == 401
+        for path in POLLS:
+            for headers in (bearer("x.y.z"), bearer(token(exp=1))):
+                assert (await get(app, path.format(number), headers))[0] == 401
+            assert (await get(app, path.format(number), STRANGER))[0] == 404
+        build = NewJob(kind="build", spec={})
+        other = await app.store.enqueue(build, queue_max=10)
+        assert (await get(app, f"{JOB}/{other.id}", {}))[0] == 404
+        if required:
+            assert (await get_status(app, f"/api/v2/jobs/{other.uuid}")) == 401
+
+
+async def test_pollers_need_a_token_by_default(app: BareApp) -> None:
+    """Unless the operator says otherwise nobody reads anything without one."""
+    number = await dispatched(app, SMALL)
+    for path in POLLS:
+        assert (await get(app, path.format(number), {}))[0] == 401
+
+
+async def get_status(app: BareApp, path: str) -> int:
+    async with app.client.get(path) as response:
+        return response.status

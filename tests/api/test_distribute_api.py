@@ -49,7 +49,7 @@ async def refused(app: BareApp, status: int, **options: Any) -> str:
     """What the API says to a request that it does not take."""
     response, body = await ask(app, "POST", PATH, **options)
     assert response.status == status
-    assert list(body) == ["msg", "status"]
+    assert list(body)[:2] == ["msg", "status"]
     assert body["status"] == "error"
     return str(body["msg"])
 
@@ -202,11 +202,14 @@ async def test_head(app: BareApp) -> None:
 
 
 async def test_what_this_api_has_not(app: BareApp) -> None:
-    """404 and 405 below its prefix are in its own form."""
+    """404 and 405 below its prefix are in its own form, and what there is follows the document's keys."""
     response, body = await ask(app, "GET", "/api/distribute/images")
-    assert (response.status, body) == (404, {"msg": "Resource not found", "status": "error"})
+    assert (response.status, list(body), body["msg"]) == (404, ["msg", "status", "detail"], "Resource not found")
+    assert f"the nearest are POST {PATH}, GET {PATH}/{{id}}" in body["detail"]
+    assert "docs/apis.md" in body["detail"]
     response, body = await ask(app, "DELETE", PATH)
-    assert (response.status, body) == (405, {"msg": "Method not allowed", "status": "error"})
+    detail = "allowed here: POST"
+    assert (response.status, body) == (405, {"msg": "Method not allowed", "status": "error", "detail": detail})
     assert response.headers["Allow"] == "POST"
 
 

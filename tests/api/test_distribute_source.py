@@ -52,9 +52,16 @@ async def test_image_that_is_there(app: BareApp, registry: Registry, private_reg
 
 @pytest.mark.parametrize("source", [{"ref": "2"}, {"image": "preflight/none"}, {"ref": f"sha256:{'0' * 64}"}])
 async def test_image_that_is_not_there(app: BareApp, registry: Registry, image: str, source: dict[str, Any]) -> None:
-    """404 for an unknown tag, repository or digest."""
+    """404 for an unknown tag, repository or digest, which names the registry and what was asked of it."""
     status, body = await distribute(app, registry.host, image, **source)
-    assert (status, body) == (404, {"msg": "Image not found", "status": "error"})
+    assert (status, list(body), body["msg"], body["status"]) == (
+        404,
+        ["msg", "status", "detail"],
+        "Image not found",
+        "error",
+    )
+    assert f"{registry.host}/{source.get('image', image)}" in body["detail"]
+    assert source.get("ref", "1") in body["detail"]
 
 
 async def test_login_that_is_missing_or_wrong(app: BareApp, private_registry: Registry, image: str) -> None:

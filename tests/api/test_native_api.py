@@ -195,6 +195,15 @@ async def test_position_in_the_queue(app: BareApp) -> None:
     assert "position" not in (await ask(app, "GET", f"/api/v2/jobs/{claim.job.uuid}"))[1]
 
 
+async def test_a_delayed_job_has_no_position(app: BareApp) -> None:
+    """It is before or behind nobody until its time has come; `not_before` says when that is."""
+    await app.submit()
+    for not_before, position in (("2990-01-01T00:00:00Z", None), ("2020-01-01T00:00:00Z", 1)):
+        job = await app.submit(not_before=not_before)
+        _, shown = await ask(app, "GET", f"/api/v2/jobs/{job['id']}")
+        assert (shown["position"], shown["not_before"]) == (position, not_before.replace("Z", ".000+00:00"))
+
+
 async def test_phases_are_shown(app: BareApp) -> None:
     """Each phase with its attempt, start and end; the one that goes on has no end."""
     await app.submit()
@@ -330,3 +339,21 @@ async def test_a_failed_store_is_unavailable(app: BareApp) -> None:
     async with app.client.get("/readyz") as response:
         assert response.status == 503
         assert "cannot be found any more" in (await response.json())["store"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/v2/job", "the nearest are POST /api/v2/jobs, GET /api/v2/jobs"),
+        ("/api/v2/jobs/1/logs", "GET /api/v2/jobs/{id}/log"),
+        ("/readyness", "GET /readyz"),
+        ("/%F0%9F%90%8B", "described in docs/apis.md"),
+        ("/" + "x" * 4000, "described in docs/apis.md"),
+    ],
+)
+async def test_what_there_is_instead(app: BareApp, path: str, words: str) -> None:
+    """404 names the routes that look like the path, where any do, and the page that describes all."""
+    status, problem = await ask(app, "GET", path)
+    assert (status, problem["code"]) == (404, "not_found")
+    assert words in problem["detail"]
+    assert "xxx" not in problem["detail"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -14,7 +15,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.hosts import RegistryTarget, TokenRequest
+from imagejobd.registry.hosts import ReadyToken, RegistryTarget, TokenRequest
 
 BUILDER = Credentials("builder", Secret("correct-horse"))
 PULL = ("repository:team/app:pull",)
@@ -287,6 +288,38 @@ async def test_a_requests_own_token_server(
     time.advance(300)
     assert await ask(connection) == 200
     assert tokens.issued == 3
+
+
+async def test_a_ready_token(tokens: TokenRegistry, client: RegistryClient) -> None:
+    """It is sent with its type from the first request on; a refusal of it is the answer, and nothing is fetched."""
+    tokens.token_type = "JWT"
+    tokens.valid.add("ready-made")
+    login = ReadyToken(token=Secret("ready-made"), token_type="JWT")
+    connection = client.connect(RegistryTarget(host=tokens.fake.host, login=login))
+    assert await ask(connection) == 200
+    tokens.valid.clear()
+    assert await ask(connection) == 401
+    assert [request.path for request in tokens.fake.seen] == ["/v2/x", "/v2/x"]
+    tokens.fake.on_manifest = lambda _: web.json_response({"errors": [{"message": "no: ready-made"}]}, status=403)
+    answer = await connection.ask("GET", "/v2/x", scopes=PULL)
+    assert "ready-made" not in connection.refusal(answer, what="x").message
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_who_has_no_login_hears_where_to_give_it(fake: FakeRegistry, client: RegistryClient, status: int) -> None:
+    """A refusal has the site's own hint where the request had no login, and none where it had one."""
+    fake.on_manifest = lambda _: web.Response(status=status, headers={"WWW-Authenticate": 'Basic realm="r"'})
+    fields = {"host": fake.host, "login_hint": "give the login in source.auth"}
+
+    async def refusal(**login: Any) -> str:
+        connection = client.connect(RegistryTarget(**fields, **login))
+        try:
+            return connection.refusal(await connection.ask("GET", "/v2/x", scopes=PULL), what="x").message
+        except Permanent as fault:
+            return fault.message
+
+    assert "give the login in source.auth, or set username and password_file" in await refusal()
+    assert "give the login" not in await refusal(login=BUILDER)
 
 
 @pytest.mark.parametrize("status", [401, 400, 404])

@@ -16,7 +16,7 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.hosts import RegistryTarget, TokenRequest
+from imagejobd.registry.hosts import ReadyToken, RegistryTarget, TokenRequest
 from imagejobd.registry.limits import TOTAL_MAX_S, TRIES_MAX
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
@@ -443,6 +443,8 @@ def test_identity_is_equal_only_for_the_same_view(client: RegistryClient) -> Non
         identity(login=token),
         identity(login=TokenRequest(url=token.url, headers={"X": Secret("other")})),
         identity(login=TokenRequest(url=token.url, headers=token.headers, token_type="JWT")),
+        identity(login=ReadyToken(token=Secret("hidden"))),
+        identity(login=ReadyToken(token=Secret("hidden"), token_type="JWT")),
         identity(login=TokenRequest(url=token.url, headers=token.headers, body=Secret("{}"))),
     ]
     assert len(set(views)) == len(views)

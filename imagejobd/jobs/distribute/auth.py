@@ -1,9 +1,10 @@
 """The `auth` block of a source or target: how a request says that it logs in there.
 
 All of it is secret. It travels as one JSON text per registry among the job's secrets and is decoded when the job runs.
-With `basicauth` the token set-up is ignored. A peer may echo what it was sent, so every string in it is kept out of
-logs, errors and history, whatever its name. What the token protocol itself makes public, such as `service`, is not,
-nor are short plain words and numbers whose name does not say secret: a log without the word registry could not be read.
+With `basicauth` the token set-up is ignored, and with the `url` of a token server a ready `token`. A peer may echo what
+it was sent, so every string in it is kept out of logs, errors and history, whatever its name. What the token protocol
+itself makes public, such as `service`, is not, nor are short plain words and numbers whose name does not say secret: a
+log without the word registry could not be read.
 """
 
 import base64
@@ -16,13 +17,14 @@ import msgspec
 
 from imagejobd.jobs.distribute.fields import FieldFault, below, convert, read_fields, wrong
 from imagejobd.model.secrets import REDACT_MIN_CHARS, Credentials, Secret
-from imagejobd.registry.hosts import Login, TokenRequest
+from imagejobd.registry.hosts import Login, ReadyToken, TokenRequest
 
 AUTH_MAX_BYTES = 128 * 1024
 URL_MAX_CHARS = 4096
 HEADERS_MAX = 50
 HEADER_NAME_MAX_CHARS = 128
 HEADER_VALUE_MAX_CHARS = 16 * 1024
+TOKEN_MAX_CHARS = 16 * 1024
 USER_MAX_CHARS = 4096
 PASSWORD_MAX_CHARS = 64 * 1024
 JSON_DEPTH_MAX = 32
@@ -30,6 +32,7 @@ JSON_DEPTH_MAX = 32
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _TOKEN_TYPE = re.compile(r"[A-Za-z]{1,32}")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 # distribution's `offline_token` is a flag.
 _SECRET = re.compile(r"(?!offlinetoken$).*(?:password|passwd|secret|token|key|pin|pass)")
 # A word or number that is in every other message.
@@ -53,12 +56,13 @@ class _Basic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As the distribute API's document has it."""
+    """As the distribute API's document has it; `token`, a ready one, is in its original's source."""
 
     url: str | None = None
     token_type: str = "Bearer"  # noqa: S105 - a scheme, not a token
     header: dict[str, str] = {}
     json: dict[str, Any] | None = None
+    token: str | None = None
     basicauth: _Basic | None = None
 
 
@@ -79,8 +83,15 @@ def parse_auth(value: Any, path: str) -> Secret | None:
         if not 0 < len(password) <= PASSWORD_MAX_CHARS or "\0" in password:
             raise wrong(below(path, "basicauth.password"), f"must be 1 to {PASSWORD_MAX_CHARS} characters of text")
         auth = Auth(basicauth=auth.basicauth)
+    elif auth.url is None and auth.token is not None:
+        _check_token_type(auth, path)
+        if len(auth.token) > TOKEN_MAX_CHARS or not _TOKEN.fullmatch(auth.token):
+            why = f"must be 1 to {TOKEN_MAX_CHARS} printable ASCII characters without spaces"
+            raise wrong(below(path, "token"), why)
+        auth = Auth(token=auth.token, token_type=auth.token_type)
     else:
         _check_token_request(auth, path)
+        auth = msgspec.structs.replace(auth, token=None)
     try:
         text = msgspec.json.encode(auth)
     except UnicodeEncodeError:  # half a surrogate pair
@@ -97,6 +108,8 @@ def login(auth: Secret | None) -> Login | None:
     block = msgspec.json.decode(auth.reveal(), type=Auth)
     if block.basicauth is not None:
         return Credentials(block.basicauth.user, Secret(block.basicauth.password))
+    if block.token is not None:
+        return ReadyToken(token=Secret(block.token), token_type=block.token_type)
     return TokenRequest(
         url=Secret(block.url or ""),
         token_type=block.token_type,
@@ -113,6 +126,8 @@ def secret_words(auth: Secret) -> set[Secret]:
     block = msgspec.json.decode(auth.reveal(), type=Auth)
     if block.basicauth is not None:
         return {Secret(block.basicauth.password)}
+    if block.token is not None:
+        return {Secret(block.token)}
     words: set[str] = set()
     parts = urlsplit(block.url or "")
     if parts.path.strip("/") or parts.query or parts.fragment:  # else it is no more than the name of a host
@@ -157,11 +172,10 @@ def _depth(value: Any) -> int:
 
 def _check_token_request(auth: Auth, path: str) -> None:
     if auth.url is None:
-        raise FieldFault.missing(below(path, "url"), "auth needs basicauth, or the url of a token")
+        raise FieldFault.missing(below(path, "url"), "auth needs basicauth, a token, or the url of one")
     if not _is_web_url(auth.url):
         raise wrong(below(path, "url"), "must be an http:// or https:// URL without user and password")
-    if not _TOKEN_TYPE.fullmatch(auth.token_type):
-        raise wrong(below(path, "token_type"), "must be letters, such as Bearer or JWT")
+    _check_token_type(auth, path)
     field = below(path, "header")
     if len(auth.header) > HEADERS_MAX:
         raise wrong(field, f"has {len(auth.header)} entries; the limit is {HEADERS_MAX}")
@@ -172,6 +186,11 @@ def _check_token_request(auth: Auth, path: str) -> None:
             raise wrong(below(field, name), "may not be set by a request")
         if len(value) > HEADER_VALUE_MAX_CHARS or not _VALUE.fullmatch(value):
             raise wrong(below(field, name), f"must be one line of at most {HEADER_VALUE_MAX_CHARS} characters")
+
+
+def _check_token_type(auth: Auth, path: str) -> None:
+    if not _TOKEN_TYPE.fullmatch(auth.token_type):
+        raise wrong(below(path, "token_type"), "must be letters, such as Bearer or JWT")
 
 
 def _is_web_url(text: str) -> bool:

@@ -99,7 +99,7 @@ class Registries:
         """One for all places that are the same registry with the same login."""
         auth = self._secrets.get(secret_name)
         site = replace(site_of(place, auth), principal=self._principal)
-        key = (site.host, site.scheme, site.verify_tls, auth)
+        key = (site.host, site.scheme, site.verify_tls, auth, site.login_hint)
         if key not in self._connections:
             self._connections[key] = self._client.connect(site, warn=self._warn)
         return self._connections[key]

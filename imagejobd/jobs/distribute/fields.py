@@ -19,7 +19,14 @@ NAME_MAX_CHARS = 80
 ENDPOINT_MAX_CHARS = 300
 PORT_MAX = 65_535
 BOOLEANS = frozenset({"overwrite", "verify_tls", "referrers", "dry_run"})
-_BOOLEAN_WORDS = {"true": True, "false": False}
+# What marshmallow, which the original reads its requests with, takes for a boolean (`fields.Boolean.truthy`, `.falsy`).
+_TRUE_WORDS, _FALSE_WORDS = ("t", "true", "on", "y", "yes", "1"), ("f", "false", "off", "n", "no", "0")
+_BOOLEAN_FORMS: dict[Any, bool] = {
+    form: words is _TRUE_WORDS
+    for words in (_TRUE_WORDS, _FALSE_WORDS)
+    for word in words
+    for form in (word, word.capitalize(), word.upper(), int(words is _TRUE_WORDS))
+}
 
 # How msgspec says it; there is no typed way to know.
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
@@ -87,17 +94,18 @@ def below(path: str, name: str) -> str:
 
 
 def read_fields(value: Any, path: str) -> Json:
-    """The fields of an object: null is as if the field were not there, booleans may be words.
+    """The fields of an object: null is as if the field were not there, booleans may be words or 1 and 0.
 
     Raises `FieldFault` for what is no object.
     """
     if not isinstance(value, dict):
         raise wrong(path, "must be an object")
-    return {
-        name: _BOOLEAN_WORDS.get(item.lower(), item) if name in BOOLEANS and isinstance(item, str) else item
-        for name, item in value.items()
-        if item is not None
-    }
+    return {name: boolean(item) if name in BOOLEANS else item for name, item in value.items() if item is not None}
+
+
+def boolean(value: Any) -> Any:
+    """`value` as a boolean where it is one or stands for one, else as it is."""
+    return _BOOLEAN_FORMS.get(value, value) if isinstance(value, str | int | float) else value
 
 
 def items(value: Any, path: str, *, most: int) -> list[Any]:

@@ -146,19 +146,16 @@ class DistributeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
     """Check a caller's spec. Raises `FieldFault`, a `Permanent(invalid)` that names the field."""
-    secrets: dict[str, Secret] = {}
+    source_auth, auths = None, list[Secret | None]()
     fields = read_fields(spec, "")
     if "source" in fields:
-        fields["source"] = _without_auth(fields["source"], Source, "source", SOURCE_AUTH, secrets)
+        fields["source"], source_auth = _without_auth(fields["source"], Source, "source")
     if "targets" in fields:
-        fields["targets"] = [
-            _without_auth(target, Target, f"targets[{index}]", target_auth(index), secrets)
-            for index, target in enumerate(items(fields["targets"], "targets", most=TARGETS_MAX))
-        ]
+        targets = enumerate(items(fields["targets"], "targets", most=TARGETS_MAX))
+        pairs = [_without_auth(target, Target, f"targets[{index}]") for index, target in targets]
+        fields["targets"], auths = [target for target, _ in pairs], [auth for _, auth in pairs]
     request = convert(fields, DistributeSpec, "")
     _check_source(request.source, copies_max)
-    if not request.targets:
-        raise wrong("targets", "is empty; name at least one registry")
     if len(request.platforms) > PLATFORMS_MAX:
         raise wrong("platforms", f"has {len(request.platforms)} entries; the limit is {PLATFORMS_MAX}")
     for index, platform in enumerate(request.platforms):
@@ -167,10 +164,18 @@ def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
     images = request.source.listed
     for index, target in enumerate(request.targets):
         _check_target(request, images, target, f"targets[{index}]")
-    _check_copies(request, images, copies_max)
+    # Which tags a filter finds is not known yet: one repository may then take them once.
+    images = images or (Image(request.source.repository or "", ""),)
+    distinct = _distinct(request.targets, auths, images[0])
+    _check_copies(request, images, distinct, copies_max)
+    secrets = {target_auth(place): auth for place, index in enumerate(distinct) if (auth := auths[index]) is not None}
+    if source_auth is not None:
+        secrets[SOURCE_AUTH] = source_auth
     if len(set().union(*map(secret_words, secrets.values()))) > SECRET_WORDS_MAX:
         raise wrong("", f"its auth blocks hold more than {SECRET_WORDS_MAX} different strings")
-    return Accepted(spec=_pruned(msgspec.to_builtins(request)), secrets=secrets)
+    stored = msgspec.to_builtins(request)
+    stored["targets"] = [stored["targets"][index] for index in distinct]
+    return Accepted(spec=_pruned(stored), secrets=secrets)
 
 
 def target_auth(index: int) -> str:
@@ -180,20 +185,24 @@ def target_auth(index: int) -> str:
 
 def site_of(place: Source | Target, auth: Secret | None) -> RegistryTarget:
     """The registry of a stored source or target with its `auth`, as the registry client takes it."""
-    registry = place.registry
-    return RegistryTarget(host=registry.host, scheme=registry.scheme, verify_tls=place.verify_tls, login=login(auth))
+    registry, field = place.registry, "source" if isinstance(place, Source) else "targets[]"
+    return RegistryTarget(
+        host=registry.host,
+        scheme=registry.scheme,
+        verify_tls=place.verify_tls,
+        login=login(auth),
+        login_hint=f"give the login in {field}.auth.basicauth (user, password)",
+    )
 
 
-def _without_auth(value: Any, kind: type[S], path: str, secret_name: str, secrets: dict[str, Secret]) -> S:
-    """A source or target without its `auth`, which is put among the secrets."""
+def _without_auth(value: Any, kind: type[S], path: str) -> tuple[S, Secret | None]:
+    """A source or target, and its `auth`."""
     fields = read_fields(value, path)
     auth = parse_auth(fields.pop("auth"), below(path, "auth")) if "auth" in fields else None
-    if auth is not None:
-        secrets[secret_name] = auth
     for name, most in (("images", IMAGES_MAX), ("tags", TAGS_MAX)):
         if isinstance(fields.get(name), list | tuple):
             fields[name] = items(fields[name], below(path, name), most=most)
-    return convert(fields, kind, path)
+    return convert(fields, kind, path), auth
 
 
 def _check_source(source: Source, copies_max: int) -> None:
@@ -240,17 +249,38 @@ def _check_target(request: DistributeSpec, images: Sequence[Image], target: Targ
         )
 
 
-def _check_copies(request: DistributeSpec, listed: Sequence[Image], copies_max: int) -> None:
-    """Every copy goes to a place of its own, which is not where it comes from."""
-    copies = len(listed) * sum(max(1, len(target.renames)) for target in request.targets)
+def _distinct(targets: Sequence[Target], auths: Sequence[Secret | None], image: Image) -> list[int]:
+    """The targets' indices without those that are named again: where one of the images goes to the same place, all do.
+
+    Raises `FieldFault` where the second time says another thing of how to get there or what may be done there.
+    """
+    indices: dict[tuple[str, str, frozenset[str]], int] = {}
+    for index, target in enumerate(targets):
+        [place] = target.places([image])
+        same = (target.registry.key, place.path, frozenset(place.names))
+        first = indices.setdefault(same, index)
+        if first == index:
+            continue
+        options = [(targets[i].overwrite, targets[i].verify_tls, auths[i]) for i in (first, index)]
+        schemes = [targets[i].registry.scheme for i in (first, index)]
+        if options[0] != options[1] or (None not in schemes and schemes[0] != schemes[1]):
+            why = f"is targets[{first}] named twice, with another scheme, overwrite, verify_tls or auth: name it once"
+            raise wrong(f"targets[{index}]", why)
+        if schemes[0] is None and schemes[1] is not None:  # it says more
+            indices[same] = index
+    return list(indices.values())
+
+
+def _check_copies(request: DistributeSpec, images: Sequence[Image], indices: Sequence[int], copies_max: int) -> None:
+    """Every copy to one of the targets at `indices` goes to a place of its own, which is not where it comes from."""
+    targets = {index: request.targets[index] for index in indices}
+    copies = len(images) * sum(max(1, len(target.renames)) for target in targets.values())
     if copies > copies_max:
         raise wrong("targets", f"asks for {copies} copies; the limit is kinds.distribute.copies_max = {copies_max}")
-    # Which tags a filter finds is not known yet: one repository may then take them once.
-    images = listed or (Image(request.source.repository or "", ""),)
     source_key = request.source.registry.key
     sources = {(source_key, image.path, image.name) for image in images}
     places: set[tuple[str, str, str]] = set()
-    for index, target in enumerate(request.targets):
+    for index, target in targets.items():
         key = target.registry.key
         for path, name in [(place.path, name) for place in target.places(images) for name in place.names]:
             if (key, path, name) in sources:

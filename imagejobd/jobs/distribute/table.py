@@ -101,10 +101,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether the target has the image under one name at least, also when another name failed."""
         return TagState.COPIED in self.tags.values() or TagState.IDENTICAL in self.tags.values()
 
-    @property
-    def is_skipped(self) -> bool:
-        """Whether a tag that is there already, and may not be overwritten, was left as it is."""
-        return self.is_done and TagState.SKIPPED in self.tags.values()
+    def is_skipped(self, *, overwrite: bool) -> bool:
+        """Whether a tag that was there already, and may not be overwritten, was left as it is. The same image under it
+        is a skip too, as in the original, but after an earlier attempt: that may have put it there."""
+        states = self.tags.values()
+        is_same = TagState.IDENTICAL in states and not overwrite and self.tries == 1
+        return self.is_done and (is_same or TagState.SKIPPED in states)
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -302,7 +304,7 @@ def endpoints(job: Job) -> Endpoints:
             error = _job_error(job)
         if error is not None:
             by_outcome.failed.append((target.endpoint, error))
-        elif is_whole and any(record.is_skipped for record in copies):
+        elif is_whole and any(record.is_skipped(overwrite=target.overwrite) for record in copies):
             by_outcome.skipped.append(target.endpoint)
         elif is_whole:
             by_outcome.finished.append(target.endpoint)

@@ -112,7 +112,8 @@ def test_missing_blob_of_the_source(
 def test_absent_image_and_absent_source(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:
     """What the source does not have is 404 at submission; a source that is down is waited for."""
     answer = box.post(source(origin, path, "absent"), [target(mirror)])
-    assert (answer.status, answer.json) == (404, {"msg": "Image not found", "status": "error"})
+    assert (answer.status, answer.json["msg"]) == (404, "Image not found")
+    assert f"{origin.host}/{path}:absent" in answer.json["detail"]
     with Registry() as late:
         image = put_image(late, path, "1")
         late.stop()

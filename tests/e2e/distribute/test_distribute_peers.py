@@ -1,8 +1,11 @@
 """Registries of every configuration can be read from and written to."""
 
+import base64
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -129,6 +132,22 @@ def test_the_documents_token_request(box: DistributeBox, mirror: Registry, path:
             box.copy(source(origin, path, auth=auth), [target(mirror, ref=f"{number}")])
             assert mirror.digest(path, f"{number}") == image.digest
         assert tokens.granted == len(tokens.requests) > 0
+
+
+def test_a_ready_token(box: DistributeBox, mirror: Registry, path: str) -> None:
+    """A token that the request brings opens the registry, and stands nowhere in what the daemon writes."""
+    with TokenServer() as tokens, Registry(tokens=tokens) as origin:
+        image = put_image(origin, path, "1")
+        query = urlencode({"service": SERVICE, "scope": f"repository:{path}:pull"})
+        login = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
+        asked = Request(f"{tokens.realm}?{query}", headers={"Authorization": f"Basic {login}"})
+        with urlopen(asked) as answer:
+            token = json.load(answer)["token"]
+        asked_before = len(tokens.requests)
+        job = box.copy(source(origin, path, auth={"token": token}), [target(mirror)])
+        assert len(tokens.requests) == asked_before
+    assert mirror.digest(path, "1") == image.digest
+    assert token not in json.dumps(job) + box.log(job["id"])
 
 
 def test_revoked_login_fails_its_target_only(box: DistributeBox, origin: Registry, mirror: Registry, path: str) -> None:

@@ -25,6 +25,14 @@ def test_a_password_is_always_hidden(password: str) -> None:
     )
 
 
+def test_a_ready_token_is_always_hidden() -> None:
+    """However short and plain; beside a url it is not used."""
+    kept = parse_auth({"token": "abcd", "header": {"X": "n0t-sent"}}, "auth")
+    assert kept is not None
+    assert {word.reveal() for word in secret_words(kept)} == {"abcd"}
+    assert words_of(token="abcd") == set()
+
+
 @pytest.mark.parametrize("secret", ["hunter2", "secret", "481516", "b0dy", "a-b"])
 def test_strings_are_hidden_under_any_name(secret: str) -> None:
     """Six characters are enough, and fewer that are no plain word."""

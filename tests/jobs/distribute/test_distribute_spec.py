@@ -14,8 +14,8 @@ from imagejobd.jobs.distribute.fields import FieldFault, Problem
 from imagejobd.jobs.distribute.spec import DistributeSpec, Place, parse, site_of
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.kind import Accepted
-from imagejobd.model.secrets import Credentials
-from imagejobd.registry.hosts import RegistryTarget, TokenRequest
+from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.registry.hosts import ReadyToken, RegistryTarget, TokenRequest
 
 DIGEST = "sha256:" + "0" * 64
 SOURCE = {"endpoint": "https://a.example/v2/", "image": "team/app", "ref": "1.0"}
@@ -30,6 +30,11 @@ def with_source(**changes: Any) -> dict[str, Any]:
 
 def with_target(**changes: Any) -> dict[str, Any]:
     return {**MINIMAL, "targets": [{**TARGET, **changes}]}
+
+
+def again(**changes: Any) -> dict[str, Any]:
+    """The same target twice, the second time with `changes`."""
+    return {**MINIMAL, "targets": [TARGET, {**TARGET, **changes}]}
 
 
 def refusal(spec: Any) -> FieldFault:
@@ -59,8 +64,12 @@ def test_minimal_spec() -> None:
 def test_sites() -> None:
     """The endpoint says host and scheme; trust and login come with it."""
     spec = stored(parse(with_target(verify_tls=False)))
-    assert site_of(spec.source, None) == RegistryTarget(host="a.example", scheme="https")
-    assert site_of(spec.targets[0], None) == RegistryTarget(host="b.example:5000", verify_tls=False)
+    source = site_of(spec.source, None)
+    assert source == RegistryTarget(host="a.example", scheme="https", login_hint=source.login_hint)
+    target = site_of(spec.targets[0], None)
+    assert target == RegistryTarget(host="b.example:5000", verify_tls=False, login_hint=target.login_hint)
+    assert "source.auth.basicauth" in source.login_hint
+    assert "targets[].auth.basicauth" in target.login_hint
 
 
 @pytest.mark.parametrize(
@@ -144,10 +153,10 @@ def test_a_repository_with_a_filter_lists_nothing_yet() -> None:
 
 
 def test_words_for_booleans_and_null() -> None:
-    """ "true" and "false" are booleans in any case; null means that nothing was said."""
+    """Words and numbers that mean a boolean are one; null means that nothing was said."""
     spec = {
-        "source": {**SOURCE, "verify_tls": "false", "auth": None, "images": None},
-        "targets": [{**TARGET, "overwrite": "True", "verify_tls": None, "auth": {}}],
+        "source": {**SOURCE, "verify_tls": "no", "auth": None, "images": None},
+        "targets": [{**TARGET, "overwrite": 1, "verify_tls": None, "auth": {}}],
         "dry_run": "TRUE",
         "referrers": None,
     }
@@ -199,7 +208,6 @@ def test_unknown_fields(spec: dict[str, Any], field: str) -> None:
         ([], ["spec: ", "object"]),
         ({**MINIMAL, "source": "a"}, ["spec.source", "object"]),
         ({**MINIMAL, "targets": {}}, ["spec.targets", "array"]),
-        ({**MINIMAL, "targets": []}, ["spec.targets", "empty"]),
         ({**MINIMAL, "targets": ["b"]}, ["spec.targets[0]", "object"]),
         ({**MINIMAL, "targets": [{"endpoint": f"r{n}"} for n in range(101)]}, ["spec.targets", "100"]),
         (with_source(image="App"), ["spec.source.image", "repository"]),
@@ -236,8 +244,11 @@ def test_unknown_fields(spec: dict[str, Any], field: str) -> None:
         ({**with_source(ref=None, tags={"regex": "x"}), "targets": [{**TARGET, "tags": ["c"]}]}, ["[0].tags", "one"]),
         ({**MINIMAL, "platforms": ["linux"]}, ["spec.platforms[0]", "linux/arm/v7"]),
         ({**MINIMAL, "platforms": ["linux/amd64"] * 51}, ["spec.platforms", "50"]),
-        ({**MINIMAL, "targets": [TARGET, {"endpoint": "https://B.example:5000/v2"}]}, ["targets[1]", "twice"]),
-        ({**MINIMAL, "targets": [{"endpoint": "b"}, {"endpoint": "https://b:443/"}]}, ["targets[1]", "twice"]),
+        (again(overwrite=True), ["targets[1]", "targets[0] named twice", "overwrite"]),
+        (again(verify_tls=False), ["targets[1]", "twice"]),
+        (again(auth={"basicauth": {"user": "me", "password": "p"}}), ["targets[1]", "twice"]),
+        ({**MINIMAL, "targets": [{"endpoint": "http://b:1"}, {"endpoint": "https://b:1"}]}, ["targets[1]", "twice"]),
+        ({**MINIMAL, "targets": [TARGET, {**TARGET, "tags": ["2", "1.0"]}]}, ["targets[1]", "twice"]),
         (with_target(endpoint="a.example"), ["targets[0]", "onto itself"]),
         (with_target(endpoint="a.example", tags=["2", "1.0"]), ["targets[0]", "onto itself"]),
         ({**with_source(ref=None, tags={"regex": ".*"}), "targets": [{"endpoint": "a.example"}]}, ["onto itself"]),
@@ -251,6 +262,33 @@ def test_refusals_name_field_and_reason(spec: Any, words: list[str]) -> None:
     for word in words:
         assert word in fault.message
     assert len(fault.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("targets", "stored_endpoints"),
+    [
+        ([TARGET, TARGET, TARGET], ["b.example:5000"]),
+        ([TARGET, {"endpoint": "c"}, {"endpoint": "B.example:5000/v2/"}], ["b.example:5000", "c"]),
+        ([TARGET, {"endpoint": "https://b.example:5000"}, TARGET], ["https://b.example:5000"]),
+        ([{"endpoint": "b"}, {"endpoint": "b:443"}], ["b"]),
+        ([TARGET, {**TARGET, "image": "team/app", "ref": "1.0"}], ["b.example:5000"]),
+        ([{**TARGET, "tags": ["1", "2"]}, {**TARGET, "tags": ["2", "1", "2"]}], ["b.example:5000"]),
+        ([TARGET, {**TARGET, "ref": "2"}, {**TARGET, "image": "x"}], ["b.example:5000"] * 3),
+        ([], []),
+    ],
+)
+def test_a_target_that_is_named_twice_counts_once(targets: list[Any], stored_endpoints: list[str]) -> None:
+    """The same registry, repository and tags however they are written; of two the one that names a scheme."""
+    assert [target.endpoint for target in stored(parse({**MINIMAL, "targets": targets})).targets] == stored_endpoints
+
+
+def test_logins_stay_with_their_targets() -> None:
+    """A target that counts no more does not shift the logins of those behind it."""
+    auths = [{"basicauth": {"user": "me", "password": f"passw0rd-{n}"}} for n in range(2)]
+    first, other = {**TARGET, "auth": auths[0]}, {"endpoint": "c", "auth": auths[1]}
+    accepted = parse({**MINIMAL, "targets": [first, first, other]})
+    assert accepted.secrets.keys() == {"auth.target.0", "auth.target.1"}
+    assert "passw0rd-1" in accepted.secrets["auth.target.1"].reveal()
 
 
 def test_one_repository_may_take_other_names() -> None:
@@ -335,6 +373,19 @@ def test_basicauth_goes_before_the_token_setup() -> None:
         assert isinstance(login(accepted.secrets["auth.source"]), Credentials)
 
 
+def test_a_ready_token() -> None:
+    """A token without a url is sent as it is; with one, or with basicauth, it is ignored as in the original."""
+    accepted = parse(with_source(auth={"token": "r3ady", "token_type": "JWT"}))
+    ready = login(accepted.secrets["auth.source"])
+    assert ready == ReadyToken(token=Secret("r3ady"), token_type="JWT")
+    assert "r3ady" not in repr(accepted) + repr(ready) + json.dumps(accepted.spec)
+    [secret] = parse(with_source(auth={"token": "r3ady", "url": "http://auth.example/"})).secrets.values()
+    assert isinstance(login(secret), TokenRequest)
+    assert "r3ady" not in secret.reveal()
+    [secret] = parse(with_source(auth={"token": "x y", "basicauth": {"user": "me", "password": "p"}})).secrets.values()
+    assert isinstance(login(secret), Credentials)
+
+
 @pytest.mark.parametrize("auth", [None, {}, {"url": None}, {"header": "", "json": "{}"}])
 def test_no_auth(auth: Any) -> None:
     """An auth block that says nothing is none."""
@@ -353,6 +404,11 @@ def test_no_auth(auth: Any) -> None:
         ({"url": "http://a/" + "s3cret" * 1000}, "auth.url"),
         ({"url": "http://a/", "token_type": "s3cret\r\n"}, "auth.token_type"),
         ({"url": "http://a/", "token_type": ""}, "auth.token_type"),
+        ({"token": "s3cret", "token_type": "s3cret\r\n"}, "auth.token_type"),
+        ({"token": "s3cret\r\nX: y"}, "auth.token"),
+        ({"token": "s3cret two"}, "auth.token"),
+        ({"token": "s3cret" * 3000}, "auth.token"),
+        ({"token": ["s3cret"]}, "auth.token"),
         ({"url": "http://a/", "header": "s3cret"}, "auth.header"),
         ({"url": "http://a/", "header": "[]"}, "auth.header"),
         ({"url": "http://a/", "header": {"A": "s3cret\r\nB: c"}}, "auth.header.A"),

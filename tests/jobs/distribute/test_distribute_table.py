@@ -54,7 +54,7 @@ def job_of(spec: dict[str, Any], state: State, outcomes: dict[str, Any], **field
         (State.QUEUED, {}, Endpoints([], [], [])),
         (State.RUNNING, {"0.0": COPIED}, Endpoints(["b/v2/"], [], [])),
         (State.RUNNING, {"0.0": SKIPPED, "0.1": BROKEN}, Endpoints([], ["b/v2/"], [("c", "it broke")])),
-        (State.SUCCEEDED, {"0.0": COPIED, "0.1": SAME}, Endpoints(["b/v2/", "c"], [], [])),
+        (State.SUCCEEDED, {"0.0": COPIED, "0.1": SAME}, Endpoints(["b/v2/"], ["c"], [])),
         (State.FAILED, {"0.0": COPIED, "0.1": BROKEN}, Endpoints(["b/v2/"], [], [("c", "it broke")])),
         (State.FAILED, {}, Endpoints([], [], [("b/v2/", "no luck"), ("c", "no luck")])),
         (State.CANCELLED, {"0.1": COPIED}, Endpoints(["c"], [], [("b/v2/", "cancelled")])),
@@ -64,6 +64,27 @@ def test_endpoints(state: State, outcomes: dict[str, Any], expected: Endpoints) 
     """Endpoints come back as they were sent; those without an outcome share the job's own error."""
     error = JobError(ErrorCode.TIMEOUT, "no luck") if state is State.FAILED else None
     assert endpoints(job_of(ONE, state, outcomes, error=error)) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "overwrite", "is_skipped"),
+    [
+        (SAME, False, True),
+        (SAME, True, False),
+        (SAME | {"tries": 2}, False, False),
+        (SAME | {"error": "it broke"}, False, False),
+        (SKIPPED | {"tries": 2}, False, True),
+        ({"tags": {"1": "copied", "2": "identical"}}, False, True),
+        (COPIED, False, False),
+    ],
+)
+def test_what_is_there_already(record: dict[str, Any], overwrite: bool, is_skipped: bool) -> None:
+    """The same tag is a skip where it may not be overwritten, unless an earlier attempt may have put it there."""
+    assert msgspec.convert(record, Record).is_skipped(overwrite=overwrite) is is_skipped
+    spec = {**ONE, "targets": [{"endpoint": "b", "overwrite": overwrite}]}
+    if "error" not in record:
+        expected = Endpoints([], ["b"], []) if is_skipped else Endpoints(["b"], [], [])
+        assert endpoints(job_of(spec, State.SUCCEEDED, {"0.0": record})) == expected
 
 
 def test_an_endpoint_is_finished_when_all_its_images_are() -> None:
