@@ -32,7 +32,7 @@ class Callbacks:
         self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self._run = events.Handle._run
         self._durations_s = array("d")
-        self._slowest: list[tuple[float, str]] = []
+        self._slowest: list[tuple[float, float, str]] = []
 
     def run(self, handle: events.Handle) -> None:
         """In the place of `Handle._run`."""
@@ -40,24 +40,27 @@ class Callbacks:
         self._run(handle)
         took_s = time.perf_counter() - began
         if took_s >= SHORT_S:
-            took_s -= _waited_s(os.pread(self._schedstat, SCHEDSTAT_MAX_BYTES, 0)) - _waited_s(before)
-            self._slowest = heapq.nlargest(SLOWEST, [*self._slowest, (took_s, _name(handle))])
+            cpu_s, waited_s = _difference_s(before, os.pread(self._schedstat, SCHEDSTAT_MAX_BYTES, 0))
+            took_s -= waited_s
+            self._slowest = heapq.nlargest(SLOWEST, [*self._slowest, (took_s, cpu_s, _name(handle))])
         self._durations_s.append(took_s)
 
     def report(self) -> dict[str, object]:
-        """What was measured since the last report."""
+        """What was measured since the last report; of the slowest also the part that was spent on a processor."""
         durations_s, self._durations_s = sorted(self._durations_s), array("d")
         slowest, self._slowest = self._slowest, []
         return {
             "count": len(durations_s),
             "p999_ms": durations_s[int(len(durations_s) * 0.999)] * 1000,
-            "slowest": [(took_s * 1000, name) for took_s, name in slowest],
+            "slowest": [(took_s * 1000, cpu_s * 1000, name) for took_s, cpu_s, name in slowest],
         }
 
 
-def _waited_s(schedstat: bytes) -> float:
-    """Seconds on the run queue: the second of three numbers (Documentation/scheduler/sched-stats.rst)."""
-    return int(schedstat.split()[1]) / 1e9
+def _difference_s(before: bytes, after: bytes) -> tuple[float, float]:
+    """Seconds on a processor and on the run queue, between two readings (Documentation/scheduler/sched-stats.rst)."""
+    numbers = zip(before.split(), after.split(), strict=True)
+    cpu_s, waited_s, _ = ((int(later) - int(earlier)) / 1e9 for earlier, later in numbers)
+    return cpu_s, waited_s
 
 
 def _name(handle: events.Handle) -> str:

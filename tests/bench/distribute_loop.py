@@ -59,8 +59,8 @@ def _callbacks(source: Registry, image: Image) -> Figure:
         daemon.report()  # of its start
         run_on_new(daemon_copier(daemon), source, image, TARGETS)
         report = daemon.report()
-    for took_ms, name in report["slowest"]:
-        say(f"{took_ms:.1f} ms in {name}")
+    for took_ms, cpu_ms, name in report["slowest"]:
+        say(f"{took_ms:.1f} ms, {cpu_ms:.1f} of them on a processor, in {name}")
     longest_ms = report["slowest"][0][0] if report["slowest"] else report["p999_ms"]
     beside = f"p99.9 {report['p999_ms']:.1f} ms of {report['count']:,}"
     return Figure("distribute, longest callback", f"{longest_ms:.1f} ms", beside, longest_ms, CALLBACK_BOUND)
