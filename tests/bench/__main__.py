@@ -8,6 +8,7 @@ and `$IMAGEJOBD_BENCH_OLD` another checkout to measure beside (`bench.distribute
 import argparse
 import os
 import platform
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -51,6 +52,8 @@ MEASUREMENTS = {
 
 def main() -> int:
     arguments = _arguments()
+    # All that runs beside it ends with it, also where a time limit ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     figures: list[Figure] = []
     failed: list[str] = []
     for name in arguments.names or MEASUREMENTS:

@@ -11,8 +11,11 @@ import pytest
 
 from harness.images import put_image, random_bytes
 from harness.registry import Registry
-from harness.relay import BURST_S, RESET, SAMPLE_INTERVAL_S, Relay
+from harness.relay import RESET, Relay
 from harness.waiting import END_TIMEOUT_S, until
+
+# Of the time that is demanded: what a rate may make up for, and how early timers are.
+EARLY = 0.9
 
 
 @pytest.fixture
@@ -55,20 +58,18 @@ def test_bytes_arrive_unchanged(echo: str, shape: dict[str, float]) -> None:
     with Relay(echo, **shape) as relay:
         assert exchange(relay, data) == data
         until(lambda: relay.samples()[-1].sent_bytes == len(data), what="the last sample")
-        samples = relay.samples()
-        assert samples == sorted(samples)
-        assert samples[-1].at - samples[0].at >= SAMPLE_INTERVAL_S * (len(samples) - 1)
+        assert relay.samples() == sorted(relay.samples())
 
 
 def test_an_exchange_takes_a_round_trip(echo: str) -> None:
     """Opening a connection takes one round trip, and each question with its answer another."""
-    with Relay(echo, round_trip_s=0.1) as relay, socket.create_connection(("127.0.0.1", relay.port)) as connection:
-        for round_trips in (2, 1, 1):
-            began = time.monotonic()
-            connection.sendall(b"?")
-            assert connection.recv(1) == b"?"
-            # The first is 100 ms less what passed between the connection and its first byte: never the whole of it.
-            assert time.monotonic() - began >= (0.15 if round_trips == 2 else 0.1)
+    with Relay(echo, round_trip_s=0.1) as relay:
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=END_TIMEOUT_S) as connection:
+            for round_trips in (2, 3, 4):
+                connection.sendall(b"?")
+                assert connection.recv(1) == b"?"
+                assert time.monotonic() - began >= 0.1 * round_trips * EARLY
 
 
 def test_a_connection_keeps_its_rate(echo: str) -> None:
@@ -76,7 +77,7 @@ def test_a_connection_keeps_its_rate(echo: str) -> None:
     with Relay(echo, connection_bytes_per_s=4e6) as relay:
         began = time.monotonic()
         exchange(relay, bytes(2_000_000))
-        assert time.monotonic() - began >= 2_000_000 / 4e6 - BURST_S
+        assert time.monotonic() - began >= 2_000_000 / 4e6 * EARLY
 
 
 def test_all_connections_share_the_link(echo: str) -> None:
@@ -88,8 +89,8 @@ def test_all_connections_share_the_link(echo: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert time.monotonic() - began >= 4_000_000 / 8e6 - BURST_S
-        assert max(sample.sent_bytes for sample in relay.samples()) > 3_000_000
+        assert time.monotonic() - began >= 4_000_000 / 8e6 * EARLY
+        until(lambda: relay.samples()[-1].sent_bytes == 4_000_000, what="the last sample")
 
 
 def test_a_cut_is_passed_on() -> None:
