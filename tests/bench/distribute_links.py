@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -136,28 +137,25 @@ class Goodput(NamedTuple):
 
 def measure_streams(*, quick: bool) -> list[Figure]:
     """Distribute: a source 40 ms away, and one that gives 100 Mbit/s to each connection; 400 Mbit/s in all."""
-    layer_bytes = QUICK_STREAM_LAYER_BYTES if quick else STREAM_LAYER_BYTES
     ways = {
         "40 ms away": {"round_trip_s": ROUND_TRIP_S},
         "100 Mbit/s each": {"connection_bytes_per_s": CONNECTION_BYTES_PER_S},
     }
     figures = []
     with Daemon() as daemon, Registry() as source:
+        layer_bytes = QUICK_STREAM_LAYER_BYTES if quick else STREAM_LAYER_BYTES
         image = publish(source, layers=STREAM_LAYERS, layer_bytes=layer_bytes)
-        for way, shape in ways.items():
-            for targets in (1, TARGETS):
-                rounds: list[Goodput] = []
-                for _ in range(1 if quick else ROUNDS):
-                    # A relay of its own, so that no connection is open already.
-                    with Relay(source.host, link_bytes_per_s=LINK_BYTES_PER_S, **shape) as relay:
-                        rounds.append(_goodput(daemon, relay, image, targets, QUICK_RAMP_S if quick else RAMP_S))
-                say(
-                    f"{way}, {targets} targets: " + "; ".join(f"{r.steady:.2f}, {r.overall:.2f} in all" for r in rounds)
-                )
-                steady, overall = (median(values) for values in zip(*rounds, strict=True))
-                what = f"distribute, {targets} target{'s' * (targets > 1)}, source {way}"
-                shown = f"{steady * LINK_BYTES_PER_S / 1e6:.1f} MB/s"
-                figures.append(Figure(what, shown, f"with start and end {overall:.2f}", steady, STREAMS_BOUND))
+        for (way, shape), targets in product(ways.items(), (1, TARGETS)):
+            what = f"distribute, {targets} target{'s' * (targets > 1)}, source {way}"
+            rounds: list[Goodput] = []
+            for _ in range(1 if quick else ROUNDS):
+                # A relay of its own, so that no connection is open already.
+                with Relay(source.host, link_bytes_per_s=LINK_BYTES_PER_S, **shape) as relay:
+                    rounds.append(_goodput(daemon, relay, image, targets, QUICK_RAMP_S if quick else RAMP_S))
+            say(f"{what}: " + "; ".join(f"{steady:.2f}, {overall:.2f} in all" for steady, overall in rounds))
+            steady, overall = (median(parts) for parts in zip(*rounds, strict=True))
+            shown = f"{steady * LINK_BYTES_PER_S / 1e6:.1f} MB/s"
+            figures.append(Figure(what, shown, f"with start and end {overall:.2f}", steady, STREAMS_BOUND))
     return figures
 
 
