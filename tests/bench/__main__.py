@@ -1,17 +1,32 @@
 """`python -m bench [--quick] [NAME…]`: measure all, or those that are named, and print one table.
 
 The exit code is 0 also where a target is missed: figures of a busy machine must not stop anybody's work. It is 1 where
-something could not be measured at all.
+something could not be measured at all. `$IMAGEJOBD_BENCH_PEERS` names further tools that copy images (`bench.copiers`),
+and `$IMAGEJOBD_BENCH_OLD` another checkout to measure beside (`bench.distribute`).
 """
 
 import argparse
 import os
 import platform
+import signal
 import sqlite3
 import subprocess
 import sys
 
-from bench import accept, dispatch, distribute, history, noise, overhead, policy, queue, run_overhead
+from bench import (
+    accept,
+    dispatch,
+    distribute,
+    distribute_links,
+    distribute_loop,
+    distribute_requests,
+    history,
+    noise,
+    overhead,
+    policy,
+    queue,
+    run_overhead,
+)
 from bench.figures import Figure, say, table
 
 MEASUREMENTS = {
@@ -23,12 +38,22 @@ MEASUREMENTS = {
     "run_overhead": run_overhead.measure,
     "dispatch": dispatch.measure,
     "policy": policy.measure,
-    **distribute.MEASUREMENTS,
+    "distribute": distribute.measure,
+    "distribute_old": distribute.measure_beside_older,
+    "distribute_small": distribute.measure_small_blobs,
+    "distribute_link": distribute_links.measure_shaped_source,
+    "distribute_streams": distribute_links.measure_streams,
+    "distribute_slow": distribute_links.measure_slow_target,
+    "distribute_reads": distribute_requests.measure_reads,
+    "distribute_again": distribute_requests.measure_again,
+    "distribute_loop": distribute_loop.measure,
 }
 
 
 def main() -> int:
     arguments = _arguments()
+    # All that runs beside it ends with it, also where a time limit ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     figures: list[Figure] = []
     failed: list[str] = []
     for name in arguments.names or MEASUREMENTS:
@@ -55,7 +80,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _first_line(name: str) -> str:
-    return (sys.modules[f"bench.{name}"].__doc__ or "").splitlines()[0]
+    """Of what documents the measurement: its own function, or else its module."""
+    measure = MEASUREMENTS[name]
+    return (measure.__doc__ or sys.modules[measure.__module__].__doc__ or "").splitlines()[0]
 
 
 def _machine() -> str:

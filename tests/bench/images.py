@@ -28,11 +28,11 @@ class Image(NamedTuple):
 
 def publish(registry: Registry, *, layers: int, layer_bytes: int, repository: str = REPOSITORY) -> Image:
     """Put a new image of `layers` layers under `TAG`; each layer is a little larger than `layer_bytes`."""
-    found = [_put_blob(registry, repository, _layer(layer_bytes), LAYER_TYPE) for _ in range(layers)]
-    rootfs = {"type": "layers", "diff_ids": [layer["digest"] for layer in found]}
+    descriptors = [_put_blob(registry, repository, _layer(layer_bytes), LAYER_TYPE) for _ in range(layers)]
+    rootfs = {"type": "layers", "diff_ids": [layer["digest"] for layer in descriptors]}
     config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
-    blobs = [_put_blob(registry, repository, config, CONFIG_TYPE), *found]
-    document = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": blobs[0], "layers": found}
+    blobs = [_put_blob(registry, repository, config, CONFIG_TYPE), *descriptors]
+    document = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": blobs[0], "layers": descriptors}
     manifest = json.dumps(document).encode()
     registry.request("PUT", f"/v2/{repository}/manifests/{TAG}", manifest, MANIFEST_TYPE).close()
     return Image(_digest(manifest), len(manifest) + sum(blob["size"] for blob in blobs))
@@ -40,8 +40,8 @@ def publish(registry: Registry, *, layers: int, layer_bytes: int, repository: st
 
 def _layer(size_bytes: int) -> bytes:
     gzip = zlib.compressobj(NO_COMPRESSION, zlib.DEFLATED, GZIP_WINDOW_BITS)
-    pieces = [gzip.compress(os.urandom(PIECE_BYTES)) for _ in range(size_bytes // PIECE_BYTES)]
-    return b"".join([*pieces, gzip.flush()])
+    pieces = [min(PIECE_BYTES, size_bytes - at) for at in range(0, size_bytes, PIECE_BYTES)]
+    return b"".join([*(gzip.compress(os.urandom(piece)) for piece in pieces), gzip.flush()])
 
 
 def _put_blob(registry: Registry, repository: str, content: bytes, media_type: str) -> dict[str, Any]:

@@ -104,6 +104,10 @@ class Registry(Peer):
         return f"{'https' if self.certificate else 'http'}://{self.host}"
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def ca_file(self) -> Path:
         """The authority to trust; only with `use_tls`."""
         if self.certificate is None:
