@@ -67,7 +67,7 @@ class Freight:
             boarding.forget(leg)
 
     async def _has(self, blob: Descriptor, leg: Leg) -> bool:
-        if leg.is_distrusted or not await leg.repository.has_blob(blob.digest):
+        if leg.is_distrusted or not await leg.repository.has_blob(blob.digest, blob.size):
             return False
         self._copying.holdings.note(leg.repository, blob.digest)
         return True
@@ -91,19 +91,25 @@ class Freight:
 
     async def _put(self, blob: Descriptor, leg: Leg, boarding: Boarding) -> Put:
         sent = 0
+        readers: list[Reader] = []
 
-        async def body(reader: Reader) -> AsyncGenerator[bytes, None]:
+        async def body() -> AsyncGenerator[bytes, None]:
             nonlocal sent
-            async for chunk in reader:
-                sent += len(chunk)
-                leg.tally.sent_bytes += len(chunk)
-                yield chunk
+            leg.tally.sent_bytes -= sent
+            sent = 0
+            reader = readers.pop() if readers else self._copying.flights.board(self._copying.source, blob, 1)[0]
+            with closing(reader):
+                async for chunk in reader:
+                    sent += len(chunk)
+                    leg.tally.sent_bytes += len(chunk)
+                    yield chunk
 
         mount_from = None if leg.is_distrusted else self._copying.holdings.elsewhere(leg.repository, blob.digest)
         # Before there is a place in the registry's lane: a reader that has to wait for one is spooled, not left behind.
         with closing(await boarding.take(leg)) as reader:
+            readers.append(reader)
             try:
-                return await put_blob(leg.repository, blob, lambda: body(reader), mount_from=mount_from)
+                return await put_blob(leg.repository, blob, body, mount_from=mount_from)
             except BaseException:
                 # What did not arrive was not sent, as far as people care.
                 leg.tally.sent_bytes -= sent
