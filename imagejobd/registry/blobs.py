@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from enum import StrEnum
+from typing import TypeVar
 
 from yarl import URL
 
@@ -42,6 +43,8 @@ CHUNK_MAX_BYTES = 1024**4
 
 # docker-registry takes a form's type for a form, reads the blob as one, and says DIGEST_INVALID.
 _OCTETS = {"Content-Type": "application/octet-stream"}
+F = TypeVar("F", bound=Fault)
+
 _LOST_SESSION = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
 
 
@@ -91,50 +94,45 @@ class _NoRanges(Temporary):
     """Only a read from the beginning can help."""
 
 
+def _unavailable(kind: type[F], host: str, why: str) -> F:
+    return kind(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
+
+
 async def _rest(
     place: Connection, source: Repository, blob: Descriptor, offset: int, knows_ranges: bool
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of `blob` from `offset` to its end, in one request."""
-    is_partial = offset > 0 and knows_ranges
-    headers = {"Range": f"bytes={offset}-"} if is_partial else {}
-    target = f"/v2/{source.path}/blobs/{blob.digest}"
-    async with place.stream(target, scopes=source.scopes, headers=headers) as stream:
-        at = _start(stream, place.host, source, blob, offset, is_partial)
+    headers = {"Range": f"bytes={offset}-"} if offset and knows_ranges else {}
+    too_long = Permanent(
+        ErrorCode.COPY_FAILED,
+        f"registry {place.host}: blob {blob.digest} has another number of bytes than the {blob.size} announced",
+    )
+    async with place.stream(f"/v2/{source.path}/blobs/{blob.digest}", scopes=source.scopes, headers=headers) as stream:
+        if stream.status == 200 and parse_length(stream.headers) not in (None, blob.size):
+            raise too_long
+        at = _start(stream, blob, offset)
+        if at is None and headers and stream.status in (206, 400, 416):
+            raise _unavailable(_NoRanges, place.host, f"blob {blob.digest} was cut, and not gone on with at {offset}")
+        if at is None:
+            wish, what = stream.headers.get("Retry-After"), f"blob {blob.digest} of {source.path}"
+            raise refusal(place.host, stream.status, what=what, retry_after=wish)
         async for chunk in stream.chunks():
             start, at = at, at + len(chunk)
             if at > blob.size:
-                raise _wrong_length(place.host, blob, "more")
+                raise too_long
             if at > offset:
                 yield chunk[max(offset - start, 0) :]
     if at < blob.size:
-        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {place.host}: blob {blob.digest} ended early")
+        raise _unavailable(Temporary, place.host, f"blob {blob.digest} ended early")
 
 
-def _start(stream: Stream, host: str, source: Repository, blob: Descriptor, offset: int, is_partial: bool) -> int:
-    """Which byte of `blob` the answer begins with: `offset` or one before it. Raises where it does not say so."""
+def _start(stream: Stream, blob: Descriptor, offset: int) -> int | None:
+    """Which byte of `blob` the answer begins with: `offset` or one before it. None where it does not say so."""
     if stream.status == 200:
-        if parse_length(stream.headers) not in (None, blob.size):
-            raise _wrong_length(host, blob, "another number of")
         return 0
-    content_range = parse_content_range(stream.headers.get("Content-Range"))
-    if stream.status == 206 and content_range is not None:
-        start, end, total = content_range
-        if start <= offset <= end and total == blob.size:
-            return start
-    if is_partial and stream.status in (206, 400, 416):
-        raise _NoRanges(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {host}: blob {blob.digest} was cut, and cannot be gone on with at byte {offset}",
-        )
-    wish = stream.headers.get("Retry-After")
-    raise refusal(host, stream.status, what=f"blob {blob.digest} of {source.path}", retry_after=wish)
-
-
-def _wrong_length(host: str, blob: Descriptor, how_many: str) -> Permanent:
-    return Permanent(
-        ErrorCode.COPY_FAILED,
-        f"registry {host}: blob {blob.digest} has {how_many} bytes than the {blob.size} announced",
-    )
+    content_range = parse_content_range(stream.headers.get("Content-Range")) if stream.status == 206 else None
+    start, end, total = content_range or (0, -1, 0)
+    return start if start <= offset <= end and total == blob.size else None
 
 
 class Put(StrEnum):
@@ -172,6 +170,7 @@ async def put_blob(
                 await upload.send(piece_bytes)
                 break
             except BaseException as error:
+                await content.aclose()
                 await uninterrupted(upload.give_back(), grace_s=GIVE_BACK_MAX_S)
                 if not isinstance(error, _TooLarge) or number == len(pieces):
                     raise
@@ -231,8 +230,11 @@ class _Upload:
                 return
             fault = self._refusal(answer, piece_bytes)
         # After the last byte, neither a cut nor a 404 or 5xx says what became of the blob.
-        if not (isinstance(fault, Temporary) and self._content.is_given and await self._is_there()):
-            raise fault
+        if isinstance(fault, Temporary) and self._content.is_given:
+            with suppress(Fault):  # the first one says more
+                if await self._target.has_blob(self._blob.digest, self._blob.size, is_retried=False):
+                    return
+        raise fault
 
     async def give_back(self) -> None:
         """Delete the session. A failure costs the registry some space for a while, and nobody else."""
@@ -251,57 +253,43 @@ class _Upload:
                 return answer
             end = parse_upload_range(answer.headers.get("Range"))
             if end is not None and end < start + size - 1:
-                raise Temporary(
-                    ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self._target.host}: it kept only a part of a chunk"
-                )
+                raise _unavailable(Temporary, self._target.host, "it kept only a part of a chunk")
         url = with_digest(self._location, self._blob.digest)
         return await self._target.connection.ask("PUT", url, scopes=self._target.scopes, headers=_OCTETS)
 
     async def _send(self, method: str, url: str | URL, start: int, size: int) -> Answer:
         """Send so many bytes of the blob, wherever that is redirected to."""
-        headers = _OCTETS | ({"Content-Range": f"{start}-{start + size - 1}"} if method == "PATCH" else {})
+        send, scopes = self._target.connection.send, self._target.scopes
+        headers = {"Content-Range": f"{start}-{start + size - 1}"} if method == "PATCH" else {}
         for _ in range(UPLOAD_REDIRECTS_MAX + 1):
-            answer = await self._target.connection.send(
-                method,
-                url,
-                self._content.take(start, size),
-                size_bytes=size,
-                scopes=self._target.scopes,
-                headers=headers,
-            )
-            if answer.status not in (307, 308):
-                if method == "PATCH" and is_success(answer) and "Location" in answer.headers:
-                    self._location = self._resolved(answer, url)
-                return answer
-            url = self._resolved(answer, url)
-        raise Permanent(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {self._target.host}: it redirects an upload more than {UPLOAD_REDIRECTS_MAX} times",
-        )
+            body = self._content.take(start, size)
+            answer = await send(method, url, body, size_bytes=size, scopes=scopes, headers=headers)
+            if answer.status in (307, 308):
+                url = self._resolved(answer, url)
+                continue
+            if method == "PATCH" and is_success(answer) and "Location" in answer.headers:
+                self._location = self._resolved(answer, url)
+            return answer
+        why = f"it redirects an upload more than {UPLOAD_REDIRECTS_MAX} times"
+        raise _unavailable(Permanent, self._target.host, why)
 
     def _resolved(self, answer: Answer, asked: str | URL) -> str | URL:
         """Where the upload goes on: every answer may say it anew (`_state` does change)."""
         location = resolve_location(answer.headers.get("Location", ""), asked, self._target.host)
         if location is None:
-            raise Permanent(
-                ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self._target.host}: it names no usable upload location"
-            )
+            raise _unavailable(Permanent, self._target.host, "it names no usable upload location")
         if (
             isinstance(asked, URL)
-            and asked.scheme == "https"
             and isinstance(location, URL)
-            and location.scheme == "http"
+            and (asked.scheme, location.scheme) == ("https", "http")
         ):
-            raise Permanent(
-                ErrorCode.REGISTRY_UNAVAILABLE,
-                f"registry {self._target.host}: it leads an upload from TLS to plain HTTP; refused",
-            )
+            raise _unavailable(Permanent, self._target.host, "it leads an upload from TLS to plain HTTP; refused")
         return location
 
     def _refusal(self, answer: Answer, piece_bytes: int | None) -> Fault:
         host, what = self._target.host, f"pushing blob {self._blob.digest} to {self._target.path}"
         if codes_of(answer.body) & _LOST_SESSION or answer.status in (404, 416):
-            return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {what}: it lost the upload")
+            return _unavailable(Temporary, host, f"{what}: it lost the upload")
         if answer.status == 413:
             size = min(piece_bytes or self._blob.size, self._blob.size)
             return _TooLarge(
@@ -310,12 +298,6 @@ class _Upload:
                 f'set {"a smaller " if self._target.connection.chunk_bytes else ""}chunk_bytes in [registry."{host}"]',
             )
         return self._target.push_refusal(answer, what)
-
-    async def _is_there(self) -> bool:
-        try:
-            return await self._target.has_blob(self._blob.digest, self._blob.size, is_retried=False)
-        except Fault:
-            return False  # the first fault says more
 
 
 class _Content:
@@ -356,5 +338,6 @@ class _Content:
                 raise Permanent(ErrorCode.COPY_FAILED, "a blob that should be empty is not")
 
     async def aclose(self) -> None:
-        if isinstance(self._chunks, AsyncGenerator):
-            await self._chunks.aclose()
+        chunks, self._chunks = self._chunks, None
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()

@@ -2,7 +2,7 @@
 bytes or logins depend on it, and generously where only the next request does."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from yarl import URL
 
@@ -10,6 +10,7 @@ from imagejobd.model.reference import HUB_HOST
 from imagejobd.registry.address import HUB_API_HOST, exact_url, http_url
 
 LOCATION_MAX_CHARS = 16 * 1024
+PAGES_MAX = 2_000
 
 # 2**53 has 16 digits; no blob needs more.
 _LENGTH = re.compile(r"[0-9]{1,16}", re.ASCII)
@@ -46,12 +47,12 @@ def parse_upload_range(value: str | None) -> int | None:
     return int(match[1]) if match else None
 
 
-def next_page(values: Iterable[str], target: str) -> str | None:
-    """Path and query of the page that `Link` headers name after `target` (path and query); None where that is the last.
+def next_page(values: Iterable[str], pages: Sequence[str]) -> str | None:
+    """Path and query of the page that `Link` headers of the last of `pages` name as the next; None where that was all.
 
     A link without a relation is taken for the next page. Only path and query of a link are used, and the path must be
     the list's own: a registry cannot send a client and its credentials elsewhere, and the host of an absolute link is
-    often an inner one. Raises `ValueError` for a page that cannot be asked for.
+    often an inner one. Raises `ValueError` for a page that cannot be asked for, was read already, or is one too many.
     """
     named, unnamed = [], []
     for link in (link for value in values for link in _LINKS.split(value)):
@@ -69,10 +70,12 @@ def next_page(values: Iterable[str], target: str) -> str | None:
     reference = (named or unnamed)[0]
     if not reference.isascii() or not reference.isprintable() or " " in reference:
         raise ValueError("its next page has no usable address")
-    base = _BASE.join(URL(target, encoded=True))
+    base = _BASE.join(URL(pages[-1], encoded=True))
     page = base.join(URL(reference, encoded=True))
     if page.scheme not in ("http", "https") or page.raw_path != base.raw_path or not page.raw_query_string:
         raise ValueError("its next page is said to be elsewhere")
+    if page.raw_path_qs in pages or len(pages) >= PAGES_MAX:
+        raise ValueError(f"its pages go in a circle, or are more than {PAGES_MAX}")
     return page.raw_path_qs
 
 

@@ -255,16 +255,17 @@ def _promises_index(media_type: str) -> bool | None:
 def _descriptor(entry: _Entry) -> Descriptor:
     if not is_digest(entry.digest):
         raise invalid(f"{_quoted(entry.digest)} is not a digest that can be verified (sha256, sha512)")
-    child = entry if isinstance(entry, _Child) else _Child(digest=entry.digest, size=entry.size)
-    platform = child.platform
-    return Descriptor(
-        digest=entry.digest,
-        size=entry.size,
-        media_type=entry.media_type or "",
-        artifact_type=child.artifact_type or "",
-        urls=entry.urls or (),
-        annotations=child.annotations or {},
-        platform=Platform(platform.os or "", platform.architecture or "", platform.variant or "") if platform else None,
+    descriptor = Descriptor(
+        digest=entry.digest, size=entry.size, media_type=entry.media_type or "", urls=entry.urls or ()
+    )
+    if not isinstance(entry, _Child):
+        return descriptor
+    named = entry.platform
+    return msgspec.structs.replace(
+        descriptor,
+        artifact_type=entry.artifact_type or "",
+        annotations=entry.annotations or {},
+        platform=Platform(named.os or "", named.architecture or "", named.variant or "") if named else None,
     )
 
 

@@ -5,12 +5,11 @@ Lists that come page by page are followed to their end, which has to be reached:
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from multidict import CIMultiDictProxy
 
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.reference import is_digest, is_tag
@@ -31,7 +30,6 @@ from imagejobd.registry.manifest import (
 )
 
 PAGE_ENTRIES = 1_000
-PAGES_MAX = 2_000
 # All pages together.
 TAGS_MAX = 100_000
 # docker-registry 2.8 knows no pages for tags: all of them come at once.
@@ -49,6 +47,7 @@ _NO_REFERRERS_API = frozenset({400, 401, 403, 404, 405, 406, 501})
 # Harbor 412, ECR and MSR 400, ACR and GitLab 409 or 405, the Hub and Artifactory 403: none of it is in the spec.
 _MAYBE_IMMUTABLE = frozenset({400, 403, 405, 409, 412})
 _IMMUTABLE = re.compile(rb"immutab|overwrit|already exists|locked|redeploy", re.IGNORECASE)
+
 T = TypeVar("T")
 
 
@@ -88,7 +87,7 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         hashed. Where a push is meant, 403 is nothing too: registries say it of repositories that the push will make.
         """
         answer = await self._ask("HEAD", self._manifest_at(name), headers={"Accept": ACCEPT})
-        descriptor = _described(answer.headers, name) if answer.status == 200 else None
+        descriptor = _described(answer, name) if answer.status == 200 else None
         if descriptor or (answer.status == 404 and _is_of_a_registry(answer)):
             return descriptor
         if answer.status in _TRY_GET:
@@ -97,7 +96,7 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             return None
         if answer.status != 200:
             raise self._refused(answer, f"manifest of {self._named(name)}")
-        return await _aside(answer.body, lambda: _hashed(answer, name))
+        return await self._read(answer, self._named(name), partial(_hashed, answer, name))
 
     async def get_manifest(self, name: str) -> Manifest:
         """The manifest under a tag or digest, verified. Raises `Permanent(not_found)`."""
@@ -105,7 +104,7 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         if answer.status != 200:
             raise self._refused(answer, f"manifest of {self._named(name)}")
         expected = name if is_digest(name) else await self._digest_of_tag(answer)
-        return await self._parsed(answer, self._named(name), expected_digest=expected)
+        return await self._parsed(answer, self._named(name), expected)
 
     async def put_manifest(self, name: str, manifest: Manifest) -> bool:
         """Put raw bytes under a tag or digest; whether the registry keeps referrers itself (`OCI-Subject`).
@@ -146,16 +145,13 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         Raises `Permanent(not_found)` for a repository that is not there, `Permanent(too_large)` beyond `TAGS_MAX`.
         """
         limit = TAGS_MAX
-        target = f"/v2/{self.path}/tags/list?n={PAGE_ENTRIES}"
-        async with aclosing(self._pages(target, {}, TAGS_PAGE_MAX_BYTES)) as answers:
-            async for answer in answers:
-                if answer.status != 200:
-                    raise self._refused(answer, f"tags of {self.path}")
-                with self._naming(f"tags of {self.path}"):
-                    tags = await _aside(answer.body, lambda: read_tags(answer.body, most=limit))  # noqa: B023
-                limit -= len(tags)
-                for tag in tags:
-                    yield tag
+        async for answer in self._pages(f"/v2/{self.path}/tags/list?n={PAGE_ENTRIES}", {}, TAGS_PAGE_MAX_BYTES):
+            if answer.status != 200:
+                raise self._refused(answer, f"tags of {self.path}")
+            tags = await self._read(answer, f"tags of {self.path}", partial(read_tags, answer.body, most=limit))
+            limit -= len(tags)
+            for tag in tags:
+                yield tag
 
     async def referrers(self, digest: str) -> tuple[Descriptor, ...]:
         """The manifests whose subject is `digest`: what the API and the fallback tag list, each once. Clients kept that
@@ -172,20 +168,21 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     async def _api_referrers(self, digest: str) -> list[Descriptor] | None:
         """Distribution spec, "Listing Referrers": anything else than an index under 200 means that there is no API.
         Some send theirs as `application/json`."""
+        what = f"referrers of {digest} in {self.path}"
         listed: list[Descriptor] = []
         is_index = False
-        target = f"/v2/{self.path}/referrers/{digest}"
         try:
-            async with aclosing(self._pages(target, {"Accept": ACCEPT}, MANIFEST_MAX_BYTES)) as answers:
-                async for answer in answers:
-                    if not listed and answer.status in _NO_REFERRERS_API:
-                        return None
-                    if answer.status != 200:
-                        raise self._refused(answer, f"referrers of {digest} in {self.path}")
-                    is_index = media_type_of(answer.headers.get("Content-Type", "")) in INDEX_TYPES
-                    listed += (await self._parsed(answer, f"referrers of {digest}")).children
-                    if len(listed) > DESCRIPTORS_MAX:
-                        break
+            async for answer in self._pages(
+                f"/v2/{self.path}/referrers/{digest}", {"Accept": ACCEPT}, MANIFEST_MAX_BYTES
+            ):
+                if not listed and answer.status in _NO_REFERRERS_API:
+                    return None
+                if answer.status != 200:
+                    raise self._refused(answer, what)
+                is_index = _media_type(answer) in INDEX_TYPES
+                listed += (await self._parsed(answer, what, None)).children
+                if len(listed) > DESCRIPTORS_MAX:
+                    break
         except Permanent as fault:
             if listed or is_index or fault.code not in (ErrorCode.DENIED, ErrorCode.INVALID):
                 raise
@@ -196,22 +193,18 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     def push_refusal(self, answer: Answer, what: str) -> Fault:
         """The fault for a write that did not succeed, after those that only some writes know."""
-        fault = self._refused(answer, what)
-        if answer.status in (401, 403):
-            return fault
-        if answer.status == 405:
+        status, fault = answer.status, self._refused(answer, what)
+        if status == 405:
             return Permanent(
                 ErrorCode.DENIED,
                 f"{fault.message}; it is read-only, a mirror or in maintenance, or does not know this type of content: "
                 "push to another one",
             )
-        if answer.status == 413:
-            return Permanent(ErrorCode.TOO_LARGE, fault.message)
-        if answer.status == 404 or "NAME_UNKNOWN" in codes_of(answer.body):
+        if status == 404 or (status not in (401, 403, 413) and "NAME_UNKNOWN" in codes_of(answer.body)):
             return NotFound(f"{fault.message}; where repositories are not made by pushing, create it first")
-        if answer.status in (400, 409, 412, 422):
-            return Permanent(ErrorCode.COPY_FAILED, fault.message)
-        return fault
+        if status == 413:
+            return Permanent(ErrorCode.TOO_LARGE, f"{fault.message}; that is too large for it")
+        return Permanent(ErrorCode.COPY_FAILED, fault.message) if status in (400, 409, 412, 422) else fault
 
     def check_digest(self, answer: Answer, digest: str) -> None:
         """A registry that stored something else is not to be trusted with a tag. The header is optional."""
@@ -224,14 +217,10 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     async def _judge_manifest(self, answer: Answer, name: str, manifest: Manifest) -> None:
         """Raise what a refused manifest means, unless the tag is immutable and already points at it."""
-        what = f"pushing the manifest of {self._named(name)}"
+        what = f"pushing the manifest of {self._named(name)} ({len(manifest.raw)} bytes)"
         if is_missing_content(answer.body):
             message = f"{self._refused(answer, what).message}; it misses content that the manifest refers to"
             raise BlobUnknown(message, (d for d in missing_digests(answer.body) if d != manifest.digest))
-        if answer.status == 413:
-            raise Permanent(
-                ErrorCode.TOO_LARGE, f"registry {self.host}: {what}: its {len(manifest.raw)} bytes are too many for it"
-            )
         fault = self.push_refusal(answer, what)
         if answer.status not in _MAYBE_IMMUTABLE or is_digest(name):
             raise fault
@@ -255,16 +244,14 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         expected = answer.headers.get("Docker-Content-Digest", "")
         if not is_digest(expected):
             return None
-        digest = await _aside(answer.body, lambda: digest_of(answer.body, expected.partition(":")[0]))
+        digest = await self._read(answer, "", partial(digest_of, answer.body, expected.partition(":")[0]))
         if digest != expected:
             again = await self._get_manifest(digest)
             if again.status == 200 and again.body == answer.body:
                 return digest
         return expected
 
-    async def _pages(
-        self, target: str, headers: Mapping[str, str], body_max_bytes: int
-    ) -> AsyncGenerator[Answer, None]:
+    async def _pages(self, target: str, headers: Mapping[str, str], body_max_bytes: int) -> AsyncIterator[Answer]:
         """The answers to GET `target` (path and query) and to what each links to as its next. Statuses are the caller's
         to judge; only a 200 is followed. Raises `Permanent(registry_unavailable)` for a list without an end."""
         pages = [target]
@@ -272,29 +259,21 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             answer = await self._ask("GET", page, headers=headers, body_max_bytes=body_max_bytes)
             yield answer
             try:
-                following = next_page(answer.headers.getall("Link", []), page) if answer.status == 200 else None
+                following = next_page(answer.headers.getall("Link", []), pages) if answer.status == 200 else None
             except ValueError as error:
-                raise self._endless(target, str(error)) from None
-            if following and (following in pages or len(pages) >= PAGES_MAX):
-                raise self._endless(target, f"its pages go in a circle, or are more than {PAGES_MAX}")
+                why = f"{target.partition('?')[0]} cannot be read whole: {error}"
+                raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}") from None
             pages += [following] if following else []
 
-    def _endless(self, target: str, why: str) -> Permanent:
-        path = target.partition("?")[0]
-        return Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {path} cannot be read whole: {why}")
-
-    async def _parsed(self, answer: Answer, what: str, *, expected_digest: str | None = None) -> Manifest:
+    async def _parsed(self, answer: Answer, what: str, expected_digest: str | None) -> Manifest:
         content_type = answer.headers.get("Content-Type", "")
-        with self._naming(what):
-            return await _aside(
-                answer.body, lambda: parse_manifest(answer.body, content_type, expected_digest=expected_digest)
-            )
+        parse = partial(parse_manifest, answer.body, content_type, expected_digest=expected_digest)
+        return await self._read(answer, what, parse)
 
-    @contextmanager
-    def _naming(self, what: str) -> Iterator[None]:
-        """Say in faults of content where it is from."""
+    async def _read(self, answer: Answer, what: str, read: Callable[[], T]) -> T:
+        """What `read` makes of a body, in a thread where that takes a moment. Faults say where it is from."""
         try:
-            yield
+            return await asyncio.to_thread(read) if len(answer.body) > IN_PLACE_MAX_BYTES else read()
         except Permanent as fault:
             raise fault.with_message(f"registry {self.host}: {what}: {fault.message}") from None
 
@@ -344,17 +323,12 @@ def read_tags(body: bytes, *, most: int) -> list[str]:
     return [tag for tag in listed if is_tag(tag)]
 
 
-async def _aside(body: bytes, read: Callable[[], T]) -> T:
-    """What `read` makes of `body`; others go on meanwhile where that takes a moment."""
-    return await asyncio.to_thread(read) if len(body) > IN_PLACE_MAX_BYTES else read()
-
-
-def _described(headers: CIMultiDictProxy[str], name: str) -> Descriptor | None:
+def _described(answer: Answer, name: str) -> Descriptor | None:
     """What the headers of a manifest say; None where they do not say all of it, or contradict the digest asked for."""
-    digest, size = headers.get("Docker-Content-Digest", ""), parse_length(headers)
+    digest, size = answer.headers.get("Docker-Content-Digest", ""), parse_length(answer.headers)
     if size is None or not is_digest(digest) or (is_digest(name) and digest != name):
         return None
-    return Descriptor(digest=digest, size=size, media_type=media_type_of(headers.get("Content-Type", "")))
+    return Descriptor(digest=digest, size=size, media_type=_media_type(answer))
 
 
 def _hashed(answer: Answer, name: str) -> Descriptor | None:
@@ -362,13 +336,13 @@ def _hashed(answer: Answer, name: str) -> Descriptor | None:
     digest = digest_of(answer.body, name.partition(":")[0] if is_digest(name) else "sha256")
     if is_digest(name) and digest != name:
         return None
-    media_type = media_type_of(answer.headers.get("Content-Type", ""))
-    return Descriptor(digest=digest, size=len(answer.body), media_type=media_type)
+    return Descriptor(digest=digest, size=len(answer.body), media_type=_media_type(answer))
+
+
+def _media_type(answer: Answer) -> str:
+    return media_type_of(answer.headers.get("Content-Type", ""))
 
 
 def _is_of_a_registry(answer: Answer) -> bool:
     """Whether a 404 without a body was said by an API that knows HEAD, and not by something before it."""
-    return (
-        "Docker-Distribution-Api-Version" in answer.headers
-        or media_type_of(answer.headers.get("Content-Type", "")) == "application/json"
-    )
+    return "Docker-Distribution-Api-Version" in answer.headers or _media_type(answer) == "application/json"

@@ -37,13 +37,13 @@ PAGE = "/v2/team/app/tags/list?last=b"
 def test_next_page(values: list[str]) -> None:
     """The link that is marked as the next, else the one that is not marked at all, in every way in which it is written:
     always the same list at the registry that was asked."""
-    assert next_page(values, TAGS) == PAGE
+    assert next_page(values, [TAGS]) == PAGE
 
 
 @pytest.mark.parametrize("values", [[], ["", " "], ['</a>; rel="first"'], ['</a>; rel="nextish", </b>; rel=last']])
 def test_last_page(values: list[str]) -> None:
     """Without a link, or with links to other things only, the list is whole."""
-    assert next_page(values, TAGS) is None
+    assert next_page(values, [TAGS]) is None
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,21 @@ def test_last_page(values: list[str]) -> None:
 def test_page_elsewhere(reference: str, link: str) -> None:
     """Another list, another place or no address at all: refused, and not taken for the end."""
     with pytest.raises(ValueError):
-        next_page([link.format(reference)], TAGS)
+        next_page([link.format(reference)], [TAGS])
 
 
 @pytest.mark.parametrize("value", ["</a; rel=next", "rel=next", "<", ">", ">;;;=", "\x00"])
 def test_link_that_is_none(value: str) -> None:
     """What cannot be understood promises more: it is not taken for the end."""
     with pytest.raises(ValueError):
-        next_page([value], TAGS)
+        next_page([value], [TAGS])
 
 
 @given(values=st.lists(st.text() | st.text('<>;,="\\ relnxt/?a')))
 def test_whatever_link(values: list[str]) -> None:
     """No header makes anything but a page of the list, its end or a refusal."""
     try:
-        page = next_page(values, TAGS)
+        page = next_page(values, [TAGS])
     except ValueError:
         return
     assert page is None or page.startswith("/v2/team/app/tags/list?")
@@ -92,7 +92,7 @@ def test_costly_link(value: str) -> None:
     """A header made to be read slowly is read quickly."""
     before = time.process_time()
     with contextlib.suppress(ValueError):
-        next_page([value], TAGS)
+        next_page([value], [TAGS])
     assert time.process_time() - before < 5
 
 

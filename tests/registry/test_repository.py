@@ -381,7 +381,7 @@ async def test_immutable_tag(registry: Registry, proxy: FaultProxy, client: Regi
         (Answer(400, {}, error("MANIFEST_INVALID", "bad layer")), ErrorCode.COPY_FAILED, "bad layer"),
         (Answer(403, {}, error("DENIED", "quota")), ErrorCode.DENIED, "quota"),
         (Answer(404, {}, error("NAME_UNKNOWN", "no repository")), ErrorCode.NOT_FOUND, "create it first"),
-        (Answer(413), ErrorCode.TOO_LARGE, "too many for it"),
+        (Answer(413), ErrorCode.TOO_LARGE, "too large for it"),
         (Answer(201, {"Docker-Content-Digest": NOWHERE}), ErrorCode.COPY_FAILED, "stored"),
     ],
 )

@@ -12,6 +12,7 @@ from repositories import reader
 from harness.proxy import Answer, FaultProxy
 from harness.registry import Registry
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.registry import headers
 from imagejobd.registry import repository as repository_module
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.manifest import OCI_INDEX, Descriptor
@@ -79,18 +80,18 @@ async def test_pages_without_an_end(proxy: FaultProxy, client: RegistryClient, l
 async def test_bounds_on_tags(proxy: FaultProxy, client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither tags nor pages come without end."""
     monkeypatch.setattr(repository_module, "TAGS_MAX", 3)
-    monkeypatch.setattr(repository_module, "PAGES_MAX", 2)
+    monkeypatch.setattr(headers, "PAGES_MAX", 2)
     proxy.add("GET", "/v2/.*", page(["a", "b", "c", "d"]))
     with pytest.raises(Permanent, match="more than 3") as refused:
         await tags_at(client, proxy)
     assert refused.value.code is ErrorCode.TOO_LARGE
     for letter in "abcd":
         proxy.add("GET", "/v2/.*", page([letter], f"<?last={letter}>; rel=next"))
-    monkeypatch.setattr(repository_module, "PAGES_MAX", 9)
+    monkeypatch.setattr(headers, "PAGES_MAX", 9)
     with pytest.raises(Permanent, match="more than 3") as refused:
         await tags_at(client, proxy)
     assert refused.value.code is ErrorCode.TOO_LARGE
-    monkeypatch.setattr(repository_module, "PAGES_MAX", 2)
+    monkeypatch.setattr(headers, "PAGES_MAX", 2)
     for number in range(3):
         proxy.add("GET", "/v2/.*", page([], f"<?last={number}>; rel=next"))
     with pytest.raises(Permanent, match="more than 2"):
