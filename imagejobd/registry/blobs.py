@@ -186,14 +186,14 @@ def _piece_sizes(size: int, chunk_bytes: int | None) -> list[int | None]:
 async def _mounted(target: Repository, blob: Descriptor, source: str) -> Answer | None:
     """Mount the blob from the repository `source`: 201, or 202 for a session where the registry would rather have the
     bytes. None where it refuses: the Hub and old Quay say 400, and who may push need not be able to pull there."""
-    asked = f"/v2/{target.path}/blobs/uploads/?mount={blob.digest}&from={source}"
+    request = f"/v2/{target.path}/blobs/uploads/?mount={blob.digest}&from={source}"
     try:
-        answer = await target.connection.ask("POST", asked, scopes=(*target.scopes, f"repository:{source}:pull"))
+        answer = await target.connection.ask("POST", request, scopes=(*target.scopes, f"repository:{source}:pull"))
     except Permanent as fault:
         if fault.code is ErrorCode.DENIED:
             return None
         raise
-    has_session = answer.status == 202 and resolve_location(answer.headers.get("Location", ""), asked, target.host)
+    has_session = answer.status == 202 and resolve_location(answer.headers.get("Location", ""), request, target.host)
     return answer if answer.status == 201 or has_session else None
 
 
@@ -273,15 +273,15 @@ class _Upload:
         why = f"it redirects an upload more than {UPLOAD_REDIRECTS_MAX} times"
         raise _unavailable(Permanent, self._target.host, why)
 
-    def _resolved(self, answer: Answer, asked: str | URL) -> str | URL:
+    def _resolved(self, answer: Answer, request: str | URL) -> str | URL:
         """Where the upload goes on: every answer may say it anew (`_state` does change)."""
-        location = resolve_location(answer.headers.get("Location", ""), asked, self._target.host)
+        location = resolve_location(answer.headers.get("Location", ""), request, self._target.host)
         if location is None:
             raise _unavailable(Permanent, self._target.host, "it names no usable upload location")
         if (
-            isinstance(asked, URL)
+            isinstance(request, URL)
             and isinstance(location, URL)
-            and (asked.scheme, location.scheme) == ("https", "http")
+            and (request.scheme, location.scheme) == ("https", "http")
         ):
             raise _unavailable(Permanent, self._target.host, "it leads an upload from TLS to plain HTTP; refused")
         return location

@@ -54,7 +54,7 @@ def next_page(values: Iterable[str], pages: Sequence[str]) -> str | None:
     the list's own: a registry cannot send a client and its credentials elsewhere, and the host of an absolute link is
     often an inner one. Raises `ValueError` for a page that cannot be asked for, was read already, or is one too many.
     """
-    named, unnamed = [], []
+    next_links, plain_links = [], []
     for link in (link for value in values for link in _LINKS.split(value)):
         match = _LINK.match(link)
         if match is None:
@@ -62,12 +62,12 @@ def next_page(values: Iterable[str], pages: Sequence[str]) -> str | None:
         reference, parameters = match[1] or match[3] or "", match[2] or match[4] or ""
         relation = _RELATION.search(parameters)
         if relation is None:
-            unnamed.append(reference)
+            plain_links.append(reference)
         elif "next" in (relation[1] or relation[2] or "").lower().split():
-            named.append(reference)
-    if not named and not unnamed:
+            next_links.append(reference)
+    if not next_links and not plain_links:
         return None
-    reference = (named or unnamed)[0]
+    reference = (next_links or plain_links)[0]
     if not reference.isascii() or not reference.isprintable() or " " in reference:
         raise ValueError("its next page has no usable address")
     base = _BASE.join(URL(pages[-1], encoded=True))
@@ -79,16 +79,16 @@ def next_page(values: Iterable[str], pages: Sequence[str]) -> str | None:
     return page.raw_path_qs
 
 
-def resolve_location(location: str, asked: str | URL, host: str) -> str | URL | None:
-    """Where `location`, in the answer to a request to `asked` at the registry `host` (`name[:port]`), points: kept to
-    the letter, be it relative or absolute, with a signed query, with another port or host.
+def resolve_location(location: str, request: str | URL, host: str) -> str | URL | None:
+    """Where `location` points, in the answer to `request` (path or URL) at the registry `host` (`name[:port]`):
+    relative or absolute, with a signed query, at another port or host, kept to the letter.
 
     Path and query where that is the registry itself (http behind a proxy that speaks TLS for it included), so that it
     goes the way of every other request there; else an absolute URL; None where it is no usable URL.
     """
     if not location or len(location) > LOCATION_MAX_CHARS:
         return None
-    base = asked if isinstance(asked, URL) else _BASE.join(URL(asked, encoded=True))
+    base = request if isinstance(request, URL) else _BASE.join(URL(request, encoded=True))
     try:
         url = http_url(str(base.join(exact_url(location)).with_fragment(None)))
     except ValueError:

@@ -80,15 +80,6 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-
 _GENERIC_TYPES = frozenset({"application/json", "application/octet-stream", "text/plain", "binary/octet-stream"})
 
 
-_NOTHING = msgspec.Raw(b"null")
-
-
-class _Platform(msgspec.Struct):
-    os: str | None = None
-    architecture: str | None = None
-    variant: str | None = None
-
-
 class _Entry(msgspec.Struct, rename="camel"):
     """A descriptor on the wire. Writers in Go say null for what they have not."""
 
@@ -103,7 +94,7 @@ class _Child(_Entry, rename="camel"):
 
     artifact_type: str | None = None
     annotations: dict[str, str] | None = None
-    platform: _Platform | None = None
+    platform: Platform | None = None
 
 
 class _Body(msgspec.Struct, rename="camel"):
@@ -117,7 +108,7 @@ class _Body(msgspec.Struct, rename="camel"):
     blobs: list[_Entry] | None = None
     manifests: list[_Child] | None = None
     subject: _Entry | None = None
-    fs_layers: msgspec.Raw = _NOTHING
+    fs_layers: msgspec.Raw = msgspec.Raw(b"null")
 
     @property
     def is_schema1(self) -> bool:
@@ -260,12 +251,11 @@ def _descriptor(entry: _Entry) -> Descriptor:
     )
     if not isinstance(entry, _Child):
         return descriptor
-    named = entry.platform
     return msgspec.structs.replace(
         descriptor,
         artifact_type=entry.artifact_type or "",
         annotations=entry.annotations or {},
-        platform=Platform(named.os or "", named.architecture or "", named.variant or "") if named else None,
+        platform=entry.platform,
     )
 
 

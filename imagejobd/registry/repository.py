@@ -156,40 +156,40 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     async def referrers(self, digest: str) -> tuple[Descriptor, ...]:
         """The manifests whose subject is `digest`: what the API and the fallback tag list, each once. Clients kept that
         tag before the registry had the API, and where they were not let at it."""
-        listed = await self._api_referrers(digest)
+        by_api = await self._api_referrers(digest)
         try:
-            tagged = (await self.get_manifest(fallback_tag(digest))).children
+            by_tag = (await self.get_manifest(fallback_tag(digest))).children
         except Permanent as fault:
-            if not isinstance(fault, NotFound) and (listed is None or fault.code is not ErrorCode.DENIED):
+            if not isinstance(fault, NotFound) and (by_api is None or fault.code is not ErrorCode.DENIED):
                 raise
-            tagged = ()
-        return tuple({descriptor.digest: descriptor for descriptor in (*(listed or ()), *tagged)}.values())
+            by_tag = ()
+        return tuple({descriptor.digest: descriptor for descriptor in (*(by_api or ()), *by_tag)}.values())
 
     async def _api_referrers(self, digest: str) -> list[Descriptor] | None:
         """Distribution spec, "Listing Referrers": anything else than an index under 200 means that there is no API.
         Some send theirs as `application/json`."""
         what = f"referrers of {digest} in {self.path}"
-        listed: list[Descriptor] = []
+        descriptors: list[Descriptor] = []
         is_index = False
         try:
             async for answer in self._pages(
                 f"/v2/{self.path}/referrers/{digest}", {"Accept": ACCEPT}, MANIFEST_MAX_BYTES
             ):
-                if not listed and answer.status in _NO_REFERRERS_API:
+                if not descriptors and answer.status in _NO_REFERRERS_API:
                     return None
                 if answer.status != 200:
                     raise self._refused(answer, what)
                 is_index = _media_type(answer) in INDEX_TYPES
-                listed += (await self._parsed(answer, what, None)).children
-                if len(listed) > DESCRIPTORS_MAX:
+                descriptors += (await self._parsed(answer, what, None)).children
+                if len(descriptors) > DESCRIPTORS_MAX:
                     break
         except Permanent as fault:
-            if listed or is_index or fault.code not in (ErrorCode.DENIED, ErrorCode.INVALID):
+            if descriptors or is_index or fault.code not in (ErrorCode.DENIED, ErrorCode.INVALID):
                 raise
             return None
-        if len(listed) > DESCRIPTORS_MAX:
+        if len(descriptors) > DESCRIPTORS_MAX:
             raise Permanent(ErrorCode.TOO_LARGE, f"{self}@{digest} has more than {DESCRIPTORS_MAX} referrers")
-        return listed
+        return descriptors
 
     def push_refusal(self, answer: Answer, what: str) -> Fault:
         """The fault for a write that did not succeed, after those that only some writes know."""
@@ -315,12 +315,12 @@ def read_tags(body: bytes, *, most: int) -> list[str]:
     decoded (strings take 20 times what they took on the wire), and `Permanent(registry_unavailable)` for no list."""
     try:
         raw = bytes(msgspec.json.decode(body, type=_TagPage).tags)
-        listed = [] if raw.count(b",") > most else msgspec.json.decode(raw, type=list[str] | None) or []
+        names = [] if raw.count(b",") > most else msgspec.json.decode(raw, type=list[str] | None) or []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, "its list of the tags cannot be read") from None
-    if len(listed) > most or raw.count(b",") > most:
+    if len(names) > most or raw.count(b",") > most:
         raise Permanent(ErrorCode.TOO_LARGE, f"they are more than {TAGS_MAX}")
-    return [tag for tag in listed if is_tag(tag)]
+    return [tag for tag in names if is_tag(tag)]
 
 
 def _described(answer: Answer, name: str) -> Descriptor | None:
