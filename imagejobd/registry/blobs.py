@@ -1,113 +1,51 @@
-"""Byte ranges (RFC 9110 §14), strictly: what is not exactly understood is not spliced into a blob.
+"""Blobs of a repository: read through cuts, stalls and mirrors; put by a mount, one PUT, or PATCHes.
 
-Where an upload goes on: the `Location` of its session, kept to the letter but for the digest added at its end.
-
-Registries write it relative or absolute, with a signed query (`_state=…`), with another port or host, and as http
-behind a proxy that speaks TLS for them. What names the registry itself is reduced to its path and query, so that it
-goes the way of every other request there: same scheme, same trust, same login.
-
-Reading a blob from a repository: every byte once, through cuts and stalls.
-
-The digest is not proved here: whoever reads keeps the running hash, which is what makes resuming safe.
-
-Putting a blob into a repository: mount, or a session with one PUT, or PATCHes where a host is configured so.
+Digests are not proved here: whoever reads keeps the running hash, which is what makes going on after a cut safe.
 """
 
 import asyncio
-import math
-import re
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from enum import StrEnum
-from typing import Literal
+from typing import TypeVar
 
-import msgspec
 from yarl import URL
 
+from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.reference import HUB_HOST
-from imagejobd.registry.address import HUB_API_HOST, exact_url, http_url
 from imagejobd.registry.connection import Connection, Stream
-from imagejobd.registry.errors import refusal
+from imagejobd.registry.errors import codes_of, refusal
+from imagejobd.registry.headers import (
+    parse_content_range,
+    parse_length,
+    parse_upload_range,
+    resolve_location,
+    with_digest,
+)
+from imagejobd.registry.hosts import CHUNK_MIN_BYTES
 from imagejobd.registry.http import Answer
 from imagejobd.registry.limits import PAUSE_MAX_S as HOST_PAUSE_MAX_S
 from imagejobd.registry.manifest import Descriptor
-from imagejobd.registry.repository import Repository, codes_of, is_success, push_refused
+from imagejobd.registry.repository import Repository, is_success
 
-# 2**53 has 16 digits; no blob needs more.
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16})", re.IGNORECASE | re.ASCII)
-
-
-class ByteRange(msgspec.Struct, frozen=True):
-    """The bytes `start` to `end` (inclusive) of `total`."""
-
-    start: int
-    end: int
-    total: int
-
-    def __str__(self) -> str:
-        return f"bytes {self.start}-{self.end}/{self.total}"
-
-
-def parse_content_range(value: str | None) -> ByteRange | None:
-    """A `Content-Range` header; None where there is none, it contradicts itself, or tells no full length."""
-    match = _CONTENT_RANGE.fullmatch(value.strip()) if value is not None else None
-    if match is None:
-        return None
-    start, end, total = (int(part) for part in match.groups())
-    return ByteRange(start, end, total) if start <= end < total else None
-
-
-def range_from(offset: int) -> dict[str, str]:
-    """The request header for everything from `offset` on; none for the whole."""
-    return {"Range": f"bytes={offset}-"} if offset else {}
-
-
-LOCATION_MAX_CHARS = 16 * 1024
-
-_BASE = URL("http://registry.invalid")
-_DEFAULT_PORTS = (80, 443)
-
-
-def resolve_location(location: str, asked: str | URL, host: str) -> str | URL | None:
-    """Where `location`, in the answer to a request to `asked` at the registry `host` (`name[:port]`), points.
-
-    Path and query where that is the registry itself, else an absolute URL; None where it is no usable URL.
-    """
-    if not location or len(location) > LOCATION_MAX_CHARS:
-        return None
-    base = asked if isinstance(asked, URL) else _BASE.join(URL(asked, encoded=True))
-    try:
-        url = http_url(str(base.join(exact_url(location)).with_fragment(None)))
-    except ValueError:
-        return None
-    if url is None or url.user is not None:
-        return None
-    if _is_at(url, _BASE.host or "") or _is_at(url, HUB_API_HOST if host == HUB_HOST else host):
-        return url.raw_path_qs
-    return url
-
-
-def with_digest(target: str | URL, digest: str) -> str | URL:
-    """`target` with `digest` behind whatever its query says."""
-    text = str(target)
-    text += f"{'&' if '?' in text else '?'}digest={digest}"
-    return URL(text, encoded=True) if isinstance(target, URL) else text
-
-
-def _is_at(url: URL, host: str) -> bool:
-    """Whether `url` names `host`; the scheme is of no account, nor is a port that is the scheme's own."""
-    name, port = (url.host_subcomponent or "").lower(), url.port
-    return f"{name}:{port}" == host.lower() or (name == host.lower() and port in _DEFAULT_PORTS)
-
-
-# Tries in a row that bring no byte; with the pauses below they last about eight seconds.
-RESUMES_MAX = 5
-# Tries in all for the same `PROGRESS_MIN_BYTES`: a peer that sends a byte each time has an end, too.
-SLOW_RESUMES_MAX = 50
+# In a row that bring no byte.
+TRIES_MAX = 3
+# For the same `PROGRESS_MIN_BYTES`: a peer that sends a byte each time has an end, too.
+SLOW_TRIES_MAX = 50
 PROGRESS_MIN_BYTES = 1024 * 1024
 PAUSE_FIRST_S = 0.25
 PAUSE_MAX_S = 4.0
+
+UPLOAD_REDIRECTS_MAX = 5
+# A session that will not be used is given back within this time, or left to the registry's own purging.
+GIVE_BACK_MAX_S = 1.0
+CHUNK_MAX_BYTES = 1024**4
+
+# docker-registry takes a form's type for a form, reads the blob as one, and says DIGEST_INVALID.
+_OCTETS = {"Content-Type": "application/octet-stream"}
+F = TypeVar("F", bound=Fault)
+
+_LOST_SESSION = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
 
 
 async def read_blob(
@@ -120,117 +58,81 @@ async def read_blob(
     """The bytes of `blob`, exactly `blob.size` of them, from the first mirror that has it, else the registry itself.
     Whoever finds that they do not have their digest asks again without mirrors, of which one may hold other bytes.
 
-    After a cut it goes on with `Range` from the exact offset and takes only a 206 that starts there and tells the full
-    length; it gives up after several tries without a new byte, or many with few. Raises `Temporary`, at once where the
-    registry asks for a longer pause than a request may wait; `Permanent(not_found | denied)`; and
-    `Permanent(copy_failed)` for a body of another length. Close it (`aclosing`) to end the transfer early.
+    After a cut it goes on from the exact offset: with `Range`, or where the registry knows none by reading once more
+    what has been handed on, and not handing it on again. It gives up after `TRIES_MAX` tries without a new byte, or
+    many with few. Raises `Temporary`, at once where the registry asks for a longer pause than a request may wait;
+    `Permanent(not_found | denied)`; and `Permanent(copy_failed)` for a body of another length. Close it (`aclosing`) to
+    end the transfer early.
     """
-    offset, stamina = 0, _Stamina()
     places = [*(source.connection.mirrors() if use_mirrors else ()), source.connection]
+    offset = mark = fruitless = slow = 0
+    knows_ranges = True
     while offset < blob.size:
+        before = offset
         try:
-            async with aclosing(_rest(places[0], source, blob, offset)) as rest:
+            async with aclosing(_rest(places[0], source, blob, offset, knows_ranges)) as rest:
                 async for chunk in rest:
                     offset += len(chunk)
                     yield chunk
         except Fault as fault:
             if len(places) > 1:
                 del places[0]  # a mirror is a convenience: the registry itself has the say
+                knows_ranges = True
                 continue
-            wait_s = stamina.wait_s(fault, offset)
-            if wait_s is None:
+            fruitless = 0 if offset > before else fruitless + 1
+            if offset - mark >= PROGRESS_MIN_BYTES:
+                mark, slow = offset, 0
+            slow += 1
+            knows_ranges = knows_ranges and not isinstance(fault, _NoRanges)
+            wish_s = fault.retry_after_s or 0.0 if isinstance(fault, Temporary) else HOST_PAUSE_MAX_S + 1
+            if wish_s > HOST_PAUSE_MAX_S or fruitless >= TRIES_MAX or slow > SLOW_TRIES_MAX:
                 raise await places[0].judged(fault) from fault.__cause__
-            await pause(wait_s)
+            await pause(max(wish_s, min(PAUSE_FIRST_S * 2.0**fruitless, PAUSE_MAX_S)))
 
 
 class _NoRanges(Temporary):
     """Only a read from the beginning can help."""
 
 
-class _Stamina:
-    """How often one blob is gone on with."""
-
-    def __init__(self) -> None:
-        self._offset = 0  # where the last try ended
-        self._fruitless = 0
-        self._mark = 0  # an offset, and the tries since
-        self._slow = 0
-
-    def wait_s(self, fault: Fault, offset: int) -> float | None:
-        """Seconds to wait after a try that ended at `offset` with `fault`; None for no further try."""
-        self._fruitless = 1 + (self._fruitless if offset == self._offset else 0)
-        self._offset = offset
-        if offset - self._mark >= PROGRESS_MIN_BYTES:
-            self._mark, self._slow = offset, 0
-        self._slow += 1
-        if isinstance(fault, _NoRanges):
-            return None
-        wish_s = (fault.retry_after_s or 0.0) if isinstance(fault, Temporary) else math.inf
-        if wish_s > HOST_PAUSE_MAX_S or self._fruitless > RESUMES_MAX or self._slow > SLOW_RESUMES_MAX:
-            return None
-        backoff_s: float = min(PAUSE_FIRST_S * 2 ** (self._fruitless - 1), PAUSE_MAX_S)
-        return max(wish_s, backoff_s)
+def _unavailable(kind: type[F], host: str, why: str) -> F:
+    return kind(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
 
 
-async def _rest(place: Connection, source: Repository, blob: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
+async def _rest(
+    place: Connection, source: Repository, blob: Descriptor, offset: int, knows_ranges: bool
+) -> AsyncGenerator[bytes, None]:
     """The bytes of `blob` from `offset` to its end, in one request."""
-    target = f"/v2/{source.path}/blobs/{blob.digest}"
-    async with place.stream(target, scopes=source.scopes, headers=range_from(offset)) as stream:
-        _check(stream, place.site.host, source, blob, offset)
-        left = blob.size - offset
-        async for chunk in stream.chunks():
-            left -= len(chunk)
-            if left < 0:
-                raise _wrong_length(place.site.host, blob, "more")
-            yield chunk
-    if left:
-        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {place.site.host}: blob {blob.digest} ended early")
-
-
-def _check(stream: Stream, host: str, source: Repository, blob: Descriptor, offset: int) -> None:
-    """Refuse an answer that does not bring the bytes from `offset` on."""
-    if stream.status not in (200, 206, 416):
-        wish = stream.headers.get("Retry-After")
-        raise refusal(host, stream.status, what=f"blob {blob.digest} of {source.path}", retry_after=wish)
-    if offset == 0 and stream.status == 200:
-        if _length(stream) not in (None, blob.size):
-            raise _wrong_length(host, blob, "another number of")
-        return
-    found = parse_content_range(stream.headers.get("Content-Range"))
-    if stream.status == 200:
-        # The whole blob again: splicing it would be corruption, and asking once more would not change it.
-        raise _NoRanges(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {host}: blob {blob.digest} was cut, and cannot be gone on with: the registry knows no ranges",
-        )
-    if stream.status != 206 or found is None or (found.start, found.total) != (offset, blob.size):
-        raise Temporary(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {host}: blob {blob.digest} was cut, and cannot be gone on with at byte {offset}",
-        )
-
-
-def _length(stream: Stream) -> int | None:
-    length = stream.headers.get("Content-Length", "")
-    return int(length) if length.isascii() and length.isdigit() and len(length) < 17 else None
-
-
-def _wrong_length(host: str, blob: Descriptor, how_many: str) -> Permanent:
-    return Permanent(
+    headers = {"Range": f"bytes={offset}-"} if offset and knows_ranges else {}
+    too_long = Permanent(
         ErrorCode.COPY_FAILED,
-        f"registry {host}: blob {blob.digest} has {how_many} bytes than the {blob.size} announced",
+        f"registry {place.host}: blob {blob.digest} has another number of bytes than the {blob.size} announced",
     )
+    async with place.stream(f"/v2/{source.path}/blobs/{blob.digest}", scopes=source.scopes, headers=headers) as stream:
+        if stream.status == 200 and parse_length(stream.headers) not in (None, blob.size):
+            raise too_long
+        at = _start(stream, blob, offset)
+        if at is None and headers and stream.status in (206, 400, 416):
+            raise _unavailable(_NoRanges, place.host, f"blob {blob.digest} was cut, and not gone on with at {offset}")
+        if at is None:
+            wish, what = stream.headers.get("Retry-After"), f"blob {blob.digest} of {source.path}"
+            raise refusal(place.host, stream.status, what=what, retry_after=wish)
+        async for chunk in stream.chunks():
+            start, at = at, at + len(chunk)
+            if at > blob.size:
+                raise too_long
+            if at > offset:
+                yield chunk[max(offset - start, 0) :]
+    if at < blob.size:
+        raise _unavailable(Temporary, place.host, f"blob {blob.digest} ended early")
 
 
-# A session that will not be used is given back within this time, or left to the registry's own purging.
-GIVE_BACK_MAX_S = 1.0
-CHUNK_MAX_BYTES = 1024**4
-
-# docker-registry takes a form's type for a form, reads the blob as one, and says DIGEST_INVALID.
-_OCTETS = {"Content-Type": "application/octet-stream"}
-# Of an upload's answers, which have no unit in it (distribution spec, "Pushing a blob in chunks"); some write one.
-_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,16})", re.ASCII)
-_LOST_SESSION = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
+def _start(stream: Stream, blob: Descriptor, offset: int) -> int | None:
+    """Which byte of `blob` the answer begins with: `offset` or one before it. None where it does not say so."""
+    if stream.status == 200:
+        return 0
+    content_range = parse_content_range(stream.headers.get("Content-Range")) if stream.status == 206 else None
+    start, end, total = content_range or (0, -1, 0)
+    return start if start <= offset <= end and total == blob.size else None
 
 
 class Put(StrEnum):
@@ -240,218 +142,202 @@ class Put(StrEnum):
     MOUNTED = "mounted"
 
 
-class _Session(msgspec.Struct):
-    """An open upload; `target` moves with every answer."""
-
-    target: str | URL
-    chunk_min_bytes: int = 0
-
-
-class _Body:
-    """The bytes of a blob on their way, counted: only a blob that was sent whole can have been committed."""
-
-    def __init__(self, body: AsyncIterable[bytes], size_bytes: int) -> None:
-        self._chunks = aiter(body)
-        self._rest = b""
-        self._left_bytes = size_bytes
-
-    @property
-    def is_given(self) -> bool:
-        return self._left_bytes == 0
-
-    async def take(self, max_bytes: int) -> AsyncGenerator[bytes, None]:
-        """The next bytes, at most `max_bytes` of them; fewer only where the body itself ends early."""
-        while max_bytes > 0:
-            chunk: bytes | None = self._rest or await anext(self._chunks, None)
-            if chunk is None:
-                return
-            piece, self._rest = chunk[:max_bytes], chunk[max_bytes:]  # a whole chunk is not copied by this
-            max_bytes -= len(piece)
-            self._left_bytes -= len(piece)
-            yield piece
-
-    async def end(self) -> None:
-        """Let an empty body say what it has to say: what proves its digest may fail at its end only."""
-        async for chunk in self._chunks:
-            if chunk:
-                raise Permanent(ErrorCode.COPY_FAILED, "a blob that should be empty is not")
-
-    async def aclose(self) -> None:
-        if isinstance(self._chunks, AsyncGenerator):
-            await self._chunks.aclose()
+class _TooLarge(Permanent):
+    """The registry, or what is before it, takes no request of this size."""
 
 
 async def put_blob(
     target: Repository, blob: Descriptor, body: Callable[[], AsyncIterable[bytes]], *, mount_from: str | None = None
 ) -> Put:
-    """Upload `blob`; `body` is called once, when bytes are really wanted, and yields exactly `blob.size` of them.
+    """Upload `blob`; `body` is called when bytes are really wanted, and yields exactly `blob.size` of them. It is
+    called again where they have to be sent once more: behind a redirect (307, 308), or in smaller pieces after a 413.
 
     `mount_from` is a repository of the same registry known to hold the blob. The registry's verdict on a PUT that
     failed late is checked by HEAD. Raises what `Connection.send` raises, and `Permanent` for a refusal; whatever
     `body` raises goes through unchanged and leaves nothing committed.
     """
-    session = await _mounted(target, blob, mount_from) if mount_from else None
-    if session is Put.MOUNTED:
+    content = _Content(body, blob.size)
+    answer = await _mounted(target, blob, mount_from) if mount_from else None
+    if answer is not None and answer.status == 201:
+        target.check_digest(answer, blob.digest)
         return Put.MOUNTED
-    upload = session or await _opened(target, blob)
-    try:
-        async with aclosing(_Body(body(), blob.size)) as counted:
-            await _sent(target, blob, upload, counted)
-    except BaseException:
-        await _give_back(target, upload)
-        raise
+    async with aclosing(content):
+        pieces = _piece_sizes(blob.size, target.connection.chunk_bytes)
+        for number, piece_bytes in enumerate(pieces, 1):
+            upload = _Upload(target, blob, content, answer or await _opened(target, blob))
+            answer = None
+            try:
+                await upload.send(piece_bytes)
+                break
+            except BaseException as error:
+                await content.aclose()
+                await uninterrupted(upload.give_back(), grace_s=GIVE_BACK_MAX_S)
+                if not isinstance(error, _TooLarge) or number == len(pieces):
+                    raise
     return Put.SENT
 
 
-async def _mounted(target: Repository, blob: Descriptor, source: str) -> _Session | Literal[Put.MOUNTED] | None:
-    """Mount the blob from the repository `source`; a session where the registry would rather have the bytes, None where
-    it refuses: the Hub and old Quay say 400, and who may push need not be able to pull there."""
-    asked = f"/v2/{target.path}/blobs/uploads/?mount={blob.digest}&from={source}"
-    scopes = (*target.scopes, f"repository:{source}:pull")
+def _piece_sizes(size: int, chunk_bytes: int | None) -> list[int | None]:
+    """The sizes of pieces to try: as configured (None: whole), then halves of that, then quarters."""
+    largest = min(size, chunk_bytes or size)
+    return [chunk_bytes, *(piece for piece in (-(-largest // 2), -(-largest // 4)) if piece >= CHUNK_MIN_BYTES)]
+
+
+async def _mounted(target: Repository, blob: Descriptor, source: str) -> Answer | None:
+    """Mount the blob from the repository `source`: 201, or 202 for a session where the registry would rather have the
+    bytes. None where it refuses: the Hub and old Quay say 400, and who may push need not be able to pull there."""
+    request = f"/v2/{target.path}/blobs/uploads/?mount={blob.digest}&from={source}"
     try:
-        answer = await target.connection.ask("POST", asked, scopes=scopes)
+        answer = await target.connection.ask("POST", request, scopes=(*target.scopes, f"repository:{source}:pull"))
     except Permanent as fault:
         if fault.code is ErrorCode.DENIED:
             return None
         raise
-    if answer.status == 201:
-        target.check_digest(answer, blob.digest)
-        return Put.MOUNTED
-    return _session(target, asked, answer) if answer.status == 202 else None
+    has_session = answer.status == 202 and resolve_location(answer.headers.get("Location", ""), request, target.host)
+    return answer if answer.status == 201 or has_session else None
 
 
-async def _opened(target: Repository, blob: Descriptor) -> _Session:
-    asked = f"/v2/{target.path}/blobs/uploads/"
-    answer = await target.connection.ask("POST", asked, scopes=target.scopes)
+async def _opened(target: Repository, blob: Descriptor) -> Answer:
+    answer = await target.connection.ask("POST", f"/v2/{target.path}/blobs/uploads/", scopes=target.scopes)
     if not is_success(answer):
-        raise push_refused(target.connection, answer, f"pushing blob {blob.digest} to {target.path}")
-    session = _session(target, asked, answer)
-    if session is None:
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {target.host}: it names no usable upload location")
-    return session
+        raise target.push_refusal(answer, f"pushing blob {blob.digest} to {target.path}")
+    return answer
 
 
-def _session(target: Repository, asked: str, answer: Answer) -> _Session | None:
-    location = resolve_location(answer.headers.get("Location", ""), asked, target.host)
-    if location is None:
-        return None
-    minimum = answer.headers.get("OCI-Chunk-Min-Length", "")
-    known = minimum.isascii() and minimum.isdigit() and len(minimum) < 16
-    return _Session(location, min(int(minimum), CHUNK_MAX_BYTES) if known else 0)
+class _Upload:
+    """An open session, which goes on where each answer says."""
 
+    def __init__(self, target: Repository, blob: Descriptor, content: "_Content", opened: Answer) -> None:
+        self._target = target
+        self._blob = blob
+        self._content = content
+        self._location = self._resolved(opened, f"/v2/{target.path}/blobs/uploads/")
+        self._chunk_min_bytes = min(parse_length(opened.headers, "OCI-Chunk-Min-Length") or 0, CHUNK_MAX_BYTES)
 
-async def _sent(target: Repository, blob: Descriptor, upload: _Session, body: _Body) -> None:
-    """Send the blob and see it committed."""
-    if blob.size == 0:
-        await body.end()
-    try:
-        answer = await _answered(target, blob, upload, body)
-    except Temporary as cut:
-        fault: Fault = cut
-    else:
-        if is_success(answer):
-            target.check_digest(answer, blob.digest)
-            return
-        fault = _judged(target, blob, answer)
-    # After the last byte, neither a cut nor a 404 or 5xx says what became of the blob.
-    if not (isinstance(fault, Temporary) and body.is_given and await _is_there(target, blob)):
+    async def send(self, piece_bytes: int | None) -> None:
+        """Send the blob, in pieces or (None) whole, and see it committed."""
+        if self._blob.size == 0:
+            await self._content.end()
+        elif piece_bytes is not None:
+            piece_bytes = max(piece_bytes, self._chunk_min_bytes)
+        try:
+            answer = await self._answer(piece_bytes)
+        except Temporary as cut:
+            fault: Fault = cut
+        else:
+            if is_success(answer):
+                self._target.check_digest(answer, self._blob.digest)
+                return
+            fault = self._refusal(answer, piece_bytes)
+        # After the last byte, neither a cut nor a 404 or 5xx says what became of the blob.
+        if isinstance(fault, Temporary) and self._content.is_given:
+            with suppress(Fault):  # the first one says more
+                if await self._target.has_blob(self._blob.digest, self._blob.size, is_retried=False):
+                    return
         raise fault
 
+    async def give_back(self) -> None:
+        """Delete the session. A failure costs the registry some space for a while, and nobody else."""
+        with suppress(Fault):
+            connection, scopes = self._target.connection, self._target.scopes
+            await connection.ask("DELETE", self._location, scopes=scopes, is_retried=False)
 
-async def _answered(target: Repository, blob: Descriptor, upload: _Session, body: _Body) -> Answer:
-    """The registry's answer to the request that ends the upload, or to the one that did not get so far."""
-    chunk_bytes = target.connection.chunk_bytes
-    if blob.size == 0:
-        return await _committed_empty(target, blob, upload)
-    if chunk_bytes is None:
-        return await _send(target, "PUT", with_digest(upload.target, blob.digest), body, blob.size)
-    return await _sent_in_chunks(target, blob, upload, body, max(chunk_bytes, upload.chunk_min_bytes))
+    async def _answer(self, piece_bytes: int | None) -> Answer:
+        """The registry's answer to the request that ends the upload, or to the one that did not get so far."""
+        if self._blob.size and piece_bytes is None:
+            return await self._send("PUT", with_digest(self._location, self._blob.digest), 0, self._blob.size)
+        for start in range(0, self._blob.size, piece_bytes or 1):
+            size = min(piece_bytes or 1, self._blob.size - start)
+            answer = await self._send("PATCH", self._location, start, size)
+            if not is_success(answer):
+                return answer
+            end = parse_upload_range(answer.headers.get("Range"))
+            if end is not None and end < start + size - 1:
+                raise _unavailable(Temporary, self._target.host, "it kept only a part of a chunk")
+        url = with_digest(self._location, self._blob.digest)
+        return await self._target.connection.ask("PUT", url, scopes=self._target.scopes, headers=_OCTETS)
 
-
-async def _sent_in_chunks(
-    target: Repository, blob: Descriptor, upload: _Session, body: _Body, chunk_bytes: int
-) -> Answer:
-    """PATCH after PATCH, then the empty PUT that commits them; the first answer that is no success ends it."""
-    for start in range(0, blob.size, chunk_bytes):
-        size = min(chunk_bytes, blob.size - start)
-        content_range = {"Content-Range": f"{start}-{start + size - 1}"}
-        answer = await _send(target, "PATCH", upload.target, body, size, content_range)
-        if not is_success(answer):
+    async def _send(self, method: str, url: str | URL, start: int, size: int) -> Answer:
+        """Send so many bytes of the blob, wherever that is redirected to."""
+        send, scopes = self._target.connection.send, self._target.scopes
+        headers = {"Content-Range": f"{start}-{start + size - 1}"} if method == "PATCH" else {}
+        for _ in range(UPLOAD_REDIRECTS_MAX + 1):
+            body = self._content.take(start, size)
+            answer = await send(method, url, body, size_bytes=size, scopes=scopes, headers=headers)
+            if answer.status in (307, 308):
+                url = self._resolved(answer, url)
+                continue
+            if method == "PATCH" and is_success(answer) and "Location" in answer.headers:
+                self._location = self._resolved(answer, url)
             return answer
-        upload.target = _moved(target, upload, answer)
-        kept = _RANGE.fullmatch(answer.headers.get("Range", ""))
-        if kept and int(kept[1]) < start + size - 1:
-            raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {target.host}: it kept only a part of a chunk")
-    return await _committed_empty(target, blob, upload)
+        why = f"it redirects an upload more than {UPLOAD_REDIRECTS_MAX} times"
+        raise _unavailable(Permanent, self._target.host, why)
+
+    def _resolved(self, answer: Answer, request: str | URL) -> str | URL:
+        """Where the upload goes on: every answer may say it anew (`_state` does change)."""
+        location = resolve_location(answer.headers.get("Location", ""), request, self._target.host)
+        if location is None:
+            raise _unavailable(Permanent, self._target.host, "it names no usable upload location")
+        if (
+            isinstance(request, URL)
+            and isinstance(location, URL)
+            and (request.scheme, location.scheme) == ("https", "http")
+        ):
+            raise _unavailable(Permanent, self._target.host, "it leads an upload from TLS to plain HTTP; refused")
+        return location
+
+    def _refusal(self, answer: Answer, piece_bytes: int | None) -> Fault:
+        host, what = self._target.host, f"pushing blob {self._blob.digest} to {self._target.path}"
+        if codes_of(answer.body) & _LOST_SESSION or answer.status in (404, 416):
+            return _unavailable(Temporary, host, f"{what}: it lost the upload")
+        if answer.status == 413:
+            size = min(piece_bytes or self._blob.size, self._blob.size)
+            return _TooLarge(
+                ErrorCode.TOO_LARGE,
+                f"registry {host}: {what}: it limits uploads to less than {size} bytes; "
+                f'set {"a smaller " if self._target.connection.chunk_bytes else ""}chunk_bytes in [registry."{host}"]',
+            )
+        return self._target.push_refusal(answer, what)
 
 
-def _moved(target: Repository, upload: _Session, answer: Answer) -> str | URL:
-    """Where the next request of the upload goes: every answer may say it anew (`_state` does change)."""
-    location = answer.headers.get("Location")
-    moved = resolve_location(location, upload.target, target.host) if location else upload.target
-    if moved is None:
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {target.host}: it moves an upload to no usable URL")
-    return moved
+class _Content:
+    """The bytes of a blob from any offset: read on from where they were left, else once more from the first."""
 
+    def __init__(self, body: Callable[[], AsyncIterable[bytes]], size_bytes: int) -> None:
+        self._body = body
+        self._size_bytes = size_bytes
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._offset = 0
+        self._unread = b""
 
-async def _send(
-    target: Repository,
-    method: str,
-    url: str | URL,
-    body: _Body,
-    size: int,
-    headers: dict[str, str] = {},  # noqa: B006
-) -> Answer:
-    return await target.connection.send(
-        method, url, body.take(size), size_bytes=size, scopes=target.scopes, headers={**_OCTETS, **headers}
-    )
+    @property
+    def is_given(self) -> bool:
+        """Whether the last byte was taken: only a blob that was sent whole can have been committed."""
+        return self._offset == self._size_bytes
 
+    async def take(self, start: int, size: int) -> AsyncGenerator[bytes, None]:
+        """So many bytes from `start` on; fewer only where the body itself ends early."""
+        if self._chunks is None or self._offset > start:
+            await self.aclose()
+            self._chunks, self._offset, self._unread = aiter(self._body()), 0, b""
+        while self._offset < start + size:
+            chunk: bytes | None = self._unread or await anext(self._chunks, None)
+            if chunk is None:
+                return
+            end = start if self._offset < start else start + size
+            piece, self._unread = chunk[: end - self._offset], chunk[end - self._offset :]  # no copy of a whole chunk
+            self._offset += len(piece)
+            if self._offset > start:
+                yield piece
 
-async def _committed_empty(target: Repository, blob: Descriptor, upload: _Session) -> Answer:
-    """The PUT without bytes of its own."""
-    url = with_digest(upload.target, blob.digest)
-    return await target.connection.ask("PUT", url, scopes=target.scopes, headers=_OCTETS)
+    async def end(self) -> None:
+        """Let an empty body say what it has to say: what proves its digest may fail at its end only."""
+        self._chunks = aiter(self._body())
+        async for chunk in self._chunks:
+            if chunk:
+                raise Permanent(ErrorCode.COPY_FAILED, "a blob that should be empty is not")
 
-
-def _judged(target: Repository, blob: Descriptor, answer: Answer) -> Fault:
-    what = f"pushing blob {blob.digest} to {target.path}"
-    codes = codes_of(answer.body)
-    if codes & _LOST_SESSION or answer.status in (404, 416):
-        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {target.host}: {what}: it lost the upload")
-    if answer.status == 413:
-        return Permanent(
-            ErrorCode.TOO_LARGE,
-            f"registry {target.host}: {what}: it limits uploads to less than {blob.size} bytes; "
-            f'set {"a smaller " if target.connection.chunk_bytes else ""}chunk_bytes in [registry."{target.host}"]',
-        )
-    return push_refused(target.connection, answer, what)
-
-
-async def _is_there(target: Repository, blob: Descriptor) -> bool:
-    try:
-        return await target.has_blob(blob.digest)
-    except Fault:
-        return False  # the first fault says more
-
-
-async def _give_back(target: Repository, upload: _Session) -> None:
-    """Delete a session that nobody will use, even where the copy is given up once more meanwhile: that then goes on."""
-    giving = asyncio.create_task(_delete(target, upload))
-    cancelled: asyncio.CancelledError | None = None
-    while not giving.done():
-        try:
-            await asyncio.wait({giving})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    giving.result()
-
-
-async def _delete(target: Repository, upload: _Session) -> None:
-    """A failure costs the registry some space for a while, and nobody else."""
-    try:
-        async with asyncio.timeout(GIVE_BACK_MAX_S):
-            await target.connection.ask("DELETE", upload.target, scopes=target.scopes)
-    except (Fault, TimeoutError):
-        pass
+    async def aclose(self) -> None:
+        chunks, self._chunks = self._chunks, None
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()

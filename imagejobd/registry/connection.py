@@ -386,18 +386,19 @@ class Connection:
         headers: Mapping[str, str] = {},
         content: bytes = b"",
         body_max_bytes: int = ERROR_MAX_BYTES,
+        is_retried: bool = True,
     ) -> Answer:
-        """A small request and its whole answer, on the lane for small ones."""
+        """A small request and its whole answer, on the lane for small ones. Without `is_retried` it is made once."""
         request = Request(method, target, scopes, headers)
         persistence = RetryBudget(self._timing)
         while True:
             try:
                 answer = await self._ask(request, content, body_max_bytes, persistence)
-                wait_s = self._wait_s(answer, persistence)
+                wait_s = self._wait_s(answer, persistence) if is_retried else None
                 if wait_s is None:
                     return answer
             except Temporary as fault:
-                wait_s = None if fault.peer else persistence.wait_s(fault.retry_after_s)
+                wait_s = None if fault.peer or not is_retried else persistence.wait_s(fault.retry_after_s)
                 if wait_s is None:
                     raise await self.judged(fault) from fault.__cause__
             await self._timing.sleep(wait_s)
@@ -426,7 +427,8 @@ class Connection:
         """PUT or PATCH a large body with its Content-Length; one attempt, because a body cannot be played twice.
 
         Raises `Temporary` when the peer takes no byte for the idle time-out. An answer that comes before the body's
-        end is returned, and the body is not read further.
+        end is returned, and the body is not read further. So is a redirect that keeps the body (307, 308): to follow it
+        takes the body once more.
         """
         outgoing = Outgoing(body, size_bytes)
         try:
@@ -510,7 +512,7 @@ class _Body:
 
 def _check_upload(host: str, answer: Answer, outgoing: Outgoing) -> None:
     """Refuse what an upload cannot be answered with."""
-    if 300 <= answer.status < 400:
+    if 300 <= answer.status < 400 and answer.status not in (307, 308):
         raise Permanent(
             ErrorCode.REGISTRY_UNAVAILABLE,
             f"registry {host}: it redirects an upload ({answer.status}), which is not followed",

@@ -1,6 +1,6 @@
-"""Descriptors (OCI image spec, "descriptor.md"): what a manifest says of the content it refers to.
+"""Manifests (OCI image spec): raw bytes as they arrived, their digest, and what they refer to.
 
-Manifests: raw bytes as they arrived, their digest, and what they refer to. Bytes are never changed by reading them.
+The bytes that arrive are the bytes that are pushed: reading changes nothing.
 
 Refuses, with the reason: schema 1, bad JSON, more than `MANIFEST_MAX_BYTES` or `COMMAS_MAX`, more than
 `DESCRIPTORS_MAX` entries or `ANNOTATIONS_MAX` annotations of them, a media type that contradicts the content, digests
@@ -11,8 +11,7 @@ blobs.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -28,6 +27,7 @@ SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+_IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 # docker-registry answers 404 for a manifest of a type that the client does not accept: so all, always. Schema 1 is
 # among them to be refused by name.
 MANIFEST_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, SCHEMA1_SIGNED, SCHEMA1)
@@ -72,26 +72,12 @@ COMMAS_MAX = 100_000
 ANNOTATIONS_MAX = 20_000
 # What JSON numbers hold exactly everywhere; far more than any registry takes.
 SIZE_MAX_BYTES = 2**53
-SHOWN_MAX_CHARS = 80
+QUOTE_MAX_CHARS = 80
 
 # RFC 6838 §4.2; it becomes a header again when the manifest is pushed.
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 # Said by servers that know nothing of the content: no contradiction to anything.
 _GENERIC_TYPES = frozenset({"application/json", "application/octet-stream", "text/plain", "binary/octet-stream"})
-
-
-class _Kind(StrEnum):
-    INDEX = "index"
-    MANIFEST = "manifest"
-
-
-_NOTHING = msgspec.Raw(b"null")
-
-
-class _Platform(msgspec.Struct):
-    os: str | None = None
-    architecture: str | None = None
-    variant: str | None = None
 
 
 class _Entry(msgspec.Struct, rename="camel"):
@@ -108,7 +94,7 @@ class _Child(_Entry, rename="camel"):
 
     artifact_type: str | None = None
     annotations: dict[str, str] | None = None
-    platform: _Platform | None = None
+    platform: Platform | None = None
 
 
 class _Body(msgspec.Struct, rename="camel"):
@@ -122,7 +108,11 @@ class _Body(msgspec.Struct, rename="camel"):
     blobs: list[_Entry] | None = None
     manifests: list[_Child] | None = None
     subject: _Entry | None = None
-    fs_layers: msgspec.Raw = _NOTHING
+    fs_layers: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def is_schema1(self) -> bool:
+        return self.schema_version == 1 or bytes(self.fs_layers) != b"null"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,134 +150,115 @@ def parse_manifest(raw: bytes, content_type: str, *, expected_digest: str | None
     if len(raw) > MANIFEST_MAX_BYTES:
         raise Permanent(ErrorCode.TOO_LARGE, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
     digest = _proved_digest(raw, expected_digest)
-    if raw.count(b",") > COMMAS_MAX:
-        raise Permanent(ErrorCode.TOO_LARGE, f"manifest {digest}: it has more than {COMMAS_MAX} members")
-    sent_as = media_type_of(content_type)
-    body = _decode(raw, digest)
-    _refuse_schema1(body, sent_as, digest)
-    kind = _shape(body, sent_as, digest)
-    media_type = _media_type(body, sent_as, kind, digest)
-    children = body.manifests or []
-    blobs = [*([body.config] if body.config else []), *(body.layers or body.blobs or [])]
-    _check_entries(children, blobs, digest)
-    return Manifest(
-        raw=raw,
-        digest=digest,
-        media_type=media_type,
-        children=tuple(_child(entry, digest) for entry in children),
-        blobs=tuple(_blob(entry, digest) for entry in blobs),
-    )
+    try:
+        return _read(raw, digest, media_type_of(content_type))
+    except Permanent as fault:
+        raise fault.with_message(f"manifest {digest}: {fault.message}") from None
 
 
 def _proved_digest(raw: bytes, expected: str | None) -> str:
     if expected is None:
         return digest_of(raw)
     if not is_digest(expected):
-        raise invalid(f"{_shown(expected)} is not a digest that can be verified (sha256 or sha512)")
+        raise invalid(f"{_quoted(expected)} is not a digest that can be verified (sha256 or sha512)")
     digest = digest_of(raw, expected.partition(":")[0])
     if digest != expected:
         raise Permanent(ErrorCode.COPY_FAILED, f"the manifest is corrupt: its digest is {digest} instead of {expected}")
     return digest
 
 
-def _decode(raw: bytes, digest: str) -> _Body:
+def _read(raw: bytes, digest: str, sent_as: str) -> Manifest:
+    if raw.count(b",") > COMMAS_MAX:
+        raise Permanent(ErrorCode.TOO_LARGE, f"it has more than {COMMAS_MAX} members")
+    body = _decode(raw)
+    if body.is_schema1 or (body.media_type or sent_as) in (SCHEMA1, SCHEMA1_SIGNED):
+        raise invalid(
+            "it is of Docker's schema 1, which registries have given up; "
+            "push the image again with a current tool (docker 1.10 or later, podman, buildah, skopeo)"
+        )
+    children = body.manifests or []
+    blobs = [*([body.config] if body.config else []), *(body.layers or body.blobs or [])]
+    entries = len(children) + len(blobs)
+    if entries > DESCRIPTORS_MAX:
+        raise invalid(f"it has {entries} entries; the limit is {DESCRIPTORS_MAX}")
+    annotations = sum(len(child.annotations or ()) for child in children)
+    if annotations > ANNOTATIONS_MAX:
+        raise invalid(f"its entries have {annotations} annotations; the limit is {ANNOTATIONS_MAX}")
+    return Manifest(
+        raw=raw,
+        digest=digest,
+        media_type=_media_type(body, sent_as, is_index=_is_index(body, sent_as)),
+        children=tuple(_descriptor(child) for child in children),
+        blobs=tuple(_descriptor(blob) for blob in blobs),
+    )
+
+
+def _decode(raw: bytes) -> _Body:
     try:
         return msgspec.json.decode(raw, type=_Body)
     except RecursionError:
         reason = "its JSON is nested too deeply"
     except msgspec.ValidationError as error:
-        reason = f"{_shown(str(error), max_chars=200)}"
+        reason = _quoted(str(error), max_chars=200)
     except (msgspec.DecodeError, UnicodeDecodeError):
         reason = "it is not valid JSON"
-    raise invalid(f"manifest {digest}: {reason}")
+    raise invalid(reason)
 
 
-def _refuse_schema1(body: _Body, sent_as: str, digest: str) -> None:
-    told = body.media_type or sent_as
-    if told in (SCHEMA1, SCHEMA1_SIGNED) or body.schema_version == 1 or bytes(body.fs_layers) != b"null":
-        raise invalid(
-            f"manifest {digest}: it is of Docker's schema 1, which registries have given up; "
-            "push the image again with a current tool (docker 1.10 or later, podman, buildah, skopeo)"
-        )
-
-
-def _shape(body: _Body, sent_as: str, digest: str) -> _Kind:
+def _is_index(body: _Body, sent_as: str) -> bool:
     """What the content is. One that could be read as both kinds is the attack of CVE-2021-41190."""
     is_index = body.manifests is not None
-    is_manifest = any(part is not None for part in (body.config, body.layers, body.blobs))
-    if is_index and is_manifest:
-        raise invalid(f"manifest {digest}: it lists both manifests and layers, so its media type is a lie")
-    if is_index or is_manifest:
-        return _Kind.INDEX if is_index else _Kind.MANIFEST
+    is_image = any(part is not None for part in (body.config, body.layers, body.blobs))
+    if is_index and is_image:
+        raise invalid("it lists both manifests and layers, so its media type is a lie")
+    if is_index or is_image:
+        return is_index
     # Go writes null for an empty list: known types may be without.
-    kind = _kind(body.media_type or sent_as)
-    if kind is _Kind.INDEX or (body.subject is not None and body.artifact_type):
-        return kind or _Kind.MANIFEST
-    raise invalid(f"manifest {digest}: it has neither a config nor layers, blobs or manifests")
+    if _promises_index(body.media_type or sent_as):
+        return True
+    if body.subject is not None and body.artifact_type:
+        return False
+    raise invalid("it has neither a config nor layers, blobs or manifests")
 
 
-def _media_type(body: _Body, sent_as: str, kind: _Kind, digest: str) -> str:
+def _media_type(body: _Body, sent_as: str, *, is_index: bool) -> str:
     """The type that the bytes are pushed as: what the body says of itself, else what the registry sent them as."""
     if body.media_type and not _MEDIA_TYPE.fullmatch(body.media_type):
-        raise invalid(f"manifest {digest}: its mediaType {_shown(body.media_type)} is no media type")
-    for told in (body.media_type, sent_as):
-        if told and _kind(told) not in (None, kind):
-            lists = "manifests" if kind is _Kind.INDEX else "layers"
-            raise invalid(f"manifest {digest}: its media type {_shown(told)} is a lie: it lists {lists}")
+        raise invalid(f"its mediaType {_quoted(body.media_type)} is no media type")
+    for media_type in filter(None, (body.media_type, sent_as)):
+        if _promises_index(media_type) is (not is_index):
+            lists = "manifests" if is_index else "layers"
+            raise invalid(f"its media type {_quoted(media_type)} is a lie: it lists {lists}")
     if body.media_type:
         return body.media_type
     if sent_as and sent_as not in _GENERIC_TYPES:
         return sent_as
     # Docker's types always name themselves; OCI's need not.
-    return OCI_INDEX if kind is _Kind.INDEX else OCI_MANIFEST
+    return OCI_INDEX if is_index else OCI_MANIFEST
 
 
-def _kind(media_type: str) -> _Kind | None:
-    """The kind that a media type promises; None for types that are not known here."""
-    if media_type.lower() in INDEX_TYPES:
-        return _Kind.INDEX
-    return _Kind.MANIFEST if media_type.lower() in (OCI_MANIFEST, DOCKER_MANIFEST) else None
+def _promises_index(media_type: str) -> bool | None:
+    """Whether a media type promises an index; None for types that are not known here."""
+    known = media_type.lower()
+    return known in INDEX_TYPES if known in INDEX_TYPES | _IMAGE_TYPES else None
 
 
-def _check_entries(children: Sequence[_Child], blobs: Sequence[_Entry], digest: str) -> None:
-    entries = len(children) + len(blobs)
-    if entries > DESCRIPTORS_MAX:
-        raise invalid(f"manifest {digest}: it has {entries} entries; the limit is {DESCRIPTORS_MAX}")
-    annotations = sum(len(child.annotations or ()) for child in children)
-    if annotations > ANNOTATIONS_MAX:
-        raise invalid(f"manifest {digest}: its entries have {annotations} annotations; the limit is {ANNOTATIONS_MAX}")
-
-
-def _blob(entry: _Entry, digest: str) -> Descriptor:
-    return Descriptor(
-        digest=_digest_in(entry, digest),
-        size=entry.size,
-        media_type=entry.media_type or "",
-        urls=entry.urls or (),
-    )
-
-
-def _child(entry: _Child, digest: str) -> Descriptor:
-    platform = entry.platform
-    return Descriptor(
-        digest=_digest_in(entry, digest),
-        size=entry.size,
-        media_type=entry.media_type or "",
-        artifact_type=entry.artifact_type or "",
-        urls=entry.urls or (),
-        annotations=entry.annotations or {},
-        platform=Platform(platform.os or "", platform.architecture or "", platform.variant or "") if platform else None,
-    )
-
-
-def _digest_in(entry: _Entry, digest: str) -> str:
+def _descriptor(entry: _Entry) -> Descriptor:
     if not is_digest(entry.digest):
-        raise invalid(
-            f"manifest {digest}: {_shown(entry.digest)} is not a digest that can be verified (sha256, sha512)"
-        )
-    return entry.digest
+        raise invalid(f"{_quoted(entry.digest)} is not a digest that can be verified (sha256, sha512)")
+    descriptor = Descriptor(
+        digest=entry.digest, size=entry.size, media_type=entry.media_type or "", urls=entry.urls or ()
+    )
+    if not isinstance(entry, _Child):
+        return descriptor
+    return msgspec.structs.replace(
+        descriptor,
+        artifact_type=entry.artifact_type or "",
+        annotations=entry.annotations or {},
+        platform=entry.platform,
+    )
 
 
-def _shown(text: str, *, max_chars: int = SHOWN_MAX_CHARS) -> str:
+def _quoted(text: str, *, max_chars: int = QUOTE_MAX_CHARS) -> str:
     """A peer's words on one bounded line."""
     return repr(text[:max_chars]) + ("…" if len(text) > max_chars else "")

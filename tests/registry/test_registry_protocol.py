@@ -13,6 +13,7 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
+from imagejobd.registry.limits import TRIES_MAX
 from imagejobd.registry.manifest import MANIFEST_MAX_BYTES
 
 PASSWORD = "correct-horse"
@@ -191,19 +192,19 @@ async def test_egress_holds_for_the_registry_itself(fake: FakeRegistry) -> None:
     assert fake.seen == []
 
 
-@pytest.mark.parametrize(("failures", "is_found"), [(1, True), (3, True), (4, False)])
+@pytest.mark.parametrize(("failures", "is_there"), [(1, True), (TRIES_MAX - 1, True), (TRIES_MAX, False)])
 async def test_a_moment_of_5xx_is_outlived(
-    fake: FakeRegistry, client: RegistryClient, failures: int, is_found: bool
+    fake: FakeRegistry, client: RegistryClient, failures: int, is_there: bool
 ) -> None:
-    """A HEAD that fails in the registry is repeated a few times; what fails still is told."""
-    answers = [web.Response(status=500) for _ in range(failures)]
+    """A HEAD that fails in the registry is repeated a few times; what fails still is said."""
+    answers = [web.Response(status=502) for _ in range(failures)]
     fake.on_manifest = lambda _: answers.pop() if answers else manifest()
-    if is_found:
+    if is_there:
         assert await client.head_manifest(app(fake), None) == DIGEST
     else:
-        with pytest.raises(Temporary, match="500"):
+        with pytest.raises(Temporary, match="502"):
             await client.head_manifest(app(fake), None)
-    assert len(fake.seen) == min(failures + 1, 4)
+    assert len(fake.seen) == min(failures + 1, TRIES_MAX)
 
 
 async def test_a_registry_that_names_a_late_time_is_not_asked_sooner(

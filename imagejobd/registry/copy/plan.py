@@ -97,7 +97,7 @@ async def plan(tree: Tree, tops: Sequence[Descriptor], state: TargetState) -> No
         await bounded(children, lambda child: visit(child, depth + 1), at_once=ASKED_AT_ONCE)
 
     async def ask(blob: Descriptor) -> None:
-        if not state.is_distrusted and await state.repository.has_blob(blob.digest):
+        if not state.is_distrusted and await state.repository.has_blob(blob.digest, blob.size):
             state.count(blob, "skipped_bytes")
 
     for top in tops:

@@ -192,7 +192,7 @@ class BlobTransfers:
 
     async def _bring(self, state: TargetState, blob: Descriptor, cursor: Cursor | None) -> None:
         try:
-            if cursor is None and not state.is_distrusted and await state.repository.has_blob(blob.digest):
+            if cursor is None and not state.is_distrusted and await state.repository.has_blob(blob.digest, blob.size):
                 state.count(blob, "skipped_bytes")
             else:
                 put = await _Upload(self, state, blob, cursor).run()

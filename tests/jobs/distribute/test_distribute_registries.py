@@ -206,7 +206,10 @@ async def test_bytes_of_progress_are_never_nonsense(
     put_image(target, "d/elsewhere", "1", layers=(8_000_000,))
     with Registry() as liar, FaultProxy(target.host) as cutting, FaultProxy(liar.host) as lying:
         cutting.add("PUT", ".*/blobs/uploads/.*", CutRequest(1_000_000), times=2)
-        lying.add("HEAD", ".*/blobs/.*", Answer(200, {"Content-Length": "1"}), times=None)
+        for digest in image.blobs:
+            with registry.request("HEAD", f"/v2/d/bytes/blobs/{digest}") as answer:
+                said = Answer(200, {"Content-Length": answer.headers["Content-Length"]})
+            lying.add("HEAD", f".*/blobs/{digest}", said, times=None)
         spec = spec_of(registry, target, image="d/bytes")
         spec["targets"] = [{"endpoint": proxy.host, "image": "d/c"} for proxy in (cutting, lying)]
         spec["targets"].append({"endpoint": target.host})

@@ -176,7 +176,9 @@ async def test_lying_head(
     desk: Desk, registry: Registry, watched: FaultProxy, targets: list[Registry], image: Image
 ) -> None:
     """What a target says it has and has not is sent after all: that, and nothing else again."""
-    watched.add("HEAD", f"/v2/.*/blobs/{image.layers[0]}", Answer(200, {"Content-Length": "10"}), times=None)
+    with registry.request("HEAD", f"/v2/team/app/blobs/{image.layers[0]}") as answer:
+        length = answer.headers["Content-Length"]
+    watched.add("HEAD", f"/v2/.*/blobs/{image.layers[0]}", Answer(200, {"Content-Length": length}), times=None)
     (outcome,) = await desk.copy(desk.at(registry.host, "team/app"), "1", desk.to(watched.host))
     assert outcome.fault is None
     assert targets[0].manifest("team/app", "1") == registry.manifest("team/app", "1")

@@ -14,7 +14,7 @@ from harness.services import require
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.registry import blobs
-from imagejobd.registry.blobs import RESUMES_MAX, SLOW_RESUMES_MAX, read_blob
+from imagejobd.registry.blobs import SLOW_TRIES_MAX, TRIES_MAX, read_blob
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.hosts import RegistryHost
 from imagejobd.registry.manifest import Descriptor
@@ -84,7 +84,7 @@ async def test_stall_in_mid_blob(proxy: FaultProxy, blob: Descriptor) -> None:
 
 async def test_many_cuts_with_progress(proxy: FaultProxy, client: RegistryClient, blob: Descriptor) -> None:
     """As long as bytes come, it goes on, also where there are many cuts in a large blob."""
-    for _ in range(3 * RESUMES_MAX):
+    for _ in range(5 * TRIES_MAX):
         proxy.add("GET", BLOBS, CutResponse(1000))
     assert await read(client, proxy.host, blob) == CONTENT
 
@@ -94,8 +94,8 @@ async def test_one_byte_at_a_time(proxy: FaultProxy, client: RegistryClient, blo
     proxy.add("GET", BLOBS, CutResponse(1), times=None)
     got, fault = await read_until_fault(client, proxy.host, blob)
     assert isinstance(fault, Temporary)
-    assert got == CONTENT[: SLOW_RESUMES_MAX + 1]
-    assert proxy.count("GET", BLOBS) == SLOW_RESUMES_MAX + 1
+    assert got == CONTENT[: SLOW_TRIES_MAX + 1]
+    assert proxy.count("GET", BLOBS) == SLOW_TRIES_MAX + 1
 
 
 async def test_large_blob_in_small_pieces(
@@ -106,7 +106,7 @@ async def test_large_blob_in_small_pieces(
     blob = put_blob(registry, "down/one", CONTENT)
     proxy.add("GET", BLOBS, CutResponse(10_000), times=SIZE // 10_000)
     assert await read(client, proxy.host, blob) == CONTENT
-    assert proxy.count("GET", BLOBS) > SLOW_RESUMES_MAX + 1
+    assert proxy.count("GET", BLOBS) > SLOW_TRIES_MAX + 1
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -133,7 +133,7 @@ async def test_wish_for_a_short_pause(proxy: FaultProxy, client: RegistryClient,
 
 
 async def test_no_progress(proxy: FaultProxy, client: RegistryClient, blob: Descriptor) -> None:
-    """Several tries in a row without a byte are enough; the pauses between them grow."""
+    """Three tries in a row without a byte are enough; the pauses between them grow."""
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -145,33 +145,52 @@ async def test_no_progress(proxy: FaultProxy, client: RegistryClient, blob: Desc
     with pytest.raises(Temporary) as given_up:
         await drained(read_blob(source, blob, pause=pause))
     assert given_up.value.code is ErrorCode.REGISTRY_UNAVAILABLE
-    assert len(pauses) == RESUMES_MAX
-    assert pauses == sorted(pauses)
+    assert len(pauses) == TRIES_MAX
+    assert pauses == sorted(set(pauses))
 
 
-OTHERS = [
+WITHOUT_RANGES = [
     DropRequestHeader("Range"),
-    Answer(200, {}, CONTENT),
-    Answer(200, {"Content-Range": f"bytes 1000-{SIZE - 1}/{SIZE}"}, CONTENT),
+    Answer(400),
     Answer(416),
     Answer(206, {}, CONTENT[1000:]),
-    Answer(206, {"Content-Range": f"bytes 999-{SIZE - 1}/{SIZE}"}, CONTENT[999:]),
+    Answer(206, {"Content-Range": f"bytes 1001-{SIZE - 1}/{SIZE}"}, CONTENT[1001:]),
     Answer(206, {"Content-Range": f"bytes 1000-{SIZE - 1}/*"}, CONTENT[1000:]),
     Answer(206, {"Content-Range": f"bytes 1000-{SIZE}/{SIZE + 1}"}, CONTENT[1000:] + b"x"),
-    Answer(503),
 ]
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=range(len(OTHERS)))
-async def test_never_spliced(
+@pytest.mark.parametrize("other", WITHOUT_RANGES, ids=range(len(WITHOUT_RANGES)))
+async def test_registry_without_ranges(
     proxy: FaultProxy, client: RegistryClient, blob: Descriptor, other: Answer | DropRequestHeader
 ) -> None:
-    """Anything but a 206 with this start and this full length is not joined to what was read before."""
+    """Where a range is refused or not exactly what was asked for, the blob is read again from its first byte, through
+    another cut, too; what was handed on before is not handed on twice."""
     proxy.add("GET", BLOBS, CutResponse(1000))
-    proxy.add("GET", BLOBS, other, times=None)
+    proxy.add("GET", BLOBS, other)
+    if not isinstance(other, DropRequestHeader):
+        proxy.add("GET", BLOBS, CutResponse(500_000))
+        proxy.add("GET", BLOBS, CutResponse(3))
+    assert await read(client, proxy.host, blob) == CONTENT
+    assert ranges(proxy)[2:] == ([] if isinstance(other, DropRequestHeader) else [None] * 3)
+
+
+async def test_range_that_begins_earlier(proxy: FaultProxy, client: RegistryClient, blob: Descriptor) -> None:
+    """Of a part that begins before the byte that was asked for, what is known already is passed over."""
+    proxy.add("GET", BLOBS, CutResponse(1000))
+    proxy.add("GET", BLOBS, Answer(206, {"Content-Range": f"bytes 900-{SIZE - 1}/{SIZE}"}, CONTENT[900:]))
+    assert await read(client, proxy.host, blob) == CONTENT
+
+
+@pytest.mark.parametrize("answer", [Answer(400), Answer(416), Answer(206, {}, CONTENT[1000:]), Answer(503)])
+async def test_never_spliced(proxy: FaultProxy, client: RegistryClient, blob: Descriptor, answer: Answer) -> None:
+    """What does not say which bytes it brings is not joined to what was read before, and has an end."""
+    proxy.add("GET", BLOBS, CutResponse(1000))
+    proxy.add("GET", BLOBS, answer, times=None)
     got, fault = await read_until_fault(client, proxy.host, blob)
-    assert isinstance(fault, Temporary)
+    assert isinstance(fault, Fault)
     assert got == CONTENT[:1000]
+    assert proxy.count("GET", BLOBS) <= 1 + TRIES_MAX
 
 
 @pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1])
@@ -215,7 +234,7 @@ async def test_redirected_to_storage() -> None:
         blob = put_blob(registry, "down/one", CONTENT)
         async with RegistryClient({}, Egress(), timing=HASTE) as client:
             source = reader(client, registry.host, "down/one")
-            assert await source.has_blob(blob.digest)
+            assert await source.has_blob(blob.digest, blob.size)
             assert await drained(read_blob(source, blob, pause=no_wait)) == CONTENT
     assert {seen.method for seen in storage.requests} == {"HEAD", "GET"}
 
