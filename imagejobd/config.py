@@ -29,7 +29,10 @@ DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
 # Keys of earlier versions, and what takes their place.
-REMOVED_KEYS = {"limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)"}
+REMOVED_KEYS = {
+    "limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)",
+    "kinds.distribute.copy_timeout_s": "a copy takes as long as it makes progress; remove the key",
+}
 
 
 class ConfigError(Exception):
