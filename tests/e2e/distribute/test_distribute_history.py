@@ -4,7 +4,8 @@ from harness.distribute_box import DistributeBox, registry_of, source, target
 from harness.images import put_image
 from harness.registry import Registry
 
-COPIES = "SELECT source, endpoint, image, tags, sent_bytes, seconds, outcome, error FROM copy_history WHERE uuid = ? ORDER BY image"
+COLUMNS = "source, endpoint, image, tags, sent_bytes, seconds, outcome, error"
+COPIES = f"SELECT {COLUMNS} FROM copy_history WHERE uuid = ? ORDER BY image"
 JOBS = "SELECT kind, state, image FROM job_history WHERE uuid = ?"
 
 
