@@ -33,6 +33,8 @@ PRIORITY_MIN, PRIORITY_MAX = -100, 100
 LABELS_MAX = 32
 LABEL_MAX_CHARS = 256
 IDEMPOTENCY_KEY_MAX_CHARS = 255
+# Of the error of one push; a job may have thousands.
+PUSH_ERROR_MAX_CHARS = 400
 # What names the person behind a token best comes first.
 PERSON_CLAIMS = ("email", "name", "sub", "azp")
 
@@ -249,8 +251,8 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     job built; `source_digest` what that name pointed at, with platforms another one than `digest`, the target's.
     `tags` says of each tag, or digest, what became of it. Bytes are those of blobs, None where nobody tells them.
 
-    With an `error` (without secrets) it is not done; `is_final` says that trying again cannot help. `tries` counts the
-    attempts that tried it: 0 where the target was known to be down before.
+    With an `error`, one line without secrets, it is not done; `is_final` says that trying again cannot help. `tries`
+    counts the attempts that tried it: 0 where the target was known to be down before.
     """
 
     image: int

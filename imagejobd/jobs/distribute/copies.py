@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -41,7 +40,6 @@ FAILURES_IN_A_ROW_MAX = 2
 ENDPOINTS_NAMED_MAX = 3
 
 TICK_S = 0.25
-SAVE_EVERY_TICKS = 2
 NOTE_EVERY_TICKS = 8
 # After so many the notes become half as frequent, again and again: a day of copying is some hundred of them.
 NOTES_PER_PACE = 100
@@ -105,13 +103,6 @@ class Registries:
         return self._connections[key]
 
 
-class Outage(NamedTuple):
-    """Why a target is left out, without secrets, and what the rest of its copies wait for."""
-
-    error: str
-    wait: Wait
-
-
 class Reporter:
     """Writes what happens in one attempt to the store: log, history, progress, and how each copy ended.
 
@@ -143,13 +134,13 @@ class Reporter:
         self._lines.append(f"{push.source} to {endpoint} {push.repository}: {summary}\n")
         return push
 
-    def postpone(self, number: int, target: int, outage: Outage) -> None:
+    def postpone(self, number: int, target: int, error: str, wait: Wait) -> None:
         """A copy is left to the next attempt. Of thousands each would be a line that says the same: one is logged."""
-        self._table.postpone(number, target, outage.error, outage.wait)
+        self._table.postpone(number, target, error, wait)
         if target not in self._postponed_targets:
             self._postponed_targets.add(target)
             endpoint = self._table.spec.targets[target].endpoint
-            self._lines.append(f"{endpoint}: the other images wait for the next attempt: {outage.error}\n")
+            self._lines.append(f"{endpoint}: the other images wait for the next attempt: {error}\n")
 
     async def run(self) -> None:
         """Write what has gathered, again and again, and after `stop` the rest. Raises what the store raises.
@@ -164,18 +155,15 @@ class Reporter:
                     break
             ticks += 1
             await self._write()
-            if ticks % SAVE_EVERY_TICKS == 0:
-                await self._save()
             if ticks % self._ticks_per_note == 0:
                 await self._note_progress()
         await self._write()
-        await self._save()
 
     def stop(self) -> None:
         self._stopped.set()
 
     async def _write(self) -> None:
-        """Progress and log, which may be behind by a tick or two after a crash."""
+        """Progress and log, which a crash may leave a tick or two behind, and what a later attempt goes on from."""
         progress = self._table.progress()
         if progress != self._progress:
             self._progress = progress
@@ -185,9 +173,6 @@ class Reporter:
         lines, self._lines = self._lines, []
         if lines:
             await self._ctx.log("".join(lines))
-
-    async def _save(self) -> None:
-        """What a later attempt goes on from."""
         pushes = self._table.take_changes()
         for start in range(0, len(pushes), ROWS_AT_ONCE):
             await self._ctx.record_pushes(pushes[start : start + ROWS_AT_ONCE])
@@ -227,9 +212,8 @@ class Copies:
         self._turns = turns
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
-        # By target: how often it failed in a row in this attempt, and how the last time.
-        self._failures_in_a_row: dict[int, int] = {}
-        self._last_outage: dict[int, Outage] = {}
+        # By target: the copies that failed in a row in this attempt, because it does not answer.
+        self._failures: dict[int, list[Push]] = {}
 
     def endpoints(self) -> str:
         """The registries that have something to do with what remains, for people."""
@@ -270,28 +254,27 @@ class Copies:
             return False
         outage = self._outage(target)
         if outage is not None:
-            self._reporter.postpone(number, target, outage)
+            self._reporter.postpone(number, target, *outage)
         return outage is None
 
-    def _outage(self, target: int) -> Outage | None:
-        """Why the target, or the source, is not worth another try now; None where both are."""
+    def _outage(self, target: int) -> tuple[str, Wait] | None:
+        """Why the target, or the source, is not worth another try now, and what the rest of its copies wait for; None
+        where both are worth one."""
+        now_ms = self._table.now_ms()
         for peer in self._registries.peers(target):
             if refusal := self._circuits.refusal(peer):
-                return Outage(refusal.message, wait_of(refusal, self._table.now_ms()))
-        if target not in self._failures_in_a_row:
-            return None
-        last = self._last_outage[target]
-        is_down = self._failures_in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._table.now_ms()) > 0
-        return last if is_down else None
+                return refusal.message, wait_of(refusal, now_ms)
+        failures = self._failures.get(target, [])
+        if failures and (len(failures) >= FAILURES_IN_A_ROW_MAX or failures[-1].wait.rest_s(now_ms) > 0):
+            return failures[-1].error or "", failures[-1].wait
+        return None
 
-    def _note_outage(self, target: int, fault: Fault | None, push: Push) -> None:
+    def _note_outage(self, push: Push, fault: Fault | None) -> None:
         """A copy that was tried has ended with `fault`, as `push` says."""
-        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
-        if push.error is None or not is_outage:
-            self._failures_in_a_row.pop(target, None)
-            return
-        self._failures_in_a_row[target] = self._failures_in_a_row.get(target, 0) + 1
-        self._last_outage[target] = Outage(push.error, push.wait)
+        if isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE:
+            self._failures.setdefault(push.target, []).append(push)
+        else:
+            self._failures.pop(push.target, None)
 
     async def _copy(self, number: int, targets: list[int]) -> None:
         spec, image, pinned_digest = self._table.spec, self._table.images[number], self._table.pinned_digest(number)
@@ -304,7 +287,7 @@ class Copies:
                 message = f"image not found: {why}; a new job would copy what the name means now"
                 outcome = replace(outcome, fault=NotFound(message))
             push = self._reporter.end(number, targets[index], outcome)
-            self._note_outage(targets[index], outcome.fault, push)
+            self._note_outage(push, outcome.fault)
 
         await copy_image(
             Copying(

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Place
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.job import Job, Json, Push, State, Wait
+from imagejobd.model.job import PUSH_ERROR_MAX_CHARS, Job, Json, Push, State, Wait
+from imagejobd.model.text import one_line
 from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
 
 # Key of the checkpoint: the tags that match the filter.
@@ -22,9 +23,8 @@ TAGS = "tags"
 CANCELLED = "cancelled"
 NOT_REACHED = "the job ended before this copy was made"
 
-# Targets that an error names, and characters of what each says.
+# Targets that an error names.
 FAILURES_NAMED_MAX = 5
-ERROR_MAX_CHARS = 400
 
 _BYTES = ("sent_bytes", "mounted_bytes", "skipped_bytes", "total_bytes")
 
@@ -105,7 +105,7 @@ class CopyTable:
 
     def postpone(self, image: int, target: int, error: str, wait: Wait) -> None:
         """Leave a copy to the next attempt, which tries it first; `error` is why."""
-        self._put(replace(self._push(image, target), error=error[:ERROR_MAX_CHARS], wait=wait))
+        self._put(replace(self._push(image, target), error=one_line(error, PUSH_ERROR_MAX_CHARS), wait=wait))
 
     def start(self, image: int, targets: Sequence[int]) -> list[Tally]:
         """Fresh tallies for copies that begin; they are watched until their copies end."""
@@ -125,7 +125,7 @@ class CopyTable:
             digest=outcome.digest,
             source_digest=outcome.source_digest,
             seconds=round(outcome.seconds, 3),
-            error=None if error is None else error[:ERROR_MAX_CHARS],
+            error=None if error is None else one_line(error, PUSH_ERROR_MAX_CHARS),
             is_final=isinstance(outcome.fault, Permanent),
             tries=before.tries + 1,
             wait=wait_of(outcome.fault, self.now_ms()),

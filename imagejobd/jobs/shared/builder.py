@@ -160,8 +160,7 @@ class ImageBuilder:
         async with ctx.phase("pushing", timeout_s=timeout_s, waits_for=hosts):
             for number, reference in enumerate(references):
                 if str(reference) not in pushed:
-                    push = await self._pusher.push(ctx, number, reference, image.id, access)
-                    pushed[str(reference)] = str(push.digest)
+                    pushed[str(reference)] = await self._pusher.push(ctx, number, reference, image.id, access)
                     await ctx.save(pushed=pushed)
 
     async def purge(self, uuid: str) -> None:

@@ -19,9 +19,10 @@ from imagejobd.engine.stream import Transfer
 from imagejobd.jobs.shared.access import RegistryAccess
 from imagejobd.model.errors import ENGINE, ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Push
+from imagejobd.model.job import PUSH_ERROR_MAX_CHARS, Push
 from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import ImageReference
+from imagejobd.model.text import one_line
 
 SIZES_TIMEOUT_S = 10.0
 # Hexadecimal digits of a digest by which engines name a part.
@@ -41,9 +42,9 @@ class Pusher:
 
     async def push(
         self, ctx: JobContext, number: int, reference: ImageReference, image_id: str, access: RegistryAccess
-    ) -> Push:
-        """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image. The job's
-        push `number` is recorded, also when it fails.
+    ) -> str:
+        """Push the image and prove it; its digest in the registry. It is recorded as the job's push `number`, also when
+        it fails.
 
         What else uses the engine keeps to no turns: a tag that somebody moved meanwhile is `Temporary(conflict)`.
         """
@@ -51,27 +52,32 @@ class Pusher:
         push = Push(image=0, target=number, registry=registry, repository=reference.path)
         started = time.monotonic()
         try:
-            async with self._leases.turn(reference), self._leases.lease(reference, image_id=image_id):
-                with image_removed_is_temporary():
-                    await images.tag(self._engine, image_id, reference)
-                failpoint("while_pushing")
-                await self._leases.check_unmoved(reference, image_id)
-                started = time.monotonic()
-                pushed = await self._push(ctx, reference, access)
-                seconds = round(time.monotonic() - started, 3)
-                await self._leases.check_unmoved(reference, image_id)
+            pushed = await self._push_leased(ctx, reference, image_id, access)
             failpoint("after_push")
             await _prove(ctx, reference, pushed.digest, access)
         except Fault as fault:
-            seconds = round(time.monotonic() - started, 3)
-            error, tags = ctx.redact(fault.message), {str(reference.tag): "wanted"}
+            error = one_line(ctx.redact(fault.message), PUSH_ERROR_MAX_CHARS)
+            failure = replace(push, tags={str(reference.tag): "wanted"}, error=error, seconds=_seconds_since(started))
             with suppress(Fault):  # this one says more
-                await ctx.record_pushes([replace(push, tags=tags, error=error, seconds=seconds)])
+                await ctx.record_pushes([failure])
             raise
-        push = replace(push, tags={str(reference.tag): "pushed"}, digest=pushed.digest, seconds=seconds)
-        push = _counted(push, pushed.parts, await self._sizes(reference, pushed.digest, image_id, access))
-        await ctx.record_pushes([push])
-        return push
+        push = replace(push, tags={str(reference.tag): "pushed"}, digest=pushed.digest, seconds=_seconds_since(started))
+        sizes = await self._sizes(reference, pushed.digest, image_id, access)
+        await ctx.record_pushes([_counted(push, pushed.parts, sizes)])
+        return pushed.digest
+
+    async def _push_leased(
+        self, ctx: JobContext, reference: ImageReference, image_id: str, access: RegistryAccess
+    ) -> images.Pushed:
+        """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image."""
+        async with self._leases.turn(reference), self._leases.lease(reference, image_id=image_id):
+            with image_removed_is_temporary():
+                await images.tag(self._engine, image_id, reference)
+            failpoint("while_pushing")
+            await self._leases.check_unmoved(reference, image_id)
+            pushed = await self._push(ctx, reference, access)
+            await self._leases.check_unmoved(reference, image_id)
+            return pushed
 
     async def _push(self, ctx: JobContext, reference: ImageReference, access: RegistryAccess) -> images.Pushed:
         await ctx.log(f"pushing {reference}\n")
@@ -134,6 +140,10 @@ def _counted(push: Push, parts: Mapping[str, str], sizes: Mapping[str, int]) -> 
     total_bytes = sent_bytes + mounted_bytes + skipped_bytes
     figures = {"sent_bytes": sent_bytes, "mounted_bytes": mounted_bytes, "skipped_bytes": skipped_bytes}
     return replace(push, **figures, total_bytes=total_bytes) if parts else push
+
+
+def _seconds_since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
 
 
 def _short(digest: str) -> str:

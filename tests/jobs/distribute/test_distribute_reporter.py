@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute import copies as copies_module
-from imagejobd.jobs.distribute.copies import Outage, Reporter
+from imagejobd.jobs.distribute.copies import Reporter
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Source, Target
 from imagejobd.jobs.distribute.table import CopyTable
 from imagejobd.model.job import Push, Wait
@@ -143,7 +143,7 @@ async def test_what_is_postponed_is_kept() -> None:
     """A crash does not lose that a target was down, though nothing else has ended."""
     ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")])
     reporter = reporter_of(ctx, table)
-    reporter.postpone(0, 1, Outage("down", Wait(peer="c.example")))
+    reporter.postpone(0, 1, "down", Wait(peer="c.example"))
     reporter.stop()
     await reporter.run()
     ((push,),) = ctx.pushes

@@ -85,8 +85,8 @@ def test_how_a_copy_ended() -> None:
     tally = Tally(total_bytes=6, sent_bytes=3, mounted_bytes=2, skipped_bytes=1)
     fault = Permanent(ErrorCode.DENIED, "secret")
     outcome = Outcome(tags={"1": TagState.WANTED}, digest="d", tally=tally, seconds=1.23456, fault=fault)
-    push = table.end(0, 1, outcome, "shown")
-    assert (push.error, push.is_final, push.is_done, push.seconds) == ("shown", True, False, 1.235)
+    push = table.end(0, 1, outcome, "sho\0wn \x1b[31m\n\udc80")
+    assert (push.error, push.is_final, push.is_done, push.seconds) == ("sho wn [31m", True, False, 1.235)
     assert (push.total_bytes, push.sent_bytes, push.mounted_bytes, push.skipped_bytes) == (6, 3, 2, 1)
     assert (push.source, push.repository, push.tags, push.tries) == ("app:1", "app", {"1": "wanted"}, 1)
     assert table.take_changes() == [push]
