@@ -34,7 +34,10 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _URL_PASSWORD = re.compile(r"(://[^/@:\"]*:)[^/@\"]+(?=@)")
 _PORT_VARIABLE = re.compile(r"(?:(?P<host>[A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\])?:)?(?P<port>[0-9]+)")
 # Keys of earlier versions, and what takes their place.
-REMOVED_KEYS = {"limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)"}
+REMOVED_KEYS = {
+    "limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)",
+    "kinds.distribute.copy_timeout_s": "a copy takes as long as it makes progress; remove the key",
+}
 
 
 class ConfigError(Exception):

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from imagejobd.registry.settings import RegistryHost
+from imagejobd.registry.hosts import RegistryHost
 
 from harness.daemon import SOURCE_ROOT, Config, to_toml
 from harness.process import free_port

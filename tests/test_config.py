@@ -46,6 +46,7 @@ def test_the_example_of_a_registry_can_be_used() -> None:
         ("[limits]\nmax_attempts = 5", ["limits.max_attempts", "limits.retry_for_s"]),
         ("[limits]\nbuild = 'two'", ["limits.build", "int"]),
         ("[limits]\nbuild = 0", ["limits.build", ">= 1"]),
+        ("[kinds.distribute]\ncopy_timeout_s = 5", ["kinds.distribute.copy_timeout_s", "remove the key"]),
         ("[kinds.distribute]\nstreams = 3", ["kinds.distribute.streams", "streams_max"]),
         ("[kinds.distribute]\nwindow_bytes = 0", ["kinds.distribute.window_bytes", ">= 1"]),
         ("[limits]\ndistribute = 0", ["limits.distribute", ">= 1"]),

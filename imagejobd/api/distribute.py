@@ -25,7 +25,7 @@ from imagejobd.jobs.distribute.fields import FieldFault, Problem, boolean, parse
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
-from imagejobd.model.job import Job, Json, State
+from imagejobd.model.job import Job, Json, Push, State
 from imagejobd.model.kind import Accepted
 
 KIND = "distribute"
@@ -78,7 +78,7 @@ class DistributeApi:
         job = await self._intake.job_by_uuid(request, request.match_info["id"], KIND)
         if job is None:
             raise NotFound(UNKNOWN_JOB)
-        return json_response(render(job))
+        return json_response(render(job, await self._intake.store.pushes(job.id)))
 
     async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
         """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, too large or too
@@ -95,9 +95,9 @@ class DistributeApi:
                 raise invalid(f"Failed to parse data: {refusal_words(fault)}") from None
 
 
-def render(job: Job) -> dict[str, Any]:
+def render(job: Job, pushes: Iterable[Push]) -> dict[str, Any]:
     """A job in the words of the document, its keys in the document's order."""
-    targets = endpoints(job)
+    targets = endpoints(job, pushes)
     # One that waits to be tried again is under way for this API, which knows of no second attempt.
     is_waiting = job.state is State.QUEUED and job.started_ms is None
     value = "QUEUED" if is_waiting else VALUES.get(job.state, "RUNNING")

@@ -48,8 +48,13 @@ class ImageConfig(msgspec.Struct, frozen=True):
     on_build: list[str] | None = msgspec.field(name="OnBuild", default=None)
 
 
+class _RootFs(msgspec.Struct, frozen=True):
+    layers: list[str] | None = msgspec.field(name="Layers", default=None)
+
+
 class ImageInfo(msgspec.Struct, frozen=True):
-    """An image as the engine has it. `tags` are `repository:tag`, `digests` `repository@sha256:…`."""
+    """An image as the engine has it. `tags` are `repository:tag`, `digests` `repository@sha256:…`, `layers` the diff
+    ids of what it is made of, from the lowest."""
 
     id: str = msgspec.field(name="Id")
     tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
@@ -59,6 +64,11 @@ class ImageInfo(msgspec.Struct, frozen=True):
     architecture: str = msgspec.field(name="Architecture", default="")
     variant: str = msgspec.field(name="Variant", default="")
     config: ImageConfig = msgspec.field(name="Config", default=ImageConfig())
+    root_fs: _RootFs = msgspec.field(name="RootFS", default=_RootFs())
+
+    @property
+    def layers(self) -> list[str]:
+        return self.root_fs.layers or []
 
     def is_for(self, platform: str) -> bool:
         """Whether it is the image of `platform`; what it does not say of itself fits."""
@@ -69,10 +79,15 @@ class ImageInfo(msgspec.Struct, frozen=True):
 
 
 class Pushed(msgspec.Struct, frozen=True):
-    """The registry took the manifest: its digest there, and its own size in bytes."""
+    """The registry took the manifest: its digest there, and its own size in bytes.
+
+    `parts` has the last status of each part by its short id: the beginning of a layer's diff id, or of a blob's digest
+    with the containerd image store.
+    """
 
     digest: str
     size: int
+    parts: dict[str, str] = {}
 
 
 class _PushAux(msgspec.Struct, frozen=True):
@@ -183,14 +198,16 @@ async def push(
     judge = errors.of_registry(f"pushing {reference}", ErrorCode.PUSH_FAILED)
     path, params = f"{_path(reference.repository)}/push", [("tag", reference.tag)]
     pushed: Pushed | None = None
+    parts: dict[str, str] = {}
     async with aclosing(_transfer(engine, path, params, reference.host, credentials, judge)) as progress:
         async for message in progress:
             pushed = _pushed(message, reference.tag) or pushed
             if message.detail is not None and message.id:
+                parts[message.id] = message.status
                 yield message.transfer()
     if pushed is None:
         raise errors.ended_early(f"the push of {reference} named no digest")
-    yield pushed
+    yield msgspec.structs.replace(pushed, parts=parts)
 
 
 async def export(engine: Engine, image_id: str) -> AsyncGenerator[bytes, None]:

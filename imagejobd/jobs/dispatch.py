@@ -25,9 +25,9 @@ from imagejobd.jobs.shared.builder import (
     BuildOptions,
     BuiltImage,
     ImageBuilder,
-    image_removed_is_temporary,
 )
 from imagejobd.jobs.shared.context import Context, keep_context
+from imagejobd.jobs.shared.push import image_removed_is_temporary
 from imagejobd.model.bounds import GIB, KIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Permanent, invalid

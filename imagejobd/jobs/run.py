@@ -28,9 +28,9 @@ from imagejobd.jobs.shared.builder import (
     BuildOptions,
     BuiltImage,
     ImageBuilder,
-    image_removed_is_temporary,
 )
 from imagejobd.jobs.shared.context import Context
+from imagejobd.jobs.shared.push import image_removed_is_temporary
 from imagejobd.model.bounds import GIB, KIB, MIB, Bytes, Seconds
 from imagejobd.model.errors import ENGINE, ErrorCode, Permanent, Temporary, invalid
 from imagejobd.model.failpoint import failpoint

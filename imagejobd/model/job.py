@@ -33,6 +33,8 @@ PRIORITY_MIN, PRIORITY_MAX = -100, 100
 LABELS_MAX = 32
 LABEL_MAX_CHARS = 256
 IDEMPOTENCY_KEY_MAX_CHARS = 255
+# Of the error of one push; a job may have thousands.
+PUSH_ERROR_MAX_CHARS = 400
 # What names the person behind a token best comes first.
 PERSON_CLAIMS = ("email", "name", "sub", "azp")
 
@@ -224,6 +226,56 @@ class Phase(msgspec.Struct, frozen=True):
     attempt: int
     started_ms: int
     finished_ms: int | None
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """What must come before something is tried again: that `peer` answers, or the wall time `not_before_ms`, which was
+    `length_ms` away when it was asked for."""
+
+    peer: str | None = None
+    not_before_ms: int = 0
+    length_ms: int = 0
+
+    def rest_s(self, now_ms: int) -> float:
+        """The seconds that are left: none where there are more than were asked for, because the clock has been set
+        back."""
+        rest_ms = self.not_before_ms - now_ms
+        return rest_ms / 1000 if 0 < rest_ms <= self.length_ms else 0.0
+
+
+class Push(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of a job and a place that it goes to, with what became of it: a build's push of one tag, a
+    distribution's copy of one image to one target. `image` and `target` say which of the job's, from 0.
+
+    `registry` is a host in lower case, with its port unless that is 443. `source` is what was copied, None for what the
+    job built; `source_digest` what that name pointed at, with platforms another one than `digest`, the target's.
+    `tags` says of each tag, or digest, what became of it. Bytes are those of blobs, None where nobody tells them.
+
+    With an `error`, one line without secrets, it is not done; `is_final` says that trying again cannot help. `tries`
+    counts the attempts that tried it: 0 where the target was known to be down before.
+    """
+
+    image: int
+    target: int
+    registry: str
+    repository: str
+    source: str | None = None
+    tags: Mapping[str, str] = {}
+    digest: str | None = None
+    source_digest: str | None = None
+    sent_bytes: int | None = None
+    mounted_bytes: int | None = None
+    skipped_bytes: int | None = None
+    total_bytes: int | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    is_final: bool = False
+    tries: int = 1
+    wait: Wait = Wait()
+
+    @property
+    def is_done(self) -> bool:
+        return self.error is None
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -4,14 +4,14 @@ The runner drives kinds and the kinds know nothing of it: both meet here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Collection, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import msgspec
 
 from imagejobd.model.errors import invalid
-from imagejobd.model.job import Job, Json, NewJob
+from imagejobd.model.job import Job, Json, NewJob, Push
 from imagejobd.model.secrets import Secret
 
 
@@ -26,6 +26,10 @@ class JobContext(Protocol):
 
     def add_secret(self, secret: Secret) -> None:
         """Keep a secret that is not the job's own (a configured login) out of its log and error too."""
+        ...
+
+    def redact(self, text: str) -> str:
+        """`text` without the job's secrets and those that were added."""
         ...
 
     @property
@@ -45,6 +49,14 @@ class JobContext(Protocol):
 
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
         """Merge `values` into the checkpoint, durably, and reference `blobs` from this job."""
+        ...
+
+    async def pushes(self) -> list[Push]:
+        """All that was recorded of this job's pushes, by image and target."""
+        ...
+
+    async def record_pushes(self, pushes: Sequence[Push]) -> None:
+        """Keep how pushes stand now, durably, each in place of what was kept of it before."""
         ...
 
     async def log(self, text: str) -> None:
@@ -87,6 +99,9 @@ class JobKind(ABC):
     # Whether all its jobs need the Docker Engine: then none is started while it does not answer. Of another kind a job
     # waits once it has found that it needs it.
     uses_engine = False
+    # Whether an attempt may take no longer than `limits.job_timeout_s`. Not where what it waits for says when it is
+    # enough: then an attempt takes as long as it makes progress.
+    has_job_timeout = True
 
     @abstractmethod
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:

@@ -153,17 +153,22 @@ class Attempt:
             task.add_done_callback(_forget)
 
     async def _within_job_timeout(self) -> Json:
-        """The kind's own work, once nothing is known to be down without which it can do nothing."""
+        if not self._kind.has_job_timeout:
+            return await self._work()
         limit_s, downtime_s = self._limits.job_timeout_s, self._gate.downtime_s
         started_at = time.monotonic() - downtime_s()
         why = f"the job took longer than limits.job_timeout_s = {limit_s:g} s and was stopped"
         async with limited(
             limit_s, lambda: time.monotonic() - downtime_s() - started_at, Permanent(ErrorCode.TIMEOUT, why)
         ):
-            for host in self._kind.hosts(self._claim.job):
-                if (refusal := self._circuits.refusal(host)) is not None:
-                    raise refusal
-            return await self._kind.run(self._ctx)
+            return await self._work()
+
+    async def _work(self) -> Json:
+        """The kind's own work, once nothing is known to be down without which it can do nothing."""
+        for host in self._kind.hosts(self._claim.job):
+            if (refusal := self._circuits.refusal(host)) is not None:
+                raise refusal
+        return await self._kind.run(self._ctx)
 
     async def _judge_or_fail(self, task: asyncio.Task[Json]) -> AttemptOutcome:
         try:

@@ -7,13 +7,13 @@ thousands of lines would be as many transactions.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.job import Claim, Job
+from imagejobd.model.job import Claim, Job, Push
 from imagejobd.model.secrets import Redactor, Secret
 from imagejobd.store.protocol import Store
 
@@ -124,6 +124,12 @@ class AttemptContext:
     async def save(self, *, blobs: Collection[str] = (), **values: Any) -> None:
         self._checkpoint.update(values)
         await self._store.checkpoint(self._claim, values, blobs=blobs)
+
+    async def pushes(self) -> list[Push]:
+        return await self._store.pushes(self.job.id)
+
+    async def record_pushes(self, pushes: Sequence[Push]) -> None:
+        await self._store.record_pushes(self._claim, pushes)
 
     async def note(self, event: str, **data: Any) -> None:
         await self._store.note(self._claim, event, data)

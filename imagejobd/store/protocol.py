@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, State
+from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, Push, State
 
 # The default of a setting: a job that was running through so many crashes of the daemon is a suspect.
 CRASHES_MAX = 3
@@ -172,6 +172,10 @@ class Store(Protocol):
         """Append a line of the kind's own to the job's history."""
         ...
 
+    async def record_pushes(self, claim: Claim, pushes: Sequence[Push]) -> None:
+        """Keep how pushes of the job stand now, all of them or none, each in place of what was kept of it before."""
+        ...
+
     async def finish(self, claim: Claim, ending: Ending) -> None:
         """End the job; its secrets are deleted in the same transaction."""
         ...
@@ -255,6 +259,10 @@ class Store(Protocol):
         ...
 
     async def phases(self, job_id: JobId) -> list[Phase]: ...
+
+    async def pushes(self, job_id: JobId) -> list[Push]:
+        """All that was recorded of a job's pushes, by image and target."""
+        ...
 
     async def read_log(self, job_id: JobId, *, from_offset: int, max_blocks: int) -> list[LogBlock]:
         """The log's blocks that end after `from_offset` (bytes of UTF-8), in order."""

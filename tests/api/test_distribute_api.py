@@ -12,9 +12,8 @@ from bare_app import BareApp, bare_app
 
 from imagejobd.api.distribute import REQUEST_MAX_BYTES
 from imagejobd.api.intake import Server
-from imagejobd.jobs.distribute.table import OUTCOMES, record_key
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
-from imagejobd.model.job import JobError, NewJob, State
+from imagejobd.model.job import JobError, NewJob, Push, State
 from imagejobd.store.protocol import Ending
 
 PATH = "/api/distribute/image"
@@ -164,7 +163,8 @@ async def test_failure_is_told_when_it_is_final(app: BareApp) -> None:
     """An endpoint that has failed is in no list while the job goes on, because it is tried again."""
     job = await accepted(app)
     claim = await app.claimed("distribute")
-    await app.store.checkpoint(claim, {OUTCOMES: {record_key(0, 0): {"error": "it is down"}}})
+    push = Push(image=0, target=0, registry="mirror.example", repository="app", error="it is down")
+    await app.store.record_pushes(claim, [push])
     running = await told(app, job)
     assert list(running) == KEYS
     assert (running["finished_endpoints"], running["skipped_clusters"]) == ([], [])

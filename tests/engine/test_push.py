@@ -1,5 +1,6 @@
 """Pushes to real registries, and what a registry or engine may answer otherwise."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -50,6 +51,25 @@ async def test_a_push_is_proved_by_the_registrys_digest(
     done = await pushed(client, target, None)
     assert done.digest == registry.digest(target.path, "v1")
     assert done.size > 0
+
+
+async def test_a_push_tells_the_end_of_each_part(
+    client: Engine, registry: Registry, named: list[ImageReference]
+) -> None:
+    """Parts have a short id of their own, and what was sent once is there already when it is pushed again."""
+    target = ImageReference.parse(f"{registry.host}/t{uuid7()}:v1")
+    named.append(target)
+    await images.tag(client, BUSYBOX, target)
+    first, second = [await pushed(client, target, None) for _ in range(2)]
+    assert all(status == "Pushed" or status.startswith("Mounted from ") for status in first.parts.values())
+    assert first.parts.keys() == second.parts.keys()
+    assert all(status.lower().endswith("already exists") for status in second.parts.values())
+    image = await images.inspect(client, target)
+    assert image is not None
+    with registry.request("GET", f"/v2/{target.path}/manifests/v1") as answer:
+        layers = [layer["digest"] for layer in json.load(answer)["layers"]]
+    names = {digest.removeprefix("sha256:")[:12] for digest in (*image.layers, *layers)}
+    assert names & first.parts.keys()
 
 
 async def test_only_the_one_tag_is_pushed(client: Engine, registry: Registry, named: list[ImageReference]) -> None:

@@ -8,10 +8,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from simulated_clock import SimulatedClock
 
 from imagejobd.model.errors import ClaimLost, ErrorCode, Permanent, Temporary
-from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, State, Transition, next_state
+from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, Push, State, Transition, Wait, next_state
 from imagejobd.model.secrets import Secret
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Ending, Filter, Store, job_topic
 
@@ -19,6 +20,25 @@ QUEUE_MAX = 1000
 HOUR_MS = 3_600_000
 BROKEN = JobError(ErrorCode.BUILD_FAILED, "exit code 1")
 CRASHES_MAX = 3
+PUSH = Push(
+    image=0,
+    target=0,
+    registry="r.example",
+    repository="a/b",
+    source="b:1",
+    tags={"1": "wanted"},
+    digest="sha256:1",
+    source_digest="sha256:2",
+    sent_bytes=1,
+    mounted_bytes=2,
+    skipped_bytes=3,
+    total_bytes=7,
+    seconds=0.5,
+    error="it is down",
+    is_final=True,
+    tries=2,
+    wait=Wait("r.example", 1_000, 500),
+)
 
 
 async def enqueue(store: Store, **fields: Any) -> Enqueued:
@@ -325,6 +345,7 @@ class StoreConformance:
             store.log(old, ""),
             store.progress(old, {"a": 1}),
             store.note(old, "target", {}),
+            store.record_pushes(old, [PUSH]),
             store.finish(old, Ending(State.SUCCEEDED)),
             store.retry(old, BROKEN, not_before_ms=0),
             store.interrupt(old),
@@ -333,6 +354,7 @@ class StoreConformance:
                 await verb
         assert await job_of(store, new.job.uuid) == new.job
         assert await store.referenced_blobs() == set()
+        assert await store.pushes(new.job.id) == []
 
     async def test_one_lost_claim_does_not_harm_the_others(self, store: Store) -> None:
         """Finishing many jobs at once, among them one whose claim is over, finishes the others."""
@@ -600,6 +622,7 @@ class StoreConformance:
             await enqueue(store, labels={"n": str(number)}, blobs=(f"sha256:{number}",))
             claim = await claim_one(store)
             await store.log(claim, "text\n")
+            await store.record_pushes(claim, [PUSH, replace(PUSH, target=1)])
             await store.finish(claim, Ending(State.SUCCEEDED))
         limit_ms = clock.advance(1000)
         living = await enqueue(store, blobs=("sha256:living",))
@@ -608,8 +631,9 @@ class StoreConformance:
         while not batches or batches[-1][3] == 2:
             pruned = await store.prune(jobs_before_ms=limit_ms, logs_before_ms=0, blobs_before_ms=0, batch_max=2)
             batches.append((pruned.jobs, pruned.logs, pruned.blobs, pruned.rows))
-        labels = 5
-        assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5, 5 + 5 + 5 + events + labels]
+        labels, pushes = 5, 10
+        rows = 5 + 5 + 5 + events + labels + pushes
+        assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5, rows]
         assert max(rows for *_, rows in batches) == 2
         assert {job.uuid for job in (await store.list_jobs(Filter(), cursor=None, limit=9)).jobs} == {living.uuid}
         assert await store.referenced_blobs() == {"sha256:living"}
@@ -744,6 +768,26 @@ class StoreConformance:
         *_, noted, _ = await store.changes_since(0, job_id=made.id, limit=100)
         assert (noted.type, noted.at_ms) == ("target", clock.now_ms)
         assert noted.data == {"endpoint": "r.example", "tags": {"1": "copied"}}
+
+    async def test_pushes_are_kept_as_they_stand(self, store: Store) -> None:
+        """What is recorded of a push comes back the same, in place of what was there, job by job and in order; it
+        survives a crash, a retry and the job's end."""
+        made, other = await enqueue(store), await enqueue(store)
+        claim, another = await claim_up_to(store, 2)
+        second, third = replace(PUSH, target=1), replace(PUSH, image=1)
+        with store.watch(job_topic(made.id)) as changes:
+            await store.record_pushes(claim, [third, second, PUSH])
+            assert await changes.changed(1.0)
+        await store.record_pushes(another, [PUSH])
+        assert await store.pushes(made.id) == [PUSH, second, third]
+        done = replace(PUSH, error=None, is_final=False, tags={"1": "copied"}, sent_bytes=None, wait=Wait(), tries=3)
+        await store.record_pushes(claim, [done])
+        await store.record_pushes(claim, [])
+        await store.rescue("w2", crashes_max=CRASHES_MAX)
+        again = await claim_one(store, worker="w2")
+        await store.retry(again, BROKEN, not_before_ms=0)
+        assert await store.pushes(made.id) == [done, second, third]
+        assert await store.pushes(other.id) == [PUSH]
 
     async def test_every_transition_of_the_table_and_no_other(self, store: Store) -> None:
         """From every state, each move leads where model/job.py says, or changes nothing."""

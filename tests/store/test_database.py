@@ -1,6 +1,7 @@
 """The database file: whose it is, which schema it has, and that people can open it."""
 
 import asyncio
+import json
 import os
 import sqlite3
 import subprocess
@@ -9,15 +10,17 @@ import threading
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conformance import BROKEN, claim_one, enqueue
+from msgspec.structs import replace
 from simulated_clock import SimulatedClock
 from structlog.testing import capture_logs
 
 from harness.services import program, require, require_root
 from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
-from imagejobd.model.job import NewJob, State
+from imagejobd.model.job import JobId, NewJob, Push, State, Wait
 from imagejobd.model.secrets import Secret
 from imagejobd.store.protocol import Capacity, Ending, Filter
 from imagejobd.store.sqlite import database as database_module
@@ -112,6 +115,118 @@ def test_jobs_from_before_submitters_have_none(database: Path, monkeypatch: pyte
     db = open_database(database)
     assert db.execute("select submitter from job").fetchone()[0] == "{}"
     db.close()
+
+
+# As schema 8 had them: the outcomes of a distribution in its checkpoint and, as they came, in its history.
+DONE_FIELDS = ("tags", "digest", "source_digest", "seconds")
+OLD_RECORDS: dict[str, dict[str, Any]] = {
+    "0.0": {
+        "tags": {"1": "copied"},
+        "digest": "sha256:t",
+        "source_digest": "sha256:s",
+        "sent_bytes": 5,
+        "seconds": 1.5,
+    },
+    "0.1": {"error": "it is down", "tries": 2, "wait": {"peer": "m.example", "not_before_ms": 9, "wish_ms": 4}},
+    "1.0": {"tags": {"2": "wanted"}, "error": "denied", "is_final": True},
+}
+
+
+def old_job(db: sqlite3.Connection, uuid: str, kind: str, spec: dict[str, Any], checkpoint: dict[str, Any]) -> int:
+    cursor = db.execute(
+        "insert into job (uuid, kind, tenant, client, spec, checkpoint, moved_ms, priority, created_ms) "
+        "values (?, ?, 'local', '', ?, ?, 3, 0, 1)",
+        (uuid, kind, json.dumps(spec), json.dumps(checkpoint)),
+    )
+    return cursor.lastrowid or 0
+
+
+async def test_outcomes_from_before_pushes_are_kept(
+    database: Path, vault: Vault, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a version kept in checkpoints and events is in rows afterwards: a running distribution goes on from there,
+    and the history shows it with the time of then."""
+    monkeypatch.setattr(database_module, "migrations", lambda: migrations()[:8])
+    db = open_database(database)
+    targets = [{"endpoint": "http://127.0.0.1:5001/v2/"}, {"endpoint": "https://M.example:443", "image": "x/y"}]
+    source = {"endpoint": "index.docker.io", "image": "app", "tags": {"newest": 2}}
+    checkpoint = {"tags": ["1", "2"], "outcomes": OLD_RECORDS}
+    job_id = old_job(db, "filter", "distribute", {"source": source, "targets": targets}, checkpoint)
+    for at_ms in (7, 8):
+        data = {"endpoint": targets[0]["endpoint"], "source": "library/app:1", "image": "library/app"}
+        db.execute(
+            "insert into event (job_id, at_ms, type, data) values (?, ?, 'target', ?)",
+            (job_id, at_ms, json.dumps(data | OLD_RECORDS["0.0"])),
+        )
+    digest = "sha256:" + "d" * 64
+    for uuid, source in (
+        ("listed", {"endpoint": "a.example", "images": ["t/a:1", f"t/b@{digest}"]}),
+        ("one", {"endpoint": "a.example", "image": "t/a", "ref": digest}),
+    ):
+        records = {"0.0": OLD_RECORDS["0.0"], "1.0": OLD_RECORDS["0.0"]} if uuid == "listed" else {"0.0": {}}
+        spec = {"source": source, "targets": [{"endpoint": "http://b.example"}]}
+        old_job(db, uuid, "distribute", spec, {"outcomes": records})
+    build = old_job(db, "build", "build", {}, {"pushed": {"127.0.0.1:5000/a/b:1": digest}, "built": {}})
+    db.close()
+    monkeypatch.undo()
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        place = {"registry": "127.0.0.1:5001", "repository": "library/app", "image": 0, "target": 0}
+        figures = {"sent_bytes": 5, "mounted_bytes": 0, "skipped_bytes": 0, "total_bytes": 0}
+        done = Push(**place, source="library/app:1", **{n: OLD_RECORDS["0.0"][n] for n in DONE_FIELDS}, **figures)
+        first, down, denied = await store.pushes(JobId(job_id))
+        assert first == done
+        assert (down.registry, down.repository, down.source) == ("m.example", "x/y", "library/app:1")
+        assert (down.error, down.is_final, down.tries, down.wait) == ("it is down", False, 2, Wait("m.example", 9, 4))
+        assert (denied.source, denied.error, denied.is_final) == ("library/app:2", "denied", True)
+        job = await store.get("filter", tenant=None)
+        assert job is not None
+        assert job.checkpoint == {"tags": ["1", "2"]}
+        copies = shell(
+            database, "select uuid, finished, source, endpoint, image, outcome from copy_history", "-readonly"
+        )
+        assert copies.splitlines() == [
+            "filter|1970-01-01T00:00:00.008Z|library/app:1|127.0.0.1:5001|library/app|copied",
+            "filter|1970-01-01T00:00:00.003Z|library/app:1|m.example|x/y|failed",
+            "filter|1970-01-01T00:00:00.003Z|library/app:2|127.0.0.1:5001|library/app|failed",
+            "listed|1970-01-01T00:00:00.003Z|t/a:1|b.example:80|t/a|copied",
+            f"listed|1970-01-01T00:00:00.003Z|t/b@{digest}|b.example:80|t/b|copied",
+            f"one|1970-01-01T00:00:00.003Z|t/a@{digest}|b.example:80|t/a|identical",
+        ]
+        (pushed,) = await store.pushes(JobId(build))
+        assert (pushed.registry, pushed.repository, pushed.tags) == ("127.0.0.1:5000", "a/b", {"1": "pushed"})
+        assert (pushed.digest, pushed.sent_bytes) == (digest, None)
+
+
+async def test_pushes_read_well_in_the_shell(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
+    """Copies and the pushes of builds stand in one view, by registry; what nobody tells is empty."""
+    made = await enqueue(store)
+    claim = await claim_one(store)
+    built = Push(image=0, target=0, registry="r.example", repository="a/b", tags={"1": "pushed", "2": "pushed"})
+    await store.record_pushes(claim, [replace(built, digest="sha256:1", seconds=1.5)])
+    copied = await enqueue(store, kind="distribute")
+    clock.advance(1500)
+    claim = await claim_one(store, kind="distribute")
+    await store.record_pushes(
+        claim,
+        [
+            replace(built, tags={"1": "copied", "2": "identical"}, sent_bytes=7),
+            replace(built, target=1, tags={"copied": "skipped"}),
+            replace(built, target=2, tags={"1": "wanted"}),
+            replace(built, target=3, tags={"1": "identical"}),
+            replace(built, target=4, tags={"1": "copied", "2": "wanted"}, error="denied"),
+        ],
+    )
+    columns = "uuid, kind, finished, registry, repository, tag, digest, sent_bytes, seconds, outcome"
+    rows = shell(database, f"select {columns} from push_history", "-readonly").splitlines()
+    place = "2023-11-14T22:13:21.500Z|r.example|a/b"
+    assert rows == [
+        f"{made.uuid}|build|2023-11-14T22:13:20.000Z|r.example|a/b|1 2|sha256:1||1.5|pushed",
+        f"{copied.uuid}|distribute|{place}|1 2||7|0.0|copied",
+        f"{copied.uuid}|distribute|{place}|copied|||0.0|skipped",
+        f"{copied.uuid}|distribute|{place}|1|||0.0|wanted",
+        f"{copied.uuid}|distribute|{place}|1|||0.0|identical",
+        f"{copied.uuid}|distribute|{place}|1 2|||0.0|failed",
+    ]
 
 
 def test_a_newer_schema_is_refused(database: Path) -> None:

@@ -74,6 +74,7 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (MAINTENANCE["prune_events"], "event_by_job"),
         (MAINTENANCE["prune_phases"], "job_phase_by_job"),
         (MAINTENANCE["prune_labels"], "job_label_by_job"),
+        (MAINTENANCE["prune_pushes"], "SEARCH push USING PRIMARY KEY (job_id=?"),
         (MAINTENANCE["note_pruned_logs"], "log_block"),
         (MAINTENANCE["note_pruned_blobs"], "job_blob"),
         (MAINTENANCE["prune_logs"], "job_with_log"),
@@ -87,6 +88,7 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (QUERIES["log_from"], "log_block"),
         (QUERIES["events_of_job"], "event_by_job"),
         (QUERIES["phases"], "job_phase_by_job"),
+        (QUERIES["pushes"], "SEARCH push USING PRIMARY KEY (job_id=?)"),
     ],
     ids=lambda value: value if value.isidentifier() else "",
 )

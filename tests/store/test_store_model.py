@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from simulated_clock import SimulatedClock
 
 from imagejobd.model.errors import ClaimLost, ErrorCode, Temporary
-from imagejobd.model.job import Claim, JobError, NewJob, State
+from imagejobd.model.job import Claim, JobError, NewJob, Push, State
 from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
@@ -57,6 +57,7 @@ class Expected(msgspec.Struct):
     cancel_requested: bool = False
     finished_ms: int | None = None
     token: str | None = None
+    pushes: dict[int, str] = {}  # what became of the push to each target
 
     @property
     def is_suspect(self) -> bool:
@@ -277,6 +278,15 @@ class StoreMachine(RuleBasedStateMachine):
             self._if_held(claim, self.store.log(claim, "line\n"))
             self._if_held(claim, self.store.checkpoint(claim, {"a": 1}, blobs=["sha256:1"]))
 
+    @rule(claims=claims, numbers=st.sets(st.integers(0, 3)), state=st.sampled_from(["copied", "skipped"]))
+    def push(self, claims: list[Claim], numbers: set[int], state: str) -> None:
+        pushes = [
+            Push(image=0, target=target, registry="r", repository="a", tags={"1": state}) for target in sorted(numbers)
+        ]
+        for claim in claims:
+            if job := self._if_held(claim, self.store.record_pushes(claim, pushes)):
+                job.pushes = job.pushes | dict.fromkeys(numbers, state)
+
     @rule(uuid=jobs)
     def cancel(self, uuid: str) -> None:
         answer = self.run(self.store.request_cancel(uuid, tenant=None))
@@ -341,6 +351,10 @@ class StoreMachine(RuleBasedStateMachine):
                 job.token,
             )
             for uuid, job in self.model.items()
+        }
+        pushes = db.execute("select uuid, target, outcome from push left join job on job.id = job_id").fetchall()
+        assert {(uuid, target): outcome for uuid, target, outcome in pushes} == {
+            (uuid, target): outcome for uuid, job in self.model.items() for target, outcome in job.pushes.items()
         }
         self._lanes_count_right(db)
         db.close()

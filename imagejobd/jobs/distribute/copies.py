@@ -10,19 +10,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import NamedTuple
 
-from msgspec import to_builtins
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute.auth import secret_words
 from imagejobd.jobs.distribute.spec import SOURCE_AUTH, DistributeSpec, Source, Target, site_of, target_auth
-from imagejobd.jobs.distribute.table import OUTCOMES, CopyTable, Record, Wait
+from imagejobd.jobs.distribute.table import CopyTable, wait_of
 from imagejobd.model.circuit import Circuits, peer_name
 from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Json, Principal
+from imagejobd.model.job import Json, Principal, Push, Wait
 from imagejobd.model.kind import JobContext
 from imagejobd.model.secrets import Secret
 from imagejobd.registry.client import RegistryClient
@@ -41,14 +39,13 @@ FAILURES_IN_A_ROW_MAX = 2
 ENDPOINTS_NAMED_MAX = 3
 
 TICK_S = 0.25
-SAVE_EVERY_TICKS = 2
 NOTE_EVERY_TICKS = 8
 # After so many the notes become half as frequent, again and again: a day of copying is some hundred of them.
 NOTES_PER_PACE = 100
-# Handed to the store in one go; more would hold up the loop.
-NOTES_AT_ONCE = 100
+# Rows that one commit takes; more would hold up the others that wait for it.
+ROWS_AT_ONCE = 500
 
-_DRY_RUN_STATES = {
+_DRY_RUN_STATES: Mapping[str, str] = {
     TagState.WANTED: "would be copied",
     TagState.IDENTICAL: "is there already",
     TagState.SKIPPED: "is another image there and would be left alone",
@@ -105,29 +102,18 @@ class Registries:
         return self._connections[key]
 
 
-class Outage(NamedTuple):
-    """Why a target is left out, without secrets, and what the rest of its copies wait for."""
-
-    error: str
-    wait: Wait
-
-
 class Reporter:
-    """Writes what happens in one attempt to the store: log, history, progress, checkpoint.
+    """Writes what happens in one attempt to the store: log, history, progress, and how each copy ended.
 
-    `redact` removes the job's secrets from what peers have written; `warnings` are theirs too, and are taken out as
-    they are logged.
+    `warnings` are those of registries, and are taken out as they are logged.
     """
 
-    def __init__(self, ctx: JobContext, table: CopyTable, redact: Callable[[str], str], warnings: deque[str]) -> None:
+    def __init__(self, ctx: JobContext, table: CopyTable, warnings: deque[str]) -> None:
         self._ctx = ctx
         self._table = table
-        self._redact = redact
         self._warnings = warnings
         self._stopped = asyncio.Event()
         self._lines: list[str] = []
-        self._notes: list[Json] = []
-        self._is_saved = True
         self._postponed_targets: set[int] = set()
         self._progress: Json = {}
         self._noted_targets: list[Json] = []
@@ -138,27 +124,22 @@ class Reporter:
         """One line for people; the end of a line is added. The log redacts by itself."""
         self._lines.append(line.rstrip("\n") + "\n")
 
-    def end(self, number: int, target: int, outcome: Outcome) -> Record:
-        """A copy has ended: into the table, the history and the log. Its record has no secrets."""
-        error = None if outcome.fault is None else self._redact(outcome.fault.message)
-        record = self._table.end(number, target, outcome, error)
-        image, place = self._table.images[number], self._table.place(number, target)
+    def end(self, number: int, target: int, outcome: Outcome) -> Push:
+        """A copy has ended: into the table and the log."""
+        error = None if outcome.fault is None else self._ctx.redact(outcome.fault.message)
+        push = self._table.end(number, target, outcome, error)
+        summary = _summary(push, is_dry_run=self._table.spec.dry_run)
         endpoint = self._table.spec.targets[target].endpoint
-        fields: Json = to_builtins(record)
-        self._notes.append({"endpoint": endpoint, "source": str(image), "image": place.path, **fields})
-        summary = _summary(record, is_dry_run=self._table.spec.dry_run)
-        self._lines.append(f"{image} to {endpoint} {place.path}: {summary}\n")
-        self._is_saved = False
-        return record
+        self._lines.append(f"{push.source} to {endpoint} {push.repository}: {summary}\n")
+        return push
 
-    def postpone(self, number: int, target: int, outage: Outage) -> None:
+    def postpone(self, number: int, target: int, error: str, wait: Wait) -> None:
         """A copy is left to the next attempt. Of thousands each would be a line that says the same: one is logged."""
-        self._table.postpone(number, target, outage.error, outage.wait)
-        self._is_saved = False
+        self._table.postpone(number, target, error, wait)
         if target not in self._postponed_targets:
             self._postponed_targets.add(target)
             endpoint = self._table.spec.targets[target].endpoint
-            self._lines.append(f"{endpoint}: the other images wait for the next attempt: {outage.error}\n")
+            self._lines.append(f"{endpoint}: the other images wait for the next attempt: {error}\n")
 
     async def run(self) -> None:
         """Write what has gathered, again and again, and after `stop` the rest. Raises what the store raises.
@@ -173,18 +154,15 @@ class Reporter:
                     break
             ticks += 1
             await self._write()
-            if ticks % SAVE_EVERY_TICKS == 0:
-                await self._save()
             if ticks % self._ticks_per_note == 0:
                 await self._note_progress()
         await self._write()
-        await self._save()
 
     def stop(self) -> None:
         self._stopped.set()
 
     async def _write(self) -> None:
-        """Progress and log, which may be behind by a tick or two after a crash."""
+        """Progress and log, which a crash may leave a tick or two behind, and what a later attempt goes on from."""
         progress = self._table.progress()
         if progress != self._progress:
             self._progress = progress
@@ -194,17 +172,10 @@ class Reporter:
         lines, self._lines = self._lines, []
         if lines:
             await self._ctx.log("".join(lines))
-
-    async def _save(self) -> None:
-        """Outcomes: first what an attempt goes on from, then the history."""
-        if self._is_saved:
-            return
-        notes, self._notes, self._is_saved = self._notes, [], True
-        await self._ctx.save(**{OUTCOMES: self._table.checkpoint})
-        failpoint("after_outcomes")
-        for start in range(0, len(notes), NOTES_AT_ONCE):
-            # One commit takes all that wait at once.
-            await asyncio.gather(*(self._ctx.note("target", **note) for note in notes[start : start + NOTES_AT_ONCE]))
+        pushes = self._table.take_changes()
+        for start in range(0, len(pushes), ROWS_AT_ONCE):
+            await self._ctx.record_pushes(pushes[start : start + ROWS_AT_ONCE])
+            failpoint("after_outcomes")
 
     async def _note_progress(self) -> None:
         """Note the targets whose bytes have moved since the last note."""
@@ -236,9 +207,8 @@ class Copies:
         self._copier = copier
         # What one image brought to a target is there for the next one of the same job.
         self._holdings = Holdings()
-        # By target: how often it failed in a row in this attempt, and how the last time.
-        self._failures_in_a_row: dict[int, int] = {}
-        self._last_outage: dict[int, Outage] = {}
+        # By target: the copies that failed in a row in this attempt, because it does not answer.
+        self._failures: dict[int, list[Push]] = {}
 
     def endpoints(self) -> str:
         """The registries that have something to do with what remains, for people."""
@@ -279,28 +249,27 @@ class Copies:
             return False
         outage = self._outage(target)
         if outage is not None:
-            self._reporter.postpone(number, target, outage)
+            self._reporter.postpone(number, target, *outage)
         return outage is None
 
-    def _outage(self, target: int) -> Outage | None:
-        """Why the target, or the source, is not worth another try now; None where both are."""
+    def _outage(self, target: int) -> tuple[str, Wait] | None:
+        """Why the target, or the source, is not worth another try now, and what the rest of its copies wait for; None
+        where both are worth one."""
+        now_ms = self._table.now_ms()
         for peer in self._registries.peers(target):
             if refusal := self._circuits.refusal(peer):
-                return Outage(refusal.message, Wait.of(refusal, self._table.now_ms()))
-        if target not in self._failures_in_a_row:
-            return None
-        last = self._last_outage[target]
-        is_down = self._failures_in_a_row[target] >= FAILURES_IN_A_ROW_MAX or last.wait.rest_s(self._table.now_ms()) > 0
-        return last if is_down else None
+                return refusal.message, wait_of(refusal, now_ms)
+        failures = self._failures.get(target, [])
+        if failures and (len(failures) >= FAILURES_IN_A_ROW_MAX or failures[-1].wait.rest_s(now_ms) > 0):
+            return failures[-1].error or "", failures[-1].wait
+        return None
 
-    def _note_outage(self, target: int, fault: Fault | None, record: Record) -> None:
-        """A copy that was tried has ended with `fault`, as `record` says."""
-        is_outage = isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE
-        if record.error is None or not is_outage:
-            self._failures_in_a_row.pop(target, None)
-            return
-        self._failures_in_a_row[target] = self._failures_in_a_row.get(target, 0) + 1
-        self._last_outage[target] = Outage(record.error, record.wait)
+    def _note_outage(self, push: Push, fault: Fault | None) -> None:
+        """A copy that was tried has ended with `fault`, as `push` says."""
+        if isinstance(fault, Temporary) and fault.code is ErrorCode.REGISTRY_UNAVAILABLE:
+            self._failures.setdefault(push.target, []).append(push)
+        else:
+            self._failures.pop(push.target, None)
 
     async def _copy(self, number: int, targets: list[int]) -> None:
         spec, image, pinned_digest = self._table.spec, self._table.images[number], self._table.pinned_digest(number)
@@ -312,8 +281,8 @@ class Copies:
                 why = f"{image} was {pinned_digest} when other targets got it, and the source no longer has that"
                 message = f"image not found: {why}; a new job would copy what the name means now"
                 outcome = replace(outcome, fault=NotFound(message))
-            record = self._reporter.end(number, targets[index], outcome)
-            self._note_outage(targets[index], outcome.fault, record)
+            push = self._reporter.end(number, targets[index], outcome)
+            self._note_outage(push, outcome.fault)
 
         await copy_image(
             self._copier,
@@ -348,19 +317,21 @@ async def _wait_for_end(*tasks: asyncio.Task[None]) -> None:
         raise cancelled
 
 
-def _summary(record: Record, *, is_dry_run: bool) -> str:
+def _summary(push: Push, *, is_dry_run: bool) -> str:
     """How a copy ended, for people."""
-    if record.error is not None:
-        again = "" if record.is_final else "for now "
-        return f"failed {again}after {record.seconds:.1f} s: {record.error}"
+    if push.error is not None:
+        again = "" if push.is_final else "for now "
+        return f"failed {again}after {push.seconds:.1f} s: {push.error}"
+    sent_bytes, mounted_bytes = push.sent_bytes or 0, push.mounted_bytes or 0
+    skipped_bytes, total_bytes = push.skipped_bytes or 0, push.total_bytes or 0
     if is_dry_run:
-        tags = ", ".join(f"{name} {_DRY_RUN_STATES.get(state, state)}" for name, state in record.tags.items())
-        if TagState.WANTED not in record.tags.values():
+        tags = ", ".join(f"{name} {_DRY_RUN_STATES.get(state, state)}" for name, state in push.tags.items())
+        if TagState.WANTED not in push.tags.values():
             return f"dry run: {tags}"
-        missing_bytes = record.total_bytes - record.skipped_bytes - record.mounted_bytes
-        return f"dry run: {tags}; {record.digest}; {missing_bytes} of {record.total_bytes} bytes are missing there"
-    tags = ", ".join(f"{name} {state}" for name, state in record.tags.items())
+        missing_bytes = total_bytes - skipped_bytes - mounted_bytes
+        return f"dry run: {tags}; {push.digest}; {missing_bytes} of {total_bytes} bytes are missing there"
+    tags = ", ".join(f"{name} {state}" for name, state in push.tags.items())
     sizes = "nothing to send"
-    if record.total_bytes:
-        sizes = f"{record.sent_bytes} bytes sent, {record.mounted_bytes} mounted, {record.skipped_bytes} there already"
-    return f"{tags}; {record.digest}; {sizes}, {record.seconds:.1f} s"
+    if total_bytes:
+        sizes = f"{sent_bytes} bytes sent, {mounted_bytes} mounted, {skipped_bytes} there already"
+    return f"{tags}; {push.digest}; {sizes}, {push.seconds:.1f} s"

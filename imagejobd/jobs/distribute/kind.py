@@ -12,7 +12,7 @@ import msgspec
 from imagejobd.jobs.distribute import spec as specs
 from imagejobd.jobs.distribute.copies import Copies, Registries, Reporter
 from imagejobd.jobs.distribute.spec import DistributeSettings, DistributeSpec, Image
-from imagejobd.jobs.distribute.table import TAGS, CopyTable, images_of, records_of
+from imagejobd.jobs.distribute.table import TAGS, CopyTable, images_of
 from imagejobd.jobs.distribute.tags import select
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary, invalid
@@ -24,6 +24,9 @@ from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
 
 PREFLIGHT_TIMEOUT_S = 10.0
+# Copying that brings nothing to any target for so long is tried again. The registry client gives up a single transfer
+# that stalls long before: this is for what nobody has thought of.
+STALL_TIMEOUT_S = 3600.0
 TAGS_PER_PROGRESS = 1_000
 # Warnings of registries that wait to be logged; a registry that has more to say is not worth more memory.
 WARNINGS_MAX = 100
@@ -35,6 +38,8 @@ class DistributeKind(JobKind):
     """All jobs share `copier`."""
 
     name = "distribute"
+    # Both phases end by themselves once they make no progress.
+    has_job_timeout = False
 
     def __init__(self, registry: RegistryClient, copier: Copier, settings: DistributeSettings) -> None:
         self._registry = registry
@@ -76,15 +81,14 @@ class DistributeKind(JobKind):
         spec = msgspec.convert(ctx.job.spec, DistributeSpec)
         warnings: deque[str] = deque(maxlen=WARNINGS_MAX)
         registries = Registries(self._registry, spec, ctx.secrets, ctx.job.principal, warn=warnings.append)
-        words = registries.secret_words()
-        for word in words:
+        for word in registries.secret_words():
             ctx.add_secret(word)
         images = await _find_images(ctx, spec, registries, self._settings)
-        table = CopyTable(spec, images, records_of(ctx.checkpoint))
-        reporter = Reporter(ctx, table, Redactor(words), warnings)
+        table = CopyTable(spec, images, await ctx.pushes())
+        reporter = Reporter(ctx, table, warnings)
         circuits = self._registry.circuits
         copies = Copies(table, registries, reporter, circuits, self._copier)
-        async with ctx.phase("copying", timeout_s=self._settings.copy_timeout_s, waits_for=copies.endpoints()):
+        async with ctx.phase("copying", timeout_s=STALL_TIMEOUT_S, waits_for=copies.endpoints()):
             await copies.run()
         if fault := table.fault(circuits.is_open):
             raise fault

@@ -46,8 +46,7 @@ S = TypeVar("S", "Source", "Target")
 
 class DistributeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[kinds.distribute]`. `streams_max` large blobs are read at once from one source host, thrice as many in all;
-    `window_bytes` of each are in memory. Listing and copying may take `listing_timeout_s` and `copy_timeout_s` without
-    progress.
+    `window_bytes` of each are in memory. Listing may take `listing_timeout_s` without progress.
     """
 
     streams_max: Count = 4
@@ -55,7 +54,6 @@ class DistributeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     spool_max_bytes: Bytes = 20 * GIB
     copies_max: Count = 2_000
     listing_timeout_s: Seconds = 600.0
-    copy_timeout_s: Seconds = 3600.0
 
 
 COPIES_MAX = DistributeSettings().copies_max

@@ -24,11 +24,15 @@ from imagejobd.model.reference import HUB_HOST, ImageReference
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.address import numeric_address
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.hosts import origin
+from imagejobd.registry.hosts import RegistryTarget, origin
+from imagejobd.registry.manifest import Descriptor
+from imagejobd.registry.repository import Repository
 from imagejobd.registry.resolver import Resolver
 
 # Of all ADDs of a build.
 HOSTS_MAX = 100
+# Of an index: what a build makes is one image and what attests to it.
+CHILDREN_MAX = 4
 # Engines and registries say of what is private that it is not there, too.
 _REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.NOT_FOUND})
 
@@ -175,6 +179,15 @@ class RegistryAccess:
         """As `RegistryClient.head_manifest`."""
         credentials = self.credentials(reference.host)
         return await self._registry.head_manifest(reference, credentials, self._principal)
+
+    async def blobs(self, reference: ImageReference) -> list[Descriptor]:
+        """The blobs of the image with that digest, config first; of an index those of its first images."""
+        login = self.credentials(reference.host)
+        connection = self._registry.connect(RegistryTarget(host=reference.host, login=login, principal=self._principal))
+        repository = Repository(connection=connection, path=reference.path)
+        top = await repository.get_manifest(str(reference.digest))
+        children = [await repository.get_manifest(child.digest) for child in top.children[:CHILDREN_MAX]]
+        return [blob for manifest in (top, *children) for blob in manifest.blobs]
 
     @contextmanager
     def _advised(self, host: str) -> Iterator[None]:

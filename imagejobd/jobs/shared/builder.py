@@ -26,10 +26,11 @@ from imagejobd.engine.classic import remove_remains
 from imagejobd.engine.client import Engine
 from imagejobd.engine.leases import Known, TagLeases
 from imagejobd.engine.settings import Network
-from imagejobd.engine.stream import Built, Step, Transfer
+from imagejobd.engine.stream import Built, Step
 from imagejobd.jobs.shared.access import EngineEgress, RegistryAccess
 from imagejobd.jobs.shared.console import Console
 from imagejobd.jobs.shared.context import Context
+from imagejobd.jobs.shared.push import Pusher
 from imagejobd.model.errors import ENGINE, ClaimLost, ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import OPERATOR, uuid7
@@ -106,6 +107,7 @@ class ImageBuilder:
         self._known = known
         self._leases = TagLeases(engine, known)
         self._bases = BaseImages(engine, self._leases, records)
+        self._pusher = Pusher(engine, self._leases)
         self._cache_scope = cache_scope
 
     @property
@@ -156,12 +158,9 @@ class ImageBuilder:
         pushed: dict[str, str] = dict(ctx.checkpoint.get("pushed", {}))
         hosts = ", ".join(sorted({reference.host for reference in references}))
         async with ctx.phase("pushing", timeout_s=timeout_s, waits_for=hosts):
-            for reference in references:
+            for number, reference in enumerate(references):
                 if str(reference) not in pushed:
-                    digest = await self._push_leased(ctx, image, reference, access)
-                    failpoint("after_push")
-                    await _prove(ctx, reference, digest, access)
-                    pushed[str(reference)] = digest
+                    pushed[str(reference)] = await self._pusher.push(ctx, number, reference, image.id, access)
                     await ctx.save(pushed=pushed)
 
     async def purge(self, uuid: str) -> None:
@@ -319,35 +318,6 @@ class ImageBuilder:
                         ctx.progress(step=event.number, step_name=event.name)
         raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the build ended without an image", peer=ENGINE)
 
-    async def _push_leased(
-        self, ctx: JobContext, image: BuiltImage, reference: ImageReference, access: RegistryAccess
-    ) -> str:
-        """Push under the user's tag, in turn: of two jobs that want it, one would push the other's image.
-
-        What else uses the engine keeps to no turns: a tag that somebody moved meanwhile is `Temporary(conflict)`.
-        """
-        async with self._leases.turn(reference), self._leases.lease(reference, image_id=image.id):
-            with image_removed_is_temporary():
-                await images.tag(self.engine, image.id, reference)
-            failpoint("while_pushing")
-            await self._leases.check_unmoved(reference, image.id)
-            digest = await self._push(ctx, reference, access)
-            await self._leases.check_unmoved(reference, image.id)
-            return digest
-
-    async def _push(self, ctx: JobContext, reference: ImageReference, access: RegistryAccess) -> str:
-        await ctx.log(f"pushing {reference}\n")
-        credentials = access.credentials(reference.host)
-        async with access.contact(reference.host), aclosing(images.push(self.engine, reference, credentials)) as events:
-            async for event in events:
-                match event:
-                    case Transfer():
-                        ctx.progress(layer=event.name, status=event.status, current=event.current, total=event.total)
-                    case images.Pushed():
-                        await ctx.log(f"pushed {reference} digest: {event.digest} size: {event.size}\n")
-                        return event.digest
-        raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, f"the push of {reference} ended without a digest", peer=ENGINE)
-
 
 class BuildingKind(JobKind):
     """A kind whose jobs build images. What they leave in the engine goes at their end, or with the sweep."""
@@ -379,25 +349,3 @@ class BuildingKind(JobKind):
         except Fault as fault:
             log.warning("could not purge; the next sweep will", job=ctx.job.uuid, error=fault.message)
         failpoint("after_purge")
-
-
-@contextmanager
-def image_removed_is_temporary() -> Iterator[None]:
-    """What is done with a built image that the engine no longer has is tried again, and builds it again."""
-    try:
-        yield
-    except NotFound as fault:
-        why = "somebody removed the built image from the engine; it has to be built again"
-        raise Temporary(ErrorCode.CONFLICT, why) from fault
-
-
-async def _prove(ctx: JobContext, reference: ImageReference, digest: str, access: RegistryAccess) -> None:
-    """Ask the registry itself: the engine's word is not proof. Another push may have moved the tag since."""
-    if await access.head_manifest(reference) == digest:
-        return
-    by_digest = ImageReference(reference.host, reference.path, digest=digest)
-    if await access.head_manifest(by_digest) != digest:
-        raise Temporary(
-            ErrorCode.PUSH_FAILED, f"{reference} was pushed, but the registry does not have {digest} under that name"
-        )
-    await ctx.log(f"WARNING: {reference} names another image by now; this one is there as {by_digest}\n")

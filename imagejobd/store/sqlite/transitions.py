@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from imagejobd.model.errors import ClaimLost, ErrorCode
-from imagejobd.model.job import Claim, JobError, JobId, Json, State, Transition, next_state
+from imagejobd.model.job import Claim, JobError, JobId, Json, Push, State, Transition, Wait, next_state
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Ending, Rescued, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.writer import Transaction, Writer
@@ -64,6 +64,16 @@ class Transitions:
     async def note(self, claim: Claim, event: str, data: Json) -> None:
         text = _encode(data).decode()
         await self._writer.do(lambda tx: _update(tx, claim, "append_event", type=event, data=text, now_ms=tx.now_ms))
+
+    async def record_pushes(self, claim: Claim, pushes: Sequence[Push]) -> None:
+        rows = [_push_row(claim.job.id, push) for push in pushes]
+
+        def act(tx: Transaction) -> None:
+            _claimed(tx, claim)
+            tx.db.executemany(_SQL["record_push"], [row | {"now_ms": tx.now_ms} for row in rows])
+            tx.publish(job_topic(claim.job.id))
+
+        await self._writer.do(act)
 
     async def finish(self, claim: Claim, ending: Ending) -> None:
         result = None if ending.result is None else _encode(ending.result).decode()
@@ -206,6 +216,12 @@ def _rescue_change(orphan: Row, crashes_max: int, *, is_alone: bool) -> StateCha
         error = JobError(ErrorCode.QUARANTINED, message)
         return state_change(job_id, token, Transition.FAIL, crashes=1, crashes_alone=alone, error=error)
     return state_change(job_id, token, Transition.RESCUE, crashes=crashes, crashes_alone=alone, attempts_restored=1)
+
+
+def _push_row(job_id: JobId, push: Push) -> Json:
+    row = msgspec.structs.asdict(push) | {"job_id": job_id, "tags": _encode(push.tags).decode()}
+    wait: Wait = row.pop("wait")
+    return row | {"waits_for": wait.peer, "not_before_ms": wait.not_before_ms, "wait_ms": wait.length_ms}
 
 
 def _claimed(tx: Transaction, claim: Claim) -> Row:

@@ -50,6 +50,42 @@ def test_multi_stage_with_target(either_box: BuildBox, registry: Registry) -> No
         assert json.load(answer)["config"]["Labels"] == {"stage": "small", "a": "b"}
 
 
+def test_what_was_pushed_is_counted(either_box: BuildBox, registry: Registry) -> None:
+    """The history has a line for each tag with the bytes that were sent: as they are in the registry, and only once."""
+    path = f"counted/{either_box.builder}"
+    base = dockerfile("RUN head -c 300000 /dev/urandom > /random && head -c 3000000 /dev/zero > /zero")
+    job = either_box.submit_build(f"{registry.host}/{path}:1", base, tags=["2"])
+    either_box.succeeded(job)
+    columns = "kind, registry, repository, tag, digest, sent_bytes, outcome, error"
+    rows = either_box.daemon.sqlite(f"SELECT {columns} FROM push_history WHERE uuid = ? ORDER BY tag", (job,))
+    digest = registry.digest(path, "1")
+    (*first, first_bytes, _, _), (*second, second_bytes, _, _) = rows
+    assert first == ["build", registry.host, path, "1", digest]
+    assert second == ["build", registry.host, path, "2", digest]
+    assert [row[-2:] for row in rows] == [("pushed", None)] * 2
+    with registry.request("GET", f"/v2/{path}/manifests/1") as answer:
+        manifest = json.load(answer)
+    layers = [layer["size"] for layer in manifest["layers"]]
+    # The base may have been mounted from a repository of another test, and some engines tell of the config too.
+    assert 300_000 <= layers[-1] <= first_bytes <= sum(layers) + manifest["config"]["size"]
+    assert second_bytes == 0
+    columns = "sent_bytes + mounted_bytes + skipped_bytes, total_bytes, seconds > 0"
+    figures = either_box.daemon.sqlite(f"SELECT {columns} FROM push JOIN job ON id = job_id WHERE uuid = ?", (job,))
+    assert all(total in (sum(layers), sum(layers) + manifest["config"]["size"]) for total, _, _ in figures)
+    assert all((told, timed) == (total, 1) for total, told, timed in figures)
+
+
+def test_a_push_that_fails_is_in_the_history(box: BuildBox) -> None:
+    """With its error, under the registry and the tag that it was for."""
+    with Registry(read_only=True) as closed:
+        job = box.build(f"{closed.host}/a/b:1", dockerfile("RUN true"))
+        assert box.ended(job)["state"] == "failed"
+        columns = "registry, repository, tag, digest, sent_bytes, outcome, error"
+        (row,) = box.daemon.sqlite(f"SELECT {columns} FROM push_history WHERE uuid = ?", (job,))
+    assert row[:6] == (closed.host, "a/b", "1", None, None, "failed")
+    assert row[6]
+
+
 def test_failing_run(either_box: BuildBox, registry: Registry) -> None:
     """A failing RUN ends the job at once; exit code and last lines reach both Status and Logs."""
     name = f"{registry.host}/failing/{either_box.builder}"

@@ -11,13 +11,14 @@ from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, T
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
+from imagejobd.jobs.distribute.table import Endpoints, endpoints
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.errors import Fault, NotFound
-from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal, uuid7
+from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal, Push, uuid7
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.hosts import RegistryTarget
 from imagejobd.store.sqlite.store import SqliteStore
-from runner.runner_bench import Bench
+from runner.runner_bench import END_TIMEOUT_S, Bench
 
 DIGEST = "sha256:" + "a" * 64
 SOURCE_DIGEST = "sha256:" + "5" * 64
@@ -145,6 +146,13 @@ class DistributionBench(Bench):
         async with self.running(kind, **options):  # type: ignore[arg-type]
             return await self.ended(made.uuid)
 
-    async def notes(self, job: Job, event: str) -> list[Json]:
-        events = await self.store.changes_since(0, job_id=job.id, limit=1000)
-        return [found.data for found in events if found.type == event]
+    async def pushes(self, made: Enqueued, count: int) -> list[Push]:
+        """The pushes of a job as soon as there are `count`."""
+        async with asyncio.timeout(END_TIMEOUT_S):
+            while len(pushes := await self.store.pushes(made.id)) < count:
+                await asyncio.sleep(0.005)
+        return pushes
+
+    async def endpoints(self, job: Job) -> Endpoints:
+        """What became of the endpoints of `job`."""
+        return endpoints(job, await self.store.pushes(job.id))

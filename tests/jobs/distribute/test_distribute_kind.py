@@ -10,8 +10,9 @@ from imagejobd.registry.copy.copying import Copying
 from imagejobd.registry.copy.outcome import Options, TagState, Tally
 
 from imagejobd.jobs.distribute import copies as copies_module
+from imagejobd.jobs.distribute import kind as kind_module
 from imagejobd.jobs.distribute.kind import DistributeKind
-from imagejobd.jobs.distribute.table import endpoints
+from imagejobd.jobs.distribute.table import Endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, Json, State
 from imagejobd.model.secrets import Credentials, Secret
@@ -46,12 +47,12 @@ async def test_success(bench: DistributionBench) -> None:
         "source": "https://a.example/v2/",
         "images": [{"source": "team/app:1.0", "digest": DIGEST, "targets": [first, second]}],
     }
-    assert endpoints(job) == msgspec.structs.replace(endpoints(job), finished=["b.example", "http://c.example/"])
+    assert await bench.endpoints(job) == Endpoints(["b.example", "http://c.example/"], [], [])
     assert [phase.name for phase in await bench.store.phases(job.id)] == ["copying"]
 
 
 async def test_progress_history_and_log(bench: DistributionBench) -> None:
-    """A job that has ended shows its bytes per target, a line of history for each copy, and a log for people."""
+    """A job that has ended shows its bytes per target, a row for each copy, and a log for people."""
     job = await bench.run(bench.kind(ScriptedCopy()), SPEC)
     figures = {"sent_bytes": 100, "mounted_bytes": 0, "skipped_bytes": 0, "total_bytes": 100, "done": 1, "failed": 0}
     assert job.progress == {
@@ -59,10 +60,13 @@ async def test_progress_history_and_log(bench: DistributionBench) -> None:
         "images_done": 1,
         "targets": [{"endpoint": "b.example", **figures}, {"endpoint": "http://c.example/", "image": "x/y", **figures}],
     }
-    notes = await bench.notes(job, "target")
-    assert [note["endpoint"] for note in notes] == ["b.example", "http://c.example/"]
-    assert notes[0]["tags"] == {"1.0": "copied"}
-    assert (notes[0]["digest"], notes[0]["sent_bytes"], notes[0]["seconds"]) == (DIGEST, 100, 0.5)
+    first, second = await bench.store.pushes(job.id)
+    assert (first.registry, first.repository, second.registry, second.repository) == (
+        *("b.example", "team/app"),
+        *("c.example:80", "x/y"),
+    )
+    assert (first.source, first.tags, first.digest) == ("team/app:1.0", {"1.0": "copied"}, DIGEST)
+    assert (first.sent_bytes, first.seconds, first.tries) == (100, 0.5, 1)
     log = await bench.log_of(job.uuid)
     assert f"team/app:1.0 to b.example team/app: 1.0 copied; {DIGEST}; 100 bytes sent" in log
 
@@ -105,7 +109,7 @@ async def test_a_pinned_image_is_gone(bench: DistributionBench) -> None:
     copy = ScriptedCopy(**{"c.example": [DOWN, GONE]})
     job = await bench.run(bench.kind(copy), SPEC)
     assert (job.state, job.attempt) == (State.FAILED, 2)
-    by_outcome = endpoints(job)
+    by_outcome = await bench.endpoints(job)
     assert by_outcome.finished == ["b.example"]
     ((endpoint, error),) = by_outcome.failed
     assert endpoint == "http://c.example/"
@@ -115,7 +119,7 @@ async def test_a_pinned_image_is_gone(bench: DistributionBench) -> None:
 async def test_what_was_never_found_is_not_called_gone(bench: DistributionBench) -> None:
     """A tag that the source does not have is told as the source tells it."""
     job = await bench.run(bench.kind(ScriptedCopy(**{"b.example": [GONE], "c.example": [GONE]})), SPEC)
-    assert endpoints(job).failed == [("b.example", GONE.message), ("http://c.example/", GONE.message)]
+    assert (await bench.endpoints(job)).failed == [("b.example", GONE.message), ("http://c.example/", GONE.message)]
 
 
 async def test_a_target_that_is_down_costs_two_images(
@@ -134,7 +138,8 @@ async def test_a_target_that_is_down_costs_two_images(
     assert log.count("c.example: the other images wait for the next attempt: registry c.example: it is down") == 1
     # What the second attempt would have repeated is not said again.
     assert log.count("failed for now") == 2
-    assert len(await bench.notes(job, "target")) == 44
+    pushes = await bench.store.pushes(job.id)
+    assert [push.tries for push in pushes if push.registry == "c.example"] == [2] * 4 + [1] * 16
 
 
 async def test_images_under_way_are_not_given_up(bench: DistributionBench) -> None:
@@ -148,7 +153,7 @@ async def test_images_under_way_are_not_given_up(bench: DistributionBench) -> No
     copy.before_end = pause
     job = await bench.run(bench.kind(copy), IMAGES, limits=limits)
     assert 2 <= sum(len(asked.targets) == 2 for asked in copy.asked) <= 16
-    by_outcome = endpoints(job)
+    by_outcome = await bench.endpoints(job)
     assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("c.example", DOWN.message)])
     _, down = job.progress["targets"]
     assert (down["done"], down["failed"], down["error"]) == (0, 20, DOWN.message)
@@ -173,14 +178,14 @@ async def test_a_second_cancel_loses_nothing(bench: DistributionBench, monkeypat
     kind = bench.kind(copy)
     made = await bench.submit(kind, SPEC)
     saving, may_save = asyncio.Event(), asyncio.Event()
-    checkpoint = bench.store.checkpoint
+    record_pushes = bench.store.record_pushes
 
-    async def slow_checkpoint(*arguments: Any, **options: Any) -> None:
+    async def slow_record(*arguments: Any) -> None:
         saving.set()
         await may_save.wait()
-        await checkpoint(*arguments, **options)
+        await record_pushes(*arguments)
 
-    monkeypatch.setattr(bench.store, "checkpoint", slow_checkpoint)
+    monkeypatch.setattr(bench.store, "record_pushes", slow_record)
     (claim,) = await bench.store.claim("w1", Capacity({kind.name: 1}, 1))
     ctx = AttemptContext(bench.store, claim, log_max_bytes=1_000_000)
     running = asyncio.create_task(kind.run(ctx))
@@ -193,8 +198,7 @@ async def test_a_second_cancel_loses_nothing(bench: DistributionBench, monkeypat
     may_save.set()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert endpoints(await bench.job(made.uuid)).finished == ["b.example"]
-    assert [note["endpoint"] for note in await bench.notes(claim.job, "target")] == ["b.example"]
+    assert (await bench.endpoints(await bench.job(made.uuid))).finished == ["b.example"]
 
 
 async def test_what_failed_for_good_is_not_tried_again(bench: DistributionBench) -> None:
@@ -208,7 +212,7 @@ async def test_what_failed_for_good_is_not_tried_again(bench: DistributionBench)
     assert job.error is not None
     assert job.error.code is ErrorCode.COPY_FAILED
     assert "2 of 2 targets failed: b.example: registry c.example: no; http://c.example/: " in job.error.message
-    assert endpoints(job).failed == [("b.example", DENIED.message), ("http://c.example/", DOWN.message)]
+    assert (await bench.endpoints(job)).failed == [("b.example", DENIED.message), ("http://c.example/", DOWN.message)]
     assert job.result is None
     standings = [(row["done"], row["failed"], row["error"]) for row in job.progress["targets"]]
     assert standings == [(0, 1, DENIED.message), (0, 1, DOWN.message)]
@@ -220,7 +224,7 @@ async def test_only_permanent_faults_end_at_once(bench: DistributionBench) -> No
     assert (job.state, job.attempt, job.result) == (State.FAILED, 1, None)
     assert job.error is not None
     assert (job.error.code, job.error.message.partition(":")[0]) == (ErrorCode.COPY_FAILED, "1 of 2 targets failed")
-    by_outcome = endpoints(job)
+    by_outcome = await bench.endpoints(job)
     assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("http://c.example/", DENIED.message)])
     done, failed = job.progress["targets"]
     assert (done["done"], done["failed"], failed["done"], failed["failed"]) == (1, 0, 0, 1)
@@ -233,7 +237,7 @@ async def test_skipped_targets_are_no_failure(bench: DistributionBench) -> None:
     copy.state = TagState.SKIPPED
     job = await bench.run(bench.kind(copy), SPEC)
     assert job.state is State.SUCCEEDED
-    assert endpoints(job).skipped == ["b.example", "http://c.example/"]
+    assert (await bench.endpoints(job)).skipped == ["b.example", "http://c.example/"]
 
 
 async def test_many_images_at_once_and_bounded(bench: DistributionBench) -> None:
@@ -280,24 +284,37 @@ async def test_a_cancelled_job_keeps_what_was_done(bench: DistributionBench) -> 
         await bench.store.request_cancel(made.uuid, tenant=None)
         job = await bench.ended(made.uuid)
     assert job.state is State.CANCELLED
-    by_outcome = endpoints(job)
+    by_outcome = await bench.endpoints(job)
     assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("http://c.example/", "cancelled")])
 
 
-async def test_a_copy_that_stalls_is_tried_again(bench: DistributionBench) -> None:
+async def test_a_copy_that_stalls_is_tried_again(bench: DistributionBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copying that brings nothing for the limit is stopped and tried again by itself; what was done is done."""
     copy = ScriptedCopy()
     copy.is_stuck = {"c.example"}
     limits = msgspec.structs.replace(QUICK, retry_for_s=0.0)
-    job = await bench.run(bench.kind(copy, copy_timeout_s=1.0), SPEC, limits=limits)
+    monkeypatch.setattr(kind_module, "STALL_TIMEOUT_S", 1.0)
+    job = await bench.run(bench.kind(copy), SPEC, limits=limits)
     assert job.error is not None
     assert (job.state, job.error.code) == (State.FAILED, ErrorCode.TIMEOUT)
     assert (
         "waited for https://a.example/v2/, b.example, http://c.example/ for 1 s without progress" in job.error.message
     )
     assert "gave up after 1 attempts" in job.error.message
-    by_outcome = endpoints(job)
+    by_outcome = await bench.endpoints(job)
     assert (by_outcome.finished, by_outcome.failed) == (["b.example"], [("http://c.example/", job.error.message)])
+
+
+async def test_a_copy_may_take_as_long_as_it_makes_progress(bench: DistributionBench) -> None:
+    """The time limit of jobs does not end a distribution."""
+    copy = ScriptedCopy()
+
+    async def take_long(copying: Copying, tally: Tally) -> None:
+        await asyncio.sleep(0.1)
+
+    copy.before_end = take_long
+    job = await bench.run(bench.kind(copy), SPEC, limits=msgspec.structs.replace(QUICK, job_timeout_s=0.01))
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
 
 
 async def test_a_target_that_is_known_to_be_down_is_left_out(bench: DistributionBench) -> None:
@@ -308,7 +325,7 @@ async def test_a_target_that_is_known_to_be_down_is_left_out(bench: Distribution
     assert isinstance(fault, Temporary)
     assert (fault.peer, fault.retry_after_s) == ("c.example", None)
     assert (len(bench.copy.asked_of("b.example")), bench.copy.asked_of("c.example")) == (20, [])
-    assert endpoints(job).finished == ["b.example"]
+    assert (await bench.endpoints(job)).finished == ["b.example"]
     bench.registries.circuits.answered("c.example")
     assert (await one_attempt(bench, kind, IMAGES, job))[0] is None
     assert (len(bench.copy.asked_of("b.example")), len(bench.copy.asked_of("c.example"))) == (20, 20)
@@ -327,7 +344,7 @@ async def test_a_retry_after_is_its_targets_own(bench: DistributionBench) -> Non
     assert isinstance(fault, Temporary)
     assert 3500 < (fault.retry_after_s or 0) <= 3600
     assert (bench.copy.asked_of("b.example"), len(bench.copy.asked_of("c.example"))) == ([], 1)
-    assert endpoints(job).finished == ["c.example"]
+    assert (await bench.endpoints(job)).finished == ["c.example"]
 
 
 async def one_attempt(
@@ -355,10 +372,10 @@ async def test_what_a_crash_interrupts_goes_on(bench: DistributionBench) -> None
     kind = bench.kind(copy)
     made = await bench.submit(kind, SPEC)
     async with bench.running(kind, worker="w1"):  # type: ignore[arg-type]
-        await bench.when(made.uuid, lambda job: "outcomes" in job.checkpoint)
+        await bench.pushes(made, 1)
         halfway = await bench.job(made.uuid)
-    assert endpoints(halfway).finished == ["b.example"]
-    assert endpoints(halfway).failed == []
+    assert (await bench.endpoints(halfway)).finished == ["b.example"]
+    assert (await bench.endpoints(halfway)).failed == []
     await bench.store.rescue("w2", crashes_max=3)
     copy.is_stuck = set()
     async with bench.running(kind, worker="w2"):  # type: ignore[arg-type]
@@ -422,17 +439,18 @@ async def test_faults_of_the_store_are_not_outcomes(bench: DistributionBench, mo
     """A full disk stops the attempt, and no target is blamed for it."""
     full = Temporary(ErrorCode.STORAGE_FULL, "the disk is full")
 
-    async def note(*arguments: Any) -> None:
+    async def record_pushes(*arguments: Any) -> None:
         raise full
 
-    monkeypatch.setattr(bench.store, "note", note)
+    monkeypatch.setattr(bench.store, "record_pushes", record_pushes)
     copy = ScriptedCopy()
     copy.is_stuck = {"c.example"}
     limits = msgspec.structs.replace(QUICK, retry_for_s=0.0)
     job = await bench.run(bench.kind(copy), SPEC, limits=limits)
     assert job.error is not None
     assert job.error.code is ErrorCode.STORAGE_FULL
-    assert endpoints(job).failed == [("http://c.example/", job.error.message)]
+    why = job.error.message
+    assert (await bench.endpoints(job)).failed == [("b.example", why), ("http://c.example/", why)]
 
 
 async def test_uploads_are_refused(bench: DistributionBench) -> None:

@@ -14,7 +14,7 @@ from harness.services import require
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
 from imagejobd.jobs.distribute.spec import DistributeSettings
-from imagejobd.jobs.distribute.table import CopyTable, endpoints
+from imagejobd.jobs.distribute.table import CopyTable
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import Json, NewJob, State
@@ -70,7 +70,7 @@ async def test_an_image_is_copied_and_then_found(
     (row,) = job.result["images"][0]["targets"]
     assert (row["tags"], row["digest"]) == ({"1": "copied"}, image.digest)
     assert row["sent_bytes"] == image.blobs_bytes
-    assert endpoints(job).finished == [target.host]
+    assert (await bench.endpoints(job)).finished == [target.host]
     again = await bench.run(kind, spec_of(registry, target, image="d/one"))
     assert again.result is not None
     (row,) = again.result["images"][0]["targets"]
@@ -85,7 +85,7 @@ async def test_a_tag_that_is_there_is_left_alone(
     old = put_image(target, "d/skip", "1", seed="old")
     spec = spec_of(registry, target, image="d/skip")
     job = await bench.run(kind, spec)
-    assert (job.state, endpoints(job).skipped) == (State.SUCCEEDED, [target.host])
+    assert (job.state, (await bench.endpoints(job)).skipped) == (State.SUCCEEDED, [target.host])
     assert target.digest("d/skip", "1") == old.digest
     spec["targets"][0]["overwrite"] = True
     await bench.run(kind, spec)
@@ -117,7 +117,7 @@ async def test_a_filter_that_means_nothing_fails(
         job = await bench.run(kind, {"source": source, "targets": [{"endpoint": target.host}]})
         assert job.error is not None
         assert (job.state, job.error.code) == (State.FAILED, ErrorCode.NOT_FOUND)
-        assert endpoints(job).failed == [(target.host, job.error.message)]
+        assert (await bench.endpoints(job)).failed == [(target.host, job.error.message)]
 
 
 async def test_a_filter_that_means_too_much_fails(
@@ -173,12 +173,13 @@ async def test_one_target_is_down_for_a_while(
         made = await bench.submit(kind, spec_of(registry, absent, target, image="d/down"))
         limits = msgspec.structs.replace(QUICK, retry_for_s=600.0)
         async with bench.running(kind, limits=limits):  # type: ignore[arg-type]
-            job = await bench.when(made.uuid, lambda job: bool(endpoints(job).failed and endpoints(job).finished))
-            assert [endpoint for endpoint, _ in endpoints(job).failed] == [absent.host]
+            await bench.pushes(made, 2)
+            by_outcome = await bench.endpoints(await bench.job(made.uuid))
+            assert [endpoint for endpoint, _ in by_outcome.failed] == [absent.host]
             assert target.digest("d/down", "1") == image.digest
             absent.start()
             job = await bench.ended(made.uuid)
-        assert (job.state, endpoints(job).finished) == (State.SUCCEEDED, [absent.host, target.host])
+        assert (job.state, (await bench.endpoints(job)).finished) == (State.SUCCEEDED, [absent.host, target.host])
         assert absent.digest("d/down", "1") == image.digest
 
 
@@ -239,7 +240,7 @@ async def test_logins_of_the_request(
     job = await bench.run(kind, spec)
     assert (job.state, job.attempt) == (State.FAILED, 1)
     assert target.digest("d/private", "1") == image.digest
-    by_outcome = endpoints(job)
+    by_outcome = await bench.endpoints(job)
     assert (by_outcome.finished, [endpoint for endpoint, _ in by_outcome.failed]) == (
         [target.host],
         [private_registry.host],

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute import copies as copies_module
-from imagejobd.jobs.distribute.copies import Outage, Reporter
+from imagejobd.jobs.distribute.copies import Reporter
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Source, Target
-from imagejobd.jobs.distribute.table import CopyTable, Wait
+from imagejobd.jobs.distribute.table import CopyTable
+from imagejobd.model.job import Push, Wait
+from imagejobd.registry.copy.target import Outcome, TagState, Tally
 
 SPEC = DistributeSpec(
     source=Source(endpoint="a", image="app", ref="1"), targets=(Target(endpoint="b"), Target(endpoint="c"))
@@ -27,15 +29,18 @@ class RecordingContext:
     def __init__(self) -> None:
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.shown: list[dict[str, Any]] = []
-        self.saved = 0
+        self.pushes: list[list[Push]] = []
         self.on_note: Any = lambda: None
 
     async def note(self, event: str, **data: Any) -> None:
         self.notes.append((event, data))
         self.on_note()
 
-    async def save(self, **values: Any) -> None:
-        self.saved += 1
+    async def record_pushes(self, pushes: Sequence[Push]) -> None:
+        self.pushes.append(list(pushes))
+
+    def redact(self, text: str) -> str:
+        return text
 
     async def log(self, text: str) -> None: ...
 
@@ -50,13 +55,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reporter_of(ctx: Any, table: CopyTable) -> Reporter:
-    return Reporter(ctx, table, str, deque())
+    return Reporter(ctx, table, deque())
 
 
 @pytest.mark.usefixtures("quick")
 async def test_bytes_are_noted_as_they_move() -> None:
     """Each note has the targets whose bytes have moved, and no other."""
-    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")])
     moving, _ = table.start(0, [0, 1])
     moving.sent_bytes = 1
     reporter = reporter_of(ctx, table)
@@ -73,14 +78,14 @@ async def test_bytes_are_noted_as_they_move() -> None:
     assert [target["endpoint"] for target in first] == ["b", "c"]
     assert [[target["endpoint"] for target in targets] for targets in others] == [["b"]] * 3
     assert [targets[0]["sent_bytes"] for targets in (first, *others)] == [1, 2, 3, 4]
-    assert ctx.saved == 0
+    assert ctx.pushes == []
 
 
 @pytest.mark.usefixtures("quick")
 async def test_notes_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes, the notes of a job stay a bounded number: their pace halves again and again."""
     monkeypatch.setattr(copies_module, "NOTES_PER_PACE", 10)
-    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")])
     moving, _ = table.start(0, [0, 1])
     reporter = reporter_of(ctx, table)
     ticks_at_note: list[int] = []
@@ -103,7 +108,7 @@ async def test_notes_become_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_nothing_is_written_when_nothing_happens() -> None:
     """A job that waits writes nothing; what ends last is still written."""
-    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")])
     reporter = reporter_of(ctx, table)
     running = asyncio.create_task(reporter.run())
     while not ctx.notes:
@@ -111,50 +116,38 @@ async def test_nothing_is_written_when_nothing_happens() -> None:
     shown, noted = len(ctx.shown), len(ctx.notes)
     for _ in range(20):
         await asyncio.sleep(0.001)
-    assert (len(ctx.shown), len(ctx.notes), ctx.saved) == (shown, noted, 0)
+    assert (len(ctx.shown), len(ctx.notes), ctx.pushes) == (shown, noted, [])
     reporter.end(0, 1, COPIED)
     reporter.stop()
     await running
-    assert ctx.saved == 1
-    assert [data["endpoint"] for name, data in ctx.notes if name == "target"] == ["c"]
+    ((push,),) = ctx.pushes
+    assert (push.image, push.target, push.registry, push.tags) == (0, 1, "c", {"1": "copied"})
 
 
 @pytest.mark.usefixtures("quick")
 async def test_outcomes_reach_the_store_in_portions() -> None:
-    """However many copies end at once, the store is handed so many notes at a time, after the checkpoint."""
-    images = [Image("app", str(n)) for n in range(300)]
-    ctx, table = RecordingContext(), CopyTable(SPEC, images, {})
+    """However many copies end at once, the store is handed so many rows at a time, each once, and only those."""
+    images = [Image("app", str(n)) for n in range(1200)]
+    ctx, table = RecordingContext(), CopyTable(SPEC, images)
     reporter = reporter_of(ctx, table)
-    open_notes, most = 0, 0
-
-    async def note(event: str, **data: Any) -> None:
-        nonlocal open_notes, most
-        assert ctx.saved > 0
-        open_notes += 1
-        most = max(most, open_notes)
-        await asyncio.sleep(0)
-        open_notes -= 1
-        ctx.notes.append((event, data))
-
-    ctx.note = note  # type: ignore[method-assign]
     for number in range(len(images)):
         table.start(number, [0])
         reporter.end(number, 0, COPIED)
     reporter.stop()
     await asyncio.wait_for(reporter.run(), 10)
-    assert [data["source"] for _, data in ctx.notes] == [str(image) for image in images]
-    assert most == 100
+    assert [len(pushes) for pushes in ctx.pushes] == [500, 500, 200]
+    assert [push.source for pushes in ctx.pushes for push in pushes] == [str(image) for image in images]
 
 
 async def test_what_is_postponed_is_kept() -> None:
     """A crash does not lose that a target was down, though nothing else has ended."""
-    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")], {})
+    ctx, table = RecordingContext(), CopyTable(SPEC, [Image("app", "1")])
     reporter = reporter_of(ctx, table)
-    reporter.postpone(0, 1, Outage("down", Wait(peer="c.example")))
+    reporter.postpone(0, 1, "down", Wait(peer="c.example"))
     reporter.stop()
     await reporter.run()
-    assert (ctx.saved, ctx.notes) == (1, [])
-    assert table.checkpoint["0.1"] == {"error": "down", "tries": 0, "wait": {"peer": "c.example"}}
+    ((push,),) = ctx.pushes
+    assert (push.target, push.error, push.tries, push.wait) == (1, "down", 0, Wait(peer="c.example"))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +167,7 @@ async def test_a_dry_run_reads_well(state: TagState, line: str) -> None:
         lines.append(text)
 
     ctx.log = log  # type: ignore[method-assign]
-    reporter = reporter_of(ctx, CopyTable(replace(SPEC, dry_run=True), [Image("app", "1")], {}))
+    reporter = reporter_of(ctx, CopyTable(replace(SPEC, dry_run=True), [Image("app", "1")]))
     tally = Tally(total_bytes=100, skipped_bytes=40)
     reporter.end(0, 0, Outcome(tags={"1": state}, digest="sha256:d", tally=tally, seconds=1.0))
     reporter.stop()

@@ -4,22 +4,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
 
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, parse
-from imagejobd.jobs.distribute.table import (
-    OUTCOMES,
-    CopyTable,
-    Endpoints,
-    Record,
-    Wait,
-    endpoints,
-    images_of,
-    record_key,
-    records_of,
-)
+from imagejobd.jobs.distribute.table import CopyTable, Endpoints, endpoints, images_of, wait_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.model.job import Job, JobError, State
+from imagejobd.model.job import Job, JobError, Push, State, Wait
+from imagejobd.registry.copy.target import Outcome, TagState, Tally
 
 ONE = {"source": {"endpoint": "a", "image": "app", "ref": "1"}, "targets": [{"endpoint": "b/v2/"}, {"endpoint": "c"}]}
 FILTER = {**ONE, "source": {"endpoint": "a", "image": "app", "tags": {"newest": 2}}}
@@ -41,29 +31,34 @@ def is_up(host: str) -> bool:
     return False
 
 
-def job_of(spec: dict[str, Any], state: State, outcomes: dict[str, Any], **fields: Any) -> Job:
-    checkpoint = {"outcomes": outcomes, **fields.pop("checkpoint", {})}
+def job_of(spec: dict[str, Any], state: State, **fields: Any) -> Job:
     empty: dict[str, Any] = dict.fromkeys(Job.__struct_fields__)
-    known = {"spec": parse(spec).spec, "state": state, "checkpoint": checkpoint}
+    known = {"spec": parse(spec).spec, "state": state, "checkpoint": {}}
     return Job(**(empty | known | {"finished_ms": 1 if state.is_final else None} | fields))
+
+
+def pushes_of(outcomes: dict[tuple[int, int], dict[str, Any]]) -> list[Push]:
+    """Rows by image and target."""
+    place = {"registry": "r.example", "repository": "app"}
+    return [Push(image=image, target=target, **place, **fields) for (image, target), fields in outcomes.items()]
 
 
 @pytest.mark.parametrize(
     ("state", "outcomes", "expected"),
     [
         (State.QUEUED, {}, Endpoints([], [], [])),
-        (State.RUNNING, {"0.0": COPIED}, Endpoints(["b/v2/"], [], [])),
-        (State.RUNNING, {"0.0": SKIPPED, "0.1": BROKEN}, Endpoints([], ["b/v2/"], [("c", "it broke")])),
-        (State.SUCCEEDED, {"0.0": COPIED, "0.1": SAME}, Endpoints(["b/v2/"], ["c"], [])),
-        (State.FAILED, {"0.0": COPIED, "0.1": BROKEN}, Endpoints(["b/v2/"], [], [("c", "it broke")])),
+        (State.RUNNING, {(0, 0): COPIED}, Endpoints(["b/v2/"], [], [])),
+        (State.RUNNING, {(0, 0): SKIPPED, (0, 1): BROKEN}, Endpoints([], ["b/v2/"], [("c", "it broke")])),
+        (State.SUCCEEDED, {(0, 0): COPIED, (0, 1): SAME}, Endpoints(["b/v2/", "c"], [], [])),
+        (State.FAILED, {(0, 0): COPIED, (0, 1): BROKEN}, Endpoints(["b/v2/"], [], [("c", "it broke")])),
         (State.FAILED, {}, Endpoints([], [], [("b/v2/", "no luck"), ("c", "no luck")])),
-        (State.CANCELLED, {"0.1": COPIED}, Endpoints(["c"], [], [("b/v2/", "cancelled")])),
+        (State.CANCELLED, {(0, 1): COPIED}, Endpoints(["c"], [], [("b/v2/", "cancelled")])),
     ],
 )
-def test_endpoints(state: State, outcomes: dict[str, Any], expected: Endpoints) -> None:
+def test_endpoints(state: State, outcomes: dict[tuple[int, int], Any], expected: Endpoints) -> None:
     """Endpoints come back as they were sent; those without an outcome share the job's own error."""
     error = JobError(ErrorCode.TIMEOUT, "no luck") if state is State.FAILED else None
-    assert endpoints(job_of(ONE, state, outcomes, error=error)) == expected
+    assert endpoints(job_of(ONE, state, error=error), pushes_of(outcomes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,37 +84,59 @@ def test_what_is_there_already(record: dict[str, Any], overwrite: bool, is_skipp
 
 def test_an_endpoint_is_finished_when_all_its_images_are() -> None:
     """With several images an endpoint is done with the last of them, skipped with one of them, failed with one too."""
-    found = {"checkpoint": {"tags": ["1", "2"]}}
-    outcomes = {"0.0": COPIED, "0.1": COPIED, "1.1": SKIPPED}
-    assert endpoints(job_of(FILTER, State.RUNNING, outcomes, **found)) == Endpoints([], ["c"], [])
-    outcomes |= {"1.0": COPIED, "1.1": BROKEN}
-    assert endpoints(job_of(FILTER, State.RUNNING, outcomes, **found)) == Endpoints(["b/v2/"], [], [("c", "it broke")])
+    job = job_of(FILTER, State.RUNNING, checkpoint={"tags": ["1", "2"]})
+    outcomes = {(0, 0): COPIED, (0, 1): COPIED, (1, 1): SKIPPED}
+    assert endpoints(job, pushes_of(outcomes)) == Endpoints([], ["c"], [])
+    outcomes |= {(1, 0): COPIED, (1, 1): BROKEN}
+    assert endpoints(job, pushes_of(outcomes)) == Endpoints(["b/v2/"], [], [("c", "it broke")])
 
 
 def test_nothing_is_finished_before_the_listing() -> None:
     """While a filter has found nothing yet, no endpoint is done."""
-    assert endpoints(job_of(FILTER, State.RUNNING, {})) == Endpoints([], [], [])
+    assert endpoints(job_of(FILTER, State.RUNNING), []) == Endpoints([], [], [])
 
 
 def spec_of(spec: dict[str, Any]) -> DistributeSpec:
     return msgspec.json.decode(msgspec.json.encode(parse(spec).spec), type=DistributeSpec)
 
 
-def test_records_survive_the_checkpoint() -> None:
-    """What is kept of an outcome comes back the same, its figures and its kind of fault included."""
+def test_how_a_copy_ended() -> None:
+    """A push has the figures and the kind of fault of its outcome, and is handed out once for the store."""
+    table = CopyTable(spec_of(ONE), [Image("app", "1")])
     tally = Tally(total_bytes=6, sent_bytes=3, mounted_bytes=2, skipped_bytes=1)
     fault = Permanent(ErrorCode.DENIED, "secret")
     outcome = Outcome(tags={"1": TagState.WANTED}, digest="d", tally=tally, seconds=1.23456, fault=fault)
-    record = Record.of(outcome, "shown")
-    assert (record.error, record.is_final, record.is_done, record.seconds) == ("shown", True, False, 1.235)
-    assert (record.total_bytes, record.sent_bytes, record.mounted_bytes, record.skipped_bytes) == (6, 3, 2, 1)
-    assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
+    push = table.end(0, 1, outcome, "sho\0wn \x1b[31m\n\udc80")
+    assert (push.error, push.is_final, push.is_done, push.seconds) == ("sho wn [31m", True, False, 1.235)
+    assert (push.total_bytes, push.sent_bytes, push.mounted_bytes, push.skipped_bytes) == (6, 3, 2, 1)
+    assert (push.source, push.repository, push.tags, push.tries) == ("app:1", "app", {"1": "wanted"}, 1)
+    assert table.take_changes() == [push]
+    assert table.take_changes() == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "registry"),
+    [
+        ("127.0.0.1:5001", "127.0.0.1:5001"),
+        ("http://127.0.0.1:5001", "127.0.0.1:5001"),
+        ("http://127.0.0.1:5001/v2/", "127.0.0.1:5001"),
+        ("https://R.example:443/v2", "r.example"),
+        ("r.example", "r.example"),
+        ("http://r.example", "r.example:80"),
+        ("https://index.docker.io", "docker.io"),
+    ],
+)
+def test_a_registry_has_one_name(endpoint: str, registry: str) -> None:
+    """However a target's endpoint is written, the history has its registry under one name."""
+    table = CopyTable(spec_of({**ONE, "targets": [{"endpoint": endpoint}]}), [Image("app", "1")])
+    table.postpone(0, 0, "down", Wait())
+    assert [push.registry for push in table.take_changes()] == [registry]
 
 
 def table_of(count: int, faults: dict[int, Any], targets: int = 8, **clock: Any) -> CopyTable:
     """A table of `count` images where each copy to the targets in `faults` failed so."""
     spec = spec_of({**ONE, "targets": [{"endpoint": f"t{n}"} for n in range(targets)]})
-    table = CopyTable(spec, [Image("app", str(n)) for n in range(count)], {}, **clock)
+    table = CopyTable(spec, [Image("app", str(n)) for n in range(count)], **clock)
     for image in range(count):
         table.start(image, range(targets))
         for target in range(targets):
@@ -155,7 +172,7 @@ def test_when_to_try_again(faults: list[Fault], rest_s: float | None, peer: str 
 )
 def test_a_wish_is_no_longer_than_it_was(passed_s: int, rest_s: float) -> None:
     """A clock that is set back delays nothing beyond what a registry asked for."""
-    wait = Wait.of(busy(60), 10_000_000)
+    wait = wait_of(busy(60), 10_000_000)
     assert wait.rest_s(10_000_000 + passed_s * 1000) == rest_s
 
 
@@ -184,9 +201,9 @@ def test_those_that_were_tried_least_go_first() -> None:
     spec = spec_of({**ONE, "targets": [{"endpoint": "t"}, {"endpoint": "u"}]})
     images = [Image("app", str(n)) for n in range(4)]
     down = Temporary(ErrorCode.REGISTRY_UNAVAILABLE, "down")
-    records: dict[str, Record] = {}
+    pushes: dict[tuple[int, int], Push] = {}
     for tried in ([0, 1], [2], [3, 0]):
-        table = CopyTable(spec, images, records)
+        table = CopyTable(spec, images, pushes.values())
         assert table.order()[: len(tried)] == tried
         for image in range(4):
             if image in tried:
@@ -195,10 +212,10 @@ def test_those_that_were_tried_least_go_first() -> None:
             else:
                 table.postpone(image, 1, "x" * 9999, Wait())
             table.end(image, 0, outcome_of({"1": TagState.COPIED}), None)
-        records = records_of(msgspec.json.decode(msgspec.json.encode({OUTCOMES: table.checkpoint})))
+        pushes |= {(push.image, push.target): push for push in table.take_changes()}
         assert all(table.remaining(image) == [1] for image in range(4))
-    assert [records[f"{image}.1"].tries for image in range(4)] == [2, 1, 1, 1]
-    assert len(records["1.1"].error or "") == 400
+    assert [pushes[image, 1].tries for image in range(4)] == [2, 1, 1, 1]
+    assert len(pushes[1, 1].error or "") == 400
 
 
 @pytest.mark.parametrize(
@@ -213,7 +230,7 @@ def test_those_that_were_tried_least_go_first() -> None:
 )
 def test_pinned(states: list[TagState], fault: Any, pinned: str | None) -> None:
     """What one target has under one name, all others get; what no target has is looked up anew."""
-    table = CopyTable(spec_of(ONE), [Image("app", "1")], {})
+    table = CopyTable(spec_of(ONE), [Image("app", "1")])
     table.start(0, [0])
     tags = {str(number): state for number, state in enumerate(states)}
     table.end(0, 0, outcome_of(tags, fault=fault), fault and fault.message)
@@ -228,4 +245,3 @@ def test_images_are_those_of_the_checkpoint() -> None:
     """The tags that the first attempt found are the images of all attempts, in that order."""
     images = images_of(spec_of(FILTER), {"tags": ["2", "1"]})
     assert images == (Image("app", "2"), Image("app", "1"))
-    assert record_key(1, 0) == "1.0"

@@ -83,6 +83,13 @@ delete from job_phase where id in (
     select job_phase.id from json_each(:ids) as old cross join job_phase on job_phase.job_id = old.value limit :limit
 );
 
+-- name: prune_pushes
+delete from push where (job_id, image, target) in (
+    select push.job_id, push.image, push.target
+    from json_each(:ids) as old cross join push on push.job_id = old.value
+    limit :limit
+);
+
 -- name: prune_labels
 delete from job_label where (key, value, job_id) in (
     select job_label.key, job_label.value, job_label.job_id

@@ -72,6 +72,9 @@ select
 -- name: phases
 select name, attempt, started_ms, finished_ms from job_phase where job_id = ? order by id;
 
+-- name: pushes
+select * from push where job_id = ? order by image, target;
+
 -- name: log_from
 -- Blocks that end after :from_offset, beginning with the one it falls into.
 select offset, text from log_block

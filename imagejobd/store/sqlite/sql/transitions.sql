@@ -85,6 +85,15 @@ select id, log_bytes, :size, :now_ms, :text from job where id = :id and claim_to
 insert into event (job_id, at_ms, type, data)
 select id, :now_ms, :type, :data from job where id = :id and claim_token = :token;
 
+-- name: record_push
+insert or replace into push (
+    job_id, image, target, registry, repository, source, tags, digest, source_digest, sent_bytes, mounted_bytes,
+    skipped_bytes, total_bytes, seconds, error, is_final, tries, waits_for, not_before_ms, wait_ms, updated_ms
+) values (
+    :job_id, :image, :target, :registry, :repository, :source, :tags, :digest, :source_digest, :sent_bytes, :mounted_bytes,
+    :skipped_bytes, :total_bytes, :seconds, :error, :is_final, :tries, :waits_for, :not_before_ms, :wait_ms, :now_ms
+);
+
 -- name: answered
 -- Jobs that waited for a peer are ready as soon as it answers; for any peer where none is named.
 update job set delayed = 0, waits_for = null
