@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from imagejobd.registry.hosts import RegistryHost
 
 from harness.daemon import SOURCE_ROOT, Config, to_toml
 from harness.process import free_port
@@ -33,6 +32,7 @@ from imagejobd.config import Config as Settings
 from imagejobd.config import parse, render
 from imagejobd.dockerfile.policy import PolicySettings
 from imagejobd.engine.settings import EngineSettings
+from imagejobd.registry.hosts import RegistryHost
 
 COMMAND_TIMEOUT_S = 30
 SECRET = b"a shared secret of more than thirty-two bytes"
