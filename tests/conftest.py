@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("harness")
 
 from harness.base_image import load_busybox  # noqa: E402
+from harness.daemon import Daemon, clean_environment  # noqa: E402
 from harness.engine import PrivateEngine  # noqa: E402
+from harness.forked import Template  # noqa: E402
 from harness.proxy import FaultProxy  # noqa: E402
 from harness.registry import Registry  # noqa: E402
 from harness.services import require  # noqa: E402
@@ -21,6 +24,14 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow],
 settings.register_profile("same", _PATIENT, derandomize=True, database=None)
 settings.register_profile("fuzz", _PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _template() -> Iterator[None]:
+    """What forks daemons, which demo, soak and benchmarks execute as users do."""
+    with closing(Template(clean_environment())) as Daemon.template:
+        yield
+    Daemon.template = None
 
 
 @pytest.fixture(scope="session")
