@@ -18,6 +18,10 @@ from harness.proxy import FaultProxy  # noqa: E402
 from harness.registry import Registry  # noqa: E402
 from harness.services import require  # noqa: E402
 
+# No test speaks to the outside world, and reading the machine's authorities takes longer than most tests (OpenSSL and Go
+# both obey this).
+os.environ["SSL_CERT_FILE"] = os.devnull
+
 # A machine that is busy fails nothing: neither a time for each example, nor one for the making of examples.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 # `HYPOTHESIS_PROFILE=fuzz` looks for new examples, and keeps those that fail; else each run tries the same ones.

@@ -24,6 +24,8 @@ COMMAND_TIMEOUT_S = 180.0
 ROOT_VARIABLE = "IMAGEJOBD_TEST_ROOT"
 # overlay2 wants a real disk below it; /tmp is often memory.
 DEFAULT_ROOT = "/var/tmp"
+# Collecting garbage a fourth as often takes a tenth of the work off it.
+GOGC = "400"
 # Bytes, and bytes a second. Newer engines take -1 for no limit; 20.10 would clip everything.
 STEP_LOG_MAX = str(1 << 30)
 
@@ -45,6 +47,7 @@ class PrivateEngine(Peer):
             env=os.environ
             | {
                 "PATH": SEARCH_PATH,
+                "GOGC": GOGC,
                 "BUILDKIT_STEP_LOG_MAX_SIZE": STEP_LOG_MAX,
                 "BUILDKIT_STEP_LOG_MAX_SPEED": STEP_LOG_MAX,
             },
