@@ -25,7 +25,6 @@ from imagejobd.model.egress import EgressSettings, is_loopback
 from imagejobd.registry.settings import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
 
-DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
 # Keys of earlier versions, and what takes their place.
@@ -76,11 +75,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read `path`, else the default file where it exists, else the defaults. Raises `ConfigError`."""
-    if path is None and not DEFAULT_PATH.exists():
-        config = Config()
-    else:
-        config = parse(_read(path or DEFAULT_PATH), str(path or DEFAULT_PATH))
+    """Read `path`, or take the defaults where there is none. Raises `ConfigError`."""
+    config = Config() if path is None else parse(_read(path), str(path))
     for listener in listeners(config, environ):
         check_listener(config, listener)
     return config

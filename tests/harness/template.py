@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-import imagejobd.cli  # noqa: F401
+import imagejobd.cli
+import imagejobd.daemon  # noqa: F401
 from harness.forked import Request
 from imagejobd.model import failpoint
 
