@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,9 +19,11 @@ from harness.proxy import FaultProxy  # noqa: E402
 from harness.registry import Registry  # noqa: E402
 from harness.services import require  # noqa: E402
 
-# No test speaks to the outside world, and reading the machine's authorities takes longer than most tests (OpenSSL and Go
-# both obey this).
+# No test speaks to the outside world, and reading the machine's authorities takes longer than most tests do. OpenSSL
+# and Go both obey this.
 os.environ["SSL_CERT_FILE"] = os.devnull
+
+TESTS = Path(__file__).parent
 
 # A machine that is busy fails nothing: neither a time for each example, nor one for the making of examples.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -28,6 +31,18 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow],
 settings.register_profile("same", _PATIENT, derandomize=True, database=None)
 settings.register_profile("fuzz", _PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+# The folders with the longest tests. They come first where files are shared out among processes, so that no process is
+# left alone with a long one at the end.
+LONG_FIRST = ("systemd", "soak", "faults", "e2e", "docs", "hostile", "engine", "api", "jobs")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        ranks = {name: rank for rank, name in enumerate(LONG_FIRST)}
+        items.sort(key=lambda item: ranks.get(item.path.relative_to(TESTS).parts[0], len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
