@@ -13,7 +13,7 @@ from harness.waiting import until
 
 TIMEOUT_S = 60.0
 RESTARTS = 20
-PAUSE_S = 0.05
+PAUSE_S = 0.2
 
 
 @pytest.fixture
