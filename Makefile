@@ -52,7 +52,7 @@ machine: services
 	@.ci/machine
 
 test: setup services lane machine
-	$(ON_ENGINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(ON_ENGINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: setup services lane
 	$(ON_ENGINE) HYPOTHESIS_PROFILE=fuzz IMAGEJOBD_FUZZ_FILES=10000 $(BIN)/python -m pytest \

@@ -1,16 +1,25 @@
-"""The command line: `imagejobd serve`, `imagejobd check-config` and `imagejobd token`."""
+"""The command line: `imagejobd serve`, `imagejobd check-config` and `imagejobd token`.
+
+Its commands import what they need when they are called: the daemon's imports take half a second, which the help, and
+the completion at each press of a key, have no use for.
+"""
 
 import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from imagejobd import __version__, config, daemon
-from imagejobd.api.auth import INTEGER_MAX, INTEGER_MIN, mint
+from imagejobd import __version__
+from imagejobd.model.bounds import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import Fault
+
+if TYPE_CHECKING:
+    from imagejobd.config import Config
+
+DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 
 # Tells systemd that another start is of no use (`RestartPreventExitStatus=`).
 BAD_CONFIGURATION = os.EX_CONFIG
@@ -46,7 +55,7 @@ _config_option = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path),
-    help=f"Configuration file; {config.DEFAULT_PATH} where it exists, else the defaults.",
+    help=f"Configuration file; {DEFAULT_PATH} where it exists, else the defaults.",
 )
 
 
@@ -54,6 +63,8 @@ _config_option = click.option(
 @_config_option
 def serve(path: Path | None) -> None:
     """Run the daemon in the foreground. SIGTERM drains; a second one interrupts what still runs."""
+    from imagejobd import daemon
+
     sys.exit(daemon.run(_load(path)))
 
 
@@ -61,8 +72,10 @@ def serve(path: Path | None) -> None:
 @_config_option
 def check_config(path: Path | None) -> None:
     """Check the configuration and print it as TOML, with every default filled in; the verdict goes to stderr."""
+    from imagejobd import config
+
     try:
-        loaded = config.load(path, check=daemon.check)
+        loaded = _read(path)
     except config.ConfigError as error:
         problems = len(str(error).splitlines())
         verdict = f"the configuration cannot be used ({problems} problem{'s' if problems > 1 else ''})"
@@ -93,6 +106,8 @@ def token(
     **person: str | None,
 ) -> None:
     """Mint a token and print it, for tests and scripts."""
+    from imagejobd.api.auth import mint
+
     auth = _load(path).auth
     now_s = int(time.time())
     claims = {"tid": tenant, "oid": client, "aud": audience or auth.audience, "iat": now_s, "exp": now_s + expires_in_s}
@@ -103,11 +118,21 @@ def token(
         _fail(fault.message, BAD_USAGE)
 
 
-def _load(path: Path | None) -> config.Config:
+def _load(path: Path | None) -> "Config":
+    from imagejobd.config import ConfigError
+
     try:
-        return config.load(path, check=daemon.check)
-    except config.ConfigError as error:
+        return _read(path)
+    except ConfigError as error:
         _fail(str(error), BAD_CONFIGURATION)
+
+
+def _read(path: Path | None) -> "Config":
+    from imagejobd import config, daemon
+
+    if path is None and DEFAULT_PATH.exists():
+        path = DEFAULT_PATH
+    return config.load(path, check=daemon.check)
 
 
 def _fail(error: str, exit_code: int) -> NoReturn:

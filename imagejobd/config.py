@@ -27,7 +27,6 @@ from imagejobd.model.secrets import MASK
 from imagejobd.registry.hosts import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
 
-DEFAULT_PATH = Path("/etc/imagejobd/config.toml")
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -89,14 +88,11 @@ def load(
     *,
     check: Callable[[Config], Iterable[str]] = lambda config: (),
 ) -> Config:
-    """Read `path`, else the default file where it exists, else the defaults. `check` may have complaints of its own.
+    """Read `path`, or take the defaults where there is none. `check` may have complaints of its own.
 
     Raises `ConfigError` with all that is wrong, a line each.
     """
-    if path is None and not DEFAULT_PATH.exists():
-        config = Config()
-    else:
-        config = parse(_read(path or DEFAULT_PATH), str(path or DEFAULT_PATH))
+    config = Config() if path is None else parse(_read(path), str(path))
     problems = [*_bad_listeners(config, environ), *check(config)]
     if problems:
         raise ConfigError("\n".join(problems))

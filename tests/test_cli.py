@@ -414,3 +414,22 @@ def test_help_and_version() -> None:
     assert str(2**63 - 1) not in in_process("token", "--help").stdout
     assert in_process("--version").exit_code == 0
     assert in_process("sevre").exit_code == BAD_USAGE
+
+
+def test_help_needs_no_daemon() -> None:
+    """Nothing of the daemon is imported for the help, nor for a completion at each press of a key."""
+    show = "import sys, imagejobd.cli; print(*sorted(name for name in sys.modules if name.startswith('imagejobd')))"
+    done = subprocess.run(
+        [sys.executable, "-c", show],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={"PYTHONPATH": str(SOURCE_ROOT)},
+    )
+    assert done.stdout.split() == [
+        "imagejobd",
+        "imagejobd.cli",
+        "imagejobd.model",
+        "imagejobd.model.bounds",
+        "imagejobd.model.errors",
+    ]

@@ -34,6 +34,7 @@ from imagejobd.api.keys import (
     wrong_key_type,
 )
 from imagejobd.api.wire import NOT_JSON
+from imagejobd.model.bounds import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import Json
 
@@ -47,7 +48,6 @@ TOKEN_MAX_CHARS = 8000
 TOKENS_REMEMBERED = 1024
 SUBMITTER_CLAIMS = ("sub", "email", "azp", "name")
 SUBMITTER_MAX_CHARS = 256
-INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 
 # Compact serialization (RFC 7515 §7.1): no JWE (five parts), no padding, no line breaks.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")

@@ -87,6 +87,7 @@ class Attempt:
         self._claim = claim
         self._limits = limits
         self._gate = gate
+        self._downtime_before_s = gate.downtime_s()
         self._circuits = circuits
         self._clock = clock
         self._ctx = AttemptContext(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=gate.downtime_s)
@@ -201,7 +202,7 @@ class Attempt:
         is_repeat = faults > 0 and (job.fault_phase, job.error) == (self._ctx.phase_name, error)
         spent_s = self._spent_s() if faults else 0.0
         wait_s = delay_s(fault, faults + 1, spent_s, self._limits)
-        if fault.peer == ENGINE and await self._engine_is_away():
+        if fault.peer == ENGINE and (self._was_engine_away() or await self._engine_is_away()):
             # However often: but it pauses, for it may be this very job that takes the engine down.
             pause_s = wait_s or self._limits.retry_max_s
             if self._kind.uses_engine:
@@ -222,6 +223,10 @@ class Attempt:
             return 0.0
         away_ms = self._gate.downtime_ms(since_ms) if self._kind.uses_engine else 0
         return max(0, self._clock.elapsed_ms(since_ms) - away_ms) / 1000
+
+    def _was_engine_away(self) -> bool:
+        """Whether it was found not to answer during the work of a job that needs it: it may be back by now."""
+        return self._kind.uses_engine and self._gate.downtime_s() > self._downtime_before_s
 
     async def _engine_is_away(self) -> bool:
         """Whether it does not answer now, or not soon."""

@@ -1,10 +1,9 @@
-"""What the tests of the run API share: a job that is launched and followed, its log, and what the engine has of it."""
+"""What the tests of the run API share: a job that is launched and followed, and its log."""
 
 from calls import curl, until
 
 from harness.base_image import BUSYBOX
 from harness.daemon import Daemon
-from harness.engine import PrivateEngine
 
 FROM = f"FROM {BUSYBOX}\n"
 PERF = """CMD echo '{"perf": 0.5}' > /data/perf.json"""
@@ -27,13 +26,3 @@ def said(daemon: Daemon, job: str) -> str:
 
 def log_of(daemon: Daemon, job: str) -> str:
     return curl(daemon, f"/api/v2/jobs/{job}/log").text
-
-
-def traces(engine: PrivateEngine, job: str) -> str:
-    """What the engine has of a job: containers, volumes, images."""
-    label = f"label=imagejobd.job={job}"
-    return (
-        engine.docker("ps", "--all", "--quiet", "--filter", label)
-        + engine.docker("volume", "ls", "--quiet", "--filter", label)
-        + engine.docker("images", "--quiet", f"imagejobd/*/{job}")
-    )

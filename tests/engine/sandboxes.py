@@ -56,7 +56,7 @@ async def sandboxed(
     finally:
         await discard(client, uuid)
         assert uuid not in {owner.uuid for owner in await leftovers(client)}
-        assert uuid not in engine.docker("ps", "--all", "--format", "{{.Names}} {{.Labels}}")
+        assert uuid not in str(engine.ask("/containers/json?all=1"))
         assert volumes(engine) == before
 
 
@@ -80,4 +80,4 @@ async def until_output(sandbox: Sandbox, word: str) -> None:
 
 
 def volumes(engine: PrivateEngine) -> set[str]:
-    return set(engine.docker("volume", "ls", "--quiet").split())
+    return {volume["Name"] for volume in engine.ask("/volumes")["Volumes"] or ()}

@@ -20,7 +20,7 @@ LINES = 20_000
 # Docker 20.10 loses what waits beyond 1 MiB of a burst.
 LONG_LINE_BYTES = 700_000
 # More than 20.10 can follow.
-NOISE_BYTES = 32 * 1024**2
+NOISE_BYTES = 8 * 1024**2
 NOISE_TIMEOUT_S = 60.0
 NOISE_ENDS = r"exit code: 3|non-zero code: 3|lost the rest(.|\n)*last output(.|\n)*noise"
 

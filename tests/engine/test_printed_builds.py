@@ -29,7 +29,7 @@ from imagejobd.model.errors import Permanent
 from imagejobd.model.job import uuid7
 from imagejobd.model.reference import ImageReference
 
-FILES = int(os.environ.get("IMAGEJOBD_FUZZ_FILES", "40"))
+FILES = int(os.environ.get("IMAGEJOBD_FUZZ_FILES", "20"))
 # Fewer have been refused ever: else nothing would be compared.
 COMPARED_MIN_SHARE = 0.5
 BASES = ("imagejobd-test/one:1", "imagejobd-test/two:1")

@@ -200,7 +200,7 @@ async def test_the_image_has_the_files_of_the_tar(client: Engine, engine: Privat
         entry("m/file", b"three names", mode=0o640),
         hard_link("z/link", "m/file"),
         hard_link("b/link", "z/link", mode=0o600, mtime=MTIME + 5),
-        entry("large.bin", noise.randbytes(70 * 1024**2), mode=0o755),
+        entry("large.bin", noise.randbytes(20 * 1024**2), mode=0o755),
         entry("older", b"of 1970", mtime=0),
         entry("set", b"group", mode=0o2711),
     )

@@ -16,7 +16,7 @@ from harness.waiting import until
 
 MANIFESTS = ".*/manifests/.*"
 # Long enough for a daemon to be killed and to start again.
-STEP_S = 8
+STEP_S = 5
 
 
 def others(b: BuildBox) -> list[str]:

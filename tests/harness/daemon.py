@@ -7,12 +7,13 @@ import sqlite3
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
-from harness.process import Exit, Peer, Process, free_port
+from harness.forked import Template
+from harness.process import Child, Exit, Peer, Process, free_port
 
 START_TIMEOUT_S = 20.0
 PROBE_TIMEOUT_S = 5.0
@@ -27,22 +28,31 @@ class Daemon(Peer):
 
     `config` holds tables as `config.toml` does; `server.listen`, `server.state_dir` and `engine.host` are added
     (without `engine_host` an engine that is down), and the network that a `PrivateEngine` can give to RUN steps: none.
+    `template` is what all daemons are forked from that are not to be `executed`; without one all are.
     """
 
+    template: ClassVar[Template | None] = None
+
     def __init__(
-        self, config: Config | None = None, *, engine_host: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        config: Config | None = None,
+        *,
+        engine_host: str | None = None,
+        env: Mapping[str, str] | None = None,
+        executed: bool = False,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="imagejobd-daemon-"))
         self.state_dir = self.folder / "state"
         self.state_dir.mkdir(mode=0o700)  # as systemd's StateDirectory= does
         self.config_file = self.folder / "config.toml"
         self.port = free_port()
-        self._env = _clean_environment() | dict(env or {})
+        self._env = clean_environment() | dict(env or {})
         self.configure(_merged(config or {}, self._own_tables(engine_host)))
-        self._process = Process(
+        self._process = _Process(
             [sys.executable, "-m", "imagejobd", "serve", "--config", str(self.config_file)],
             log_file=self.folder / "daemon.log",
             env=self._env,
+            template=None if executed else self.template,
         )
 
     @property
@@ -133,6 +143,21 @@ class Daemon(Peer):
         self._process.env = self._env | ({FAILPOINTS_VARIABLE: failpoints} if failpoints else {})
 
 
+class _Process(Process):
+    """`python -m imagejobd`, forked from `template` where that makes no difference."""
+
+    def __init__(
+        self, argv: Sequence[str], *, log_file: Path, env: Mapping[str, str], template: Template | None
+    ) -> None:
+        super().__init__(argv, log_file=log_file, env=env)
+        self._template = template if template is not None and template.suits(env) else None
+
+    def _launch(self, log: BinaryIO) -> Child:
+        if self._template is None:
+            return super()._launch(log)
+        return self._template.fork(self.argv[3:], env=self.env, log=log.fileno(), umask=self.umask)
+
+
 def to_toml(tables: Mapping[str, Any]) -> str:
     """Tables of strings, numbers, booleans, lists and tables as TOML; every name is quoted, so any will do."""
     return "\n".join(_table((name,), content) for name, content in tables.items())
@@ -153,7 +178,7 @@ def _merged(given: Config, own: Config) -> dict[str, dict[str, Any]]:
     return {name: {**own.get(name, {}), **given.get(name, {})} for name in [*own, *(n for n in given if n not in own)]}
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """The caller's environment without what the daemon itself would obey; peers on loopback are reached directly."""
     obeyed = {"PORT", "DOCKER_HOST", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", FAILPOINTS_VARIABLE}
     obeyed |= {name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")}

@@ -6,6 +6,7 @@ with RUN steps and containers therefore need `--network=none` (or `host`).
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from harness.process import Peer, Process
 from harness.services import SEARCH_PATH, program
@@ -21,9 +23,12 @@ from harness.services import SEARCH_PATH, program
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 180.0
+ANSWER_TIMEOUT_S = 10.0
 ROOT_VARIABLE = "IMAGEJOBD_TEST_ROOT"
 # overlay2 wants a real disk below it; /tmp is often memory.
 DEFAULT_ROOT = "/var/tmp"
+# Collecting garbage a fourth as often takes a tenth of the work off it.
+GOGC = "400"
 # Bytes, and bytes a second. Newer engines take -1 for no limit; 20.10 would clip everything.
 STEP_LOG_MAX = str(1 << 30)
 
@@ -45,6 +50,7 @@ class PrivateEngine(Peer):
             env=os.environ
             | {
                 "PATH": SEARCH_PATH,
+                "GOGC": GOGC,
                 "BUILDKIT_STEP_LOG_MAX_SIZE": STEP_LOG_MAX,
                 "BUILDKIT_STEP_LOG_MAX_SPEED": STEP_LOG_MAX,
             },
@@ -116,6 +122,12 @@ class PrivateEngine(Peer):
             raise RuntimeError(f"docker {' '.join(args)} exited with {done.returncode}: {err or out}")
         return (out + err).rstrip("\n")
 
+    def ask(self, path: str) -> Any:
+        """What the API answers to a GET, from JSON; takes a tenth of what the Docker client takes."""
+        with self._connection() as connection:
+            connection.request("GET", path)
+            return json.loads(connection.getresponse().read())
+
     def client_env(self, *, buildkit: bool = True) -> dict[str, str]:
         """The environment that points a Docker client here, with logins kept out of the caller's home."""
         return os.environ | {
@@ -140,17 +152,20 @@ class PrivateEngine(Peer):
         ]
 
     def _answers_ping(self) -> bool:
-        connection = http.client.HTTPConnection("engine", timeout=2)
         try:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(2)
-            connection.sock.connect(str(self.socket))
-            connection.request("GET", "/_ping")
-            return connection.getresponse().status == http.HTTPStatus.OK
+            with self._connection() as connection:
+                connection.request("GET", "/_ping")
+                return connection.getresponse().status == http.HTTPStatus.OK
         except OSError:
             return False
-        finally:
-            connection.close()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+        with contextlib.closing(http.client.HTTPConnection("engine")) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(ANSWER_TIMEOUT_S)
+            connection.sock.connect(str(self.socket))
+            yield connection
 
     @property
     def _containerd_pid_file(self) -> Path:

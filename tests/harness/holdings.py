@@ -1,11 +1,8 @@
 """What an engine holds, asked through its API: to prove that jobs have left nothing in it."""
 
 import asyncio
-import json
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 from harness.engine import PrivateEngine
@@ -13,7 +10,6 @@ from imagejobd.engine.buildkit import list_history
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
 
-ANSWER_TIMEOUT_S = 10.0
 LABEL = "imagejobd.job"
 # Between installation and time in the names of the notes of daemons that work, which are no job's.
 ALIVE = "-alive-"
@@ -39,21 +35,21 @@ def holdings_of(engine: PrivateEngine, uuid: str) -> list[Held]:
 
 
 def _containers(engine: PrivateEngine) -> Iterator[Held]:
-    for found in _get(engine, "/containers/json?all=1"):
+    for found in engine.ask("/containers/json?all=1"):
         yield Held("container", f"{found['Names'][0].lstrip('/')} of {found['Image']}", _owner(found))
 
 
 def _volumes(engine: PrivateEngine) -> Iterator[Held]:
-    for found in _get(engine, "/volumes")["Volumes"] or ():
+    for found in engine.ask("/volumes")["Volumes"] or ():
         if ALIVE not in found["Name"]:
             yield Held("volume", found["Name"], _owner(found))
 
 
 def _images(engine: PrivateEngine) -> Iterator[Held]:
-    listed = _get(engine, "/images/json?all=1")
+    listed = engine.ask("/images/json?all=1")
     while not isinstance(listed, list):
         # The containerd store answers 404 when an image goes as it makes the list.
-        listed = _get(engine, "/images/json?all=1")
+        listed = engine.ask("/images/json?all=1")
     for found in listed:
         for name in found["RepoTags"] or [found["Id"]]:
             yield Held("image", name, _owner(found))
@@ -72,15 +68,3 @@ def _builds(engine: PrivateEngine) -> Iterator[Held]:
 
 def _owner(found: dict[str, Any]) -> str:
     return str((found["Labels"] or {}).get(LABEL, ""))
-
-
-def _get(engine: PrivateEngine, path: str) -> Any:
-    connection = HTTPConnection("engine", timeout=ANSWER_TIMEOUT_S)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    try:
-        connection.sock.settimeout(ANSWER_TIMEOUT_S)
-        connection.sock.connect(str(engine.socket))
-        connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Protocol, Self
 
 from harness.waiting import until
 
@@ -78,6 +78,21 @@ class Peer(ABC):
         self.remove()
 
 
+class Child(Protocol):
+    """What is needed of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 class Process:
     """One child that can be started again after it ended. Output of all its lives is appended to `log_file`."""
 
@@ -86,7 +101,7 @@ class Process:
         self.umask = -1  # the caller's
         self.log_file = log_file
         self.env = dict(env)
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
 
     @property
     def is_running(self) -> bool:
@@ -103,15 +118,7 @@ class Process:
         if self.is_running:
             raise RuntimeError(f"{self.argv[0]} is running already")
         with self.log_file.open("ab") as log:
-            self._child = subprocess.Popen(
-                self.argv,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=self.umask,
-            )
+            self._child = self._launch(log)
 
     def start(self, is_ready: Callable[[], bool], *, timeout_s: float) -> None:
         """Start and wait for `is_ready`. Raises `RuntimeError` with the end of its output if it dies before."""
@@ -152,6 +159,17 @@ class Process:
 
     def log_tail(self) -> str:
         return self.log_text()[-LOG_TAIL_CHARS:]
+
+    def _launch(self, log: BinaryIO) -> Child:
+        return subprocess.Popen(
+            self.argv,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=self.umask,
+        )
 
     def _ready_or_dead(self, is_ready: Callable[[], bool]) -> bool:
         if not self.is_running:

@@ -55,12 +55,6 @@ class Place(NamedTuple):
         body = {"image": f"{self.pushes_to.host}/built/app:1", "dockerfile": text, "nocache": True} | spec
         return self.tenant.call("POST", "/api/v2/jobs", {"kind": "build", "spec": body})
 
-    def evil_names(self, engine: PrivateEngine) -> dict[str, str]:
-        """Other names of the evil base for an engine that has it."""
-        image_id, digest = names_in_engine(engine, self.evil_registry, self.bases.evil)
-        hex_id = image_id.removeprefix("sha256:")
-        return {"IMAGEID": image_id, "HEXID": hex_id, "SHORTID": hex_id[:12], "BYDIGEST": digest}
-
     def check(self, answer: Answer, *, refusals: Set[str] = REFUSALS) -> None:
         """It is refused, or built on what is good."""
         if answer.status != 201:
@@ -268,11 +262,19 @@ TRIGGERS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def evil_names(engine: PrivateEngine, place: Place) -> dict[str, str]:
+    """Other names of the evil base for an engine that has it."""
+    image_id, digest = names_in_engine(engine, place.evil_registry, place.bases.evil)
+    hex_id = image_id.removeprefix("sha256:")
+    return {"IMAGEID": image_id, "HEXID": hex_id, "SHORTID": hex_id[:12], "BYDIGEST": digest}
+
+
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_triggers(engine: PrivateEngine, place: Place, name: str) -> None:
+def test_triggers(place: Place, evil_names: dict[str, str], name: str) -> None:
     """What a base has in store for those who build on it gets them no image that was not judged."""
     triggers = tuple(place.bases.text(text)[:-1] for text in TRIGGERS[name])
-    for word, value in place.evil_names(engine).items():
+    for word, value in evil_names.items():
         triggers = tuple(text.replace(word, value) for text in triggers)
     tag = str(sorted(TRIGGERS).index(name))
     base = put_marked(place.pushes_to, "allowed/triggering", "good", triggers=triggers, tag=tag)
@@ -299,9 +301,9 @@ IDS += ("RUN --mount=from=BYDIGEST,target=/m cp /m/mark /mark",)
 
 
 @pytest.mark.parametrize("line", IDS)
-def test_ids(engine: PrivateEngine, place: Place, line: str) -> None:
+def test_ids(place: Place, evil_names: dict[str, str], line: str) -> None:
     """An image that the engine has is no base by its id, the beginning of it, or its digest."""
-    for word, value in place.evil_names(engine).items():
+    for word, value in evil_names.items():
         line = line.replace(word, value)
     start = () if line.startswith("FROM") else ("FROM GOOD",)
     answers = [place.submit(place.bases.text(*start, line, "SHOW"), pull=pull) for pull in ("missing", "never")]

@@ -108,22 +108,26 @@ def check(caller: Client, answer: Answer, *, may: bool) -> None:
     assert USERNAME not in said.replace(f"/{USERNAME}", "")
 
 
+@pytest.fixture(scope="module")
+def bases(engine: PrivateEngine, place: Place) -> dict[str, str]:
+    """The base image in the registries that the engine logs in to."""
+    return {name: publish_busybox(engine, place.registry(name), "team/base", "1") for name in ("guarded", "tokens")}
+
+
 @pytest.mark.parametrize(("name", "who"), BY_ENGINE)
-def test_a_private_base(engine: PrivateEngine, place: Place, name: str, who: str) -> None:
+def test_a_private_base(place: Place, bases: dict[str, str], name: str, who: str) -> None:
     """Nobody builds on an image that he has no login for, also not after somebody else did."""
-    base = publish_busybox(engine, place.registry(name), "team/base", "1")
     caller = place.caller(who)
-    dockerfile = f"FROM {base}\nRUN echo {who}\n"
+    dockerfile = f"FROM {bases[name]}\nRUN echo {who}\n"
     answer = submit(caller, "build", dockerfile=dockerfile, image=f"{place.open.host}/bases/{name}-{who}:1")
     check(caller, answer, may=who in MAY_USE[name])
 
 
 @pytest.mark.parametrize("who", ["one", "admin"])
-def test_a_private_base_of_a_run(engine: PrivateEngine, place: Place, who: str) -> None:
+def test_a_private_base_of_a_run(place: Place, bases: dict[str, str], who: str) -> None:
     """Runs build with the same rights."""
-    base = publish_busybox(engine, place.guarded, "team/run", "1")
     caller = place.caller(who)
-    dockerfile = f"FROM {base}\nCMD echo '{{\"perf\": 1}}' > /data/perf.json\n"
+    dockerfile = f"FROM {bases['guarded']}\nCMD echo '{{\"perf\": 1}}' > /data/perf.json\n"
     check(caller, submit(caller, "run", dockerfile=dockerfile), may=who in MAY_USE["guarded"])
 
 

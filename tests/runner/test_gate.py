@@ -67,6 +67,27 @@ async def test_an_attempt_that_the_engine_cut_is_no_attempt(bench: Bench) -> Non
     assert "(this happened 3 times)" in log
 
 
+async def test_an_engine_that_is_back_has_cut_the_attempt_all_the_same(bench: Bench) -> None:
+    """Work that ends late by an outage is no attempt either, though the engine answers when it is asked about."""
+    cuts = 0
+
+    async def behaviour(ctx: JobContext) -> Json:
+        nonlocal cuts
+        if cuts == 0:
+            cuts += 1
+            bench.engine_fault = AWAY
+            assert not await bench.gate.check()
+            bench.engine_fault = None
+            assert await bench.gate.check()
+            raise AWAY
+        return {}
+
+    limits = msgspec.structs.replace(QUICK, retry_for_s=0.0)
+    async with bench.running(ScriptedKind(behaviour, uses_engine=True), limits=limits):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
+
+
 async def test_the_gate_opens_and_closes_once() -> None:
     """One line when it closes and one when it opens; the time between is known."""
     answers = iter([AWAY, AWAY, AWAY, None, None])

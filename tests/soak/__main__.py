@@ -27,7 +27,7 @@ from soak import verdict
 from soak.load import TENANTS, Customer, Records, Site
 from soak.outages import CRASHES_MAX, DRAIN_TIMEOUT_S, DaemonOutages, EngineOutages, RegistryOutages, failpoints
 
-PROGRESS_EVERY_S = 10.0
+PROGRESS_EVERY_S = 5.0
 # In peace: until the queue is empty, and then until the sweeps that the daemon makes every minute have been.
 EMPTY_TIMEOUT_S = 300.0
 SWEPT_TIMEOUT_S = 150.0

@@ -25,6 +25,7 @@ def check_stopped(box: RunBox, job: str, seconds: str, engine: PrivateEngine) ->
     assert stopped_after_s(ended) < PROMISED_S
     assert processes(seconds) == []
     assert box.outcome(job) == "Failed - cancelled"
+    assert box.log(job).endswith("\ncancelled\n")
     assert holdings_of(engine, job) == []
 
 
