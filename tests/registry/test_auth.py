@@ -393,9 +393,11 @@ async def test_a_ping_that_leads_elsewhere_teaches_nothing(fake: FakeRegistry, c
             if request.path == "/v2/"
             else web.Response(status=401)
         )
-        with pytest.raises(Permanent, match="in no way known here"):
-            await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER)))
+        assert await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER))) == 401
         assert storage.tokens_asked == []
+        assert not any("Authorization" in request.headers for request in storage.seen)
+        with pytest.raises(Permanent, match="in no way known here"):
+            await ask(client.connect(RegistryTarget(host=fake.host)))
 
 
 @pytest.mark.parametrize("status", [400, 404, 405])

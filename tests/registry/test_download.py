@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
+from moved_clock import MovedClock
 from registry_content import noise, put_blob
 from repositories import HASTE, drained, no_wait, reader
 
@@ -120,16 +121,13 @@ async def test_wish_for_a_long_pause(proxy: FaultProxy, client: RegistryClient, 
     assert proxy.count("GET", BLOBS) == 1
 
 
-async def test_wish_for_a_short_pause(proxy: FaultProxy, client: RegistryClient, blob: Descriptor) -> None:
+async def test_wish_for_a_short_pause(proxy: FaultProxy, blob: Descriptor) -> None:
     """A shorter wish is granted, and then it goes on."""
-    pauses: list[float] = []
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-
     proxy.add("GET", BLOBS, Answer(500, {"Retry-After": "7"}))
-    assert await drained(read_blob(reader(client, proxy.host, "down/one"), blob, pause=pause)) == CONTENT
-    assert pauses == [7]
+    clock = MovedClock()
+    async with RegistryClient({}, Egress(), timing=clock.timing) as client:
+        assert await drained(read_blob(reader(client, proxy.host, "down/one"), blob)) == CONTENT
+    assert clock.slept == [7]
 
 
 async def test_no_progress(proxy: FaultProxy, client: RegistryClient, blob: Descriptor) -> None:

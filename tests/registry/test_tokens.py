@@ -103,8 +103,8 @@ async def test_only_the_refused_token_is_forgotten() -> None:
         return Token(f"Bearer t{next(numbers)}", 2000.0)
 
     old, _ = await tokens.get("key", fetch)
-    tokens.forget("key", old)
+    tokens.forget(old)
     new, _ = await tokens.get("key", fetch)
-    tokens.forget("key", old)
+    tokens.forget(old)
     assert (await tokens.get("key", fetch))[0] is new
     assert "t1" not in repr(new)
