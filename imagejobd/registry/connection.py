@@ -92,7 +92,7 @@ class Connection:
         self._mirrors: Sequence[Connection] | None = None
         self._warn = warn
         self._warnings: set[str] = set()
-        self._origins = [URL(endpoint.origin) for endpoint in access.endpoints]
+        self._origins = list(access.urls)
         self._auth = Authorization(access, http, timing)
         self._ping_lock = asyncio.Lock()
         self._cookies: dict[str, Secret] = {}
