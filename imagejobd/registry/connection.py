@@ -26,7 +26,7 @@ LOGINS_MAX = 2
 WARNING_MAX_CHARS = 256
 WARNINGS_MAX = 20
 COOKIES_MAX = 20
-COOKIE_MAX_CHARS = 4096
+COOKIES_MAX_CHARS = 8192
 # Distribution spec, "Determining Support": every registry has it, and challenges there.
 PING = URL("/v2/")
 
@@ -396,9 +396,10 @@ class Connection:
         if not self._is_own(answer.url):
             return
         for header in answer.headers.getall("Set-Cookie", []):
-            if cookie := _COOKIE.match(header[:COOKIE_MAX_CHARS]):
+            if cookie := _COOKIE.match(header):
                 self._cookies.pop(cookie[1], None)
-                if cookie[2] and len(self._cookies) < COOKIES_MAX:
+                chars = sum(len(name) + len(value.reveal()) for name, value in self._cookies.items())
+                if cookie[2] and len(self._cookies) < COOKIES_MAX and chars + len(cookie[0]) <= COOKIES_MAX_CHARS:
                     self._cookies[cookie[1]] = Secret(cookie[2])
 
     def _hear(self, report: Callable[[int, float | None], None], answer: Answer | aiohttp.ClientResponse) -> None:
