@@ -7,6 +7,7 @@ on TLS to a token server without it. What a request sends to its own token serve
 import asyncio
 import copy
 import datetime as dt
+import math
 import re
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -89,58 +90,6 @@ def _encodable(header: str) -> str:
     return header
 
 
-class Token(msgspec.Struct, frozen=True, eq=False):
-    """`header` is the whole value of `Authorization`; `renew_at` is a time of `Timing.clock`."""
-
-    header: str
-    renew_at: float
-
-    def __repr__(self) -> str:
-        return f"Token(renew_at={self.renew_at:.0f})"
-
-
-class Tokens:
-    """The tokens of one connection, by what they were asked for."""
-
-    def __init__(self, timing: Timing) -> None:
-        self._timing = timing
-        self._tokens: dict[Hashable, Token] = {}
-        self._locks: dict[Hashable, asyncio.Lock] = {}
-        self._failures: dict[Hashable, tuple[int, Fault]] = {}
-        self._failure_count = 0
-
-    def secrets(self) -> list[Secret]:
-        return [Secret(token.header.rpartition(" ")[2]) for token in self._tokens.values()]
-
-    def forget(self, token: Token) -> None:
-        """`token` was refused where it should have helped."""
-        self._tokens = {key: known for key, known in self._tokens.items() if known is not token}
-
-    async def get(self, key: Hashable, fetch: Callable[[], Awaitable[Token]]) -> tuple[Token, bool]:
-        """A token for `key`, and whether it was fetched just now. All who wait share one fetch, and its failure."""
-        if token := self._usable(key):
-            return token, False
-        before = self._failure_count
-        # Who wants something else does not wait for this one's server.
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            if token := self._usable(key):
-                return token, False
-            number, fault = self._failures.get(key, (0, None))
-            if fault is not None and number > before:
-                raise copy.copy(fault)
-            try:
-                token = self._tokens[key] = await fetch()
-            except Fault as fault:
-                self._failure_count += 1
-                self._failures[key] = (self._failure_count, fault)
-                raise
-            return token, True
-
-    def _usable(self, key: Hashable) -> Token | None:
-        token = self._tokens.get(key)
-        return token if token is not None and self._timing.clock() < token.renew_at else None
-
-
 class TokenAnswer(msgspec.Struct):
     """Servers of Docker's age say `token`, those of OAuth2 `access_token`, some both; times are optional."""
 
@@ -165,13 +114,18 @@ def renew_at(answer: TokenAnswer, timing: Timing) -> float:
 
 
 class AuthHeader(msgspec.Struct, frozen=True, eq=False):
-    """One request's `Authorization`. `is_cached`: it was in hand before the request, and may have got old. `fault` is
-    why the password itself is sent where a token was asked for."""
+    """A value of `Authorization`; that of a token is renewed at `renew_at`, a time of `Timing.clock`. `is_cached`: it
+    was in hand before the request, and may have got old. `fault` is why the password itself is sent where a token was
+    asked for."""
 
-    header: str
+    value: Secret
+    renew_at: float = math.inf
     is_cached: bool = False
-    token: Token | None = None
     fault: Fault | None = None
+
+    @property
+    def is_token(self) -> bool:
+        return self.renew_at < math.inf
 
 
 class Authorization:
@@ -184,7 +138,11 @@ class Authorization:
         self._host = access.site.host
         self._http = http
         self._timing = timing
-        self._tokens = Tokens(timing)
+        # By what they were asked for.
+        self._tokens: dict[Hashable, AuthHeader] = {}
+        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._failures: dict[Hashable, tuple[int, Fault]] = {}
+        self._failure_count = 0
         self._scheme: Challenge | None = None
         self._has_volunteered = False
 
@@ -203,25 +161,25 @@ class Authorization:
             yield self._login.password
         elif self._login is not None:
             yield from self._login.secrets
-        yield from self._tokens.secrets()
+        yield from (Secret(token.value.reveal().rpartition(" ")[2]) for token in self._tokens.values())
 
     async def header(self, scopes: Sequence[str], origin: URL | None) -> AuthHeader | None:
         """What a request for `scopes` carries; None while nothing has been asked for."""
         if isinstance(login := self._login, TokenRequest):
-            return await self._token_header((), lambda: self._fetch_requested(login))
+            return await self._token((), lambda: self._fetch_requested(login))
         scheme = self._scheme
         if scheme is None or scheme is OPEN or origin is None:
             return None
         if scheme.scheme == "basic":
             if login is None:
                 raise login_needed(self._host, wanted(scopes), self._access.advice)
-            return AuthHeader(basic(login))
+            return AuthHeader(Secret(basic(login)))
         try:
-            return await self._token_header(scopes, lambda: self._fetch_challenged(scheme, scopes, origin))
+            return await self._token(frozenset(scopes), lambda: self._fetch_challenged(scheme, scopes, origin))
         except _NoTokenServer as nobody:
             if login is None:
                 raise nobody.fault from nobody
-            return AuthHeader(basic(login), fault=nobody.fault)
+            return AuthHeader(Secret(basic(login)), fault=nobody.fault)
 
     def learn(self, challenges: Sequence[Challenge], origin: URL) -> None:
         """Take the best of what the registry offers: a token, whose server is named, is preferred to the password;
@@ -255,8 +213,8 @@ class Authorization:
         by the time that it arrives."""
         if sent.fault is not None:
             raise sent.fault
-        if sent.token is not None:
-            self._tokens.forget(sent.token)
+        if sent.is_token:
+            self._tokens = {key: token for key, token in self._tokens.items() if token.value != sent.value}
             return True
         if self._has_volunteered and self._scheme is BASIC:
             self._scheme = OPEN  # nobody asked for it: what is said without it counts
@@ -268,11 +226,26 @@ class Authorization:
         if sent.fault is not None:
             self._scheme = BASIC  # who has the password needs no token server
 
-    async def _token_header(self, scopes: Sequence[str], fetch: Callable[[], Awaitable[Token]]) -> AuthHeader:
-        token, is_fresh = await self._tokens.get(frozenset(scopes), fetch)
-        return AuthHeader(token.header, not is_fresh, token)
+    async def _token(self, key: Hashable, fetch: Callable[[], Awaitable[AuthHeader]]) -> AuthHeader:
+        """A token for `key`. All who wait share one fetch, and its failure."""
+        before = self._failure_count
+        # Who wants something else does not wait for this one's server.
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            token = self._tokens.get(key)
+            if token is not None and self._timing.clock() < token.renew_at:
+                return msgspec.structs.replace(token, is_cached=True)
+            number, fault = self._failures.get(key, (0, None))
+            if fault is not None and number > before:
+                raise copy.copy(fault)
+            try:
+                token = self._tokens[key] = await fetch()
+            except Fault as fault:
+                self._failure_count += 1
+                self._failures[key] = (self._failure_count, fault)
+                raise
+            return token
 
-    async def _fetch_challenged(self, challenge: Challenge, scopes: Sequence[str], origin: URL) -> Token:
+    async def _fetch_challenged(self, challenge: Challenge, scopes: Sequence[str], origin: URL) -> AuthHeader:
         """A token for all of `scopes`, in their order, from the server that the registry names."""
         realm = realm_of(challenge, origin)
         login = self._login if isinstance(self._login, Credentials) else None
@@ -292,9 +265,9 @@ class Authorization:
             raise _NoTokenServer(silence) from silence
         if answer.status in (401, 403) and login is None:
             raise login_needed(self._host, wanted(scopes), self._access.advice)
-        return self._token("Bearer", answer, host_of(realm), [login.password] if login else [])
+        return self._read_token("Bearer", answer, host_of(realm), [login.password] if login else [])
 
-    async def _fetch_requested(self, login: TokenRequest) -> Token:
+    async def _fetch_requested(self, login: TokenRequest) -> AuthHeader:
         """The token that a request says how to get. Headers and body hold what nobody else may see."""
         url = http_url(login.url.reveal())
         if url is None:
@@ -304,7 +277,7 @@ class Authorization:
         headers = _headers_of(login, url, self._host)
         content = login.body.reveal().encode() if login.body else b""
         answer = await self._ask(url.with_user(None), headers, content, may_leave_origin=False)
-        return self._token(login.token_type, answer, host_of(url), login.secrets)
+        return self._read_token(login.token_type, answer, host_of(url), login.secrets)
 
     async def _ask(
         self, url: URL, headers: Mapping[str, str], content: bytes = b"", *, may_leave_origin: bool = True
@@ -316,7 +289,7 @@ class Authorization:
             ) as response:
                 return await read_answer(response, TOKEN_ANSWER_MAX_BYTES)
 
-    def _token(self, token_type: str, answer: Answer, host: str, secrets: Sequence[Secret]) -> Token:
+    def _read_token(self, token_type: str, answer: Answer, host: str, secrets: Sequence[Secret]) -> AuthHeader:
         if answer.status != 200:
             told = detail(answer.body, Redactor(secrets))
             if not is_busy(answer.status):
@@ -330,7 +303,7 @@ class Authorization:
         token = decoded.token or decoded.access_token or ""
         if not _HEADER_SAFE.fullmatch(token):
             raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"token server {host}: its answer holds no usable token")
-        return Token(f"{token_type} {token}", renew_at(decoded, self._timing))
+        return AuthHeader(Secret(f"{token_type} {token}"), renew_at(decoded, self._timing))
 
 
 class _NoTokenServer(Fault):

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
@@ -123,13 +122,8 @@ class RegistryClient:
     async def _judged(self, fault: Fault) -> Fault:
         return await self.blamed(fault, fault.silent) if isinstance(fault, Unanswered) else fault
 
-    async def close(self) -> None:
-        await self._http.close()
-
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()

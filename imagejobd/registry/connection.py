@@ -1,10 +1,11 @@
 """A registry as one job speaks to it: endpoint, trust, login, limits, retries. Every request passes here."""
 
 import asyncio
+import functools
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from multidict import CIMultiDict
@@ -37,23 +38,20 @@ _COOKIE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\x21\x23-\x2b\x2d-\x3a
 T = TypeVar("T")
 
 
-class Stream(Protocol):
-    """A response whose body has not been read; it ends with its context."""
+class Stream:
+    """A response whose body has not been read; it ends with its context. `url` is who answered, after redirects."""
 
-    @property
-    def status(self) -> int: ...
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.url = response.url
+        self._content = response.content
 
-    @property
-    def headers(self) -> Headers: ...
-
-    @property
-    def url(self) -> URL:
-        """Who answered, after redirects."""
-        ...
-
-    def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Temporary` when it is cut or stalls."""
-        ...
+        with translated(host_of(self.url)):
+            async for chunk in self._content.iter_any():
+                yield chunk
 
 
 class Connection:
@@ -81,15 +79,14 @@ class Connection:
         warn: Callable[[str], None],
     ) -> None:
         """`RegistryClient.connect` makes them. `judged` finds out who does not answer at all, once the tries of a
-        request are over."""
+        request are over; `mirrors` connects to the configured mirrors, best first, with their own logins."""
         self.site: RegistryTarget = access.site
         self.judged = judged
         self._access = access
         self._http = http
         self._limiter = limiter
         self._timing = timing
-        self._connect_mirrors = mirrors
-        self._mirrors: Sequence[Connection] | None = None
+        self.mirrors = functools.cache(mirrors)
         self._warn = warn
         self._warnings: set[str] = set()
         self._origins = list(access.urls)
@@ -114,12 +111,6 @@ class Connection:
     def chunk_bytes(self) -> int | None:
         """The size of the pieces that blobs are uploaded in; None: in one."""
         return self._access.hosts.chunk_bytes_for(self.host)
-
-    def mirrors(self) -> Sequence["Connection"]:
-        """Connections to the configured mirrors of this host, best first, with their own settings and logins."""
-        if self._mirrors is None:
-            self._mirrors = self._connect_mirrors()
-        return self._mirrors
 
     def refusal(self, answer: Answer, *, what: str) -> Fault:
         """The fault for an answer that is no success to `what`, without the secrets that a peer may echo."""
@@ -178,7 +169,7 @@ class Connection:
                 response = await self._open(stack, self._limiter.reads, "GET", url, scopes, headers)
                 return response, (self._wish_s(response.headers) or 0.0) if is_busy(response.status) else None
 
-            yield _Body(await self._retried(attempt))
+            yield Stream(await self._retried(attempt))
 
     async def send(
         self,
@@ -201,7 +192,20 @@ class Connection:
         typed = CIMultiDict(headers)
         typed["Content-Type"] = "application/octet-stream"
         try:
-            answer = await self._sent(method, _usable(target), outgoing, scopes, typed)
+            url = _usable(target)
+            async with self._limiter.slot(self._limiter.writes) as report:
+                with self._translated():
+                    login = await self._login(url, scopes)
+                    url = self._resolve(url, await self._settled())
+                    sent, trust = self._with_login(typed, url, login), self._access.tls_for
+                    answer = await self._http.send(
+                        method, url, sent, outgoing, trust=trust, body_max_bytes=ERROR_MAX_BYTES
+                    )
+                    self._keep_cookies(answer)
+                    self._hear(report, answer)
+                    # A fresh token that is refused would be so again: bodies would be spent without end.
+                    is_fresh = login is not None and not login.is_cached and login.fault is None
+                    is_late = answer.status == 401 and not is_fresh and await self._may_help(url, login, answer)
         except Exception:
             # It is no fault of the registry's, whatever it made of the connection.
             if outgoing.failure is not None:
@@ -209,36 +213,13 @@ class Connection:
             raise
         finally:
             await outgoing.settle()
+        if is_late:
+            raise self._unavailable("it wants a new login in mid-upload")
         if 300 <= answer.status < 400 and answer.status not in (307, 308):
             why = f"it redirects an upload ({answer.status}), which is not followed"
             raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
         if answer.status < 300 and not outgoing.is_given:
-            why = f"it answered {answer.status} before it had the whole upload"
-            raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
-        return answer
-
-    async def _sent(
-        self, method: str, target: URL, outgoing: Outgoing, scopes: Sequence[str], headers: Mapping[str, str]
-    ) -> Answer:
-        async with self._limiter.slot(self._limiter.writes) as report:
-            with self._translated():
-                login = await self._login(target, scopes)
-                url = self._resolve(target, await self._settled())
-                answer = await self._http.send(
-                    method,
-                    url,
-                    self._with_login(headers, url, login),
-                    outgoing,
-                    trust=self._access.tls_for,
-                    body_max_bytes=ERROR_MAX_BYTES,
-                )
-                self._keep_cookies(answer)
-                self._hear(report, answer)
-                # A fresh token that is refused would be so again: bodies would be spent without end.
-                may_be_old = login is None or login.is_cached or login.fault is not None
-                if answer.status == 401 and may_be_old and await self._may_help(url, login, answer):
-                    why = "it wants a new login in mid-upload"
-                    raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
+            raise self._unavailable(f"it answered {answer.status} before it had the whole upload")
         return answer
 
     async def _retried(self, attempt: Callable[[], Awaitable[tuple[T, float | None]]]) -> T:
@@ -386,7 +367,7 @@ class Connection:
     def _with_login(self, headers: Mapping[str, str], url: URL, login: AuthHeader | None) -> CIMultiDict[str]:
         sent = CIMultiDict(headers)
         if login is not None:
-            sent["Authorization"] = login.header
+            sent["Authorization"] = login.value.reveal()
         if self._cookies and self._is_own(url):
             sent["Cookie"] = "; ".join(f"{name}={value.reveal()}" for name, value in self._cookies.items())
         return sent
@@ -412,6 +393,9 @@ class Connection:
                     self._warnings.add(text)
                     self._warn(text)
 
+    def _unavailable(self, why: str) -> Temporary:
+        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
+
     def _redactor(self) -> Redactor:
         return Redactor([*self._auth.secrets(), *self._cookies.values()])
 
@@ -420,21 +404,6 @@ class Connection:
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self.host, withheld=self._access.withheld, scheme=self.site.scheme)
-
-
-class _Body:
-    """A `Stream`."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers = response.headers
-        self.url = response.url
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        with translated(host_of(self.url)):
-            async for chunk in self._response.content.iter_any():
-                yield chunk
 
 
 def _usable(target: str | URL) -> URL:

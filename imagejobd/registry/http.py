@@ -9,8 +9,8 @@ the operator's own word, and is connected to wherever it is.
 import asyncio
 import functools
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -127,8 +127,6 @@ class HttpClient:
         except BaseException:
             body.abort()
             raise
-        finally:
-            await body.settle()
 
     @asynccontextmanager
     async def exchange(
@@ -145,26 +143,22 @@ class HttpClient:
             if url.scheme == "http":
                 sent.update(to_proxy)
                 to_proxy = {}
-        session = self._session(is_proxied=proxy is not None, is_fresh=self._is_fresh_only(host_of(url)))
-        with self._listening(peer_of(proxy.url if proxy else url)):
-            async with self._watched(url, body) as attempt:
-                response = await session.request(
-                    method,
-                    url,
-                    headers=sent,
-                    data=body,
-                    ssl=trust(url),
-                    timeout=aiohttp.ClientTimeout(
-                        total=None,
-                        connect=REACH_TIMEOUT_S,
-                        sock_connect=CONNECT_TIMEOUT_S,
-                        sock_read=None if body else self._idle_timeout_s,
-                    ),
-                    allow_redirects=False,
-                    proxy=proxy.url if proxy else None,
-                    proxy_headers=to_proxy or None,
-                    trace_request_ctx=attempt,
-                )
+        is_fresh = asyncio.get_running_loop().time() < self._fresh_until.get(host_of(url), 0.0)
+        session = self._session(is_proxied=proxy is not None, is_fresh=is_fresh)
+        idle_s = None if body else self._idle_timeout_s
+        async with self._attempt(peer_of(proxy.url if proxy else url), host_of(url), body) as attempt:
+            response = await session.request(
+                method,
+                url,
+                headers=sent,
+                data=body,
+                ssl=trust(url),
+                timeout=aiohttp.ClientTimeout(None, REACH_TIMEOUT_S, idle_s, CONNECT_TIMEOUT_S),
+                allow_redirects=False,
+                proxy=proxy.url if proxy else None,
+                proxy_headers=to_proxy or None,
+                trace_request_ctx=attempt,
+            )
         async with response:
             yield response
 
@@ -174,65 +168,48 @@ class HttpClient:
         await self._resolver.close()
 
     @asynccontextmanager
-    async def _watched(self, url: URL, body: Outgoing | None) -> AsyncIterator[Attempt]:
-        """Raises `TimeoutError` for a header that does not come in time, `Temporary` where it was the peer's turn to
-        take a body."""
-        attempt = None
+    async def _attempt(self, peer: str, host: str, body: Outgoing | None) -> AsyncIterator[Attempt]:
+        """Note whether `peer` answers meanwhile, with whatever. Raises `NoAnswer`, `Temporary` where it was its turn to
+        take a body, and what `Circuits.check` raises."""
+        self._circuits.check(peer)
+        deadline = asyncio.timeout(None)
+        attempt = Attempt(deadline, self._idle_timeout_s, body)
         is_dropped = False
         try:
-            async with asyncio.timeout(None) as deadline:
-                attempt = Attempt(deadline, self._idle_timeout_s, body)
-                try:
-                    yield attempt
-                finally:
-                    attempt.stop()
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            is_dropped = not isinstance(error, aiohttp.ClientConnectorError)
-            raise
-        except TimeoutError:
-            if attempt is None or not attempt.stall:
-                raise
-            raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: {attempt.stall}") from None
-        finally:
-            if attempt is not None:
-                self._count_drops(host_of(url), attempt, is_dropped=is_dropped)
-
-    def _count_drops(self, host: str, attempt: Attempt, *, is_dropped: bool) -> None:
-        """Some servers close after every answer and do not say so. The HTTP library tries once more by itself where
-        that is safe, which shows in the number of connections."""
-        drops = attempt.connections - 1 + (is_dropped and attempt.is_reused)
-        if drops <= 0:
-            if attempt.is_reused:
-                self._drops.pop(host, None)
-            return
-        self._drops[host] = self._drops.pop(host, 0) + drops
-        if self._drops[host] >= DROPS_MAX:
-            del self._drops[host]
-            self._fresh_until.pop(host, None)
-            self._fresh_until[host] = asyncio.get_running_loop().time() + FRESH_ONLY_S
-        for known in (self._drops, self._fresh_until):
-            if len(known) > DROPPING_HOSTS_MAX:
-                del known[next(iter(known))]
-
-    def _is_fresh_only(self, host: str) -> bool:
-        return asyncio.get_running_loop().time() < self._fresh_until.get(host, 0.0)
-
-    @contextmanager
-    def _listening(self, peer: str) -> Iterator[None]:
-        """Note whether `peer` answers meanwhile, with whatever. Raises `NoAnswer`, and what `Circuits.check` raises."""
-        self._circuits.check(peer)
-        try:
-            yield
+            async with deadline:
+                yield attempt
         except (aiohttp.ClientSSLError, aiohttp.ClientResponseError):
             self._circuits.answered(peer)
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerConnectionError, OSError) as error:
             self._circuits.abandoned(peer)
+            if attempt.stall:
+                raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {attempt.stall}") from None
+            is_dropped = not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
             raise NoAnswer(peer, error) from error
         except BaseException:
             self._circuits.abandoned(peer)
             raise
-        self._circuits.answered(peer)
+        else:
+            self._circuits.answered(peer)
+        finally:
+            attempt.stop()
+            self._count_drops(host, attempt.connections - 1 + (is_dropped and attempt.is_reused), attempt.is_reused)
+
+    def _count_drops(self, host: str, drops: int, is_reused: bool) -> None:
+        """Some servers close after every answer and do not say so. Of a request the HTTP library makes a second one by
+        itself where that is safe, which shows in the number of connections."""
+        if drops <= 0:
+            if is_reused:
+                self._drops.pop(host, None)
+            return
+        self._drops[host] = drops = self._drops.pop(host, 0) + drops
+        if drops >= DROPS_MAX:
+            del self._drops[host]
+            self._fresh_until[host] = asyncio.get_running_loop().time() + FRESH_ONLY_S
+        for hosts in (self._drops, self._fresh_until):
+            if len(hosts) > DROPPING_HOSTS_MAX:
+                del hosts[next(iter(hosts))]
 
     def _session(self, *, is_proxied: bool, is_fresh: bool) -> aiohttp.ClientSession:
         """`is_fresh`: no connection is used twice."""
