@@ -55,8 +55,9 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 BASIC = Challenge("basic", {})
-# The registry has been asked, and wants nothing in general.
+# The registry has been asked, and wants nothing in general; and then the password is sent all the same.
 OPEN = Challenge("", {})
+VOLUNTEERED = Challenge("basic", {})
 
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
@@ -149,7 +150,12 @@ class Authorization:
     @property
     def is_unknown(self) -> bool:
         """Whether it matters what the registry wants, and is not known yet."""
-        return self._scheme is None and isinstance(self._login, Credentials)
+        return self._scheme is None and self.has_password
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a way to log in."""
+        return self._scheme is not None and self._scheme is not OPEN
 
     @property
     def has_password(self) -> bool:
@@ -186,7 +192,7 @@ class Authorization:
         which is sent where it is refused without a word, too."""
         tokens = [challenge for challenge in challenges if challenge.scheme == "bearer"]
         password = next((challenge for challenge in challenges if challenge.scheme == "basic"), None)
-        if not challenges and isinstance(self._login, Credentials):
+        if not challenges and self.has_password:
             password = BASIC
         usable = (token for token in tokens if realm_of(token, origin) is not None)
         scheme = next(usable, None) or password or next(iter(tokens), None)
@@ -202,10 +208,10 @@ class Authorization:
 
     def volunteers(self) -> bool:
         """Whether to send a login that nobody asked for from now on, because what hides may be private; once."""
-        if self._scheme is not OPEN or self._has_volunteered or not isinstance(self._login, Credentials):
+        if self._scheme is not OPEN or self._has_volunteered or not self.has_password:
             return False
         self._has_volunteered = True
-        self._scheme = BASIC
+        self._scheme = VOLUNTEERED
         return True
 
     def refused(self, sent: AuthHeader) -> bool:
@@ -216,10 +222,10 @@ class Authorization:
         if sent.is_token:
             self._tokens = {key: token for key, token in self._tokens.items() if token.value != sent.value}
             return True
-        if self._has_volunteered and self._scheme is BASIC:
-            self._scheme = OPEN  # nobody asked for it: what is said without it counts
-            return True
-        return False
+        if self._scheme is VOLUNTEERED:
+            self._scheme = OPEN
+        # Nobody asked for it: what is said without it counts.
+        return self._scheme is OPEN
 
     def accepted(self, sent: AuthHeader) -> None:
         """Note that the registry did not refuse `sent`."""

@@ -339,6 +339,8 @@ class Connection:
             if answer.status != 403:
                 self._auth.accepted(sent)
             return False
+        if self._auth.is_known:
+            return answer.status in (401, 403, 404)  # what others have learnt meanwhile
         challenges = _challenges(answer.headers)
         if answer.status == 401 or (answer.status == 403 and challenges and self._auth.has_password):
             self._auth.learn(challenges or (await self._pinged())[1], self._origins[0])

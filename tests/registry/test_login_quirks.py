@@ -93,6 +93,24 @@ async def test_a_wrong_login_that_nobody_asked_for_is_forgotten(fake: FakeRegist
     assert ["Authorization" in request.headers for request in fake.seen] == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+async def test_many_that_hide_at_once(fake: FakeRegistry, builder: Connection, is_right: bool) -> None:
+    """Whoever was told that nothing is there, before another showed the login, asks again with it; whoever showed one
+    that is wrong hears what everybody hears."""
+    serve, together = private(404), asyncio.Barrier(4)
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        if request.path != "/v2/" and len(fake.seen) <= 5:
+            await together.wait()
+        if "Authorization" in request.headers and not is_right:
+            return web.Response(status=401)
+        return serve(request)
+
+    fake.on_manifest = slowly
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*(ask(builder) for _ in range(4))) == [200 if is_right else 404] * 4
+
+
 async def test_who_has_no_login_makes_no_request_more(fake: FakeRegistry, connection: Connection) -> None:
     """Neither a ping, nor another try."""
     fake.on_manifest = lambda _: web.Response(status=404)
