@@ -12,7 +12,7 @@ from imagejobd.registry.hosts import CHUNK_MIN_BYTES, RegistryHost, RegistryHost
 
 
 def origins(hosts: RegistryHosts, host: str) -> list[str]:
-    return [endpoint.origin for endpoint in hosts.endpoints(host)]
+    return hosts.origins(host)
 
 
 @pytest.mark.parametrize("name", ["registry.example:5000", "Registry.Example:5000"])
@@ -39,7 +39,7 @@ def test_the_port_of_tls_may_be_written_or_not(tmp_path: Path, name: str, asked:
     assert hosts.credentials_for(asked) is not None
     assert hosts.mirrors_of(asked) == ("m.example",)
     assert hosts.chunk_bytes_for(asked) == CHUNK_MIN_BYTES
-    assert hosts.tls_for(asked) is hosts.tls_for(name)
+    assert hosts.certificates_for(asked) is hosts.certificates_for(name)
     assert hosts.is_configured(asked)
     assert not hosts.is_configured(asked, "http") or ":" not in name
     assert not hosts.is_configured("r.example:444")
@@ -128,13 +128,13 @@ def test_loopback_hosts(host: str, expected: bool) -> None:
 def test_certificates_are_verified_but_for_loopback_and_insecure(ca_file: str) -> None:
     """Trust without verification is for hosts that are this machine, or that were configured so."""
     hosts = RegistryHosts({"bad.example": RegistryHost(insecure=True), "127.0.0.1:5002": RegistryHost(ca_file=ca_file)})
-    modes = {host: hosts.tls_for(host).verify_mode for host in ("r.example", "127.0.0.1:1", "bad.example")}
+    modes = {host: hosts.certificates_for(host).own.verify_mode for host in ("r.example", "127.0.0.1:1", "bad.example")}
     assert modes == {
         "r.example": ssl.CERT_REQUIRED,
         "127.0.0.1:1": ssl.CERT_NONE,
         "bad.example": ssl.CERT_NONE,
     }
-    assert hosts.tls_for("127.0.0.1:5002").verify_mode is ssl.CERT_REQUIRED
+    assert hosts.certificates_for("127.0.0.1:5002").own.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_mirrors_are_hosts(tmp_path: Path) -> None:
