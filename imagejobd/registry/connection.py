@@ -293,8 +293,7 @@ class Connection:
     async def _settled(self) -> URL:
         """The origin, found out by a ping where there are several to choose from."""
         if len(self._origins) > 1:
-            async with AsyncExitStack() as stack:
-                await self._reach(stack, "GET", PING, None, {})
+            await self._pinged()
         return self._origins[0]
 
     async def _login(self, target: URL, scopes: Sequence[str]) -> AuthHeader | None:
@@ -305,16 +304,12 @@ class Connection:
         if self._auth.is_unknown:
             async with self._ping_lock:
                 if self._auth.is_unknown:
-                    await self._learn()
+                    status, challenges = await self._pinged()
+                    if status == 401 or (status == 403 and challenges):
+                        self._auth.learn(challenges, self._origins[0])
+                    elif not is_busy(status):
+                        self._auth.learn_open()
         return await self._auth.header(scopes, self._origins[0] if len(self._origins) == 1 else None)
-
-    async def _learn(self) -> None:
-        """Find out what the registry wants in general."""
-        status, challenges = await self._pinged()
-        if status == 401 or (status == 403 and challenges):
-            self._auth.learn(challenges, self._origins[0])
-        elif not is_busy(status):
-            self._auth.learn_open()
 
     async def _pinged(self) -> tuple[int, list[Challenge]]:
         """The status of the registry's ping, and how to log in there; nothing where that leads to somebody else."""
@@ -351,9 +346,8 @@ class Connection:
         if not target.absolute:
             return origin.join(target)
         if origin.scheme == "https" and target.scheme == "http":
-            if (target.host or "").lower() == (origin.host or "").lower() and (
-                target.explicit_port in (None, 80, origin.port)
-            ):
+            is_same_name = (target.host or "").lower() == (origin.host or "").lower()
+            if is_same_name and target.explicit_port in (None, 80, origin.port):
                 return origin.join(exact_url(target.raw_path_qs))
             why = f"it leads from TLS to plain HTTP at {host_of(target)}; refused"
             raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(origin)}: {why}")
