@@ -105,8 +105,9 @@ class HttpClient:
         for _ in range(REDIRECTS_MAX + 1):
             body = Outgoing(_whole(content), len(content)) if content else None
             async with self.exchange(method, url, headers, trust=trust, body=body) as response:
-                target = redirect_target(url, response.status, response.headers)
-                if target is None or response.status not in followed:
+                is_followed = response.status in followed
+                target = redirect_target(url, response.status, response.headers) if is_followed else None
+                if target is None:
                     yield response
                     return
                 # Its body is not waited for. Where it has come already, the connection is used again.
@@ -181,7 +182,12 @@ class HttpClient:
         try:
             async with deadline:
                 _ATTEMPT.set(attempt)
-                yield
+                try:
+                    yield
+                except BaseException:
+                    if body is not None:
+                        body.abort()
+                    raise
         except (aiohttp.ClientSSLError, aiohttp.ClientResponseError):
             self._circuits.answered(peer)
             raise
