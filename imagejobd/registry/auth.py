@@ -145,6 +145,8 @@ class Authorization:
         self._failures: dict[Hashable, tuple[int, Fault]] = {}
         self._failure_count = 0
         self._scheme: Challenge | None = None
+        # Instead of which the password is sent, because its token server gave no answer.
+        self._unanswered: Challenge | None = None
         self._has_volunteered = False
 
     @property
@@ -218,19 +220,21 @@ class Authorization:
         """Note that the registry refused `sent`; whether to ask again. A token may help: even a fresh one can be over
         by the time that it arrives."""
         if sent.fault is not None:
-            raise sent.fault
+            raise copy.copy(sent.fault)
         if sent.is_token:
             self._tokens = {key: token for key, token in self._tokens.items() if token.value != sent.value}
             return True
-        if self._scheme is VOLUNTEERED:
+        if self._unanswered is not None:
+            self._scheme, self._unanswered = self._unanswered, None  # the password was enough elsewhere only
+        elif self._scheme is VOLUNTEERED:
             self._scheme = OPEN
-        # Nobody asked for it: what is said without it counts.
-        return self._scheme is OPEN
+        # The password counts where it was asked for; elsewhere what is said without it does.
+        return self._scheme is not None and self._scheme.scheme != "basic"
 
     def accepted(self, sent: AuthHeader) -> None:
         """Note that the registry did not refuse `sent`."""
-        if sent.fault is not None:
-            self._scheme = BASIC  # who has the password needs no token server
+        if sent.fault is not None and self._scheme is not BASIC:
+            self._scheme, self._unanswered = BASIC, self._scheme  # who has the password needs no token server
 
     async def _token(self, key: Hashable, fetch: Callable[[], Awaitable[AuthHeader]]) -> AuthHeader:
         """A token for `key`. All who wait share one fetch, and its failure."""

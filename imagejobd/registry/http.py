@@ -11,6 +11,7 @@ import functools
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
@@ -48,6 +49,8 @@ DROPPING_HOSTS_MAX = 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_WITH_METHOD = frozenset({307, 308})
 _SECRET_HEADERS = frozenset({"authorization", "cookie"})
+# What the task that asks is at, for the connection that it gets.
+_ATTEMPT: ContextVar[Attempt] = ContextVar("_ATTEMPT")
 
 Headers = CIMultiDictProxy[str]
 Trust = Callable[[URL], ssl.SSLContext]
@@ -78,6 +81,8 @@ class HttpClient:
         self._circuits = circuits
         self._proxies = proxies
         self._idle_timeout_s = idle_timeout_s
+        self._timeout = aiohttp.ClientTimeout(None, REACH_TIMEOUT_S, idle_timeout_s, CONNECT_TIMEOUT_S)
+        self._timeout_with_body = aiohttp.ClientTimeout(None, REACH_TIMEOUT_S, None, CONNECT_TIMEOUT_S)
         self._resolver = resolver
         self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
         self._drops: dict[str, int] = {}
@@ -100,8 +105,9 @@ class HttpClient:
         for _ in range(REDIRECTS_MAX + 1):
             body = Outgoing(_whole(content), len(content)) if content else None
             async with self.exchange(method, url, headers, trust=trust, body=body) as response:
-                target = redirect_target(url, response.status, response.headers)
-                if target is None or response.status not in followed:
+                is_followed = response.status in followed
+                target = redirect_target(url, response.status, response.headers) if is_followed else None
+                if target is None:
                     yield response
                     return
                 # Its body is not waited for. Where it has come already, the connection is used again.
@@ -145,19 +151,17 @@ class HttpClient:
                 to_proxy = {}
         is_fresh = asyncio.get_running_loop().time() < self._fresh_until.get(host_of(url), 0.0)
         session = self._session(is_proxied=proxy is not None, is_fresh=is_fresh)
-        idle_s = None if body else self._idle_timeout_s
-        async with self._attempt(peer_of(proxy.url if proxy else url), host_of(url), body) as attempt:
+        async with self._attempt(peer_of(proxy.url if proxy else url), host_of(url), body):
             response = await session.request(
                 method,
                 url,
                 headers=sent,
                 data=body,
                 ssl=trust(url),
-                timeout=aiohttp.ClientTimeout(None, REACH_TIMEOUT_S, idle_s, CONNECT_TIMEOUT_S),
+                timeout=self._timeout if body is None else self._timeout_with_body,
                 allow_redirects=False,
                 proxy=proxy.url if proxy else None,
                 proxy_headers=to_proxy or None,
-                trace_request_ctx=attempt,
             )
         async with response:
             yield response
@@ -168,7 +172,7 @@ class HttpClient:
         await self._resolver.close()
 
     @asynccontextmanager
-    async def _attempt(self, peer: str, host: str, body: Outgoing | None) -> AsyncIterator[Attempt]:
+    async def _attempt(self, peer: str, host: str, body: Outgoing | None) -> AsyncIterator[None]:
         """Note whether `peer` answers meanwhile, with whatever. Raises `NoAnswer`, `Temporary` where it was its turn to
         take a body, and what `Circuits.check` raises."""
         self._circuits.check(peer)
@@ -177,7 +181,13 @@ class HttpClient:
         is_dropped = False
         try:
             async with deadline:
-                yield attempt
+                _ATTEMPT.set(attempt)
+                try:
+                    yield
+                except BaseException:
+                    if body is not None:
+                        body.abort()
+                    raise
         except (aiohttp.ClientSSLError, aiohttp.ClientResponseError):
             self._circuits.answered(peer)
             raise
@@ -223,9 +233,6 @@ class HttpClient:
             socket_factory=None if is_proxied else self._egress.open_socket,
         )
         connector._factory = functools.partial(_OneAnswer, loop=asyncio.get_running_loop())  # type: ignore[assignment]
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(functools.partial(_on_connection, is_reused=False))
-        trace.on_connection_reuseconn.append(functools.partial(_on_connection, is_reused=True))
         session = self._sessions[is_proxied, is_fresh] = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -235,7 +242,6 @@ class HttpClient:
             read_bufsize=READ_BUFFER_BYTES,
             max_line_size=HEADER_MAX_BYTES,
             max_field_size=HEADER_MAX_BYTES,
-            trace_configs=[trace],
         )
         return session
 
@@ -268,10 +274,6 @@ def redirect_target(url: URL, status: int, headers: Headers) -> URL | None:
     return target.with_user(None)
 
 
-async def _on_connection(session: Any, context: Any, params: Any, *, is_reused: bool) -> None:
-    context.trace_request_ctx.connected(is_reused=is_reused)
-
-
 class _OneAnswer(ResponseHandler):
     """A connection that is asked for one answer at a time.
 
@@ -281,10 +283,14 @@ class _OneAnswer(ResponseHandler):
     """
 
     _headers_left = 0
+    _is_used = False
 
     def set_response_params(self, **params: Any) -> None:
-        """A request is about to be sent."""
+        """A request is about to be sent, or CONNECT to a proxy, which has no time-out of its own."""
         self._headers_left = INFORMATIONAL_MAX + 1
+        if "read_timeout" in params:
+            _ATTEMPT.get().connected(is_reused=self._is_used)
+            self._is_used = True
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:

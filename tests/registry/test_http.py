@@ -53,7 +53,7 @@ async def test_a_redirect_that_drops_the_method_is_the_answer(
     fake: FakeRegistry, connection: Connection, status: int
 ) -> None:
     """A write is not turned into a read."""
-    fake.on_manifest = lambda _: moved("/elsewhere", status)
+    fake.on_manifest = lambda _: moved("ftp://elsewhere/", status)
     assert (await connection.ask("PUT", "/v2/x", scopes=SCOPES, content=b"{}")).status == status
     assert [request.path for request in fake.seen] == ["/v2/x"]
 

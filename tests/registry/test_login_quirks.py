@@ -164,6 +164,29 @@ async def test_a_dead_realm_and_a_wrong_password(fake: FakeRegistry, builder: Co
         await ask(builder)
 
 
+async def test_a_realm_that_was_away_for_a_moment(fake: FakeRegistry, builder: Connection) -> None:
+    """What a registry gives to everybody says nothing of the password: where it is refused, tokens are asked for
+    again."""
+
+    def serve(request: web.Request) -> web.StreamResponse:
+        login = request.headers.get("Authorization", "")
+        if login == "Bearer the-token" or (request.method == "GET" and login.startswith("Basic ")):
+            return web.Response()
+        return web.Response(status=401, headers={"WWW-Authenticate": fake.challenge})
+
+    def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    fake.on_manifest, issue, fake.on_token = serve, fake.on_token, hang_up
+    assert await ask(builder) == 200
+    fake.on_token = issue
+    assert await ask(builder, "PUT", b"{}") == 200
+    assert await ask(builder) == 200
+    assert fake.seen[-1].headers["Authorization"] == "Bearer the-token"
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_realm_that_refuses_has_the_last_word(fake: FakeRegistry, builder: Connection, status: int) -> None:
     """A password that the token server does not know is shown to nobody else."""
