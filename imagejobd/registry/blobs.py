@@ -193,7 +193,7 @@ async def _mounted(target: Repository, blob: Descriptor, source: str) -> Answer 
         if fault.code is ErrorCode.DENIED:
             return None
         raise
-    has_session = answer.status == 202 and resolve_location(answer.headers.get("Location", ""), request, target.host)
+    has_session = answer.status == 202 and resolve_location(answer.headers.get("Location", ""), answer.url, target.host)
     return answer if answer.status == 201 or has_session else None
 
 
@@ -211,7 +211,7 @@ class _Upload:
         self._target = target
         self._blob = blob
         self._content = content
-        self._location = self._resolved(opened, f"/v2/{target.path}/blobs/uploads/")
+        self._location = self._resolved(opened)
         self._chunk_min_bytes = min(parse_length(opened.headers, "OCI-Chunk-Min-Length") or 0, CHUNK_MAX_BYTES)
 
     async def send(self, piece_bytes: int | None) -> None:
@@ -265,25 +265,24 @@ class _Upload:
             body = self._content.take(start, size)
             answer = await send(method, url, body, size_bytes=size, scopes=scopes, headers=headers)
             if answer.status in (307, 308):
-                url = self._resolved(answer, url)
+                url = self._resolved(answer)
                 continue
             if method == "PATCH" and is_success(answer) and "Location" in answer.headers:
-                self._location = self._resolved(answer, url)
+                self._location = self._resolved(answer)
             return answer
         why = f"it redirects an upload more than {UPLOAD_REDIRECTS_MAX} times"
         raise _unavailable(Permanent, self._target.host, why)
 
-    def _resolved(self, answer: Answer, request: str | URL) -> str | URL:
+    def _resolved(self, answer: Answer) -> str | URL:
         """Where the upload goes on: every answer may say it anew (`_state` does change)."""
-        location = resolve_location(answer.headers.get("Location", ""), request, self._target.host)
+        host = self._target.host
+        location = resolve_location(answer.headers.get("Location", ""), answer.url, host)
         if location is None:
-            raise _unavailable(Permanent, self._target.host, "it names no usable upload location")
-        if (
-            isinstance(request, URL)
-            and isinstance(location, URL)
-            and (request.scheme, location.scheme) == ("https", "http")
-        ):
-            raise _unavailable(Permanent, self._target.host, "it leads an upload from TLS to plain HTTP; refused")
+            raise _unavailable(Permanent, host, "it names no usable upload location")
+        # What the registry itself says is judged by its connection: behind a proxy it may not know of its own TLS.
+        is_elsewhere = isinstance(resolve_location(str(answer.url), answer.url, host), URL)
+        if is_elsewhere and answer.url.scheme == "https" and isinstance(location, URL) and location.scheme == "http":
+            raise _unavailable(Permanent, host, "it leads an upload from TLS to plain HTTP; refused")
         return location
 
     def _refusal(self, answer: Answer, piece_bytes: int | None) -> Fault:

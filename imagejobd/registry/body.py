@@ -1,18 +1,12 @@
-"""A request's body on its way, and the watch over it.
-
-The HTTP library's own time-outs see what a peer sends, not what it takes. Here every byte that the peer takes counts,
-waiting for the body's source counts for nothing, and after the last byte the peer gets time to verify what it got.
-"""
+"""A request's body on its way, and the watch over a request until its answer begins."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Permanent
 
 # After the last byte a registry hashes the blob, and some then copy it to object storage: minutes for gigabytes.
 ANSWER_PATIENCE = 10
@@ -46,16 +40,17 @@ class Outgoing(Payload):
     @property
     def taken_bytes(self) -> int:
         """What this machine's network stack has taken so far, headers included."""
-        transport = getattr(self._writer, "transport", None)
-        if self._writer is None or transport is None:
-            return 0
-        return self._writer.output_size - int(transport.get_write_buffer_size())
+        return self._writer.output_size - self._buffered_bytes if self._writer else 0
 
     @property
     def is_taken(self) -> bool:
         """Whether the whole body has left this process."""
+        return self.is_given and not self._buffered_bytes
+
+    @property
+    def _buffered_bytes(self) -> int:
         transport = getattr(self._writer, "transport", None)
-        return self.is_given and (transport is None or not transport.get_write_buffer_size())
+        return int(transport.get_write_buffer_size()) if transport is not None else 0
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         raise TypeError("a body on its way is no text")
@@ -69,9 +64,9 @@ class Outgoing(Payload):
         self._ended.clear()
         try:
             # Ends with the last byte, not with the iterable: the connection is free as soon as the answer is there.
-            iterator = aiter(self._value)
+            chunks = aiter(self._value)
             while not self.is_given:
-                chunk = await self._next(iterator)
+                chunk = await self._next(chunks)
                 self.given_bytes += len(chunk)
                 await writer.write(chunk)
         finally:
@@ -90,11 +85,11 @@ class Outgoing(Payload):
         if close is not None:
             await close()
 
-    async def _next(self, iterator: AsyncIterator[bytes]) -> bytes:
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes:
         self.is_waiting_for_source = True
         self._consumed = True
         try:
-            return self._fitting(await anext(iterator, None))
+            return self._fitting(await anext(chunks, None))
         except Exception as error:
             self.failure = error
             raise
@@ -103,66 +98,53 @@ class Outgoing(Payload):
 
     def _fitting(self, chunk: bytes | None) -> bytes:
         if chunk is None or self.given_bytes + len(chunk) > self._size:
-            raise Permanent(
-                ErrorCode.COPY_FAILED,
-                f"an upload of {self._size} bytes was announced, and its source has another length",
-            )
+            why = f"an upload of {self._size} bytes was announced, and its source has another length"
+            raise Permanent(ErrorCode.COPY_FAILED, why)
         return chunk
 
 
-@asynccontextmanager
-async def watched(outgoing: Outgoing, idle_timeout_s: float, host: str) -> AsyncIterator["Watch"]:
-    """Raise `Temporary` when the peer takes no byte of `outgoing` for `idle_timeout_s`, or gives no answer in
-    `ANSWER_PATIENCE` times that once it has them all."""
-    watch = None
-    try:
-        async with asyncio.timeout(None) as deadline:
-            watch = Watch(outgoing, idle_timeout_s, deadline)
-            try:
-                yield watch
-            finally:
-                watch.stop()
-    except TimeoutError:
-        if watch is None or not watch.verdict:
-            raise
-        raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {watch.verdict}") from None
+class Attempt:
+    """One request until its header, which is due an idle time-out after the connection is there: neither informational
+    answers nor single bytes prolong that.
 
+    With a body, which the HTTP library's own time-outs do not see, every byte that the peer takes counts, waiting for
+    the body's source counts for nothing, and after the last byte the peer gets time to verify what it got.
+    """
 
-class Watch:
-    """Looks at a body now and then. Times are those of the event loop."""
-
-    def __init__(self, outgoing: Outgoing, idle_timeout_s: float, deadline: asyncio.Timeout) -> None:
-        self._outgoing = outgoing
-        self._idle_timeout_s = idle_timeout_s
+    def __init__(self, deadline: asyncio.Timeout, idle_timeout_s: float, body: Outgoing | None) -> None:
+        self.connections = 0
+        self.is_reused = False
+        self.stall = ""
         self._deadline = deadline
+        self._idle_timeout_s = idle_timeout_s
+        self._body = body
         self._loop = asyncio.get_running_loop()
-        self._seen: Any = None
+        self._seen = (0, 0)
+        self._moved_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connected(self, *, is_reused: bool) -> None:
+        self.connections += 1
+        self.is_reused = is_reused
         self._moved_at = self._loop.time()
-        self._is_answering = False
-        self.verdict = ""
+        self.stop()
         self._look()
 
-    def answering(self) -> None:
-        """The answer has begun: its rest is waited for, whatever the body does."""
-        self._is_answering = True
-
     def stop(self) -> None:
-        self._handle.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _look(self) -> None:
-        now = self._loop.time()
-        body = self._outgoing
-        seen = (body.taken_bytes, body.given_bytes, self._is_answering)
-        if seen != self._seen or (body.is_waiting_for_source and not self._is_answering):
-            self._seen, self._moved_at = seen, now
-        patience = ANSWER_PATIENCE if body.is_taken and not self._is_answering else 1
-        if now - self._moved_at >= self._idle_timeout_s * patience:
-            self._give_up(now)
+        now, limit_s = self._loop.time(), self._idle_timeout_s
+        if (body := self._body) is not None:
+            seen = (body.taken_bytes, body.given_bytes)
+            if seen != self._seen or body.is_waiting_for_source:
+                self._seen, self._moved_at = seen, now
+            limit_s *= ANSWER_PATIENCE if body.is_taken else 1
+        if now - self._moved_at < limit_s:
+            self._timer = self._loop.call_later(self._idle_timeout_s / LOOKS_PER_TIMEOUT, self._look)
             return
-        self._handle = self._loop.call_later(self._idle_timeout_s / LOOKS_PER_TIMEOUT, self._look)
-
-    def _give_up(self, now: float) -> None:
-        idle_s = now - self._moved_at
-        told = "no answer" if self._outgoing.is_taken or self._is_answering else "it takes no byte of the upload"
-        self.verdict = f"{told} in time ({idle_s:.0f} s)"
+        if body is not None:
+            what = "no answer" if body.is_taken else "it takes no byte of the upload"
+            self.stall = f"{what} in time ({now - self._moved_at:.0f} s)"
         self._deadline.reschedule(now)

@@ -1,7 +1,7 @@
-"""The way to all registries: one HTTP session, the pace of each host, and what configuration says of them."""
+"""The way to all registries: one HTTP client, the limits of each host, and what configuration says of them."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
@@ -14,14 +14,14 @@ from imagejobd.model.secrets import Credentials
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.errors import LOGIN_NOT_FOR_YOU, Unanswered
 from imagejobd.registry.hosts import LOGIN_HINT, Origin, RegistryHost, RegistryHosts, RegistryTarget
-from imagejobd.registry.http import IDLE_TIMEOUT_S, Transport
+from imagejobd.registry.http import IDLE_TIMEOUT_S, HttpClient
 from imagejobd.registry.limits import HostLimiter, Timing
 from imagejobd.registry.proxies import Proxies
 from imagejobd.registry.repository import Repository
 from imagejobd.registry.resolver import Resolver
 
-# Users name hosts as they like; the pace of one that nobody has a connection to for long is learnt again.
-PACES_MAX = 1024
+# Users name hosts as they like; the limits of one that nobody has a connection to for long are learnt again.
+LIMITERS_MAX = 1024
 
 
 class RegistryClient:
@@ -48,16 +48,16 @@ class RegistryClient:
         self.circuits = circuits or Circuits()
         self._hosts = RegistryHosts(hosts, admin_subjects=admin_subjects)
         self._timing = timing or Timing()
-        self._transport = Transport(
+        self._http = HttpClient(
             egress,
             proxies or Proxies.of_environment(),
             circuits=self.circuits,
             idle_timeout_s=idle_timeout_s,
-            names=names,
+            resolver=names or Resolver(),
         )
-        # Whoever holds a pace shares it with all who come later; the recent ones are kept without a holder.
-        self._paces: WeakValueDictionary[str, HostLimiter] = WeakValueDictionary()
-        self._recent: dict[str, HostLimiter] = {}
+        # Whoever holds a limiter shares it with all who come later; the recent ones are kept without a holder.
+        self._limiters: WeakValueDictionary[str, HostLimiter] = WeakValueDictionary()
+        self._recent: deque[HostLimiter] = deque(maxlen=LIMITERS_MAX)
 
     def credentials_for(self, host: str, principal: Principal) -> Credentials | None:
         """The configured login of a host, as `ImageReference.host` names it, where `principal` may use it."""
@@ -71,18 +71,21 @@ class RegistryClient:
     def connect(self, site: RegistryTarget, *, warn: Callable[[str], None] = lambda text: None) -> Connection:
         """A connection for one job. Nothing is asked yet. `warn` hears what the registry has to say to people, each
         text once."""
-        approach = Origin.to(site, self._hosts)
-        host = approach.site.host
+        origin = Origin.to(site, self._hosts)
+        host = origin.site.host
+        limiter = self._limiters.get(host) or HostLimiter(self._timing)
+        self._limiters[host] = limiter
+        self._recent.append(limiter)
         return Connection(
-            approach,
-            self._transport,
-            self._pace_of(host),
+            origin,
+            self._http,
+            limiter,
             self._timing,
             judged=self._judged,
-            mirrors=lambda: [
+            mirrors=lambda: tuple(
                 self.connect(RegistryTarget(host=name, principal=site.principal), warn=warn)
                 for name in self._hosts.mirrors_of(host)
-            ],
+            ),
             warn=warn,
         )
 
@@ -96,10 +99,10 @@ class RegistryClient:
         faults, 429 and 5xx (with the registry's Retry-After), `Permanent(egress)` for a denied address.
         """
         connection = self.connect(RegistryTarget(host=reference.host, login=credentials, principal=principal))
-        found = await Repository(connection=connection, path=reference.path).head_manifest(
+        manifest = await Repository(connection=connection, path=reference.path).head_manifest(
             reference.digest or reference.tag or DEFAULT_TAG
         )
-        return found.digest if found else None
+        return manifest.digest if manifest else None
 
     async def blamed(self, fault: Temporary, host: str) -> Temporary:
         """`fault`, which looks as if `host` (see `peer_name`) did not answer; where that is so, with it as the peer,
@@ -119,24 +122,8 @@ class RegistryClient:
     async def _judged(self, fault: Fault) -> Fault:
         return await self.blamed(fault, fault.silent) if isinstance(fault, Unanswered) else fault
 
-    async def close(self) -> None:
-        await self._transport.close()
-
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def _pace_of(self, host: str) -> HostLimiter:
-        pace = self._paces.get(host) or HostLimiter(self._timing)
-        self._paces[host] = pace
-        self._recent.pop(host, None)
-        self._recent[host] = pace
-        if len(self._recent) > PACES_MAX:
-            idle = next((name for name, other in self._recent.items() if other.is_idle and name != host), None)
-            if idle is not None:
-                del self._recent[idle]
-        return pace
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()

@@ -1,350 +1,98 @@
-"""One request to a registry before it is known at which of its origins, and who makes it.
+"""A registry as one job speaks to it: endpoint, trust, login, limits, retries. Every request passes here."""
 
-The `Warning: 299` headers by which a registry speaks to people (distribution spec, "Warnings").
-
-Single attempts at one site: the origin that answers, and the login that a request needs there. No retries.
-
-A registry as one job speaks to it: endpoint, trust, login, pace, retries. Every request passes here.
-"""
-
+import asyncio
+import functools
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import aiohttp
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
-from imagejobd.model.secrets import Redactor
+from imagejobd.model.secrets import Redactor, Secret
 from imagejobd.registry.address import exact_url, host_of, is_http, origin_of
-from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, TokenClient, parse_challenges
+from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, parse_challenges
 from imagejobd.registry.body import Outgoing
 from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, one_line, refusal, translated
-from imagejobd.registry.hosts import Identity, Origin
-from imagejobd.registry.http import Answer, Transport
-from imagejobd.registry.limits import PAUSE_MAX_S, HostLimiter, Permit, RetryBudget, Timing
-
-
-class Request:
-    """`target` is a path below an origin or an absolute URL; `scopes` are what a token for it must allow."""
-
-    def __init__(
-        self, method: str, target: str | URL, scopes: Sequence[str] = (), headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Raises `Permanent(registry_unavailable)` for a target that cannot be one: registries name them."""
-        self.method = method
-        self.target = _target(target)
-        self.scopes = tuple(scopes)
-        self._headers = headers or {}
-
-    @property
-    def is_absolute(self) -> bool:
-        return self.target.absolute
-
-    def url(self, origin: URL) -> URL:
-        """Where the request goes. A registry behind a TLS proxy may name itself with http: it is meant all the same.
-
-        Raises `Permanent` where another host without TLS is named while the registry has it.
-        """
-        if not self.target.absolute:
-            return origin.join(self.target)
-        if origin.scheme == "https" and self.target.scheme == "http":
-            if not self._is_same_host(origin):
-                raise Permanent(
-                    ErrorCode.REGISTRY_UNAVAILABLE,
-                    f"registry {host_of(origin)}: it leads from TLS to plain HTTP at {host_of(self.target)}; refused",
-                )
-            return origin.join(exact_url(self.target.raw_path_qs))
-        return self.target.with_user(None)
-
-    def is_at(self, origin: URL) -> bool:
-        """Whether the request goes to `origin` itself, and may carry its login."""
-        return origin_of(self.url(origin)) == origin_of(origin)
-
-    def headers(self, authorization: str | None) -> CIMultiDict[str]:
-        """What is sent, with the login that was found for it."""
-        headers = CIMultiDict(self._headers)
-        if authorization is not None:
-            headers["Authorization"] = authorization
-        return headers
-
-    def _is_same_host(self, origin: URL) -> bool:
-        same_name = (self.target.host or "").lower() == (origin.host or "").lower()
-        return same_name and self.target.explicit_port in (None, 80, origin.port)
-
-
-def _target(target: str | URL) -> URL:
-    try:
-        url = exact_url(target) if isinstance(target, str) else target
-        usable = is_http(url) if url.absolute else url.raw_path.startswith("/")
-    except ValueError:
-        usable = False
-    if not usable:
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, "a registry named an address that is no http(s) URL")
-    return url
-
-
-WARNING_MAX_CHARS = 256
-WARNINGS_MAX = 20
-
-_WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
-
-
-class Warnings:
-    """Tells each text once, and not too many of them."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._told: set[str] = set()
-
-    def heard(self, headers: Iterable[str], redact: Callable[[str], str]) -> None:
-        """Take the `Warning` headers of one answer. `redact` removes what no text may show."""
-        for header in headers:
-            for found in _WARNING.finditer(header[: 4 * WARNING_MAX_CHARS]):
-                text = one_line(re.sub(r"\\(.)", r"\1", found[1]), WARNING_MAX_CHARS, redact)
-                if text and text not in self._told and len(self._told) < WARNINGS_MAX:
-                    self._told.add(text)
-                    self._tell(text)
-
+from imagejobd.registry.hosts import Origin, RegistryTarget
+from imagejobd.registry.http import Answer, Headers, HttpClient, read_answer
+from imagejobd.registry.limits import PAUSE_MAX_S, TRIES_MAX, AimdLimiter, HostLimiter, Timing, wait_s
 
 ERROR_MAX_BYTES = 1024 * 1024
-# Logins to try after the first 401: the one that it asks for, or a token for one that got old; and one token more.
+# After a first refusal: the login that it asks for, or a token for one that got old; and one more.
 LOGINS_MAX = 2
+WARNING_MAX_CHARS = 256
+WARNINGS_MAX = 20
+COOKIES_MAX = 20
+COOKIES_MAX_CHARS = 8192
 # Distribution spec, "Determining Support": every registry has it, and challenges there.
-PING = Request("GET", "/v2/")
+PING = URL("/v2/")
 
-Headers = CIMultiDictProxy[str]
+# Distribution spec, "Warnings": by these a registry speaks to people.
+_WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
+_COOKIE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]*)\s*(?:;|$)")
 
-
-class Session:
-    """Requests to one site, each made once, or again with the login that the answer asked for.
-
-    Raises faults only; see `Connection`.
-    """
-
-    def __init__(self, approach: Origin, transport: Transport, timing: Timing) -> None:
-        self._host = approach.site.host
-        self._approach = approach
-        self._transport = transport
-        self.authorization = Authorization(approach, TokenClient(transport, approach, timing), timing)
-        origins = [URL(endpoint.origin) for endpoint in approach.endpoints]
-        self._origin = origins[0] if len(origins) == 1 else None
-        self._origins = origins
-
-    async def ping(self) -> None:
-        """Ask at the first origin what says nothing about anybody, as nobody. A refusal to speak TLS is an answer."""
-        with self._translated():
-            await self._transport.once(
-                "GET",
-                PING.url(self._origins[0]),
-                {},
-                b"",
-                trust=self._approach.tls_for,
-                body_max_bytes=ERROR_MAX_BYTES,
-            )
-
-    async def ask(self, request: Request, content: bytes, body_max_bytes: int) -> Answer:
-        """A small request and its whole answer."""
-        with self._translated():
-            grant = await self._grant(request)
-            answer = await self._reach(request, grant, content, body_max_bytes)
-            for _ in range(LOGINS_MAX):
-                if answer.status != 401:
-                    break
-                grant = await self._another_grant(request, grant, answer.url, answer.headers)
-                if grant is None:
-                    break
-                answer = await self._reach(request, grant, content, body_max_bytes)
-            return answer
-
-    @asynccontextmanager
-    async def open(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer whose body has not been read."""
-        async with AsyncExitStack() as stack:
-            # Only the way in is translated: what a reader raises meanwhile is not the registry's fault.
-            with self._translated():
-                url = request.url(await self._settle())
-                grant = await self._grant(request)
-                response = await self._enter(stack, request, url, grant)
-                for _ in range(LOGINS_MAX):
-                    if response.status != 401:
-                        break
-                    grant = await self._another_grant(request, grant, response.url, response.headers)
-                    if grant is None:
-                        break
-                    await stack.aclose()
-                    response = await self._enter(stack, request, url, grant)
-            yield response
-
-    async def send(self, request: Request, outgoing: Outgoing) -> Answer:
-        """A large request and its whole answer. Raises `Temporary` where a new login would have helped: the body is
-        spent, and the next attempt has that login. Not so for a fresh token: bodies would be spent without end."""
-        with self._translated():
-            url = request.url(await self._settle())
-            grant = await self._grant(request)
-            answer = await self._transport.give(
-                request.method,
-                url,
-                request.headers(grant.header if grant else None),
-                outgoing,
-                trust=self._approach.tls_for,
-                body_max_bytes=ERROR_MAX_BYTES,
-            )
-            may_be_old = grant is None or grant.is_cached
-            if (
-                answer.status == 401
-                and may_be_old
-                and await self._another_grant(request, grant, answer.url, answer.headers)
-            ):
-                raise Temporary(
-                    ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self._host}: it wants a new login in mid-upload"
-                )
-        return answer
-
-    def _translated(self) -> AbstractContextManager[None]:
-        return translated(self._host, withheld=self._approach.withheld, scheme=self._approach.site.scheme)
-
-    async def _enter(
-        self, stack: AsyncExitStack, request: Request, url: URL, grant: AuthHeader | None
-    ) -> aiohttp.ClientResponse:
-        headers = request.headers(grant.header if grant else None)
-        opened = self._transport.open(request.method, url, headers, trust=self._approach.tls_for)
-        return await stack.enter_async_context(opened)
-
-    async def _reach(self, request: Request, grant: AuthHeader | None, content: bytes, body_max_bytes: int) -> Answer:
-        """Ask at the known origin, else at the first that lets itself be connected to."""
-        if request.is_absolute:
-            await self._settle()
-        headers = request.headers(grant.header if grant else None)
-
-        async def at(origin: URL) -> Answer:
-            url = request.url(origin)
-            trust = self._approach.tls_for
-            if request.method in ("GET", "HEAD") and not content:
-                return await self._transport.fetch(
-                    request.method, url, headers, trust=trust, body_max_bytes=body_max_bytes
-                )
-            return await self._transport.once(
-                request.method, url, headers, content, trust=trust, body_max_bytes=body_max_bytes
-            )
-
-        return await (at(self._origin) if self._origin else self._first(at))
-
-    async def _first(self, at: Callable[[URL], Awaitable[Answer]]) -> Answer:
-        """The answer of the first origin that lets itself be connected to, which is the one from then on."""
-        *others, last = self._origins
-        for origin in others:
-            try:
-                answer = await at(origin)
-            except (NoAnswer, aiohttp.ClientConnectorError) as error:
-                cause = error.cause if isinstance(error, NoAnswer) else error
-                if not isinstance(cause, aiohttp.ClientConnectorError):
-                    raise
-                if (cause.host, cause.port) != (origin.host, origin.port):
-                    raise  # it was reached, and led us elsewhere
-                continue
-            self._origin = origin
-            return answer
-        answer = await at(last)
-        self._origin = last
-        return answer
-
-    async def _settle(self) -> URL:
-        """The origin, found out by a ping where there are several to choose from."""
-        if self._origin is None:
-            await self._reach(PING, None, b"", ERROR_MAX_BYTES)
-        if self._origin is None:
-            raise RuntimeError("an answer came from no origin")
-        return self._origin
-
-    async def _grant(self, request: Request) -> AuthHeader | None:
-        """The login that `request` carries; none for addresses that are not the registry's own."""
-        if request.is_absolute and not request.is_at(await self._settle()):
-            return None
-        return await self.authorization.grant(request.scopes, self._origin)
-
-    async def _another_grant(
-        self, request: Request, grant: AuthHeader | None, responder: URL, headers: Headers
-    ) -> AuthHeader | None:
-        """The login to try after a 401; None where there is no other.
-
-        What a redirect leads to has not seen our login, and may not say where to send it.
-        """
-        origin = await self._settle()
-        if not request.is_at(origin) or origin_of(responder) != origin_of(origin):
-            return None
-        if grant is not None and not self.authorization.refused(grant, request.scopes):
-            return None
-        if not self.authorization.is_known:
-            self.authorization.learn(_challenges(headers) or await self._ping_challenges(origin))
-        return await self.authorization.grant(request.scopes, origin)
-
-    async def _ping_challenges(self, origin: URL) -> list[Challenge]:
-        """What the registry wants in general; nothing where its ping leads to somebody else."""
-        answer = await self._reach(PING, None, b"", ERROR_MAX_BYTES)
-        return _challenges(answer.headers) if origin_of(answer.url) == origin_of(origin) else []
+T = TypeVar("T")
 
 
-def _challenges(headers: Headers) -> list[Challenge]:
-    return parse_challenges(headers.getall("WWW-Authenticate", []))
+class Stream:
+    """A response whose body has not been read; it ends with its context. `url` is who answered, after redirects."""
 
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.url = response.url
+        self._content = response.content
 
-class Stream(Protocol):
-    """A response whose body has not been read; it ends with its context."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> CIMultiDictProxy[str]: ...
-
-    @property
-    def url(self) -> URL:
-        """Who answered, after redirects."""
-        ...
-
-    def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Temporary` when it is cut or stalls."""
-        ...
+        with translated(host_of(self.url)):
+            async for chunk in self._content.iter_any():
+                yield chunk
 
 
 class Connection:
-    """Requests to `site`. Holds its tokens; shares the pace of its host with every other connection to it.
+    """Requests to `site`. Holds its tokens and cookies; shares the limits of its host with every other connection.
 
     `target` is a path below the origin (`/v2/…`, may hold a query) or an absolute URL that the registry itself named
     (an upload's location), which gets no Authorization unless it is of this very origin.
     `scopes` are token scopes (`repository:team/app:pull,push`), the most important first.
     Statuses are the caller's to judge (see `refusal`): only what stays 429 or 5xx and network faults are
-    retried here, within bounds, the whole host paused where it asked for that.
+    retried here, `TRIES_MAX` times in all, the whole host paused where it asked for that.
     All raise `Temporary(registry_unavailable)` for network faults, at once and with its `peer` while that is known to
     be down, `Permanent(denied)` where no login helps, `Permanent(egress)` for addresses that are off limits. `ask`
-    finds out who is down; after `stream` and `send`, which have one attempt, `judged` does.
+    finds out who is down; after `stream` and `send` `judged` does.
     """
 
     def __init__(
         self,
-        approach: Origin,
-        transport: Transport,
-        pace: HostLimiter,
+        access: Origin,
+        http: HttpClient,
+        limiter: HostLimiter,
         timing: Timing,
         *,
         judged: Callable[[Fault], Awaitable[Fault]],
-        mirrors: Callable[[], Sequence["Connection"]] = tuple,
-        warn: Callable[[str], None] = lambda text: None,
+        mirrors: Callable[[], Sequence["Connection"]],
+        warn: Callable[[str], None],
     ) -> None:
         """`RegistryClient.connect` makes them. `judged` finds out who does not answer at all, once the tries of a
-        request are over."""
+        request are over; `mirrors` connects to the configured mirrors, best first, with their own logins."""
+        self.site: RegistryTarget = access.site
         self.judged = judged
-        self.site = approach.site
-        self._approach = approach
-        self._pace = pace
+        self._access = access
+        self._http = http
+        self._limiter = limiter
         self._timing = timing
-        self._mirrors = mirrors
-        self._mirrored: tuple[Connection, ...] | None = None
-        self._notices = Warnings(warn)
-        self._exchange = Session(approach, transport, timing)
+        self.mirrors = functools.cache(mirrors)
+        self._warn = warn
+        self._warnings: set[str] = set()
+        self._origins = list(access.urls)
+        self._auth = Authorization(access, http, timing)
+        self._ping_lock = asyncio.Lock()
+        self._cookies: dict[str, Secret] = {}
 
     def __repr__(self) -> str:
         return f"Connection({self.host!r})"
@@ -355,27 +103,21 @@ class Connection:
         return self.site.host
 
     @property
-    def identity(self) -> Identity:
-        """What makes two connections see the same: host, way, trust and login. Hashable; shows no secret."""
-        return self._approach.identity
+    def identity(self) -> Hashable:
+        """What makes two connections see the same: host, way, trust and login. Shows no secret."""
+        return self._access.identity
 
     @property
     def chunk_bytes(self) -> int | None:
         """The size of the pieces that blobs are uploaded in; None: in one."""
-        return self._approach.hosts.chunk_bytes_for(self.host)
-
-    def mirrors(self) -> Sequence["Connection"]:
-        """Connections to the configured mirrors of this host, best first, with their own settings and logins."""
-        if self._mirrored is None:
-            self._mirrored = tuple(self._mirrors())
-        return self._mirrored
+        return self._access.hosts.chunk_bytes_for(self.host)
 
     def refusal(self, answer: Answer, *, what: str) -> Fault:
         """The fault for an answer that is no success to `what`, without the secrets that a peer may echo."""
-        told = detail(answer.body, self._redactor())
+        said = detail(answer.body, self._redactor())
         wish = answer.headers.get("Retry-After")
-        advice = None if self._approach.login else self._approach.advice
-        return refusal(self.host, answer.status, what=what, detail=told, retry_after=wish, advice=advice)
+        advice = None if self._access.login else self._access.advice
+        return refusal(self.host, answer.status, what=what, detail=said, retry_after=wish, advice=advice)
 
     async def ask(
         self,
@@ -388,31 +130,42 @@ class Connection:
         body_max_bytes: int = ERROR_MAX_BYTES,
         is_retried: bool = True,
     ) -> Answer:
-        """A small request and its whole answer, on the lane for small ones. Without `is_retried` it is made once."""
-        request = Request(method, target, scopes, headers)
-        persistence = RetryBudget(self._timing)
-        while True:
-            try:
-                answer = await self._ask(request, content, body_max_bytes, persistence)
-                wait_s = self._wait_s(answer, persistence) if is_retried else None
-                if wait_s is None:
-                    return answer
-            except Temporary as fault:
-                wait_s = None if fault.peer or not is_retried else persistence.wait_s(fault.retry_after_s)
-                if wait_s is None:
-                    raise await self.judged(fault) from fault.__cause__
-            await self._timing.sleep(wait_s)
+        """A small request and its whole answer, through redirects. Without `is_retried` it is made once."""
+        url = _usable(target)
+
+        async def attempt() -> tuple[Answer, float | None]:
+            async with AsyncExitStack() as stack:
+                response = await self._open(stack, self._limiter.small, method, url, scopes, headers, content)
+                with self._translated():
+                    answer = await read_answer(response, body_max_bytes)
+            is_final = not is_busy(answer.status) or is_missing_content(answer.body)
+            wish_s = None if is_final else self._wish_s(answer.headers) or 0.0
+            if wish_s is not None and wish_s > PAUSE_MAX_S:
+                raise self.refusal(answer, what="it wants to be left alone")
+            return answer, wish_s
+
+        try:
+            return await self._retried(attempt, first=1 if is_retried else TRIES_MAX)
+        except Temporary as fault:
+            raise await self.judged(fault) from fault.__cause__
 
     async def ping(self) -> None:
-        """Ask whether anybody is there, once; any answer will do."""
-        async with self._pace.permit(self._pace.small):
-            await self._exchange.ping()
+        """Ask at the first origin, once and as nobody, whether anybody is there; any answer will do."""
+        async with self._limiter.slot(self._limiter.small):
+            with self._translated():
+                url = self._origins[0].join(PING)
+                async with self._http.exchange("GET", url, {}, trust=self._access.tls_for):
+                    pass
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, target: str | URL, *, scopes: Sequence[str], headers: Mapping[str, str] = {}
-    ) -> AbstractAsyncContextManager[Stream]:
-        """GET a large body, through redirects; one attempt. Its place in the host's pace is held until the end."""
-        return self._stream(Request("GET", target, scopes, headers))
+    ) -> AsyncIterator[Stream]:
+        """GET a large body, through redirects; once, because who reads it counts the tries. Its slot is held until the
+        end."""
+        url = _usable(target)
+        async with AsyncExitStack() as stack:
+            yield Stream(await self._open(stack, self._limiter.reads, "GET", url, scopes, headers))
 
     async def send(
         self,
@@ -426,19 +179,29 @@ class Connection:
     ) -> Answer:
         """PUT or PATCH a large body with its Content-Length; one attempt, because a body cannot be played twice.
 
-        Raises `Temporary` when the peer takes no byte for the idle time-out. An answer that comes before the body's
-        end is returned, and the body is not read further. So is a redirect that keeps the body (307, 308): to follow it
-        takes the body once more.
+        A redirect that keeps the method is returned, for whoever can play the body again (see `redirect_target`).
+        Raises `Temporary` when the peer takes no byte for the idle time-out, and where a new login would have helped:
+        the next attempt has it. An answer that comes before the body's end is returned, and the body is not read on.
         """
         outgoing = Outgoing(body, size_bytes)
+        # Whatever else is said here, some registries try to parse (docker-registry: DIGEST_INVALID for a form).
+        typed = CIMultiDict(headers)
+        typed["Content-Type"] = "application/octet-stream"
         try:
-            # Whatever else is said here, some registries try to parse (docker-registry: DIGEST_INVALID for a form).
-            typed = CIMultiDict(headers)
-            typed["Content-Type"] = "application/octet-stream"
-            request = Request(method, target, scopes, typed)
-            async with self._pace.permit(self._pace.writes) as permit:
-                answer = await self._exchange.send(request, outgoing)
-                self._note(permit, answer.status, answer.headers)
+            url = _usable(target)
+            async with self._limiter.slot(self._limiter.writes) as report:
+                with self._translated():
+                    login = await self._login(url, scopes)
+                    url = self._resolve(url, await self._settled())
+                    sent, trust = self._with_login(typed, url, login), self._access.tls_for
+                    answer = await self._http.send(
+                        method, url, sent, outgoing, trust=trust, body_max_bytes=ERROR_MAX_BYTES
+                    )
+                    self._keep_cookies(answer)
+                    self._hear(report, answer)
+                    # A fresh token that is refused would be so again: bodies would be spent without end.
+                    is_fresh = login is not None and not login.is_cached and login.fault is None
+                    is_late = answer.status == 401 and not is_fresh and await self._may_help(url, login, answer)
         except Exception:
             # It is no fault of the registry's, whatever it made of the connection.
             if outgoing.failure is not None:
@@ -446,79 +209,206 @@ class Connection:
             raise
         finally:
             await outgoing.settle()
-        _check_upload(self.host, answer, outgoing)
+        if is_late:
+            raise self._unavailable("it wants a new login in mid-upload")
+        if 300 <= answer.status < 400 and answer.status not in (307, 308):
+            why = f"it redirects an upload ({answer.status}), which is not followed"
+            raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
+        if answer.status < 300 and not outgoing.is_given:
+            raise self._unavailable(f"it answered {answer.status} before it had the whole upload")
         return answer
 
-    async def _ask(self, request: Request, content: bytes, body_max_bytes: int, persistence: RetryBudget) -> Answer:
-        async with self._pace.permit(self._pace.small) as permit:
-            persistence.begin()
-            answer = await self._exchange.ask(request, content, body_max_bytes)
-            self._note(permit, answer.status, answer.headers)
-            return answer
+    async def _retried(self, attempt: Callable[[], Awaitable[tuple[T, float | None]]], *, first: int) -> T:
+        """What `attempt` gives, once that stands: with it come the seconds that the registry wants to be left alone
+        before it is asked again, or None. The tries are counted from `first`."""
+        for tries in range(first, TRIES_MAX + 1):
+            try:
+                answer, wish_s = await attempt()
+                pause_s = None if wish_s is None else wait_s(tries, wish_s, self._timing)
+                if pause_s is None:
+                    return answer
+            except Temporary as fault:
+                pause_s = None if fault.peer else wait_s(tries, fault.retry_after_s, self._timing)
+                if pause_s is None:
+                    raise
+            await self._timing.sleep(pause_s)
+        raise RuntimeError("the last try stands")
 
-    def _wait_s(self, answer: Answer, persistence: RetryBudget) -> float | None:
-        """Seconds to wait before `answer` is asked for again; None where it stands.
+    async def _open(
+        self,
+        stack: AsyncExitStack,
+        limiter: AimdLimiter,
+        method: str,
+        target: URL,
+        scopes: Sequence[str],
+        headers: Mapping[str, str],
+        content: bytes = b"",
+    ) -> aiohttp.ClientResponse:
+        """An answer to a small request, with the login that it needs. It and the slot are held by `stack`."""
+        report = await stack.enter_async_context(self._limiter.slot(limiter))
+        answered = await stack.enter_async_context(AsyncExitStack())
+        # Only the way in is translated: what a reader raises meanwhile is not the registry's fault.
+        with self._translated():
+            for logins_left in range(LOGINS_MAX, -1, -1):
+                login = await self._login(target, scopes)
+                response = await self._reach(answered, method, target, login, headers, content)
+                url = self._resolve(target, self._origins[0])
+                if not logins_left or not await self._may_help(url, login, response):
+                    break
+                await answered.aclose()
+        self._hear(report, response)
+        return response
 
-        Raises `Temporary` where the registry wants to be left alone for longer than a request may wait.
-        """
-        if not is_busy(answer.status) or is_missing_content(answer.body):
+    async def _reach(
+        self,
+        stack: AsyncExitStack,
+        method: str,
+        target: URL,
+        login: AuthHeader | None,
+        headers: Mapping[str, str],
+        content: bytes = b"",
+    ) -> aiohttp.ClientResponse:
+        """Ask at the first origin that lets itself be connected to, which is the one from then on."""
+        if target.absolute:
+            await self._settled()
+        *others, last = self._origins
+        for origin in (*others, last):
+            url = self._resolve(target, origin)
+            sent = self._with_login(headers, url, login)
+            opened = self._http.open(method, url, sent, trust=self._access.tls_for, content=content)
+            try:
+                response = await stack.enter_async_context(opened)
+            except (NoAnswer, aiohttp.ClientConnectorError) as error:
+                cause = error.cause if isinstance(error, NoAnswer) else error
+                if origin is last or not isinstance(cause, aiohttp.ClientConnectorError):
+                    raise
+                if (cause.host, cause.port) != (origin.host, origin.port):
+                    raise  # it was reached, and led us elsewhere
+            else:
+                self._origins = [origin]
+                self._keep_cookies(response)
+                return response
+        raise RuntimeError("the last origin gives an answer or a fault")
+
+    async def _settled(self) -> URL:
+        """The origin, found out by a ping where there are several to choose from."""
+        if len(self._origins) > 1:
+            await self._pinged()
+        return self._origins[0]
+
+    async def _login(self, target: URL, scopes: Sequence[str]) -> AuthHeader | None:
+        """The login that a request carries; none for addresses that are not the registry's own."""
+        if target.absolute and not self._is_own(self._resolve(target, await self._settled())):
             return None
-        wish_s = self._wish_s(answer.headers)
-        if wish_s is not None and wish_s > PAUSE_MAX_S:
-            raise self.refusal(answer, what="it wants to be left alone")
-        return persistence.wait_s(wish_s)
+        # What is private is hidden from who does not log in: whoever can does so before the first request.
+        if self._auth.is_unknown:
+            async with self._ping_lock:
+                if self._auth.is_unknown:
+                    status, challenges = await self._pinged()
+                    if status == 401 or (status == 403 and challenges):
+                        self._auth.learn(challenges, self._origins[0])
+                    elif not is_busy(status):
+                        self._auth.learn_open()
+        return await self._auth.header(scopes, self._origins[0] if len(self._origins) == 1 else None)
 
-    @asynccontextmanager
-    async def _stream(self, request: Request) -> AsyncIterator[Stream]:
-        async with self._pace.permit(self._pace.reads) as permit, self._exchange.open(request) as response:
-            self._note(permit, response.status, response.headers)
-            yield _Body(response)
+    async def _pinged(self) -> tuple[int, list[Challenge]]:
+        """The status of the registry's ping, and how to log in there; nothing where that leads to somebody else."""
+        async with AsyncExitStack() as stack:
+            response = await self._reach(stack, "GET", PING, None, {})
+            return (response.status, _challenges(response.headers)) if self._is_own(response.url) else (0, [])
 
-    def _note(self, permit: Permit, status: int, headers: Headers) -> None:
-        permit.heard(status, self._wish_s(headers))
-        if warnings := headers.getall("Warning", []):
-            self._notices.heard(warnings, self._redactor())
+    async def _may_help(self, url: URL, sent: AuthHeader | None, answer: Answer | aiohttp.ClientResponse) -> bool:
+        """Whether to ask again, with another login, after an answer to a request to `url`.
+
+        What a redirect leads to has not seen our login, and may not say where to send it.
+        """
+        if not self._is_own(url) or not self._is_own(answer.url):
+            return False
+        if sent is not None:
+            if answer.status == 401:
+                return self._auth.refused(sent)
+            if answer.status != 403:
+                self._auth.accepted(sent)
+            return False
+        if self._auth.is_known:
+            return answer.status in (401, 403, 404)  # what others have learnt meanwhile
+        challenges = _challenges(answer.headers)
+        if answer.status == 401 or (answer.status == 403 and challenges and self._auth.has_password):
+            self._auth.learn(challenges or (await self._pinged())[1], self._origins[0])
+            return True
+        return answer.status in (403, 404) and self._auth.volunteers()
+
+    def _resolve(self, target: URL, origin: URL) -> URL:
+        """Where a request goes. A registry behind a TLS proxy may name itself with http: it is meant all the same.
+
+        Raises `Permanent` where another host without TLS is named while the registry has it.
+        """
+        if not target.absolute:
+            return origin.join(target)
+        if origin.scheme == "https" and target.scheme == "http":
+            is_same_name = (target.host or "").lower() == (origin.host or "").lower()
+            if is_same_name and target.explicit_port in (None, 80, origin.port):
+                return origin.join(exact_url(target.raw_path_qs))
+            why = f"it leads from TLS to plain HTTP at {host_of(target)}; refused"
+            raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(origin)}: {why}")
+        return target.with_user(None)
+
+    def _is_own(self, url: URL) -> bool:
+        return origin_of(url) == origin_of(self._origins[0])
+
+    def _with_login(self, headers: Mapping[str, str], url: URL, login: AuthHeader | None) -> CIMultiDict[str]:
+        sent = CIMultiDict(headers)
+        if login is not None:
+            sent["Authorization"] = login.value.reveal()
+        if self._cookies and self._is_own(url):
+            sent["Cookie"] = "; ".join(f"{name}={value.reveal()}" for name, value in self._cookies.items())
+        return sent
+
+    def _keep_cookies(self, answer: Answer | aiohttp.ClientResponse) -> None:
+        """Some registries tie a login, or an upload, to a session. A cookie is a secret, for who has set it only."""
+        if not self._is_own(answer.url):
+            return
+        for header in answer.headers.getall("Set-Cookie", []):
+            if cookie := _COOKIE.match(header):
+                self._cookies.pop(cookie[1], None)
+                chars = sum(len(name) + len(value.reveal()) for name, value in self._cookies.items())
+                if cookie[2] and len(self._cookies) < COOKIES_MAX and chars + len(cookie[0]) <= COOKIES_MAX_CHARS:
+                    self._cookies[cookie[1]] = Secret(cookie[2])
+
+    def _hear(self, report: Callable[[int, float | None], None], answer: Answer | aiohttp.ClientResponse) -> None:
+        """Report to the limits, and tell each warning once, and not too many of them."""
+        report(answer.status, self._wish_s(answer.headers))
+        for header in answer.headers.getall("Warning", []):
+            for warning in _WARNING.finditer(header[: 4 * WARNING_MAX_CHARS]):
+                text = one_line(re.sub(r"\\(.)", r"\1", warning[1]), WARNING_MAX_CHARS, self._redactor())
+                if text and text not in self._warnings and len(self._warnings) < WARNINGS_MAX:
+                    self._warnings.add(text)
+                    self._warn(text)
+
+    def _unavailable(self, why: str) -> Temporary:
+        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
 
     def _redactor(self) -> Redactor:
-        return Redactor(self._exchange.authorization.secrets())
+        return Redactor([*self._auth.secrets(), *self._cookies.values()])
 
     def _wish_s(self, headers: Headers) -> float | None:
         return parse_retry_after(headers.get("Retry-After"), self._timing.now())
 
-
-class _Body:
-    """A `Stream`."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Headers:
-        return self._response.headers
-
-    @property
-    def url(self) -> URL:
-        return self._response.url
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        with translated(host_of(self._response.url)):
-            async for chunk in self._response.content.iter_any():
-                yield chunk
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.host, withheld=self._access.withheld, scheme=self.site.scheme)
 
 
-def _check_upload(host: str, answer: Answer, outgoing: Outgoing) -> None:
-    """Refuse what an upload cannot be answered with."""
-    if 300 <= answer.status < 400 and answer.status not in (307, 308):
-        raise Permanent(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {host}: it redirects an upload ({answer.status}), which is not followed",
-        )
-    if answer.status < 300 and not outgoing.is_given:
-        raise Temporary(
-            ErrorCode.REGISTRY_UNAVAILABLE,
-            f"registry {host}: it answered {answer.status} before it had the whole upload",
-        )
+def _usable(target: str | URL) -> URL:
+    """Raises `Permanent(registry_unavailable)` for a target that cannot be one: registries name them."""
+    try:
+        url = exact_url(target) if isinstance(target, str) else target
+        is_usable = is_http(url) if url.absolute else url.raw_path.startswith("/")
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, "a registry named an address that is no http(s) URL")
+    return url
+
+
+def _challenges(headers: Headers) -> list[Challenge]:
+    return parse_challenges(headers.getall("WWW-Authenticate", []))

@@ -79,8 +79,8 @@ def next_page(values: Iterable[str], pages: Sequence[str]) -> str | None:
     return page.raw_path_qs
 
 
-def resolve_location(location: str, request: str | URL, host: str) -> str | URL | None:
-    """Where `location` points, in the answer to `request` (path or URL) at the registry `host` (`name[:port]`):
+def resolve_location(location: str, responder: URL, host: str) -> str | URL | None:
+    """Where `location`, in an answer by `responder` to a request to the registry `host` (`name[:port]`), points:
     relative or absolute, with a signed query, at another port or host, kept to the letter.
 
     Path and query where that is the registry itself (http behind a proxy that speaks TLS for it included), so that it
@@ -88,16 +88,13 @@ def resolve_location(location: str, request: str | URL, host: str) -> str | URL 
     """
     if not location or len(location) > LOCATION_MAX_CHARS:
         return None
-    base = request if isinstance(request, URL) else _BASE.join(URL(request, encoded=True))
     try:
-        url = http_url(str(base.join(exact_url(location)).with_fragment(None)))
+        url = http_url(str(responder.join(exact_url(location)).with_fragment(None)))
     except ValueError:
         return None
     if url is None or url.user is not None:
         return None
-    if _is_at(url, _BASE.host or "") or _is_at(url, HUB_API_HOST if host == HUB_HOST else host):
-        return url.raw_path_qs
-    return url
+    return url.raw_path_qs if _is_at(url, HUB_API_HOST if host == HUB_HOST else host) else url
 
 
 def with_digest(target: str | URL, digest: str) -> str | URL:

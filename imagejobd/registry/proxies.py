@@ -16,7 +16,7 @@ from yarl import URL
 from imagejobd.model.egress import is_loopback
 from imagejobd.model.errors import invalid
 from imagejobd.model.secrets import Credentials, Secret
-from imagejobd.registry.address import host_of, http_url, numeric_address
+from imagejobd.registry.address import http_url, numeric_address
 
 
 class Proxy(msgspec.Struct, frozen=True):
@@ -25,24 +25,25 @@ class Proxy(msgspec.Struct, frozen=True):
     url: URL
     credentials: Credentials | None = None
 
-    @property
-    def host(self) -> str:
-        return host_of(self.url)
-
 
 class Proxies:
     """Which proxy leads where."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Raises `Permanent(invalid)` that names the variable which cannot be used."""
-        # HTTP_PROXY in capitals is what a client of a CGI program can set, but this is no CGI program.
-        self._by_scheme = {
-            scheme: _proxy(name, value)
-            for scheme in ("http", "https")
-            for name, value in [_read(environ, f"{scheme}_proxy")]
-            if value
+        # The spelling without capitals wins. HTTP_PROXY is what a client of a CGI program can set, but this is none.
+        variables = {
+            name: (spelling, value)
+            for name in ("http_proxy", "https_proxy", "no_proxy")
+            for spelling in (name.upper(), name)
+            if (value := environ.get(spelling, "").strip())
         }
-        _, direct = _read(environ, "no_proxy")
+        self._by_scheme = {
+            scheme: _proxy(*variables[f"{scheme}_proxy"])
+            for scheme in ("http", "https")
+            if f"{scheme}_proxy" in variables
+        }
+        _, direct = variables.get("no_proxy", ("", ""))
         self._direct = tuple(entry for part in direct.split(",") if (entry := part.strip().lower()))
 
     @classmethod
@@ -52,28 +53,17 @@ class Proxies:
     def find(self, url: URL) -> Proxy | None:
         """The proxy through which `url` is reached; None: directly."""
         proxy = self._by_scheme.get(url.scheme)
-        if proxy is None:
-            return None
         host = (url.host or "").lower().rstrip(".")
-        if is_loopback(numeric_address(host) or host):
+        if proxy is None or is_loopback(numeric_address(host) or host):
             return None
         return None if any(_covers(entry, host, url.port) for entry in self._direct) else proxy
 
 
-def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
-    """The variable's name and value; the spelling without capitals wins."""
-    for spelling in (name, name.upper()):
-        if value := environ.get(spelling, "").strip():
-            return spelling, value
-    return name, ""
-
-
-def _proxy(name: str, value: str) -> Proxy:
+def _proxy(variable: str, value: str) -> Proxy:
     url = http_url(value if "://" in value else f"http://{value}")
     if url is None:
-        raise invalid(f"${name}: not the URL of an HTTP proxy (http://host:port)")
-    login = Credentials(url.user, Secret(url.password or "")) if url.user else None
-    return Proxy(url.origin(), login)
+        raise invalid(f"${variable}: not the URL of an HTTP proxy (http://host:port)")
+    return Proxy(url.origin(), Credentials(url.user, Secret(url.password or "")) if url.user else None)
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:

@@ -13,6 +13,7 @@ from moved_clock import MovedClock
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.registry.auth import LIFETIME_MAX_S, TokenAnswer, renew_at
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.hosts import ReadyToken, RegistryTarget, TokenRequest
@@ -426,9 +427,11 @@ async def test_a_ping_that_leads_elsewhere_teaches_nothing(fake: FakeRegistry, c
             if request.path == "/v2/"
             else web.Response(status=401)
         )
-        with pytest.raises(Permanent, match="in no way known here"):
-            await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER)))
+        assert await ask(client.connect(RegistryTarget(host=fake.host, login=BUILDER))) == 401
         assert storage.tokens_asked == []
+        assert not any("Authorization" in request.headers for request in storage.seen)
+        with pytest.raises(Permanent, match="in no way known here"):
+            await ask(client.connect(RegistryTarget(host=fake.host)))
 
 
 @pytest.mark.parametrize("status", [400, 404, 405])
@@ -475,3 +478,87 @@ async def test_a_token_in_hand_does_not_wait_for_another(tokens: TokenRegistry, 
         assert not slow.done()
         thinking.set()
         assert await slow == 200
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "issued_at", "rest_s"),
+    [
+        (300, None, 290),
+        (50, None, 54),
+        (-5, None, 54),
+        (60, "2030-01-01T00:00:00Z", 54),
+        (300, "2029-12-31T23:59:00Z", 230),
+        (300, "2029-12-31T23:59:00.123456789Z", 230),
+        (300, "2030-01-01T01:00:00Z", 290),  # from the future: its clock is wrong
+        (300, "2029-12-31T20:00:00Z", 290),  # long ago: then it would never be good
+        (300, "yesterday", 290),
+        (10**9, None, LIFETIME_MAX_S - 10),
+    ],
+)
+def test_when_a_token_is_renewed(expires_in: float, issued_at: str | None, rest_s: float) -> None:
+    """A tenth of its life, at most ten seconds, before its end."""
+    time = MovedClock()
+    answer = TokenAnswer(token="x", expires_in=expires_in, issued_at=issued_at)
+    assert renew_at(answer, time.timing) - time.time_s == pytest.approx(rest_s, abs=0.2)
+
+
+async def test_a_cancelled_fetch_is_taken_over(tokens: TokenRegistry, connection: Connection) -> None:
+    """Who waited behind a fetch that was given up fetches itself."""
+    issue, begun = tokens._issue, asyncio.Event()
+
+    async def hang_once(request: web.Request) -> web.StreamResponse:
+        if tokens.issued == 1:
+            begun.set()
+            await asyncio.sleep(60)
+        return await issue(request)
+
+    tokens.fake.on_token = hang_once
+    first = asyncio.create_task(ask(connection))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        second = asyncio.create_task(ask(connection))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        assert await second == 200
+    assert tokens.issued == 2
+
+
+async def test_each_scope_has_its_own_refusal(tokens: TokenRegistry, connection: Connection) -> None:
+    """A refusal for one repository says nothing of another, nor of the next request."""
+    issue = tokens._issue
+
+    async def choose(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=403) if "no/app" in request.query["scope"] else await issue(request)
+
+    tokens.fake.on_token = choose
+    refused, status = await asyncio.gather(
+        ask(connection, ("repository:no/app:pull",)), ask(connection), return_exceptions=True
+    )
+    assert isinstance(refused, Permanent)
+    assert status == 200
+    tokens.fake.on_token = issue
+    assert await ask(connection, ("repository:no/app:pull",)) == 200
+
+
+async def test_a_late_refusal_of_an_old_token_keeps_the_new_one(tokens: TokenRegistry, connection: Connection) -> None:
+    """Two requests whose old token is refused renew it once, in whatever order they hear of it."""
+    assert await ask(connection) == 200
+    tokens.valid.clear()
+    guarded, late = tokens.fake.on_manifest, asyncio.Event()
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("X-Late") and not late.is_set():
+            await late.wait()
+        answer = guarded(request)
+        assert isinstance(answer, web.Response)
+        return answer
+
+    tokens.fake.on_manifest = serve
+    async with asyncio.timeout(10):
+        second = asyncio.create_task(connection.ask("GET", "/v2/y", scopes=PULL, headers={"X-Late": "1"}))
+        while len(tokens.fake.seen) < 4:
+            await asyncio.sleep(0.01)
+        assert await ask(connection) == 200
+        late.set()
+        assert (await second).status == 200
+    assert tokens.issued == 2

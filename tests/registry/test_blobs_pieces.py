@@ -173,6 +173,22 @@ async def test_redirected(fake: FakeRegistry, status: int, is_early: bool, chunk
         ]
 
 
+async def test_redirected_session(fake: FakeRegistry, client: RegistryClient) -> None:
+    """Where the request for a session is led elsewhere, what that answers is meant there."""
+    async with FakeRegistry() as back:
+        peers = Redirecting(fake, back, 307)
+        fake.on_manifest = lambda _: web.Response(status=307, headers={"Location": peers.location})
+        back.on_manifest = lambda request: (
+            web.Response(status=202, headers={"Location": "/v2/up/1?x=%2F"})
+            if request.method == "POST"
+            else peers._take(request)
+        )
+        await put_blob(writer(client, fake.host, "x"), described(b"bytes"), body(b"bytes"))
+        assert peers.received == b"bytes"
+        assert [seen.method for seen in fake.seen if seen.method != "GET"] == ["POST"]
+        assert back.seen[-1].raw_path == f"/v2/up/1?x=%2F&digest={digest_of(b'bytes')}"
+
+
 async def test_redirected_in_a_circle(fake: FakeRegistry, client: RegistryClient) -> None:
     """Redirects have an end."""
     peers = Redirecting(fake, fake, 307)

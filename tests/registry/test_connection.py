@@ -17,7 +17,7 @@ from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.hosts import ReadyToken, RegistryTarget, TokenRequest
-from imagejobd.registry.limits import TOTAL_MAX_S, TRIES_MAX
+from imagejobd.registry.limits import TRIES_MAX
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
 SCOPES = ("repository:team/app:pull",)
@@ -243,22 +243,6 @@ async def test_a_redirects_body_is_not_waited_for(fake: FakeRegistry) -> None:
             assert await read(client.connect(RegistryTarget(host=host, scheme="http")), "/v2/x") == (200, b"there")
 
 
-async def test_time_in_the_queue_is_not_the_registrys(
-    fake: FakeRegistry, client: RegistryClient, time: MovedClock
-) -> None:
-    """Who waited for his turn longer than a request may take is still tried again."""
-    fake.on_manifest = lambda _: web.Response(status=500) if len(fake.seen) == 1 else web.Response()
-    pace = client._pace_of(fake.host)
-    for _ in range(pace.small.limit):
-        await pace.small.enter()
-    asking = asyncio.create_task(client.connect(RegistryTarget(host=fake.host)).ask("GET", "/v2/x", scopes=SCOPES))
-    await asyncio.sleep(0)
-    time.advance(2 * TOTAL_MAX_S)
-    pace.small.leave()
-    assert (await asyncio.wait_for(asking, 5)).status == 200
-    assert len(fake.seen) == 2
-
-
 async def test_a_slow_reader_is_no_stalled_registry(fake: FakeRegistry) -> None:
     """The idle time-out is about the peer: who reads slowly loses nothing."""
     fake.on_manifest = lambda _: web.Response(body=BLOB * 4)
@@ -443,9 +427,9 @@ def test_identity_is_equal_only_for_the_same_view(client: RegistryClient) -> Non
         identity(login=token),
         identity(login=TokenRequest(url=token.url, headers={"X": Secret("other")})),
         identity(login=TokenRequest(url=token.url, headers=token.headers, token_type="JWT")),
+        identity(login=TokenRequest(url=token.url, headers=token.headers, body=Secret("{}"))),
         identity(login=ReadyToken(token=Secret("hidden"))),
         identity(login=ReadyToken(token=Secret("hidden"), token_type="JWT")),
-        identity(login=TokenRequest(url=token.url, headers=token.headers, body=Secret("{}"))),
     ]
     assert len(set(views)) == len(views)
     assert identity(login=Credentials(USERNAME, Secret(PASSWORD))) == identity(login=BUILDER)

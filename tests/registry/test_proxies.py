@@ -46,6 +46,14 @@ async def test_tls_goes_through_a_tunnel(tls_fake: FakeRegistry, needs_login: bo
     assert tls_fake.seen[0].host == NAME
 
 
+async def test_a_tunnel_is_used_again(tls_fake: FakeRegistry) -> None:
+    """Many requests, one after the other, are one CONNECT."""
+    tls_fake.on_manifest = lambda _: web.Response()
+    async with small_proxy(tls_fake.host) as proxy, client_of(proxy) as client:
+        assert [await status_of(client) for _ in range(4)] == [200] * 4
+    assert len(proxy.heads) == 1
+
+
 @pytest.mark.parametrize("needs_login", [False, True])
 async def test_plain_http_is_asked_of_the_proxy(fake: FakeRegistry, needs_login: bool) -> None:
     """The whole address is the proxy's to follow, and its login is in the same request."""

@@ -96,8 +96,8 @@ def test_costly_link(value: str) -> None:
     assert time.process_time() - before < 5
 
 
-ASKED = "/v2/team/app/blobs/uploads/"
 HOST = "registry.example:5000"
+ASKED = URL(f"https://{HOST}/v2/team/app/blobs/uploads/")
 DIGEST = "sha256:" + "a" * 64
 STATE = "_state=aZ-_%2B%2F%3d%3D+x~'()"
 

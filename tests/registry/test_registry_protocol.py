@@ -73,9 +73,10 @@ async def test_unusable_token(fake: FakeRegistry, client: RegistryClient, body: 
         await client.head_manifest(app(fake), None)
 
 
-@pytest.mark.parametrize("realm", ["", "ftp://host/token", "/token", "http://", "http://[::1"])
+@pytest.mark.parametrize("realm", ["", "ftp://host/token", "token", "http://", "http://[::1"])
 async def test_challenge_without_a_usable_realm(fake: FakeRegistry, client: RegistryClient, realm: str) -> None:
-    """Only an absolute http(s) URL is a token server."""
+    """Only an http(s) URL, or a path of the registry's own, is a token server; where the password is refused in its
+    place, that is what is wrong."""
     header = {"WWW-Authenticate": f'Bearer realm="{realm}"'}
     fake.on_manifest = lambda _: web.Response(status=401, headers=header)
     with pytest.raises(Permanent, match="names no token server"):
@@ -181,7 +182,7 @@ async def test_egress_holds_where_a_registry_sends_us(fake: FakeRegistry, way: s
         with pytest.raises(Permanent, match=r"127\.0\.0\.2") as denied:
             await client.head_manifest(app(fake), BUILDER)
     assert denied.value.code is ErrorCode.EGRESS
-    assert [request.path for request in fake.seen] == ["/v2/team/app/manifests/1"]
+    assert [request.path for request in fake.seen] == ["/v2/"]
 
 
 async def test_egress_holds_for_the_registry_itself(fake: FakeRegistry) -> None:

@@ -17,6 +17,7 @@ from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.hosts import RegistryTarget
+from imagejobd.registry.http import redirect_target
 
 BUILDER = Credentials(USERNAME, Secret(PASSWORD))
 SCOPES = ("repository:team/app:pull,push",)
@@ -253,14 +254,25 @@ async def test_a_body_of_another_length_is_refused(fake: FakeRegistry, client: R
     assert whole == []
 
 
+@pytest.mark.parametrize("status", [307, 308])
+async def test_a_redirected_upload_is_the_callers(fake: FakeRegistry, client: RegistryClient, status: int) -> None:
+    """A body cannot be played twice: who can has the answer, and where to go."""
+    fake.on_manifest = lambda _: web.Response(status=status, headers={"Location": "/elsewhere"})
+    source = Source(1)
+    connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
+    answer = await connection.send("PUT", "/v2/x", source.body(), size_bytes=source.size_bytes, scopes=SCOPES)
+    assert answer.status == status
+    assert redirect_target(answer.url, answer.status, answer.headers) == URL(f"{fake.url}/elsewhere")
+    assert [request.path for request in fake.seen] == ["/v2/x"]
+
+
 @pytest.mark.parametrize("status", [301, 302, 303])
-async def test_a_redirected_upload_is_refused(fake: FakeRegistry, client: RegistryClient, status: int) -> None:
-    """A redirect that would drop the body is not followed."""
+async def test_an_upload_is_not_turned_into_a_read(fake: FakeRegistry, client: RegistryClient, status: int) -> None:
+    """Redirects that drop method and body are no way for an upload."""
     fake.on_manifest = lambda _: web.Response(status=status, headers={"Location": "/elsewhere"})
     with pytest.raises(Permanent, match="redirects an upload") as refused:
         await send(client.connect(RegistryTarget(host=fake.host, scheme="http")), Source(1))
     assert refused.value.code is ErrorCode.REGISTRY_UNAVAILABLE
-    assert [request.path for request in fake.seen] == ["/v2/x"]
 
 
 async def test_a_foreign_location_gets_no_login(

@@ -73,7 +73,9 @@ def test_target_dies_in_mid_blob(origin: Registry, mirrors: Mirrors, path: str) 
         jobs = {}
         for registry, proxy in ((returning, returning_proxy), (lost, lost_proxy)):
             proxy.add("PUT|PATCH", puts_of(image), StallRequest(MIB))
-            jobs[registry] = box.post(source(origin, path), [target(proxy), *(target(mirror, overwrite=True) for mirror in mirrors)]).json["id"]
+            jobs[registry] = box.post(
+                source(origin, path), [target(proxy), *(target(mirror, overwrite=True) for mirror in mirrors)]
+            ).json["id"]
             until(lambda p=proxy: p.received_bytes() >= MIB, what="the upload to be under way")
             registry.stop()
             proxy.release()

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import gc
 from email.utils import format_datetime
 
 import pytest
@@ -9,6 +10,7 @@ from aiohttp import web
 from fake_registry import FakeRegistry
 from moved_clock import MovedClock
 
+from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Temporary
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.hosts import RegistryTarget
@@ -18,7 +20,7 @@ SCOPES = ("repository:team/app:pull",)
 
 
 def lane(limit: int = 2) -> AimdLimiter:
-    return AimdLimiter(limit, 1, 4)
+    return AimdLimiter(limit, 4)
 
 
 async def test_places_are_taken_in_turn() -> None:
@@ -81,14 +83,14 @@ async def test_lanes_do_not_wait_for_each_other() -> None:
     for _ in range(BULK_START):
         await pace.reads.enter()
     async with asyncio.timeout(1):
-        async with pace.permit(pace.small), pace.permit(pace.writes):
-            assert not pace.is_idle
+        async with pace.slot(pace.small), pace.slot(pace.writes):
+            assert (pace.small.active, pace.writes.active) == (1, 1)
 
 
 async def test_a_stream_keeps_its_place_until_its_end(fake: FakeRegistry, client: RegistryClient) -> None:
     """The place of a large read is free when its body is, not when its status is known."""
     connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
-    pace = client._pace_of(fake.host)
+    pace = connection._limiter
     fake.on_manifest = lambda _: web.Response(body=b"x" * 1000)
     async with connection.stream("/v2/x", scopes=SCOPES) as stream:
         assert [chunk async for chunk in stream.chunks()]
@@ -145,8 +147,8 @@ async def test_a_pause_that_is_too_long_is_the_retrys(
 
 async def test_a_host_that_is_overloaded_is_asked_less(fake: FakeRegistry, client: RegistryClient) -> None:
     """429 halves the requests at once of the lane that heard it; successes bring them back."""
-    pace = client._pace_of(fake.host)
     connection = client.connect(RegistryTarget(host=fake.host, scheme="http"))
+    pace = connection._limiter
     busy = [web.Response(status=429)]
     fake.on_manifest = lambda _: busy.pop() if busy else web.Response()
     await connection.ask("GET", "/v2/x", scopes=SCOPES)
@@ -157,23 +159,21 @@ async def test_a_host_that_is_overloaded_is_asked_less(fake: FakeRegistry, clien
     assert (pace.small.limit, pace.reads.limit) == (SMALL_MAX, BULK_MAX)
 
 
-async def test_a_pace_that_somebody_holds_is_the_hosts_pace(
-    client: RegistryClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many hosts are named meanwhile, all connections to one host share its pace."""
-    monkeypatch.setattr("imagejobd.registry.client.PACES_MAX", 3)
+async def test_limits_that_somebody_holds_are_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hosts are named meanwhile, all connections to one host share its limits."""
+    monkeypatch.setattr("imagejobd.registry.client.LIMITERS_MAX", 3)
+    client = RegistryClient({}, Egress())
     connection = client.connect(RegistryTarget(host="held.example"))
     for number in range(10):
         client.connect(RegistryTarget(host=f"r{number}.example"))
-    assert client.connect(RegistryTarget(host="held.example"))._pace is connection._pace
+    assert client.connect(RegistryTarget(host="held.example"))._limiter is connection._limiter
 
 
-async def test_the_paces_of_hosts_are_bounded(client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users cannot fill the memory with names of hosts; a host in use keeps its pace."""
-    monkeypatch.setattr("imagejobd.registry.client.PACES_MAX", 3)
-    busy = client._pace_of("busy.example")
-    await busy.small.enter()
-    for number in range(10):
-        client._pace_of(f"r{number}.example")
-    assert len(client._paces) == 3
-    assert client._pace_of("busy.example") is busy
+async def test_the_limits_of_hosts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users cannot fill the memory with names of hosts."""
+    monkeypatch.setattr("imagejobd.registry.client.LIMITERS_MAX", 3)
+    async with RegistryClient({}, Egress()) as client:
+        for number in range(10):
+            client.connect(RegistryTarget(host=f"r{number}.example"))
+        gc.collect()
+        assert len(client._limiters) == 3
