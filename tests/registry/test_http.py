@@ -10,7 +10,7 @@ from moved_clock import MovedClock
 from raw_peer import head_of, raw_peer
 
 from imagejobd.model.egress import Egress, EgressSettings
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import COOKIES_MAX, Connection
@@ -212,25 +212,9 @@ async def test_what_comes_on_an_idle_connection_is_no_answer(client: RegistryCli
     assert connections == 2
 
 
-@pytest.mark.parametrize("status", [500, 429])
-async def test_the_opening_of_a_large_read_is_tried_again(
-    fake: FakeRegistry, connection: Connection, time: MovedClock, status: int
-) -> None:
-    """A moment of trouble before the first byte is the request's own to outlive."""
-    answers = [web.Response(status=status), web.Response(status=status, headers={"Retry-After": "5"})]
-    fake.on_manifest = lambda _: answers.pop() if answers else web.Response(body=b"whole")
-    async with connection.stream("/v2/x", scopes=SCOPES) as stream:
-        assert (stream.status, [chunk async for chunk in stream.chunks()]) == (200, [b"whole"])
-    assert len(time.slept) == 2
-    assert max(time.slept) == 5
-
-
-async def test_a_large_read_has_three_tries(fake: FakeRegistry, client: RegistryClient) -> None:
-    """What stays busy is the last answer, what cannot be reached the last fault."""
+async def test_the_opening_of_a_large_read_is_one_try(fake: FakeRegistry, client: RegistryClient) -> None:
+    """Who reads a blob counts its tries; here they would multiply."""
     fake.on_manifest = lambda _: web.Response(status=500)
     async with client.connect(RegistryTarget(host=fake.host, scheme="http")).stream("/v2/x", scopes=SCOPES) as stream:
         assert stream.status == 500
-    assert len(fake.seen) == 3
-    with pytest.raises(Temporary):
-        async with client.connect(RegistryTarget(host="127.0.0.1:9", scheme="http")).stream("/v2/x", scopes=SCOPES):
-            pass
+    assert len(fake.seen) == 1
