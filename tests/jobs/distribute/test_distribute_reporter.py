@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.copies import Outage, Reporter
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Source, Target
 from imagejobd.jobs.distribute.table import CopyTable, Wait
+from imagejobd.registry.copy.target import Outcome, TagState, Tally
 
 SPEC = DistributeSpec(
     source=Source(endpoint="a", image="app", ref="1"), targets=(Target(endpoint="b"), Target(endpoint="c"))

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from imagejobd.registry.copy.outcome import Outcome, TagState, Tally
 
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, parse
 from imagejobd.jobs.distribute.table import (
@@ -20,6 +19,7 @@ from imagejobd.jobs.distribute.table import (
 )
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, JobError, State
+from imagejobd.registry.copy.target import Outcome, TagState, Tally
 
 ONE = {"source": {"endpoint": "a", "image": "app", "ref": "1"}, "targets": [{"endpoint": "b/v2/"}, {"endpoint": "c"}]}
 FILTER = {**ONE, "source": {"endpoint": "a", "image": "app", "tags": {"newest": 2}}}
