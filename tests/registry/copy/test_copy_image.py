@@ -430,7 +430,7 @@ async def test_cut_upload(
     """A target whose upload is cut is served again alone, without the others, and what did not arrive is not counted;
     one place to read in is enough for that."""
     desk = Desk(client, tmp_path, streams_max)
-    watched.add("PUT", UPLOADS, CutRequest(after_bytes=500_000))
+    watched.add("PUT", f"{UPLOADS}{image.layers[1]}", CutRequest(after_bytes=500_000))
     with FaultProxy(registry.host) as source, FaultProxy(targets[1].host) as other:
         cut, fine = await desk.copy(desk.at(source.host, "team/app"), "1", desk.to(watched.host), desk.to(other.host))
         assert source.count("GET", f".*{image.layers[1]}") == 2
@@ -448,8 +448,9 @@ async def test_cut_uploads_of_the_only_target(
     client: RegistryClient, tmp_path: Path, registry: Registry, targets: list[Registry], watched: FaultProxy
 ) -> None:
     """All blobs on their way may be cut at once, as by a restart, and all are sent again."""
-    image = images.put_image(registry, "team/app", "1", layers=(3 * MIB, 4 * MIB), seed="all at once")
-    watched.add("PUT", UPLOADS, CutRequest(after_bytes=500_000), times=2)
+    image = images.put_image(registry, "team/app", "1", layers=(LONG_BYTES, LONG_BYTES + 1), seed="all at once")
+    for layer in image.layers:
+        watched.add("PUT", f"{UPLOADS}{layer}", CutRequest(after_bytes=500_000))
     desk = Desk(client, tmp_path, streams_max=2)
     async with asyncio.timeout(30):
         (outcome,) = await desk.copy(desk.at(registry.host, "team/app"), "1", desk.to(watched.host))
