@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from itertools import islice
+from typing import Any
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.registry.copy.spool import Spool, SpoolRoom, disk_fault
@@ -24,6 +25,8 @@ from imagejobd.registry.manifest import Descriptor
 PERIOD_S = 1.0
 # Slower than this no disk is.
 SLOW_BYTES_PER_S = 8 * 1024 * 1024
+# What a chunk counts at least, so that a source that sends single bytes does not fill the memory with objects.
+CHUNK_MIN_BYTES = 512
 
 
 class _Chunk:
@@ -34,6 +37,10 @@ class _Chunk:
     def __init__(self, data: bytes, readers: int) -> None:
         self.data = data
         self.readers = readers
+
+    @property
+    def held_bytes(self) -> int:
+        return max(len(self.data), CHUNK_MIN_BYTES)
 
 
 class Fanout:
@@ -67,15 +74,19 @@ class Fanout:
         self._spools: list[Spool] = []
         self._writer: Cursor | None = None
         self._writing: set[asyncio.Task[None]] = set()
+        self._reading: asyncio.Task[Any] | None = None
 
     async def run(self, stream: Stream, chunks: AsyncGenerator[bytes, None]) -> None:
         """Read as soon as a cursor wants bytes. Returns when memory is empty: every cursor has taken the last chunk, or
-        goes on from the file, or was closed. What the source raises the cursors raise, and it is the `fault`."""
+        goes on from the file, or was closed; where all were closed before the end, it cancels its task. What the source
+        raises the cursors raise, and it is the `fault`."""
+        self._reading = asyncio.current_task()
         try:
             async with aclosing(chunks):
                 while self._in_memory and not any(cursor.is_waiting for cursor in self._in_memory):
                     self._changed.clear()
                     await self._changed.wait()
+                self._period_began = self.clock()
                 last = await self._receive(stream, chunks) if self._in_memory else b""
             if last:
                 await self._append(stream, last)
@@ -88,6 +99,8 @@ class Fanout:
         except BaseException:
             self._fail(Temporary(ErrorCode.DRAINING, "the copy was stopped"))
             raise
+        finally:
+            self._reading = None
 
     async def close(self) -> None:
         """Close the cursors, and remove the file."""
@@ -130,6 +143,8 @@ class Fanout:
             chunk.readers -= 1
         cursor.is_holding = False
         self._drop_passed()
+        if not self._in_memory and not self._is_proved and self._reading is not None:
+            self._reading.cancel()  # nobody wants the rest
 
     def leave_spool(self) -> None:
         """A cursor needs nothing from the file any more: without readers nothing more is written."""
@@ -142,6 +157,8 @@ class Fanout:
         algorithm, _, expected = self._blob.digest.partition(":")
         digest, last = hashlib.new(algorithm), b""
         async for chunk in chunks:
+            if not chunk:
+                continue  # the one before it is still the last
             await stream.count(len(chunk))
             digest.update(chunk)
             if last:
@@ -157,7 +174,7 @@ class Fanout:
             await self._wait(stream)
         if self._in_memory:
             self._chunks.append(_Chunk(data, len(self._in_memory)))
-            self._held_bytes += len(data)
+            self._held_bytes += self._chunks[-1].held_bytes
             self._wake()
 
     async def _wait(self, stream: Stream) -> None:
@@ -219,12 +236,12 @@ class Fanout:
             async for data in writer:
                 await spool.write(data)
                 self._wake()
-        except OSError as error:
+        except (OSError, Fault) as error:
+            # Of faults: the disk's, or the source's; where it was closed, nobody reads the file.
+            fault = disk_fault(error) if isinstance(error, OSError) else error
             for cursor in self.cursors:
                 if cursor.spool is spool:
-                    cursor.fail(disk_fault(error))
-        except Fault:
-            pass  # closed, because nobody reads the file; or the source's, which all cursors raise
+                    cursor.fail(fault)
         finally:
             if self._writer is writer:
                 self._writer = None
@@ -238,9 +255,9 @@ class Fanout:
 
     def _drop_passed(self) -> None:
         while self._chunks and not self._chunks[0].readers:
-            size_bytes = len(self._chunks.popleft().data)
-            self._held_bytes -= size_bytes
-            self._start += size_bytes
+            chunk = self._chunks.popleft()
+            self._held_bytes -= chunk.held_bytes
+            self._start += len(chunk.data)
             self._first += 1
         self._changed.set()
 

@@ -48,7 +48,8 @@ class Source:
         self._measured_at: float | None = None
         self._is_settling = True
         self._is_window_short = False
-        self._trial: tuple[Literal["limit", "window"], float] | None = None
+        # What was tried, and the goodput and the window before.
+        self._trial: tuple[Literal["limit", "window"], float, int] | None = None
         self._measures_to_skip = 0
         self._trial_every = 1
 
@@ -113,10 +114,13 @@ class Source:
 
     def _judge(self, goodput: float) -> None:
         if self._trial is not None:
-            knob, before = self._trial
+            knob, before, window_bytes = self._trial
             self._trial = None
             if goodput < before * (1 + GAIN):
-                self._turn(knob, up=False)
+                if knob == "window":
+                    self._set_window(window_bytes)
+                else:
+                    self._set_limit(self.limit - 1)
                 self._measures_to_skip = self._trial_every
                 self._trial_every = min(2 * self._trial_every, TRIAL_EVERY_MAX)
                 return
@@ -127,20 +131,18 @@ class Source:
         is_wanted = self._waiting or len(self._active) > self.limit
         is_window_short, self._is_window_short = self._is_window_short, False
         if is_wanted and len(self._active) >= self.limit and self.limit < self._streams_max:
-            self._trial = ("limit", goodput)
+            self._trial = ("limit", goodput, self.window_bytes)
+            self._set_limit(self.limit + 1)
         elif is_window_short and self.window_bytes < self._window_max_bytes:
-            self._trial = ("window", goodput)
-        if self._trial is not None:
-            self._turn(self._trial[0], up=True)
+            self._trial = ("window", goodput, self.window_bytes)
+            self._set_window(min(2 * self.window_bytes, self._window_max_bytes))
 
-    def _turn(self, knob: Literal["limit", "window"], *, up: bool) -> None:
-        self._is_settling = True
-        if knob == "window":
-            window_bytes = self.window_bytes * 2 if up else self.window_bytes // 2
-            self.window_bytes = min(window_bytes, self._window_max_bytes)
-        else:
-            self.limit += 1 if up else -1
-            self._admit()
+    def _set_limit(self, limit: int) -> None:
+        self.limit, self._is_settling = limit, True
+        self._admit()
+
+    def _set_window(self, window_bytes: int) -> None:
+        self.window_bytes, self._is_settling = window_bytes, True
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self.limit:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel
+from imagejobd.model.concurrency import KeyedLock, bounded, gather_or_cancel, uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.registry.blobs import Put, put_blob, read_blob
@@ -126,18 +126,22 @@ class BlobTransfers:
         admitted = asyncio.Event()
 
         async def run() -> None:
-            async with self._streams.stream(self.holdings, blob.size, targets=cursors) as stream:
+            # A read for one target of several is no reason to read more at once.
+            async with self._streams.stream(self.holdings, blob.size, targets=len(self._states)) as stream:
                 admitted.set()
                 await fanout.run(stream, read_blob(self.source, blob, use_mirrors=use_mirrors))
+
+        async def end() -> None:
+            reading.cancel()
+            await asyncio.wait([reading])
+            await fanout.close()
 
         reading = asyncio.create_task(run())
         try:
             await admitted.wait()
             yield fanout
         finally:
-            reading.cancel()
-            await asyncio.wait([reading])
-            await fanout.close()
+            await uninterrupted(end(), grace_s=None)
             if not reading.cancelled():
                 reading.result()
 
@@ -233,8 +237,13 @@ class _Upload:
             if not self._state.is_distrusted:
                 mount_from = self._transfers.holdings.elsewhere(repository, self._blob.digest)
             try:
-                return await put_blob(repository, self._blob, self._body, mount_from=mount_from)
+                async with AsyncExitStack() as stack:
+                    if self._cursor is None and mount_from is None:
+                        # Not with an upload open: a registry gives that up while it waits for a place.
+                        self._cursor = await self._read(stack)
+                    return await put_blob(repository, self._blob, self._body, mount_from=mount_from)
             except Fault as fault:
+                self._cursor = None
                 self._count(-self._sent_bytes)  # what did not arrive was not sent, as far as people care
                 wait_s = self._wait_s(fault, tries)
                 if wait_s is None:
@@ -248,18 +257,20 @@ class _Upload:
     async def _body(self) -> AsyncGenerator[bytes, None]:
         self._has_begun = True
         self._count(-self._sent_bytes)
-        cursor, self._cursor = self._cursor, None
         try:
             async with AsyncExitStack() as stack:
-                if cursor is None:
-                    read = self._transfers.read(self._blob, 1, use_mirrors=self._use_mirrors)
-                    cursor = (await stack.enter_async_context(read)).cursors[0]
+                cursor, self._cursor = self._cursor or await self._read(stack), None
+                stack.callback(cursor.close)  # who is served again alone keeps nobody else waiting meanwhile
                 async for chunk in cursor:
                     self._count(len(chunk))
                     yield chunk
         except Fault as fault:
             self._source_fault = fault
             raise
+
+    async def _read(self, stack: AsyncExitStack) -> Cursor:
+        read = self._transfers.read(self._blob, 1, use_mirrors=self._use_mirrors)
+        return (await stack.enter_async_context(read)).cursors[0]
 
     def _count(self, size_bytes: int) -> None:
         self._sent_bytes += size_bytes

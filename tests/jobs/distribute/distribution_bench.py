@@ -1,12 +1,10 @@
 """Distributions on a real store and a real runner, with copies that a test scripts itself."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from imagejobd.registry.copy.copying import Copying
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
 
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute.kind import DistributeKind
@@ -16,7 +14,11 @@ from imagejobd.model.circuit import Circuits
 from imagejobd.model.errors import Fault, NotFound
 from imagejobd.model.job import Claim, Enqueued, Job, Json, NewJob, Principal, Push, uuid7
 from imagejobd.model.secrets import Credentials
+from imagejobd.registry.copy.image import Ended, Options
+from imagejobd.registry.copy.target import Outcome, TagState, Tally, Target
+from imagejobd.registry.copy.transfer import Copier, Holdings
 from imagejobd.registry.hosts import RegistryTarget
+from imagejobd.registry.repository import Repository
 from imagejobd.store.sqlite.store import SqliteStore
 from runner.runner_bench import END_TIMEOUT_S, Bench
 
@@ -24,6 +26,7 @@ DIGEST = "sha256:" + "a" * 64
 SOURCE_DIGEST = "sha256:" + "5" * 64
 # What a copy meets when the source does not have what it is asked for.
 GONE = NotFound("image not found: a.example/team/app has no such thing")
+Say = Callable[[str], Awaitable[None]]
 MIRRORS = {"mirrored.example": ("mirror.example",)}
 
 
@@ -74,7 +77,7 @@ class ScriptedCopy:
         self.state = TagState.COPIED
         self.digest = self.source_digest = DIGEST
         self.size_bytes = 100
-        self.before_end: Callable[[Copying, Tally], Any] | None = None
+        self.before_end: Callable[[Say, Tally], Any] | None = None
         self.is_stuck: set[str] = set()
 
     def asked_of(self, host: str) -> list[str]:
@@ -84,23 +87,27 @@ class ScriptedCopy:
 
     async def __call__(
         self,
-        copying: Copying,
+        copier: Copier,
+        source: Repository,
         name: str,
         targets: Sequence[Target],
         tallies: Sequence[Tally],
         options: Options,
-        ended: Callable[[int, Outcome], Any],
+        holdings: Holdings,
+        *,
+        ended: Ended,
+        say: Say,
     ) -> None:
         places = [f"{target.repository}:{','.join(target.names)}" for target in targets]
-        self.asked.append(Asked(str(copying.source), name, places, options))
+        self.asked.append(Asked(str(source), name, places, options))
         for index, target in enumerate(targets):
-            await self._copy_one(copying, target, tallies[index], lambda outcome, index=index: ended(index, outcome))
+            await self._copy_one(say, target, tallies[index], lambda outcome, index=index: ended(index, outcome))
 
-    async def _copy_one(self, copying: Copying, target: Target, tally: Tally, end: Callable[[Outcome], Any]) -> None:
+    async def _copy_one(self, say: Say, target: Target, tally: Tally, end: Callable[[Outcome], Any]) -> None:
         host = target.repository.host
         tally.total_bytes = tally.sent_bytes = self.size_bytes
         if self.before_end:
-            await self.before_end(copying, tally)
+            await self.before_end(say, tally)
         if host in self.is_stuck:
             await asyncio.Event().wait()
         fault = faults.pop(0) if (faults := self.faults.get(host)) else None
@@ -132,7 +139,7 @@ class DistributionBench(Bench):
         self.copy = copy
         self._monkeypatch.setattr(copies_module, "copy_image", copy)
         self.registries = NamedRegistries(configured, configured_host)
-        shared: dict[str, Any] = {"registry": self.registries, "flights": None}
+        shared: dict[str, Any] = {"registry": self.registries, "copier": None}
         return DistributeKind(**shared, settings=DistributeSettings(**settings))
 
     async def submit(self, kind: DistributeKind, spec: Json) -> Enqueued:

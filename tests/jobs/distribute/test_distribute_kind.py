@@ -5,9 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from distribution_bench import DIGEST, GONE, SOURCE_DIGEST, DistributionBench, ScriptedCopy
-from imagejobd.registry.copy.copying import Copying
-from imagejobd.registry.copy.outcome import Options, TagState, Tally
+from distribution_bench import DIGEST, GONE, SOURCE_DIGEST, DistributionBench, Say, ScriptedCopy
 
 from imagejobd.jobs.distribute import copies as copies_module
 from imagejobd.jobs.distribute import kind as kind_module
@@ -16,6 +14,8 @@ from imagejobd.jobs.distribute.table import Endpoints
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, Json, State
 from imagejobd.model.secrets import Credentials, Secret
+from imagejobd.registry.copy.image import Options
+from imagejobd.registry.copy.target import TagState, Tally
 from imagejobd.runner.context import AttemptContext
 from imagejobd.store.protocol import Capacity
 from runner.runner_bench import QUICK
@@ -147,7 +147,7 @@ async def test_images_under_way_are_not_given_up(bench: DistributionBench) -> No
     copy = ScriptedCopy(**{"c.example": [DOWN] * 20})
     limits = msgspec.structs.replace(QUICK, retry_for_s=0.0)
 
-    async def pause(copying: Copying, tally: Tally) -> None:
+    async def pause(say: Say, tally: Tally) -> None:
         await asyncio.sleep(0)
 
     copy.before_end = pause
@@ -244,7 +244,7 @@ async def test_many_images_at_once_and_bounded(bench: DistributionBench) -> None
     """Images are copied several at a time, never more than the bound, and all of them."""
     running, most = 0, 0
 
-    async def count(copying: Copying, tally: Tally) -> None:
+    async def count(say: Say, tally: Tally) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -389,8 +389,8 @@ async def test_no_secret_is_shown_anywhere(bench: DistributionBench) -> None:
     words = ("qu3ry", "h3ader-word", "b0dy-word", "p4ssword", "conf1gured")
     echo = "you sent " + " ".join(words)
 
-    async def gossip(copying: Copying, tally: Tally) -> None:
-        await copying.tell(echo)
+    async def gossip(say: Say, tally: Tally) -> None:
+        await say(echo)
         bench.registries.connections[0].warn(echo)
 
     copy = ScriptedCopy(**{"c.example": [Permanent(ErrorCode.DENIED, echo)]})
@@ -417,8 +417,8 @@ async def test_a_log_stays_readable(bench: DistributionBench) -> None:
     words = "the registry of team/app wants pull"
     copy = ScriptedCopy()
 
-    async def gossip(copying: Copying, tally: Tally) -> None:
-        await copying.tell(words)
+    async def gossip(say: Say, tally: Tally) -> None:
+        await say(words)
 
     copy.before_end = gossip
     auth = {"url": "https://auth.example", "json": {"service": "registry", "scope": "team/app", "do": "pull"}}

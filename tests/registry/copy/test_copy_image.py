@@ -2,45 +2,50 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from imagejobd.registry.copy.copying import Copying, Holdings
-from imagejobd.registry.copy.flight import Flights
-from imagejobd.registry.copy.outcome import Options, Outcome, TagState, Tally, Target
 
 from harness import images
 from harness.images import Image
-from harness.proxy import Answer, FaultProxy, FlipByte, StallRequest, StallResponse
+from harness.proxy import Answer, CutRequest, FaultProxy, FlipByte, StallRequest, StallResponse, ThrottleRequest
 from harness.registry import Registry
 from harness.waiting import until
-from imagejobd.model.concurrency import KeyedLock
 from imagejobd.model.egress import Egress
-from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.registry import blobs as blobs_module
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.copy.image import copy_image
+from imagejobd.registry.copy.image import Options, copy_image
+from imagejobd.registry.copy.target import Outcome, TagState, Tally, Target
+from imagejobd.registry.copy.transfer import Copier, Holdings
 from imagejobd.registry.hosts import RegistryHost, RegistryTarget
 from imagejobd.registry.proxies import Proxies
 from imagejobd.registry.repository import Repository
 
+MIB = 1 << 20
+# More than two kernels and a window take on the way to a target that does not read.
+LONG_BYTES = 24 * MIB
+SLOW_BYTES_PER_S = 100_000
 UPLOADS = "/v2/.*/blobs/uploads/.*"
 BLOBS = "/v2/.*/blobs/sha256:.*"
 MANIFESTS = "/v2/.*/manifests/.*"
 
 
 class Desk:
-    """Copies images as one job would, and keeps what it was told."""
+    """Copies images as one job would, and keeps the `lines` for people, the targets as they ended, and its spool files
+    in `folder`."""
 
-    def __init__(self, client: RegistryClient, folder: Path) -> None:
+    def __init__(self, client: RegistryClient, folder: Path, streams_max: int = 4) -> None:
+        self.folder = folder
+        self.spool_files = 0
+        self.lines: list[str] = []
+        self.ends: list[int] = []
+        self.tallies: Sequence[Tally] = ()
         self._client = client
-        self._flights = Flights(
-            lambda: nullcontext(folder / "spool"), streams_max=4, window_bytes=1 << 20, spool_max_bytes=1 << 30
-        )
-        self._turns = KeyedLock()
+        self._copier = Copier(self._spool_file, streams_max=streams_max, window_bytes=MIB, spool_max_bytes=1 << 30)
         self._holdings = Holdings()
-        self.told: list[str] = []
 
     def at(self, host: str, path: str, *, may_push: bool = False) -> Repository:
         connection = self._client.connect(RegistryTarget(host=host, scheme="http"))
@@ -56,20 +61,33 @@ class Desk:
         async def ended(index: int, outcome: Outcome) -> None:
             assert index not in outcomes
             outcomes[index] = outcome
+            self.ends.append(index)
 
-        async def tell(line: str) -> None:
-            self.told.append(line)
+        async def say(line: str) -> None:
+            self.lines.append(line)
 
-        copying = Copying(source=source, flights=self._flights, turns=self._turns, holdings=self._holdings, tell=tell)
-        tallies = [Tally() for _ in targets]
-        await copy_image(copying, name, targets, tallies, Options(**options), ended)  # type: ignore[arg-type]
+        self.tallies = [Tally() for _ in targets]
+        what = Options(**options)  # type: ignore[arg-type]
+        await copy_image(self._copier, source, name, targets, self.tallies, what, self._holdings, ended=ended, say=say)
         return [outcomes[index] for index in range(len(targets))]
+
+    @contextmanager
+    def _spool_file(self) -> Iterator[Path]:
+        self.spool_files += 1
+        path = self.folder / f"spool-{self.spool_files}"
+        yield path
+        path.unlink()
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def client() -> AsyncIterator[RegistryClient]:
     async with RegistryClient({}, Egress(), proxies=Proxies({})) as client:
-        yield Desk(client, tmp_path)
+        yield client
+
+
+@pytest.fixture
+def desk(client: RegistryClient, tmp_path: Path) -> Desk:
+    return Desk(client, tmp_path)
 
 
 @pytest.fixture
@@ -89,6 +107,10 @@ def watched(targets: list[Registry]) -> Iterator[FaultProxy]:
 @pytest.fixture
 def image(registry: Registry) -> Image:
     return images.put_image(registry, "team/app", "1", layers=(300_000, 2_000_000, 10), seed="copy")
+
+
+async def reached(condition: Callable[[], object], what: str) -> None:
+    await asyncio.to_thread(until, condition, what=what)
 
 
 def puts(proxy: FaultProxy) -> list[str]:
@@ -184,7 +206,7 @@ async def test_lying_head(
     assert targets[0].manifest("team/app", "1") == registry.manifest("team/app", "1")
     assert (outcome.tally.sent_bytes, outcome.tally.skipped_bytes) == (image.blobs_bytes, 0)
     assert watched.count("PUT", UPLOADS) == len(image.blobs)
-    assert any("sending that again" in line for line in desk.told)
+    assert any("sending that again" in line for line in desk.lines)
 
 
 async def test_target_that_never_has_enough(desk: Desk, registry: Registry, watched: FaultProxy, image: Image) -> None:
@@ -325,7 +347,7 @@ async def test_platforms(desk: Desk, registry: Registry, targets: list[Registry]
     assert outcome.digest == targets[0].digest("arch", "1") != whole.digest
     assert targets[0].digest("arch", arms[0].digest)
     assert targets[0].digest("arch", arms[1].digest) is None
-    assert f"index {whole.digest} becomes {outcome.digest}" in "".join(desk.told)
+    assert f"index {whole.digest} becomes {outcome.digest}" in "".join(desk.lines)
 
 
 async def test_referrers(desk: Desk, registry: Registry, targets: list[Registry], watched: FaultProxy) -> None:
@@ -352,14 +374,145 @@ async def test_referrers(desk: Desk, registry: Registry, targets: list[Registry]
     assert puts(watched)[-1] == "/v2/signed/manifests/1"
 
 
-async def test_cancelled(desk: Desk, registry: Registry, watched: FaultProxy, image: Image) -> None:
-    """Giving up in the middle ends the upload at once, and leaves no tag and no task."""
-    watched.add("PUT", UPLOADS, StallRequest(after_bytes=100_000), times=None)
-    copy = asyncio.create_task(desk.copy(desk.at(registry.host, "team/app"), "1", desk.to(watched.host)))
-    await asyncio.to_thread(watched.wait_for, "PUT", UPLOADS, timeout_s=10)
+async def test_cancelled(desk: Desk, registry: Registry, watched: FaultProxy, targets: list[Registry]) -> None:
+    """Giving up in the middle ends the upload at once, and leaves no tag, no task, no file and no upload session."""
+    images.put_image(registry, "team/app", "1", layers=(LONG_BYTES,), seed="cancelled")
+    watched.add("PUT", UPLOADS, ThrottleRequest(bytes_per_s=SLOW_BYTES_PER_S), times=None)
+    there = desk.to(watched.host), desk.to(targets[1].host)
+    copy = asyncio.create_task(desk.copy(desk.at(registry.host, "team/app"), "1", *there))
+    # The other target is served meanwhile, so the slow one goes on from a file.
+    await reached(lambda: desk.ends == [1], "the quick target's end")
+    assert desk.spool_files == 1
     copy.cancel()
-    done, _ = await asyncio.wait([copy], timeout=2)
-    assert done == {copy}
+    await asyncio.wait([copy])
+    assert copy.cancelled()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not [path for path in puts(watched) if "/manifests/" in path]
-    watched.release()
+    assert list(desk.folder.iterdir()) == []
+    open_sessions = {seen.path.partition("?")[0] for seen in watched.seen("PUT", UPLOADS) if seen.status is None}
+    assert {seen.path.partition("?")[0] for seen in watched.seen("DELETE", UPLOADS)} == open_sessions != set()
+
+
+async def test_second_target_in_one_registry(
+    desk: Desk, registry: Registry, watched: FaultProxy, targets: list[Registry], image: Image
+) -> None:
+    """Of two repositories in one registry the second mounts what the first has, when it has it."""
+    outcomes = await desk.copy(
+        desk.at(registry.host, "team/app"), "1", desk.to(watched.host, "first"), desk.to(watched.host, "second")
+    )
+    assert [outcome.fault for outcome in outcomes] == [None, None]
+    assert sum(outcome.tally.sent_bytes for outcome in outcomes) == image.blobs_bytes
+    assert sum(outcome.tally.mounted_bytes for outcome in outcomes) == image.blobs_bytes
+    assert watched.count("PUT", UPLOADS) == len(image.blobs)
+    assert targets[0].digest("first", "1") == targets[0].digest("second", "1") == image.digest
+
+
+async def test_mount_refused_meanwhile(
+    desk: Desk, registry: Registry, watched: FaultProxy, targets: list[Registry], image: Image
+) -> None:
+    """Where the registry wants the bytes instead of a mount, it gets them, by a read of their own."""
+    watched.add("POST", ".*mount=.*", Answer(400), times=None)
+    outcomes = await desk.copy(
+        desk.at(registry.host, "team/app"), "1", desk.to(watched.host, "first"), desk.to(watched.host, "second")
+    )
+    assert [(outcome.fault, outcome.tally.sent_bytes) for outcome in outcomes] == [(None, image.blobs_bytes)] * 2
+    assert targets[0].digest("second", "1") == image.digest
+
+
+@pytest.mark.parametrize("streams_max", [1, 4])
+async def test_cut_upload(
+    client: RegistryClient,
+    tmp_path: Path,
+    registry: Registry,
+    targets: list[Registry],
+    watched: FaultProxy,
+    image: Image,
+    streams_max: int,
+) -> None:
+    """A target whose upload is cut is served again alone, without the others, and what did not arrive is not counted;
+    one place to read in is enough for that."""
+    desk = Desk(client, tmp_path, streams_max)
+    watched.add("PUT", f"{UPLOADS}{image.layers[1]}", CutRequest(after_bytes=500_000))
+    with FaultProxy(registry.host) as source, FaultProxy(targets[1].host) as other:
+        cut, fine = await desk.copy(desk.at(source.host, "team/app"), "1", desk.to(watched.host), desk.to(other.host))
+        assert source.count("GET", f".*{image.layers[1]}") == 2
+        assert source.count("GET", BLOBS) == len(image.blobs) + 1
+        assert other.count("PUT", UPLOADS) == len(image.blobs)
+    assert (cut.fault, fine.fault) == (None, None)
+    assert cut.tally.sent_bytes == fine.tally.sent_bytes == image.blobs_bytes
+    assert watched.count("PUT", UPLOADS) == len(image.blobs) + 1
+    assert any("trying again" in line for line in desk.lines)
+    assert targets[0].digest("team/app", "1") == image.digest
+    assert desk.spool_files == 0
+
+
+async def test_cut_uploads_of_the_only_target(
+    client: RegistryClient, tmp_path: Path, registry: Registry, targets: list[Registry], watched: FaultProxy
+) -> None:
+    """All blobs on their way may be cut at once, as by a restart, and all are sent again."""
+    image = images.put_image(registry, "team/app", "1", layers=(LONG_BYTES, LONG_BYTES + 1), seed="all at once")
+    for layer in image.layers:
+        watched.add("PUT", f"{UPLOADS}{layer}", CutRequest(after_bytes=500_000))
+    desk = Desk(client, tmp_path, streams_max=2)
+    async with asyncio.timeout(30):
+        (outcome,) = await desk.copy(desk.at(registry.host, "team/app"), "1", desk.to(watched.host))
+    assert (outcome.fault, outcome.tally.sent_bytes) == (None, image.blobs_bytes)
+    assert targets[0].digest("team/app", "1") == image.digest
+
+
+async def test_target_that_always_cuts(
+    desk: Desk, registry: Registry, watched: FaultProxy, targets: list[Registry], image: Image
+) -> None:
+    """After three tries of one blob the rest is the job's: it fails with a fault that may be tried again, alone."""
+    watched.add("PUT", UPLOADS, CutRequest(after_bytes=0), times=None)
+    cut, fine = await desk.copy(
+        desk.at(registry.host, "team/app"), "1", desk.to(watched.host), desk.to(targets[1].host)
+    )
+    assert isinstance(cut.fault, Temporary)
+    assert cut.tally.sent_bytes == 0
+    assert max(seen.received_bytes for seen in watched.requests) == 0
+    assert fine.fault is None
+    sessions = [seen.path.partition("?")[0] for seen in watched.seen("PUT", UPLOADS)]
+    assert len(sessions) <= 3 * len(image.blobs)
+
+
+@pytest.mark.parametrize("dead", [Answer(500), Answer(404), FlipByte(5)], ids=["failing", "missing", "corrupt"])
+async def test_dead_blob(
+    desk: Desk,
+    registry: Registry,
+    targets: list[Registry],
+    image: Image,
+    dead: Answer | FlipByte,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A blob that the source does not give costs it a bounded number of requests, and every target its image."""
+    monkeypatch.setattr(blobs_module, "PAUSE_MAX_S", 0.01)
+    with FaultProxy(registry.host) as source:
+        source.add("GET", f".*{image.layers[1]}", dead, times=None)
+        outcomes = await desk.copy(desk.at(source.host, "team/app"), "1", *(desk.to(target.host) for target in targets))
+        assert source.count("GET", f".*{image.layers[1]}") <= 15
+    for outcome, target in zip(outcomes, targets, strict=True):
+        assert outcome.fault is not None
+        assert image.layers[1] in outcome.fault.message
+        assert isinstance(outcome.fault, Temporary) == (dead == Answer(500))
+        assert target.digest("team/app", "1") is None
+        assert not target.has_blob("team/app", image.layers[1])
+
+
+async def test_slow_target(desk: Desk, registry: Registry, watched: FaultProxy, targets: list[Registry]) -> None:
+    """A slow target keeps nobody waiting: the quick one has ended while most of the image is still on its way there,
+    from one read of the source."""
+    image = images.put_image(registry, "team/app", "1", layers=(LONG_BYTES, 3 * MIB, 1_000), seed="slow")
+    watched.add("PUT", UPLOADS, ThrottleRequest(bytes_per_s=SLOW_BYTES_PER_S), times=None)
+    with FaultProxy(registry.host) as source:
+        there = desk.to(watched.host), desk.to(targets[1].host)
+        copy = asyncio.create_task(desk.copy(desk.at(source.host, "team/app"), "1", *there))
+        await reached(lambda: desk.ends == [1], "the quick target's end")
+        assert watched.received_bytes() < image.blobs_bytes / 2
+        assert desk.spool_files
+        watched.release()
+        slow, fast = await copy
+        assert source.sent_bytes("GET", BLOBS) == image.blobs_bytes
+    assert (slow.fault, fast.fault) == (None, None)
+    assert [target.digest("team/app", "1") for target in targets] == [image.digest] * 2
+    assert list(desk.folder.iterdir()) == []
