@@ -121,6 +121,9 @@ def test_check_config_shows_no_secret(tmp_path: Path) -> None:
     shown = render(Settings(engine=EngineSettings(host="tcp://me:s3cret@engine:2376")))
     assert "s3cret" not in shown
     assert parse(shown, "masked").engine.host == "tcp://me:********@engine:2376"
+    for password in ("a@b", 'a"b', "a:b@c"):
+        shown = render(Settings(engine=EngineSettings(host=f"tcp://me:{password}@engine:2376")))
+        assert parse(shown, "masked").engine.host == "tcp://me:********@engine:2376"
     policy = PolicySettings(add_urls=("ssh://git@r.example/*", "http://r.example:80/@x", "https://*@*"))
     assert parse(render(Settings(policy=policy)), "plain").policy == policy
 
