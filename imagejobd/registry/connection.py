@@ -18,7 +18,7 @@ from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, parse_
 from imagejobd.registry.body import Outgoing
 from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, one_line, refusal, translated
 from imagejobd.registry.hosts import Origin, RegistryTarget
-from imagejobd.registry.http import Answer, Headers, HttpClient, read_answer
+from imagejobd.registry.http import Answer, Headers, HttpClient
 from imagejobd.registry.limits import PAUSE_MAX_S, TRIES_MAX, AimdLimiter, HostLimiter, Timing, wait_s
 
 ERROR_MAX_BYTES = 1024 * 1024
@@ -137,7 +137,7 @@ class Connection:
             async with AsyncExitStack() as stack:
                 response = await self._open(stack, self._limiter.small, method, url, scopes, headers, content)
                 with self._translated():
-                    answer = await read_answer(response, body_max_bytes)
+                    answer = await self._http.read(response, body_max_bytes)
             is_final = not is_busy(answer.status) or is_missing_content(answer.body)
             wish_s = None if is_final else self._wish_s(answer.headers) or 0.0
             if wish_s is not None and wish_s > PAUSE_MAX_S:
@@ -189,9 +189,11 @@ class Connection:
         typed["Content-Type"] = "application/octet-stream"
         try:
             url = _usable(target)
-            async with self._limiter.slot(self._limiter.writes) as report:
-                with self._translated():
-                    login = await self._login(url, scopes)
+            with self._translated():
+                login = await self._login(url, scopes)
+                async with self._limiter.slot(self._limiter.writes) as report:
+                    if login is not None and login.renew_at <= self._timing.clock():
+                        login = await self._login(url, scopes)
                     url = self._resolve(url, await self._settled())
                     sent, trust = self._with_login(typed, url, login), self._access.tls_for
                     answer = await self._http.send(
@@ -245,17 +247,17 @@ class Connection:
         content: bytes = b"",
     ) -> aiohttp.ClientResponse:
         """An answer to a small request, with the login that it needs. It and the slot are held by `stack`."""
-        report = await stack.enter_async_context(self._limiter.slot(limiter))
-        answered = await stack.enter_async_context(AsyncExitStack())
         # Only the way in is translated: what a reader raises meanwhile is not the registry's fault.
         with self._translated():
             for logins_left in range(LOGINS_MAX, -1, -1):
+                # Before the slot, which others wait for: the token server may be another job's own, and slow.
                 login = await self._login(target, scopes)
-                response = await self._reach(answered, method, target, login, headers, content)
+                report = await stack.enter_async_context(self._limiter.slot(limiter))
+                response = await self._reach(stack, method, target, login, headers, content)
                 url = self._resolve(target, self._origins[0])
                 if not logins_left or not await self._may_help(url, login, response):
                     break
-                await answered.aclose()
+                await stack.aclose()
         self._hear(report, response)
         return response
 
@@ -304,7 +306,8 @@ class Connection:
         if self._auth.is_unknown:
             async with self._ping_lock:
                 if self._auth.is_unknown:
-                    status, challenges = await self._pinged()
+                    async with self._limiter.slot(self._limiter.small):
+                        status, challenges = await self._pinged()
                     if status == 401 or (status == 403 and challenges):
                         self._auth.learn(challenges, self._origins[0])
                     elif not is_busy(status):

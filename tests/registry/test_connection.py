@@ -189,6 +189,27 @@ async def test_a_header_has_a_time_limit(drip: bytes) -> None:
                 await client.connect(RegistryTarget(host=host, scheme="http")).ask("GET", "/v2/x", scopes=SCOPES)
 
 
+@pytest.mark.parametrize("content", [b"", b"{}"])
+@pytest.mark.parametrize("drop", [b"", b"x"])
+async def test_a_small_body_has_a_time_limit(monkeypatch: pytest.MonkeyPatch, content: bytes, drop: bytes) -> None:
+    """An answer that stalls behind its header, or comes drop by drop, is given up, whatever the request was."""
+    monkeypatch.setattr("imagejobd.registry.http.ANSWER_IDLE_TIMEOUTS_MAX", 2)
+
+    async def conduct(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 201 Created\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            writer.write(drop)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    async with raw_peer(conduct) as host, RegistryClient({}, Egress(), idle_timeout_s=1) as client:
+        connection = client.connect(RegistryTarget(host=host, scheme="http"))
+        async with asyncio.timeout(40):
+            with pytest.raises(Temporary, match="no answer in time"):
+                await connection.ask("PUT", "/v2/x", scopes=SCOPES, content=content, is_retried=False)
+
+
 async def test_a_few_informational_answers_are_passed_over(client: RegistryClient) -> None:
     """They are no answer, and do no harm; after the header the idle time-out begins anew."""
 
