@@ -5,7 +5,6 @@ import functools
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from typing import TypeVar
 
 import aiohttp
 from multidict import CIMultiDict
@@ -13,10 +12,11 @@ from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
 from imagejobd.model.secrets import Redactor, Secret
+from imagejobd.model.text import one_line
 from imagejobd.registry.address import exact_url, host_of, is_http, origin_of
 from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, parse_challenges
 from imagejobd.registry.body import Outgoing
-from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, one_line, refusal, translated
+from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, refusal, translated
 from imagejobd.registry.hosts import Origin, RegistryTarget
 from imagejobd.registry.http import Answer, Headers, HttpClient
 from imagejobd.registry.limits import PAUSE_MAX_S, TRIES_MAX, AimdLimiter, HostLimiter, Timing, wait_s
@@ -34,8 +34,6 @@ PING = URL("/v2/")
 # Distribution spec, "Warnings": by these a registry speaks to people.
 _WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
 _COOKIE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]*)\s*(?:;|$)")
-
-T = TypeVar("T")
 
 
 class Stream:
@@ -133,21 +131,27 @@ class Connection:
         """A small request and its whole answer, through redirects. Without `is_retried` it is made once."""
         url = _usable(target)
 
-        async def attempt() -> tuple[Answer, float | None]:
-            async with AsyncExitStack() as stack:
-                response = await self._open(stack, self._limiter.small, method, url, scopes, headers, content)
-                with self._translated():
-                    answer = await self._http.read(response, body_max_bytes)
-            is_final = not is_busy(answer.status) or is_missing_content(answer.body)
-            wish_s = None if is_final else self._wish_s(answer.headers) or 0.0
-            if wish_s is not None and wish_s > PAUSE_MAX_S:
-                raise self.refusal(answer, what="it wants to be left alone")
-            return answer, wish_s
-
-        try:
-            return await self._retried(attempt, first=1 if is_retried else TRIES_MAX)
-        except Temporary as fault:
-            raise await self.judged(fault) from fault.__cause__
+        tries = 1 if is_retried else TRIES_MAX
+        while True:
+            try:
+                async with AsyncExitStack() as stack:
+                    response = await self._open(stack, self._limiter.small, method, url, scopes, headers, content)
+                    with self._translated():
+                        answer = await self._http.read(response, body_max_bytes)
+                if not is_busy(answer.status) or is_missing_content(answer.body):
+                    return answer
+                wish_s = self._wish_s(answer.headers)
+                if wish_s is not None and wish_s > PAUSE_MAX_S:
+                    raise self.refusal(answer, what="it wants to be left alone")
+                pause_s = wait_s(tries, wish_s, self._timing)
+                if pause_s is None:
+                    return answer
+            except Temporary as fault:
+                pause_s = None if fault.peer else wait_s(tries, fault.retry_after_s, self._timing)
+                if pause_s is None:
+                    raise await self.judged(fault) from fault.__cause__
+            await self._timing.sleep(pause_s)
+            tries += 1
 
     async def ping(self) -> None:
         """Ask at the first origin, once and as nobody, whether anybody is there; any answer will do."""
@@ -219,22 +223,6 @@ class Connection:
         if answer.status < 300 and not outgoing.is_given:
             raise self._unavailable(f"it answered {answer.status} before it had the whole upload")
         return answer
-
-    async def _retried(self, attempt: Callable[[], Awaitable[tuple[T, float | None]]], *, first: int) -> T:
-        """What `attempt` gives, once that stands: with it come the seconds that the registry wants to be left alone
-        before it is asked again, or None. The tries are counted from `first`."""
-        for tries in range(first, TRIES_MAX + 1):
-            try:
-                answer, wish_s = await attempt()
-                pause_s = None if wish_s is None else wait_s(tries, wish_s, self._timing)
-                if pause_s is None:
-                    return answer
-            except Temporary as fault:
-                pause_s = None if fault.peer else wait_s(tries, fault.retry_after_s, self._timing)
-                if pause_s is None:
-                    raise
-            await self._timing.sleep(pause_s)
-        raise RuntimeError("the last try stands")
 
     async def _open(
         self,
@@ -383,7 +371,7 @@ class Connection:
         report(answer.status, self._wish_s(answer.headers))
         for header in answer.headers.getall("Warning", []):
             for warning in _WARNING.finditer(header[: 4 * WARNING_MAX_CHARS]):
-                text = one_line(re.sub(r"\\(.)", r"\1", warning[1]), WARNING_MAX_CHARS, self._redactor())
+                text = one_line(self._redactor()(re.sub(r"\\(.)", r"\1", warning[1])), WARNING_MAX_CHARS)
                 if text and text not in self._warnings and len(self._warnings) < WARNINGS_MAX:
                     self._warnings.add(text)
                     self._warn(text)

@@ -16,8 +16,8 @@ import aiohttp
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary, parse_retry_after
+from imagejobd.model.text import one_line
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 DETAIL_MAX_CHARS = 300
 # An image may miss as many blobs as manifests may list; what is more is not of the spec's form.
 ERRORS_MAX = 20_000
@@ -88,13 +88,7 @@ def detail(body: bytes, redact: Callable[[str], str] = str) -> str:
     """What the peer's error body says, on one bounded line without the secrets that `redact` knows; empty where it says
     nothing in the spec's form."""
     text = "; ".join(": ".join(filter(None, (error.code, error.message))) for error in _errors(body))
-    return one_line(text, DETAIL_MAX_CHARS, redact)
-
-
-def one_line(text: str, max_chars: int, redact: Callable[[str], str] = str) -> str:
-    """`text` without the secrets that `redact` knows, and only then cut: a part of a secret is not known as one."""
-    line = " ".join(redact(text).split())[:max_chars]
-    return "".join(character if character.isprintable() else REPLACEMENT for character in line)
+    return one_line(redact(text), DETAIL_MAX_CHARS)  # a part of a secret is not known as one
 
 
 def is_busy(status: int) -> bool:
