@@ -102,8 +102,9 @@ class Connection:
 
     @property
     def identity(self) -> Hashable:
-        """What makes two connections see the same: host, way, trust and login. Shows no secret."""
-        return self._access.identity
+        """What connections to one registry have in common, however they log in, within a tenant: what one takes its
+        time over, another tenant must not wait for."""
+        return self.site.principal.tenant, self.host
 
     @property
     def chunk_bytes(self) -> int | None:

@@ -10,12 +10,9 @@ then goes without; the certificate is not shown where a registry sends us either
 """
 
 import copy
-import hashlib
-import hmac
 import re
-import secrets
 import ssl
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -37,8 +34,6 @@ EVERY_TENANT = "*"
 
 # The tenant of a token is an integer.
 _TENANT = re.compile(rf"{LOCAL_TENANT}|{re.escape(EVERY_TENANT)}|0|-?[1-9][0-9]*", re.ASCII)
-# Of this process only, so that what identifies a login cannot be tried out against guesses elsewhere.
-_IDENTITY_KEY = secrets.token_bytes(32)
 
 
 class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -373,14 +368,6 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         advice = LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE
         return self.withheld or advice.format(hint=self.site.login_hint, host=self.site.host)
 
-    @property
-    def identity(self) -> Hashable:
-        """Equal only for the same host, reached in the same way with the same trust and login, where the same logins
-        are withheld there and at its mirrors. Shows no secret."""
-        hosts = (self.site.host, *self.hosts.mirrors_of(self.site.host))
-        withheld = tuple(filter(self.hosts.is_withheld, hosts))
-        return self.site.host, self.urls, self.tls.verify_mode, self.is_weakened, _fingerprint(self.login), withheld
-
     def tls_for(self, url: URL) -> ssl.SSLContext:
         """What to trust at `url`, the site itself or where it sends us, which sees no client certificate.
 
@@ -394,17 +381,3 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         if self.site.verify_tls is False and not is_login_configured and not self.hosts.is_configured(name):
             return self.hosts.unverified
         return self.hosts.certificates_for(name).foreign
-
-
-def _fingerprint(login: Login | None) -> str:
-    match login:
-        case None:
-            return ""
-        case Credentials():
-            parts: tuple[object, ...] = (login.username, login.password.reveal())
-        case ReadyToken():
-            parts = (login.token_type, login.token.reveal())
-        case TokenRequest():
-            headers = sorted((name, value.reveal()) for name, value in login.headers.items())
-            parts = (login.url.reveal(), login.token_type, login.body.reveal() if login.body else "", headers)
-    return hmac.digest(_IDENTITY_KEY, repr(parts).encode(errors="surrogatepass"), hashlib.sha256).hex()
