@@ -305,11 +305,11 @@ class Authorization:
 
     def _read_token(self, token_type: str, answer: Answer, host: str, secrets: Sequence[Secret]) -> AuthHeader:
         if answer.status != 200:
-            told = detail(answer.body, Redactor(secrets))
+            reason = detail(answer.body, Redactor(secrets))
             if not is_busy(answer.status):
-                raise no_token(host, self._host, answer.status, told)
+                raise no_token(host, self._host, answer.status, reason)
             wish = answer.headers.get("Retry-After")
-            raise refusal(host, answer.status, what=f"token for {self._host}", detail=told, retry_after=wish)
+            raise refusal(host, answer.status, what=f"token for {self._host}", detail=reason, retry_after=wish)
         try:
             decoded = msgspec.json.decode(answer.body, type=TokenAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

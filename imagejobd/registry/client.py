@@ -81,7 +81,7 @@ class RegistryClient:
             self._http,
             limiter,
             self._timing,
-            judged=self._judged,
+            diagnose=self._diagnose,
             mirrors=lambda: tuple(
                 self.connect(RegistryTarget(host=name, principal=site.principal), warn=warn)
                 for name in self._hosts.mirrors_of(host)
@@ -119,7 +119,7 @@ class RegistryClient:
             return fault
         return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s, peer=host)
 
-    async def _judged(self, fault: Fault) -> Fault:
+    async def _diagnose(self, fault: Fault) -> Fault:
         return await self.blamed(fault, fault.silent) if isinstance(fault, Unanswered) else fault
 
     async def __aenter__(self) -> Self:

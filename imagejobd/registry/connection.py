@@ -16,7 +16,7 @@ from imagejobd.model.text import one_line
 from imagejobd.registry.address import exact_url, host_of, is_http, origin_of
 from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, parse_challenges
 from imagejobd.registry.body import Outgoing
-from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, refusal, translated
+from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, refusal, translated, unavailable
 from imagejobd.registry.hosts import Origin, RegistryTarget
 from imagejobd.registry.http import Answer, Headers, HttpClient
 from imagejobd.registry.limits import PAUSE_MAX_S, TRIES_MAX, AimdLimiter, HostLimiter, Timing, wait_s
@@ -62,7 +62,7 @@ class Connection:
     retried here, `TRIES_MAX` times in all, the whole host paused where it asked for that.
     All raise `Temporary(registry_unavailable)` for network faults, at once and with its `peer` while that is known to
     be down, `Permanent(denied)` where no login helps, `Permanent(egress)` for addresses that are off limits. `ask`
-    finds out who is down; after `stream` and `send` `judged` does.
+    finds out who is down; after `stream` and `send` `diagnose` does.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Connection:
         limiter: HostLimiter,
         timing: Timing,
         *,
-        judged: Callable[[Fault], Awaitable[Fault]],
+        diagnose: Callable[[Fault], Awaitable[Fault]],
         mirrors: Callable[[], Sequence["Connection"]],
         warn: Callable[[str], None],
     ) -> None:
-        """`RegistryClient.connect` makes them. `judged` finds out who does not answer at all, once the tries of a
+        """`RegistryClient.connect` makes them. `diagnose` finds out who does not answer at all, once the tries of a
         request are over; `mirrors` connects to the configured mirrors, best first, with their own logins."""
         self.site: RegistryTarget = access.site
-        self.judged = judged
+        self.diagnose = diagnose
         self._access = access
         self._http = http
         self._limiter = limiter
@@ -113,10 +113,10 @@ class Connection:
 
     def refusal(self, answer: Answer, *, what: str) -> Fault:
         """The fault for an answer that is no success to `what`, without the secrets that a peer may echo."""
-        said = detail(answer.body, self._redactor())
+        reason = detail(answer.body, self._redactor())
         wish = answer.headers.get("Retry-After")
         advice = None if self._access.login else self._access.advice
-        return refusal(self.host, answer.status, what=what, detail=said, retry_after=wish, advice=advice)
+        return refusal(self.host, answer.status, what=what, detail=reason, retry_after=wish, advice=advice)
 
     async def ask(
         self,
@@ -150,7 +150,7 @@ class Connection:
             except Temporary as fault:
                 pause_s = None if fault.peer else wait_s(tries, fault.retry_after_s, self._timing)
                 if pause_s is None:
-                    raise await self.judged(fault) from fault.__cause__
+                    raise await self.diagnose(fault) from fault.__cause__
             await self._timing.sleep(pause_s)
             tries += 1
 
@@ -217,12 +217,12 @@ class Connection:
         finally:
             await outgoing.settle()
         if is_late:
-            raise self._unavailable("it wants a new login in mid-upload")
+            raise unavailable(Temporary, self.host, "it wants a new login in mid-upload")
         if 300 <= answer.status < 400 and answer.status not in (307, 308):
             why = f"it redirects an upload ({answer.status}), which is not followed"
-            raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
+            raise unavailable(Permanent, self.host, why)
         if answer.status < 300 and not outgoing.is_given:
-            raise self._unavailable(f"it answered {answer.status} before it had the whole upload")
+            raise unavailable(Temporary, self.host, f"it answered {answer.status} before it had the whole upload")
         return answer
 
     async def _open(
@@ -342,7 +342,7 @@ class Connection:
             if is_same_name and target.explicit_port in (None, 80, origin.port):
                 return origin.join(exact_url(target.raw_path_qs))
             why = f"it leads from TLS to plain HTTP at {host_of(target)}; refused"
-            raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(origin)}: {why}")
+            raise unavailable(Permanent, host_of(origin), why)
         return target.with_user(None)
 
     def _is_own(self, url: URL) -> bool:
@@ -376,9 +376,6 @@ class Connection:
                 if text and text not in self._warnings and len(self._warnings) < WARNINGS_MAX:
                     self._warnings.add(text)
                     self._warn(text)
-
-    def _unavailable(self, why: str) -> Temporary:
-        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
 
     def _redactor(self) -> Redactor:
         return Redactor([*self._auth.secrets(), *self._cookies.values()])

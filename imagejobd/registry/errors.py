@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -40,6 +41,9 @@ _DIGEST = re.compile(rb"sha256:[a-f0-9]{64}\b|sha512:[a-f0-9]{128}\b")
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 # What servers say to who shows no certificate, or not the right one (Go's, OpenSSL's).
 _CERTIFICATE_ALERTS = frozenset({"SSLV3_ALERT_BAD_CERTIFICATE", "TLSV13_ALERT_CERTIFICATE_REQUIRED"})
+
+
+F = TypeVar("F", bound=Fault)
 
 
 class _Error(msgspec.Struct):
@@ -108,6 +112,11 @@ def refusal(
         wish_s = parse_retry_after(retry_after, dt.datetime.now(dt.UTC))
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, message, retry_after_s=wish_s)
     return NotFound(message) if status == 404 else Permanent(ErrorCode.REGISTRY_UNAVAILABLE, message)
+
+
+def unavailable(kind: type[F], host: str, why: str) -> F:
+    """`host` does not do what a registry does."""
+    return kind(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
 
 
 def login_needed(host: str, path: str, advice: str) -> Permanent:

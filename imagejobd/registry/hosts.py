@@ -103,17 +103,17 @@ class RegistryHosts:
     def of(self, principal: Principal) -> Self:
         """The same hosts with the logins and client certificates that `principal` may use."""
         is_admin = principal.is_operator or principal.subject in self._admin_subjects
-        seen = copy.copy(self)
-        seen._withheld = frozenset(
+        view = copy.copy(self)
+        view._withheld = frozenset(
             name
             for name, host in self._hosts.items()
             if (host.settings.username or host.settings.cert_file)
             and not (is_admin or {principal.tenant, EVERY_TENANT} & set(host.settings.tenants))
         )
-        return seen
+        return view
 
     def is_withheld(self, host: str) -> bool:
-        """Whether `host` has a login or client certificate that these hosts were seen without (see `of`)."""
+        """Whether `host` has a login or client certificate that these hosts are without (see `of`)."""
         return self.name_of(host) in self._withheld
 
     def name_of(self, host: str, scheme: str | None = None) -> str:

@@ -29,7 +29,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.registry.address import basic, exact_url, host_of, http_url, numeric_address, origin_of, peer_of
 from imagejobd.registry.body import Attempt, Outgoing
-from imagejobd.registry.errors import NoAnswer
+from imagejobd.registry.errors import NoAnswer, unavailable
 from imagejobd.registry.proxies import Proxies
 from imagejobd.registry.resolver import Resolver
 
@@ -118,7 +118,7 @@ class HttpClient:
                     raise Permanent(ErrorCode.DENIED, f"{host_of(url)}: it redirects to {host_of(target)}; refused")
                 headers = {name: value for name, value in headers.items() if name.lower() not in _SECRET_HEADERS}
             url = target
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: more than {REDIRECTS_MAX} redirects")
+        raise unavailable(Permanent, host_of(url), f"more than {REDIRECTS_MAX} redirects")
 
     async def send(
         self, method: str, url: URL, headers: Mapping[str, str], body: Outgoing, *, trust: Trust, body_max_bytes: int
@@ -211,7 +211,7 @@ class HttpClient:
         except (aiohttp.ClientOSError, aiohttp.ServerConnectionError, OSError) as error:
             self._circuits.abandoned(peer)
             if attempt.stall:
-                raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {attempt.stall}") from None
+                raise unavailable(Temporary, host, attempt.stall) from None
             is_dropped = not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
             raise NoAnswer(peer, error) from error
         except BaseException:
@@ -272,10 +272,10 @@ def redirect_target(url: URL, status: int, headers: Headers) -> URL | None:
     except ValueError:
         target = None
     if target is None:
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: it redirects to no usable URL")
+        raise unavailable(Permanent, host_of(url), "it redirects to no usable URL")
     if url.scheme == "https" and target.scheme != "https":
         why = f"it redirects from TLS to plain HTTP at {host_of(target)}, which is refused"
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: {why}")
+        raise unavailable(Permanent, host_of(url), why)
     # A user and a password in it would be sent as a login; nobody gave them to us.
     return target.with_user(None)
 
