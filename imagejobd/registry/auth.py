@@ -124,10 +124,6 @@ class AuthHeader(msgspec.Struct, frozen=True, eq=False):
     is_cached: bool = False
     fault: Fault | None = None
 
-    @property
-    def is_token(self) -> bool:
-        return self.renew_at < math.inf
-
 
 class Authorization:
     """The login of one connection. Methods raise `Permanent(denied)` where there is no way in, `Temporary` where a
@@ -225,7 +221,7 @@ class Authorization:
         by the time that it arrives."""
         if sent.fault is not None:
             raise copy.copy(sent.fault)
-        if sent.is_token:
+        if sent.renew_at < math.inf:  # a token
             self._tokens = {key: token for key, token in self._tokens.items() if token.value != sent.value}
             return True
         if self._unanswered is not None:

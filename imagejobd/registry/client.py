@@ -1,5 +1,6 @@
 """The way to all registries: one HTTP client, the limits of each host, and what configuration says of them."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Self
@@ -50,7 +51,7 @@ class RegistryClient:
         self._timing = timing or Timing()
         self._http = HttpClient(
             egress,
-            proxies or Proxies.of_environment(),
+            proxies or Proxies(os.environ),
             circuits=self.circuits,
             idle_timeout_s=idle_timeout_s,
             resolver=names or Resolver(),

@@ -141,9 +141,9 @@ class RegistryHosts:
         configured = self._find(host)
         return configured.settings.chunk_bytes if configured else None
 
-    def is_configured(self, host: str, scheme: str | None = None) -> bool:
-        """Whether the operator says anything about `host`, reached by `scheme`."""
-        return self.name_of(host, scheme) in self._hosts
+    def is_configured(self, host: str) -> bool:
+        """Whether the operator says anything about `host`."""
+        return self._find(host) is not None
 
     def certificates_for(self, host: str) -> Certificates:
         """TLS towards `host`."""

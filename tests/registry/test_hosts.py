@@ -44,7 +44,6 @@ def test_the_port_of_tls_may_be_written_or_not(tmp_path: Path, name: str, asked:
     assert hosts.chunk_bytes_for(asked) == CHUNK_MIN_BYTES
     assert hosts.certificates_for(asked) is hosts.certificates_for(name)
     assert hosts.is_configured(asked)
-    assert not hosts.is_configured(asked, "http") or ":" not in name
     assert not hosts.is_configured("r.example:444")
 
 
