@@ -328,7 +328,6 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
     hosts: RegistryHosts
     urls: tuple[URL, ...]
     tls: ssl.SSLContext
-    is_weakened: bool
     login: Login | None
 
     @classmethod
@@ -352,7 +351,7 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         elif site.verify_tls:  # who asks for that is not served by the plain HTTP that loopback may fall back to
             configured = configured[:1]
         login = site.login or (None if is_weakened else hosts.credentials_for(site.host))
-        return cls(site, hosts, tuple(map(URL, configured)), tls, is_weakened, login)
+        return cls(site, hosts, tuple(map(URL, configured)), tls, login)
 
     @property
     def withheld(self) -> str:
