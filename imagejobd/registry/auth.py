@@ -20,7 +20,7 @@ from imagejobd.model.secrets import Credentials, Redactor, Secret
 from imagejobd.registry.address import basic, exact_url, host_of, http_url
 from imagejobd.registry.errors import detail, is_busy, login_needed, no_token, refusal, translated
 from imagejobd.registry.hosts import Origin, ReadyToken, TokenRequest
-from imagejobd.registry.http import Answer, HttpClient, read_answer
+from imagejobd.registry.http import Answer, HttpClient
 from imagejobd.registry.limits import Timing
 
 HEADER_MAX_CHARS = 8 * 1024
@@ -124,10 +124,6 @@ class AuthHeader(msgspec.Struct, frozen=True, eq=False):
     is_cached: bool = False
     fault: Fault | None = None
 
-    @property
-    def is_token(self) -> bool:
-        return self.renew_at < math.inf
-
 
 class Authorization:
     """The login of one connection. Methods raise `Permanent(denied)` where there is no way in, `Temporary` where a
@@ -148,6 +144,8 @@ class Authorization:
         # Instead of which the password is sent, because its token server gave no answer.
         self._unanswered: Challenge | None = None
         self._has_volunteered = False
+        # What the registry was known to want before that: nothing, or (None) not even that.
+        self._asked: Challenge | None = None
 
     @property
     def is_unknown(self) -> bool:
@@ -212,10 +210,10 @@ class Authorization:
 
     def volunteers(self) -> bool:
         """Whether to send a login that nobody asked for from now on, because what hides may be private; once."""
-        if self._scheme is not OPEN or self._has_volunteered or not self.has_password:
+        if self.is_known or self._has_volunteered or not self.has_password:
             return False
         self._has_volunteered = True
-        self._scheme = VOLUNTEERED
+        self._scheme, self._asked = VOLUNTEERED, self._scheme
         return True
 
     def refused(self, sent: AuthHeader) -> bool:
@@ -223,15 +221,15 @@ class Authorization:
         by the time that it arrives."""
         if sent.fault is not None:
             raise copy.copy(sent.fault)
-        if sent.is_token:
+        if sent.renew_at < math.inf:  # a token
             self._tokens = {key: token for key, token in self._tokens.items() if token.value != sent.value}
             return True
         if self._unanswered is not None:
             self._scheme, self._unanswered = self._unanswered, None  # the password was enough elsewhere only
         elif self._scheme is VOLUNTEERED:
-            self._scheme = OPEN
+            self._scheme = self._asked
         # The password counts where it was asked for; elsewhere what is said without it does.
-        return self._scheme is not None and self._scheme.scheme != "basic"
+        return self.is_unknown or (self._scheme is not None and self._scheme.scheme != "basic")
 
     def accepted(self, sent: AuthHeader) -> None:
         """Note that the registry did not refuse `sent`."""
@@ -299,15 +297,15 @@ class Authorization:
             async with self._http.open(
                 "GET", url, headers, trust=trust, content=content, may_leave_origin=may_leave_origin
             ) as response:
-                return await read_answer(response, TOKEN_ANSWER_MAX_BYTES)
+                return await self._http.read(response, TOKEN_ANSWER_MAX_BYTES)
 
     def _read_token(self, token_type: str, answer: Answer, host: str, secrets: Sequence[Secret]) -> AuthHeader:
         if answer.status != 200:
-            told = detail(answer.body, Redactor(secrets))
+            reason = detail(answer.body, Redactor(secrets))
             if not is_busy(answer.status):
-                raise no_token(host, self._host, answer.status, told)
+                raise no_token(host, self._host, answer.status, reason)
             wish = answer.headers.get("Retry-After")
-            raise refusal(host, answer.status, what=f"token for {self._host}", detail=told, retry_after=wish)
+            raise refusal(host, answer.status, what=f"token for {self._host}", detail=reason, retry_after=wish)
         try:
             decoded = msgspec.json.decode(answer.body, type=TokenAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -7,14 +7,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from enum import StrEnum
-from typing import TypeVar
 
 from yarl import URL
 
 from imagejobd.model.concurrency import uninterrupted
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.registry.connection import Connection, Stream
-from imagejobd.registry.errors import codes_of, refusal
+from imagejobd.registry.errors import codes_of, refusal, unavailable
 from imagejobd.registry.headers import (
     parse_content_range,
     parse_length,
@@ -43,7 +42,6 @@ CHUNK_MAX_BYTES = 1024**4
 
 # docker-registry takes a form's type for a form, reads the blob as one, and says DIGEST_INVALID.
 _OCTETS = {"Content-Type": "application/octet-stream"}
-F = TypeVar("F", bound=Fault)
 
 _LOST_SESSION = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
 
@@ -86,16 +84,12 @@ async def read_blob(
             knows_ranges = knows_ranges and not isinstance(fault, _NoRanges)
             wish_s = fault.retry_after_s or 0.0 if isinstance(fault, Temporary) else HOST_PAUSE_MAX_S + 1
             if wish_s > HOST_PAUSE_MAX_S or fruitless >= TRIES_MAX or slow > SLOW_TRIES_MAX:
-                raise await places[0].judged(fault) from fault.__cause__
+                raise await places[0].diagnose(fault) from fault.__cause__
             await pause(max(wish_s, min(PAUSE_FIRST_S * 2.0**fruitless, PAUSE_MAX_S)))
 
 
 class _NoRanges(Temporary):
     """Only a read from the beginning can help."""
-
-
-def _unavailable(kind: type[F], host: str, why: str) -> F:
-    return kind(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
 
 
 async def _rest(
@@ -112,7 +106,7 @@ async def _rest(
             raise too_long
         at = _start(stream, blob, offset)
         if at is None and headers and stream.status in (206, 400, 416):
-            raise _unavailable(_NoRanges, place.host, f"blob {blob.digest} was cut, and not gone on with at {offset}")
+            raise unavailable(_NoRanges, place.host, f"blob {blob.digest} was cut, and not gone on with at {offset}")
         if at is None:
             wish, what = stream.headers.get("Retry-After"), f"blob {blob.digest} of {source.path}"
             raise refusal(place.host, stream.status, what=what, retry_after=wish)
@@ -123,7 +117,7 @@ async def _rest(
             if at > offset:
                 yield chunk[max(offset - start, 0) :]
     if at < blob.size:
-        raise _unavailable(Temporary, place.host, f"blob {blob.digest} ended early")
+        raise unavailable(Temporary, place.host, f"blob {blob.digest} ended early")
 
 
 def _start(stream: Stream, blob: Descriptor, offset: int) -> int | None:
@@ -253,7 +247,7 @@ class _Upload:
                 return answer
             end = parse_upload_range(answer.headers.get("Range"))
             if end is not None and end < start + size - 1:
-                raise _unavailable(Temporary, self._target.host, "it kept only a part of a chunk")
+                raise unavailable(Temporary, self._target.host, "it kept only a part of a chunk")
         url = with_digest(self._location, self._blob.digest)
         return await self._target.connection.ask("PUT", url, scopes=self._target.scopes, headers=_OCTETS)
 
@@ -271,24 +265,24 @@ class _Upload:
                 self._location = self._resolved(answer)
             return answer
         why = f"it redirects an upload more than {UPLOAD_REDIRECTS_MAX} times"
-        raise _unavailable(Permanent, self._target.host, why)
+        raise unavailable(Permanent, self._target.host, why)
 
     def _resolved(self, answer: Answer) -> str | URL:
         """Where the upload goes on: every answer may say it anew (`_state` does change)."""
         host = self._target.host
         location = resolve_location(answer.headers.get("Location", ""), answer.url, host)
         if location is None:
-            raise _unavailable(Permanent, host, "it names no usable upload location")
+            raise unavailable(Permanent, host, "it names no usable upload location")
         # What the registry itself says is judged by its connection: behind a proxy it may not know of its own TLS.
         is_elsewhere = isinstance(resolve_location(str(answer.url), answer.url, host), URL)
         if is_elsewhere and answer.url.scheme == "https" and isinstance(location, URL) and location.scheme == "http":
-            raise _unavailable(Permanent, host, "it leads an upload from TLS to plain HTTP; refused")
+            raise unavailable(Permanent, host, "it leads an upload from TLS to plain HTTP; refused")
         return location
 
     def _refusal(self, answer: Answer, piece_bytes: int | None) -> Fault:
         host, what = self._target.host, f"pushing blob {self._blob.digest} to {self._target.path}"
         if codes_of(answer.body) & _LOST_SESSION or answer.status in (404, 416):
-            return _unavailable(Temporary, host, f"{what}: it lost the upload")
+            return unavailable(Temporary, host, f"{what}: it lost the upload")
         if answer.status == 413:
             size = min(piece_bytes or self._blob.size, self._blob.size)
             return _TooLarge(

@@ -119,7 +119,7 @@ class Attempt:
         self._idle_timeout_s = idle_timeout_s
         self._body = body
         self._loop = asyncio.get_running_loop()
-        self._seen = (0, 0)
+        self._progress = (0, 0)
         self._moved_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -137,9 +137,9 @@ class Attempt:
     def _look(self) -> None:
         now, limit_s = self._loop.time(), self._idle_timeout_s
         if (body := self._body) is not None:
-            seen = (body.taken_bytes, body.given_bytes)
-            if seen != self._seen or body.is_waiting_for_source:
-                self._seen, self._moved_at = seen, now
+            progress = (body.taken_bytes, body.given_bytes)
+            if progress != self._progress or body.is_waiting_for_source:
+                self._progress, self._moved_at = progress, now
             limit_s *= ANSWER_PATIENCE if body.is_taken else 1
         if now - self._moved_at < limit_s:
             self._timer = self._loop.call_later(self._idle_timeout_s / LOOKS_PER_TIMEOUT, self._look)

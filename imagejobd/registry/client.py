@@ -1,5 +1,6 @@
 """The way to all registries: one HTTP client, the limits of each host, and what configuration says of them."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Self
@@ -50,7 +51,7 @@ class RegistryClient:
         self._timing = timing or Timing()
         self._http = HttpClient(
             egress,
-            proxies or Proxies.of_environment(),
+            proxies or Proxies(os.environ),
             circuits=self.circuits,
             idle_timeout_s=idle_timeout_s,
             resolver=names or Resolver(),
@@ -81,7 +82,7 @@ class RegistryClient:
             self._http,
             limiter,
             self._timing,
-            judged=self._judged,
+            diagnose=self._diagnose,
             mirrors=lambda: tuple(
                 self.connect(RegistryTarget(host=name, principal=site.principal), warn=warn)
                 for name in self._hosts.mirrors_of(host)
@@ -119,7 +120,7 @@ class RegistryClient:
             return fault
         return Temporary(fault.code, fault.message, retry_after_s=fault.retry_after_s, peer=host)
 
-    async def _judged(self, fault: Fault) -> Fault:
+    async def _diagnose(self, fault: Fault) -> Fault:
         return await self.blamed(fault, fault.silent) if isinstance(fault, Unanswered) else fault
 
     async def __aenter__(self) -> Self:

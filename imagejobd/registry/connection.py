@@ -5,7 +5,6 @@ import functools
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from typing import TypeVar
 
 import aiohttp
 from multidict import CIMultiDict
@@ -13,12 +12,13 @@ from yarl import URL
 
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
 from imagejobd.model.secrets import Redactor, Secret
+from imagejobd.model.text import one_line
 from imagejobd.registry.address import exact_url, host_of, is_http, origin_of
 from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, parse_challenges
 from imagejobd.registry.body import Outgoing
-from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, one_line, refusal, translated
+from imagejobd.registry.errors import NoAnswer, detail, is_busy, is_missing_content, refusal, translated, unavailable
 from imagejobd.registry.hosts import Origin, RegistryTarget
-from imagejobd.registry.http import Answer, Headers, HttpClient, read_answer
+from imagejobd.registry.http import Answer, Headers, HttpClient
 from imagejobd.registry.limits import PAUSE_MAX_S, TRIES_MAX, AimdLimiter, HostLimiter, Timing, wait_s
 
 ERROR_MAX_BYTES = 1024 * 1024
@@ -34,8 +34,6 @@ PING = URL("/v2/")
 # Distribution spec, "Warnings": by these a registry speaks to people.
 _WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
 _COOKIE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]*)\s*(?:;|$)")
-
-T = TypeVar("T")
 
 
 class Stream:
@@ -64,7 +62,7 @@ class Connection:
     retried here, `TRIES_MAX` times in all, the whole host paused where it asked for that.
     All raise `Temporary(registry_unavailable)` for network faults, at once and with its `peer` while that is known to
     be down, `Permanent(denied)` where no login helps, `Permanent(egress)` for addresses that are off limits. `ask`
-    finds out who is down; after `stream` and `send` `judged` does.
+    finds out who is down; after `stream` and `send` `diagnose` does.
     """
 
     def __init__(
@@ -74,14 +72,14 @@ class Connection:
         limiter: HostLimiter,
         timing: Timing,
         *,
-        judged: Callable[[Fault], Awaitable[Fault]],
+        diagnose: Callable[[Fault], Awaitable[Fault]],
         mirrors: Callable[[], Sequence["Connection"]],
         warn: Callable[[str], None],
     ) -> None:
-        """`RegistryClient.connect` makes them. `judged` finds out who does not answer at all, once the tries of a
+        """`RegistryClient.connect` makes them. `diagnose` finds out who does not answer at all, once the tries of a
         request are over; `mirrors` connects to the configured mirrors, best first, with their own logins."""
         self.site: RegistryTarget = access.site
-        self.judged = judged
+        self.diagnose = diagnose
         self._access = access
         self._http = http
         self._limiter = limiter
@@ -104,8 +102,9 @@ class Connection:
 
     @property
     def identity(self) -> Hashable:
-        """What makes two connections see the same: host, way, trust and login. Shows no secret."""
-        return self._access.identity
+        """What connections to one registry have in common, however they log in, within a tenant: what one takes its
+        time over, another tenant must not wait for."""
+        return self.site.principal.tenant, self.host
 
     @property
     def chunk_bytes(self) -> int | None:
@@ -114,10 +113,10 @@ class Connection:
 
     def refusal(self, answer: Answer, *, what: str) -> Fault:
         """The fault for an answer that is no success to `what`, without the secrets that a peer may echo."""
-        said = detail(answer.body, self._redactor())
+        reason = detail(answer.body, self._redactor())
         wish = answer.headers.get("Retry-After")
         advice = None if self._access.login else self._access.advice
-        return refusal(self.host, answer.status, what=what, detail=said, retry_after=wish, advice=advice)
+        return refusal(self.host, answer.status, what=what, detail=reason, retry_after=wish, advice=advice)
 
     async def ask(
         self,
@@ -133,21 +132,27 @@ class Connection:
         """A small request and its whole answer, through redirects. Without `is_retried` it is made once."""
         url = _usable(target)
 
-        async def attempt() -> tuple[Answer, float | None]:
-            async with AsyncExitStack() as stack:
-                response = await self._open(stack, self._limiter.small, method, url, scopes, headers, content)
-                with self._translated():
-                    answer = await read_answer(response, body_max_bytes)
-            is_final = not is_busy(answer.status) or is_missing_content(answer.body)
-            wish_s = None if is_final else self._wish_s(answer.headers) or 0.0
-            if wish_s is not None and wish_s > PAUSE_MAX_S:
-                raise self.refusal(answer, what="it wants to be left alone")
-            return answer, wish_s
-
-        try:
-            return await self._retried(attempt, first=1 if is_retried else TRIES_MAX)
-        except Temporary as fault:
-            raise await self.judged(fault) from fault.__cause__
+        tries = 1 if is_retried else TRIES_MAX
+        while True:
+            try:
+                async with AsyncExitStack() as stack:
+                    response = await self._open(stack, self._limiter.small, method, url, scopes, headers, content)
+                    with self._translated():
+                        answer = await self._http.read(response, body_max_bytes)
+                if not is_busy(answer.status) or is_missing_content(answer.body):
+                    return answer
+                wish_s = self._wish_s(answer.headers)
+                if wish_s is not None and wish_s > PAUSE_MAX_S:
+                    raise self.refusal(answer, what="it wants to be left alone")
+                pause_s = wait_s(tries, wish_s, self._timing)
+                if pause_s is None:
+                    return answer
+            except Temporary as fault:
+                pause_s = None if fault.peer else wait_s(tries, fault.retry_after_s, self._timing)
+                if pause_s is None:
+                    raise await self.diagnose(fault) from fault.__cause__
+            await self._timing.sleep(pause_s)
+            tries += 1
 
     async def ping(self) -> None:
         """Ask at the first origin, once and as nobody, whether anybody is there; any answer will do."""
@@ -189,9 +194,11 @@ class Connection:
         typed["Content-Type"] = "application/octet-stream"
         try:
             url = _usable(target)
-            async with self._limiter.slot(self._limiter.writes) as report:
-                with self._translated():
-                    login = await self._login(url, scopes)
+            with self._translated():
+                login = await self._login(url, scopes)
+                async with self._limiter.slot(self._limiter.writes) as report:
+                    if login is not None and login.renew_at <= self._timing.clock():
+                        login = await self._login(url, scopes)
                     url = self._resolve(url, await self._settled())
                     sent, trust = self._with_login(typed, url, login), self._access.tls_for
                     answer = await self._http.send(
@@ -210,29 +217,13 @@ class Connection:
         finally:
             await outgoing.settle()
         if is_late:
-            raise self._unavailable("it wants a new login in mid-upload")
+            raise unavailable(Temporary, self.host, "it wants a new login in mid-upload")
         if 300 <= answer.status < 400 and answer.status not in (307, 308):
             why = f"it redirects an upload ({answer.status}), which is not followed"
-            raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
+            raise unavailable(Permanent, self.host, why)
         if answer.status < 300 and not outgoing.is_given:
-            raise self._unavailable(f"it answered {answer.status} before it had the whole upload")
+            raise unavailable(Temporary, self.host, f"it answered {answer.status} before it had the whole upload")
         return answer
-
-    async def _retried(self, attempt: Callable[[], Awaitable[tuple[T, float | None]]], *, first: int) -> T:
-        """What `attempt` gives, once that stands: with it come the seconds that the registry wants to be left alone
-        before it is asked again, or None. The tries are counted from `first`."""
-        for tries in range(first, TRIES_MAX + 1):
-            try:
-                answer, wish_s = await attempt()
-                pause_s = None if wish_s is None else wait_s(tries, wish_s, self._timing)
-                if pause_s is None:
-                    return answer
-            except Temporary as fault:
-                pause_s = None if fault.peer else wait_s(tries, fault.retry_after_s, self._timing)
-                if pause_s is None:
-                    raise
-            await self._timing.sleep(pause_s)
-        raise RuntimeError("the last try stands")
 
     async def _open(
         self,
@@ -245,17 +236,17 @@ class Connection:
         content: bytes = b"",
     ) -> aiohttp.ClientResponse:
         """An answer to a small request, with the login that it needs. It and the slot are held by `stack`."""
-        report = await stack.enter_async_context(self._limiter.slot(limiter))
-        answered = await stack.enter_async_context(AsyncExitStack())
         # Only the way in is translated: what a reader raises meanwhile is not the registry's fault.
         with self._translated():
             for logins_left in range(LOGINS_MAX, -1, -1):
+                # Before the slot, which others wait for: the token server may be another job's own, and slow.
                 login = await self._login(target, scopes)
-                response = await self._reach(answered, method, target, login, headers, content)
+                report = await stack.enter_async_context(self._limiter.slot(limiter))
+                response = await self._reach(stack, method, target, login, headers, content)
                 url = self._resolve(target, self._origins[0])
                 if not logins_left or not await self._may_help(url, login, response):
                     break
-                await answered.aclose()
+                await stack.aclose()
         self._hear(report, response)
         return response
 
@@ -304,7 +295,8 @@ class Connection:
         if self._auth.is_unknown:
             async with self._ping_lock:
                 if self._auth.is_unknown:
-                    status, challenges = await self._pinged()
+                    async with self._limiter.slot(self._limiter.small):
+                        status, challenges = await self._pinged()
                     if status == 401 or (status == 403 and challenges):
                         self._auth.learn(challenges, self._origins[0])
                     elif not is_busy(status):
@@ -350,7 +342,7 @@ class Connection:
             if is_same_name and target.explicit_port in (None, 80, origin.port):
                 return origin.join(exact_url(target.raw_path_qs))
             why = f"it leads from TLS to plain HTTP at {host_of(target)}; refused"
-            raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(origin)}: {why}")
+            raise unavailable(Permanent, host_of(origin), why)
         return target.with_user(None)
 
     def _is_own(self, url: URL) -> bool:
@@ -380,13 +372,10 @@ class Connection:
         report(answer.status, self._wish_s(answer.headers))
         for header in answer.headers.getall("Warning", []):
             for warning in _WARNING.finditer(header[: 4 * WARNING_MAX_CHARS]):
-                text = one_line(re.sub(r"\\(.)", r"\1", warning[1]), WARNING_MAX_CHARS, self._redactor())
+                text = one_line(self._redactor()(re.sub(r"\\(.)", r"\1", warning[1])), WARNING_MAX_CHARS)
                 if text and text not in self._warnings and len(self._warnings) < WARNINGS_MAX:
                     self._warnings.add(text)
                     self._warn(text)
-
-    def _unavailable(self, why: str) -> Temporary:
-        return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}")
 
     def _redactor(self) -> Redactor:
         return Redactor([*self._auth.secrets(), *self._cookies.values()])

@@ -11,13 +11,14 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary, parse_retry_after
+from imagejobd.model.text import one_line
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 DETAIL_MAX_CHARS = 300
 # An image may miss as many blobs as manifests may list; what is more is not of the spec's form.
 ERRORS_MAX = 20_000
@@ -40,6 +41,9 @@ _DIGEST = re.compile(rb"sha256:[a-f0-9]{64}\b|sha512:[a-f0-9]{128}\b")
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 # What servers say to who shows no certificate, or not the right one (Go's, OpenSSL's).
 _CERTIFICATE_ALERTS = frozenset({"SSLV3_ALERT_BAD_CERTIFICATE", "TLSV13_ALERT_CERTIFICATE_REQUIRED"})
+
+
+F = TypeVar("F", bound=Fault)
 
 
 class _Error(msgspec.Struct):
@@ -88,13 +92,7 @@ def detail(body: bytes, redact: Callable[[str], str] = str) -> str:
     """What the peer's error body says, on one bounded line without the secrets that `redact` knows; empty where it says
     nothing in the spec's form."""
     text = "; ".join(": ".join(filter(None, (error.code, error.message))) for error in _errors(body))
-    return one_line(text, DETAIL_MAX_CHARS, redact)
-
-
-def one_line(text: str, max_chars: int, redact: Callable[[str], str] = str) -> str:
-    """`text` without the secrets that `redact` knows, and only then cut: a part of a secret is not known as one."""
-    line = " ".join(redact(text).split())[:max_chars]
-    return "".join(character if character.isprintable() else REPLACEMENT for character in line)
+    return one_line(redact(text), DETAIL_MAX_CHARS)  # a part of a secret is not known as one
 
 
 def is_busy(status: int) -> bool:
@@ -114,6 +112,11 @@ def refusal(
         wish_s = parse_retry_after(retry_after, dt.datetime.now(dt.UTC))
         return Temporary(ErrorCode.REGISTRY_UNAVAILABLE, message, retry_after_s=wish_s)
     return NotFound(message) if status == 404 else Permanent(ErrorCode.REGISTRY_UNAVAILABLE, message)
+
+
+def unavailable(kind: type[F], host: str, why: str) -> F:
+    """`host` does not do what a registry does."""
+    return kind(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {why}")
 
 
 def login_needed(host: str, path: str, advice: str) -> Permanent:

@@ -10,12 +10,9 @@ then goes without; the certificate is not shown where a registry sends us either
 """
 
 import copy
-import hashlib
-import hmac
 import re
-import secrets
 import ssl
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -37,8 +34,6 @@ EVERY_TENANT = "*"
 
 # The tenant of a token is an integer.
 _TENANT = re.compile(rf"{LOCAL_TENANT}|{re.escape(EVERY_TENANT)}|0|-?[1-9][0-9]*", re.ASCII)
-# Of this process only, so that what identifies a login cannot be tried out against guesses elsewhere.
-_IDENTITY_KEY = secrets.token_bytes(32)
 
 
 class RegistryHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,17 +103,17 @@ class RegistryHosts:
     def of(self, principal: Principal) -> Self:
         """The same hosts with the logins and client certificates that `principal` may use."""
         is_admin = principal.is_operator or principal.subject in self._admin_subjects
-        seen = copy.copy(self)
-        seen._withheld = frozenset(
+        view = copy.copy(self)
+        view._withheld = frozenset(
             name
             for name, host in self._hosts.items()
             if (host.settings.username or host.settings.cert_file)
             and not (is_admin or {principal.tenant, EVERY_TENANT} & set(host.settings.tenants))
         )
-        return seen
+        return view
 
     def is_withheld(self, host: str) -> bool:
-        """Whether `host` has a login or client certificate that these hosts were seen without (see `of`)."""
+        """Whether `host` has a login or client certificate that these hosts are without (see `of`)."""
         return self.name_of(host) in self._withheld
 
     def name_of(self, host: str, scheme: str | None = None) -> str:
@@ -146,9 +141,9 @@ class RegistryHosts:
         configured = self._find(host)
         return configured.settings.chunk_bytes if configured else None
 
-    def is_configured(self, host: str, scheme: str | None = None) -> bool:
-        """Whether the operator says anything about `host`, reached by `scheme`."""
-        return self.name_of(host, scheme) in self._hosts
+    def is_configured(self, host: str) -> bool:
+        """Whether the operator says anything about `host`."""
+        return self._find(host) is not None
 
     def certificates_for(self, host: str) -> Certificates:
         """TLS towards `host`."""
@@ -333,7 +328,6 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
     hosts: RegistryHosts
     urls: tuple[URL, ...]
     tls: ssl.SSLContext
-    is_weakened: bool
     login: Login | None
 
     @classmethod
@@ -357,7 +351,7 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         elif site.verify_tls:  # who asks for that is not served by the plain HTTP that loopback may fall back to
             configured = configured[:1]
         login = site.login or (None if is_weakened else hosts.credentials_for(site.host))
-        return cls(site, hosts, tuple(map(URL, configured)), tls, is_weakened, login)
+        return cls(site, hosts, tuple(map(URL, configured)), tls, login)
 
     @property
     def withheld(self) -> str:
@@ -373,14 +367,6 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         advice = LOGIN_WEAKENED if is_weaker else LOGIN_CONFIGURABLE
         return self.withheld or advice.format(hint=self.site.login_hint, host=self.site.host)
 
-    @property
-    def identity(self) -> Hashable:
-        """Equal only for the same host, reached in the same way with the same trust and login, where the same logins
-        are withheld there and at its mirrors. Shows no secret."""
-        hosts = (self.site.host, *self.hosts.mirrors_of(self.site.host))
-        withheld = tuple(filter(self.hosts.is_withheld, hosts))
-        return self.site.host, self.urls, self.tls.verify_mode, self.is_weakened, _fingerprint(self.login), withheld
-
     def tls_for(self, url: URL) -> ssl.SSLContext:
         """What to trust at `url`, the site itself or where it sends us, which sees no client certificate.
 
@@ -394,17 +380,3 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
         if self.site.verify_tls is False and not is_login_configured and not self.hosts.is_configured(name):
             return self.hosts.unverified
         return self.hosts.certificates_for(name).foreign
-
-
-def _fingerprint(login: Login | None) -> str:
-    match login:
-        case None:
-            return ""
-        case Credentials():
-            parts: tuple[object, ...] = (login.username, login.password.reveal())
-        case ReadyToken():
-            parts = (login.token_type, login.token.reveal())
-        case TokenRequest():
-            headers = sorted((name, value.reveal()) for name, value in login.headers.items())
-            parts = (login.url.reveal(), login.token_type, login.body.reveal() if login.body else "", headers)
-    return hmac.digest(_IDENTITY_KEY, repr(parts).encode(errors="surrogatepass"), hashlib.sha256).hex()

@@ -29,13 +29,15 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.registry.address import basic, exact_url, host_of, http_url, numeric_address, origin_of, peer_of
 from imagejobd.registry.body import Attempt, Outgoing
-from imagejobd.registry.errors import NoAnswer
+from imagejobd.registry.errors import NoAnswer, unavailable
 from imagejobd.registry.proxies import Proxies
 from imagejobd.registry.resolver import Resolver
 
 CONNECT_TIMEOUT_S = 10.0  # to one address
 REACH_TIMEOUT_S = 30.0  # name, all its addresses, proxy, TLS
 IDLE_TIMEOUT_S = 30.0
+# What is read whole ends within so many idle time-outs: a byte now and then would hold a job, and a slot, for days.
+ANSWER_IDLE_TIMEOUTS_MAX = 10
 REDIRECTS_MAX = 5
 INFORMATIONAL_MAX = 20
 READ_BUFFER_BYTES = 64 * 1024
@@ -116,7 +118,7 @@ class HttpClient:
                     raise Permanent(ErrorCode.DENIED, f"{host_of(url)}: it redirects to {host_of(target)}; refused")
                 headers = {name: value for name, value in headers.items() if name.lower() not in _SECRET_HEADERS}
             url = target
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: more than {REDIRECTS_MAX} redirects")
+        raise unavailable(Permanent, host_of(url), f"more than {REDIRECTS_MAX} redirects")
 
     async def send(
         self, method: str, url: URL, headers: Mapping[str, str], body: Outgoing, *, trust: Trust, body_max_bytes: int
@@ -128,8 +130,7 @@ class HttpClient:
         """
         try:
             async with self.exchange(method, url, headers, trust=trust, body=body) as response:
-                async with asyncio.timeout(self._idle_timeout_s):
-                    return await read_answer(response, body_max_bytes)
+                return await self.read(response, body_max_bytes)
         except BaseException:
             body.abort()
             raise
@@ -149,7 +150,9 @@ class HttpClient:
             if url.scheme == "http":
                 sent.update(to_proxy)
                 to_proxy = {}
-        is_fresh = asyncio.get_running_loop().time() < self._fresh_until.get(host_of(url), 0.0)
+        # A server that knows no body of a GET takes it for the next request, and answers that to whoever comes next.
+        is_fresh = method == "GET" and body is not None
+        is_fresh |= asyncio.get_running_loop().time() < self._fresh_until.get(host_of(url), 0.0)
         session = self._session(is_proxied=proxy is not None, is_fresh=is_fresh)
         async with self._attempt(peer_of(proxy.url if proxy else url), host_of(url), body):
             response = await session.request(
@@ -165,6 +168,20 @@ class HttpClient:
             )
         async with response:
             yield response
+
+    async def read(self, response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
+        """Read a body of at most `max_bytes`. Raises `Permanent(too_large)`, and `TimeoutError` where it stalls or
+        comes by drops."""
+        body, loop = bytearray(), asyncio.get_running_loop()
+        end = loop.time() + ANSWER_IDLE_TIMEOUTS_MAX * self._idle_timeout_s
+        async with asyncio.timeout(self._idle_timeout_s) as deadline:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > max_bytes:
+                    message = f"registry {host_of(response.url)}: it answered with more than {max_bytes} bytes"
+                    raise Permanent(ErrorCode.TOO_LARGE, message)
+                deadline.reschedule(min(loop.time() + self._idle_timeout_s, end))
+        return Answer(response.url, response.status, response.headers, bytes(body))
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -194,7 +211,7 @@ class HttpClient:
         except (aiohttp.ClientOSError, aiohttp.ServerConnectionError, OSError) as error:
             self._circuits.abandoned(peer)
             if attempt.stall:
-                raise Temporary(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host}: {attempt.stall}") from None
+                raise unavailable(Temporary, host, attempt.stall) from None
             is_dropped = not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
             raise NoAnswer(peer, error) from error
         except BaseException:
@@ -246,17 +263,6 @@ class HttpClient:
         return session
 
 
-async def read_answer(response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
-    """Read a body of at most `max_bytes`. Raises `Permanent(too_large)`."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > max_bytes:
-            message = f"registry {host_of(response.url)}: it answered with more than {max_bytes} bytes"
-            raise Permanent(ErrorCode.TOO_LARGE, message)
-    return Answer(response.url, response.status, response.headers, bytes(body))
-
-
 def redirect_target(url: URL, status: int, headers: Headers) -> URL | None:
     """Where an answer of `url` sends us; None where it does not. Raises `Permanent` where we do not go."""
     if status not in _REDIRECTS or "Location" not in headers:
@@ -266,10 +272,10 @@ def redirect_target(url: URL, status: int, headers: Headers) -> URL | None:
     except ValueError:
         target = None
     if target is None:
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: it redirects to no usable URL")
+        raise unavailable(Permanent, host_of(url), "it redirects to no usable URL")
     if url.scheme == "https" and target.scheme != "https":
         why = f"it redirects from TLS to plain HTTP at {host_of(target)}, which is refused"
-        raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {host_of(url)}: {why}")
+        raise unavailable(Permanent, host_of(url), why)
     # A user and a password in it would be sent as a login; nobody gave them to us.
     return target.with_user(None)
 

@@ -18,6 +18,7 @@ import msgspec
 
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.reference import is_digest
+from imagejobd.model.text import one_line, quoted
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -32,6 +33,7 @@ _IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 # among them to be refused by name.
 MANIFEST_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, SCHEMA1_SIGNED, SCHEMA1)
 ACCEPT = ", ".join(MANIFEST_TYPES)
+QUOTE_MAX_CHARS = 80
 
 
 class Platform(msgspec.Struct, frozen=True):
@@ -42,7 +44,8 @@ class Platform(msgspec.Struct, frozen=True):
     variant: str = ""
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+        """For messages: on one bounded line, because the words are a stranger's."""
+        return one_line("/".join(filter(None, (self.os, self.architecture, self.variant))), QUOTE_MAX_CHARS)
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +75,6 @@ COMMAS_MAX = 100_000
 ANNOTATIONS_MAX = 20_000
 # What JSON numbers hold exactly everywhere; far more than any registry takes.
 SIZE_MAX_BYTES = 2**53
-QUOTE_MAX_CHARS = 80
 
 # RFC 6838 §4.2; it becomes a header again when the manifest is pushed.
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -160,7 +162,7 @@ def _proved_digest(raw: bytes, expected: str | None) -> str:
     if expected is None:
         return digest_of(raw)
     if not is_digest(expected):
-        raise invalid(f"{_quoted(expected)} is not a digest that can be verified (sha256 or sha512)")
+        raise invalid(f"{quoted(expected, QUOTE_MAX_CHARS)} is not a digest that can be verified (sha256 or sha512)")
     digest = digest_of(raw, expected.partition(":")[0])
     if digest != expected:
         raise Permanent(ErrorCode.COPY_FAILED, f"the manifest is corrupt: its digest is {digest} instead of {expected}")
@@ -199,7 +201,7 @@ def _decode(raw: bytes) -> _Body:
     except RecursionError:
         reason = "its JSON is nested too deeply"
     except msgspec.ValidationError as error:
-        reason = _quoted(str(error), max_chars=200)
+        reason = quoted(str(error), 200)
     except (msgspec.DecodeError, UnicodeDecodeError):
         reason = "it is not valid JSON"
     raise invalid(reason)
@@ -224,11 +226,11 @@ def _is_index(body: _Body, sent_as: str) -> bool:
 def _media_type(body: _Body, sent_as: str, *, is_index: bool) -> str:
     """The type that the bytes are pushed as: what the body says of itself, else what the registry sent them as."""
     if body.media_type and not _MEDIA_TYPE.fullmatch(body.media_type):
-        raise invalid(f"its mediaType {_quoted(body.media_type)} is no media type")
+        raise invalid(f"its mediaType {quoted(body.media_type, QUOTE_MAX_CHARS)} is no media type")
     for media_type in filter(None, (body.media_type, sent_as)):
         if _promises_index(media_type) is (not is_index):
             lists = "manifests" if is_index else "layers"
-            raise invalid(f"its media type {_quoted(media_type)} is a lie: it lists {lists}")
+            raise invalid(f"its media type {quoted(media_type, QUOTE_MAX_CHARS)} is a lie: it lists {lists}")
     if body.media_type:
         return body.media_type
     if sent_as and sent_as not in _GENERIC_TYPES:
@@ -245,7 +247,7 @@ def _promises_index(media_type: str) -> bool | None:
 
 def _descriptor(entry: _Entry) -> Descriptor:
     if not is_digest(entry.digest):
-        raise invalid(f"{_quoted(entry.digest)} is not a digest that can be verified (sha256, sha512)")
+        raise invalid(f"{quoted(entry.digest, QUOTE_MAX_CHARS)} is not a digest that can be verified (sha256, sha512)")
     descriptor = Descriptor(
         digest=entry.digest, size=entry.size, media_type=entry.media_type or "", urls=entry.urls or ()
     )
@@ -257,8 +259,3 @@ def _descriptor(entry: _Entry) -> Descriptor:
         annotations=entry.annotations or {},
         platform=entry.platform,
     )
-
-
-def _quoted(text: str, *, max_chars: int = QUOTE_MAX_CHARS) -> str:
-    """A peer's words on one bounded line."""
-    return repr(text[:max_chars]) + ("…" if len(text) > max_chars else "")

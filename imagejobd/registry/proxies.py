@@ -6,7 +6,6 @@ lets nobody connect to; but it leads to no numeric address that this daemon itse
 a name means is for the proxy to find out, and for its own rules to allow.
 """
 
-import os
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 
@@ -30,7 +29,8 @@ class Proxies:
     """Which proxy leads where."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Raises `Permanent(invalid)` that names the variable which cannot be used."""
+        """`environ` is `os.environ`, or a test's. Raises `Permanent(invalid)` that names a variable which cannot be
+        used."""
         # The spelling without capitals wins. HTTP_PROXY is what a client of a CGI program can set, but this is none.
         variables = {
             name: (spelling, value)
@@ -45,10 +45,6 @@ class Proxies:
         }
         _, direct = variables.get("no_proxy", ("", ""))
         self._direct = tuple(entry for part in direct.split(",") if (entry := part.strip().lower()))
-
-    @classmethod
-    def of_environment(cls) -> "Proxies":
-        return cls(os.environ)
 
     def find(self, url: URL) -> Proxy | None:
         """The proxy through which `url` is reached; None: directly."""

@@ -14,7 +14,7 @@ import msgspec
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
 from imagejobd.model.reference import is_digest, is_tag
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.errors import codes_of, is_missing_content, missing_digests
+from imagejobd.registry.errors import codes_of, is_missing_content, missing_digests, unavailable
 from imagejobd.registry.headers import next_page, parse_content_range, parse_length
 from imagejobd.registry.http import Answer
 from imagejobd.registry.manifest import (
@@ -262,7 +262,7 @@ class Repository(msgspec.Struct, frozen=True, eq=False, kw_only=True):
                 following = next_page(answer.headers.getall("Link", []), pages) if answer.status == 200 else None
             except ValueError as error:
                 why = f"{target.partition('?')[0]} cannot be read whole: {error}"
-                raise Permanent(ErrorCode.REGISTRY_UNAVAILABLE, f"registry {self.host}: {why}") from None
+                raise unavailable(Permanent, self.host, why) from None
             pages += [following] if following else []
 
     async def _parsed(self, answer: Answer, what: str, expected_digest: str | None) -> Manifest:

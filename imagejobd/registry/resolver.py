@@ -104,11 +104,11 @@ class Resolver(AbstractResolver):
 
 def look_up(name: str, family: int) -> list[Address]:
     """What this machine's resolver says. Blocks."""
-    found = socket.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    entries = socket.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     # A link-local address means nothing without the interface, which is its fourth part.
     return [
         (kind, protocol, f"{address[0]}%{address[3]}" if len(address) == 4 and address[3] else str(address[0]))
-        for kind, _, protocol, _, address in found
+        for kind, _, protocol, _, address in entries
     ]
 
 

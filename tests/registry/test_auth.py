@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from imagejobd.registry.auth import LIFETIME_MAX_S, TokenAnswer, renew_at
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.hosts import ReadyToken, RegistryTarget, TokenRequest
+from imagejobd.registry.limits import BULK_START, SMALL_MAX
 
 BUILDER = Credentials("builder", Secret("correct-horse"))
 PULL = ("repository:team/app:pull",)
@@ -289,6 +290,89 @@ async def test_a_requests_own_token_server(
     time.advance(300)
     assert await ask(connection) == 200
     assert tokens.issued == 3
+
+
+async def test_a_token_requests_connection_is_its_own(tokens: TokenRegistry, client: RegistryClient) -> None:
+    """A server that knows no body of a GET would answer it to whoever uses the connection next: nobody does."""
+    ports = []
+    issue = tokens._issue
+
+    async def on_token(request: web.Request) -> web.StreamResponse:
+        ports.append((request.transport.get_extra_info("peername")[1], request.keep_alive))  # type: ignore[union-attr]
+        return await issue(request)
+
+    tokens.fake.on_token = on_token
+    for _ in range(2):
+        login = requested(tokens.fake)
+        assert await ask(client.connect(RegistryTarget(host=tokens.fake.host, scheme="http", login=login))) == 200
+    assert len({port for port, _ in ports}) == 2
+    assert not any(keep_alive for _, keep_alive in ports)
+
+
+async def test_a_slow_token_server_holds_no_slot(tokens: TokenRegistry, client: RegistryClient) -> None:
+    """However many requests wait for a token server of their own, the registry's slots are for the others."""
+    issue, asked, go_on = tokens._issue, 0, asyncio.Event()
+
+    async def on_token(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+        return await issue(request)
+
+    def connect(login: TokenRequest | ReadyToken) -> Connection:
+        return client.connect(RegistryTarget(host=tokens.fake.host, scheme="http", login=login))
+
+    tokens.fake.on_token = on_token
+    tokens.valid.add("ready-made")
+    waiting = [asyncio.create_task(ask(connect(requested(tokens.fake)))) for _ in range(SMALL_MAX)]
+    async with asyncio.timeout(20):
+        while asked < len(waiting):
+            await asyncio.sleep(0)
+        assert await ask(connect(ReadyToken(token=Secret("ready-made")))) == 200
+        go_on.set()
+        assert set(await asyncio.gather(*waiting)) == {200}
+
+
+async def test_a_token_that_ages_in_the_queue_is_renewed(
+    tokens: TokenRegistry, client: RegistryClient, time: MovedClock
+) -> None:
+    """An upload that waits for its slot for longer than its token lives begins with a new one."""
+    serve, arrivals, go_on = tokens.fake.on_manifest, 0, asyncio.Event()
+
+    async def hold(request: web.Request) -> web.StreamResponse:
+        nonlocal arrivals
+        if request.path != "/v2/held":
+            answer = serve(request)
+            return await answer if isinstance(answer, Awaitable) else answer
+        arrivals += 1
+        await go_on.wait()
+        return web.Response(status=201)
+
+    async def put(login: TokenRequest | None, path: str) -> int:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"x"
+
+        connection = client.connect(RegistryTarget(host=tokens.fake.host, scheme="http", login=login))
+        return (await connection.send("PUT", path, body(), size_bytes=1, scopes=PUSH)).status
+
+    tokens.fake.on_manifest = hold
+    tokens.valid.add("ready-made")
+    ready = RegistryTarget(host=tokens.fake.host, scheme="http", login=ReadyToken(token=Secret("ready-made")))
+    async with asyncio.timeout(20):
+        others = [asyncio.create_task(put(None, "/v2/held")) for _ in range(BULK_START)]
+        while arrivals < BULK_START:
+            await asyncio.sleep(0)
+        late = asyncio.create_task(put(requested(tokens.fake), "/v2/x"))
+        while "token-1" not in tokens.valid:
+            await asyncio.sleep(0)
+        for _ in range(3):  # by then the token is there, too
+            assert await ask(client.connect(ready)) == 200
+        tokens.valid.discard("token-1")
+        time.advance(300)
+        go_on.set()
+        assert await late == 200
+        assert set(await asyncio.gather(*others)) == {201}
+    assert tokens.issued == 2
 
 
 async def test_a_ready_token(tokens: TokenRegistry, client: RegistryClient) -> None:

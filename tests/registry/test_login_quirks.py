@@ -228,6 +228,29 @@ async def test_a_ping_that_fails_decides_nothing(fake: FakeRegistry, builder: Co
     assert await ask(builder) == 200
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_ping_that_always_fails_hides_nothing(fake: FakeRegistry, builder: Connection, method: str) -> None:
+    """Where nobody says how to log in, the password is shown before a 404 is believed."""
+    fake.on_manifest = private(404, ping=503)
+    assert await ask(builder, method) == 200
+
+
+async def test_a_wrong_guess_after_a_ping_that_fails(fake: FakeRegistry, builder: Connection) -> None:
+    """Where the password is not what the registry wants, it is asked again what that is."""
+    pings = [web.Response(status=503)] * 2
+
+    def serve(request: web.Request) -> web.StreamResponse:
+        login = request.headers.get("Authorization", "")
+        if login == "Bearer the-token":
+            return web.Response()
+        if request.path == "/v2/":
+            return pings.pop() if pings else web.Response(status=401, headers={"WWW-Authenticate": fake.challenge})
+        return web.Response(status=401 if login else 404)
+
+    fake.on_manifest = serve
+    assert [await ask(builder), await ask(builder)] == [200, 200]
+
+
 async def test_head_manifest_finds_what_hides(fake: FakeRegistry, client: RegistryClient) -> None:
     """What jobs ask for goes the same way."""
     digest = "sha256:" + "a" * 64

@@ -18,6 +18,7 @@ from imagejobd.registry.manifest import (
     MANIFEST_MAX_BYTES,
     OCI_INDEX,
     OCI_MANIFEST,
+    QUOTE_MAX_CHARS,
     SCHEMA1,
     SCHEMA1_SIGNED,
     SIZE_MAX_BYTES,
@@ -45,6 +46,15 @@ def refused(raw: bytes, content_type: str = "", **more: Any) -> Permanent:
         parse_manifest(raw, content_type, **more)
     assert len(caught.value.message) < 500
     return caught.value
+
+
+def test_a_platform_fits_a_message() -> None:
+    """What a stranger calls a platform stays on one line that prints and ends."""
+    child = entry(A, platform={"os": "x" * 100_000, "architecture": "\x1b[31m\n", "variant": "v7"})
+    name = str(parse({"manifests": [child]}, OCI_INDEX).children[0].platform)
+    assert name.isprintable()
+    assert len(name) <= QUOTE_MAX_CHARS
+    assert str(Platform("linux", "arm", "v7")) == "linux/arm/v7"
 
 
 @pytest.mark.parametrize("media_type", [DOCKER_MANIFEST, OCI_MANIFEST])
