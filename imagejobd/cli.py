@@ -130,7 +130,9 @@ def _load(path: Path | None) -> "Config":
 def _read(path: Path | None) -> "Config":
     from imagejobd import config, daemon
 
-    if path is None and DEFAULT_PATH.exists():
+    try:
+        path = DEFAULT_PATH if path is None and DEFAULT_PATH.exists() else path
+    except OSError:  # a folder that may not be looked into: reading it says so
         path = DEFAULT_PATH
     return config.load(path, check=daemon.check)
 

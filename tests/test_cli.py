@@ -83,6 +83,14 @@ def test_check_config_shows_what_the_environment_says(tmp_path: Path) -> None:
     assert (shown["server"]["listen"], shown["engine"]["host"]) == (["127.0.0.1:9000"], "unix:///engine.sock")
 
 
+def test_the_default_file_is_not_passed_over_where_it_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cannot even look for it hears that, instead of getting the defaults."""
+    monkeypatch.setattr("imagejobd.cli.DEFAULT_PATH", Path("/" + 300 * "x"))
+    done = in_process("check-config")
+    assert done.exit_code == 78
+    assert "cannot read the configuration" in done.stderr
+
+
 def test_what_check_config_shows_is_a_configuration(tmp_path: Path) -> None:
     """What is printed reads as the same configuration, and what that is checked to as the same once more."""
     config: Config = {

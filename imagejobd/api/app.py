@@ -240,8 +240,8 @@ async def _defer_expect(request: web.Request) -> None:
 def _unrouted(request: web.Request, error: web.HTTPException) -> Permanent:
     """What the router refuses, and what there is instead."""
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return Explained(ErrorCode.INVALID, "Method not allowed", f"allowed here: {allowed}")
+        methods = ", ".join(sorted(error.allowed_methods))
+        return Explained(ErrorCode.INVALID, "Method not allowed", f"allowed here: {methods}")
     if isinstance(error, web.HTTPNotFound):
         return Explained(ErrorCode.NOT_FOUND, "Resource not found", _nearest(request))
     return invalid(error.reason)
@@ -253,10 +253,10 @@ def _nearest(request: web.Request) -> str:
         if route.resource is not None and route.method not in (hdrs.METH_ANY, hdrs.METH_HEAD):
             routes[route.resource.canonical].append(route.method)
     paths = difflib.get_close_matches(request.path[:NEAREST_PATH_MAX_CHARS], routes, n=NEAREST_MAX, cutoff=0.5)
-    described = "the APIs are described in docs/apis.md, the native one in README.md"
+    manual = "the APIs are described in docs/apis.md, the native one in README.md"
     if not paths:
-        return described
-    return f"the nearest are {', '.join(f'{method} {path}' for path in paths for method in routes[path])}; {described}"
+        return manual
+    return f"the nearest are {', '.join(f'{method} {path}' for path in paths for method in routes[path])}; {manual}"
 
 
 class _Unrouted(web.PlainResource):

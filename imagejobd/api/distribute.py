@@ -21,7 +21,7 @@ from aiohttp import web
 from imagejobd.api.bodies import read_body
 from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import NOT_JSON, Explained, detail_of, iso, json_response
-from imagejobd.jobs.distribute.fields import FieldFault, Problem, boolean, parse_endpoint
+from imagejobd.jobs.distribute.fields import FieldFault, boolean, parse_endpoint
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
@@ -158,7 +158,7 @@ def refusal_words(fault: Permanent) -> str:
     """What the original printed for such a fault; it never quotes a value."""
     if not isinstance(fault, FieldFault):
         return fault.message
-    if fault.problem is Problem.MISSING:
+    if fault.is_missing:
         return f"Missing field: {fault.name!r}"
     why: Any = [fault.why]
     for name, place in reversed(_STEP.findall(fault.field) or [("_schema", "")]):

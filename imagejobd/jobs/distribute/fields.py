@@ -5,7 +5,6 @@ quote a value, because anything may stand where a password was meant to.
 """
 
 import re
-from enum import StrEnum
 from ipaddress import IPv6Address
 from typing import Any, Literal, Self, TypeVar
 
@@ -43,27 +42,19 @@ _ENDPOINT = re.compile(
 T = TypeVar("T")
 
 
-class Problem(StrEnum):
-    """In which way a field is wrong."""
-
-    MISSING = "missing"
-    UNKNOWN = "unknown"
-    WRONG = "wrong"
-
-
 class FieldFault(Permanent):
     """`field` is its path below the spec (`source.ref`, `targets[2].endpoint`; empty for the spec itself), `why` the
     reason alone; the message has both."""
 
-    def __init__(self, field: str, problem: Problem, why: str) -> None:
+    def __init__(self, field: str, why: str, *, is_missing: bool = False) -> None:
         super().__init__(ErrorCode.INVALID, f"{below('spec', field)}: {why}")
         self.field = field
-        self.problem = problem
         self.why = why
+        self.is_missing = is_missing
 
     @classmethod
     def missing(cls, field: str, what: str = "") -> Self:
-        return cls(field, Problem.MISSING, f"missing: {what}" if what else "missing")
+        return cls(field, f"missing: {what}" if what else "missing", is_missing=True)
 
     @property
     def name(self) -> str:
@@ -86,7 +77,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 def wrong(field: str, why: str) -> FieldFault:
-    return FieldFault(field, Problem.WRONG, why)
+    return FieldFault(field, why)
 
 
 def below(path: str, name: str) -> str:
@@ -167,8 +158,7 @@ def _field_fault(text: str, path: str) -> FieldFault:
     if missing := _MISSING.fullmatch(text):
         return FieldFault.missing(below(below(path, missing[2] or ""), missing[1]))
     if unknown := _UNKNOWN.fullmatch(text):
-        name = below(below(path, unknown[2] or ""), unknown[1][:NAME_MAX_CHARS])
-        return FieldFault(name, Problem.UNKNOWN, "unknown field")
+        return wrong(below(below(path, unknown[2] or ""), unknown[1][:NAME_MAX_CHARS]), "unknown field")
     other = _OTHER.fullmatch(text)
     why, where = (other[1], other[2]) if other else (text, "")
     return wrong(below(path, where or ""), why)

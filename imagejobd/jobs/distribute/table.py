@@ -138,10 +138,10 @@ class CopyTable:
     def progress(self) -> Json:
         """What a job shows while it runs, and after it failed."""
         images = range(len(self.images))
-        ended = [pushes.keys() - live.keys() for pushes, live in zip(self._pushes, self._live, strict=True)]
+        endings = [pushes.keys() - live.keys() for pushes, live in zip(self._pushes, self._live, strict=True)]
         return {
             "images": len(self.images),
-            "images_done": sum(all(image in numbers for numbers in ended) for image in images),
+            "images_done": sum(all(image in numbers for numbers in endings) for image in images),
             "targets": [self._progress_of(target) for target in range(len(self.spec.targets))],
         }
 

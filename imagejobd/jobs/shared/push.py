@@ -63,7 +63,7 @@ class Pusher:
             raise
         push = replace(push, tags={str(reference.tag): "pushed"}, digest=pushed.digest, seconds=_seconds_since(started))
         sizes = await self._sizes(reference, pushed.digest, image_id, access)
-        await ctx.record_pushes([counted(push, pushed.parts, sizes)])
+        await ctx.record_pushes([with_bytes(push, pushed.parts, sizes)])
         return pushed.digest
 
     async def _push_leased(
@@ -123,8 +123,8 @@ def image_removed_is_temporary() -> Iterator[None]:
         raise Temporary(ErrorCode.CONFLICT, why) from fault
 
 
-def counted(push: Push, parts: Mapping[str, str], sizes: Mapping[str, int]) -> Push:
-    """With its bytes, where the end and the size of every part are known."""
+def with_bytes(push: Push, parts: Mapping[str, str], sizes: Mapping[str, int]) -> Push:
+    """The push with its bytes, where the end and the size of every part are known."""
     sent_bytes = mounted_bytes = skipped_bytes = 0
     for name, status in parts.items():
         if (size := sizes.get(name)) is None:

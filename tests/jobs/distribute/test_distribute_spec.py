@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagejobd.jobs.distribute.auth import login
-from imagejobd.jobs.distribute.fields import FieldFault, Problem
+from imagejobd.jobs.distribute.fields import FieldFault
 from imagejobd.jobs.distribute.spec import DistributeSpec, Place, parse, site_of
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.kind import Accepted
@@ -121,7 +121,7 @@ def test_endpoints(endpoint: str, host: str, scheme: str | None) -> None:
 def test_endpoints_that_are_none(endpoint: str) -> None:
     """Anything else is refused by the field's name, and never quoted: it may hold a password."""
     fault = refusal(with_target(endpoint=endpoint))
-    assert (fault.field, fault.problem) == ("targets[0].endpoint", Problem.WRONG)
+    assert (fault.field, fault.is_missing) == ("targets[0].endpoint", False)
     assert "s3cret" not in fault.message
     assert len(fault.message) < 300
 
@@ -181,7 +181,7 @@ def test_words_for_booleans_and_null() -> None:
 def test_missing_fields(spec: dict[str, Any], field: str) -> None:
     """What is missing is told as missing, by its path and by its name."""
     fault = refusal(spec)
-    assert (fault.field, fault.problem) == (field, Problem.MISSING)
+    assert (fault.field, fault.is_missing) == (field, True)
     assert fault.name == field.rpartition(".")[2]
     assert f"spec.{field}: missing" in fault.message
 
@@ -199,7 +199,7 @@ def test_missing_fields(spec: dict[str, Any], field: str) -> None:
 def test_unknown_fields(spec: dict[str, Any], field: str) -> None:
     """A misspelt field is not ignored."""
     fault = refusal(spec)
-    assert (fault.field, fault.problem) == (field, Problem.UNKNOWN)
+    assert (fault.field, fault.why) == (field, "unknown field")
 
 
 @pytest.mark.parametrize(

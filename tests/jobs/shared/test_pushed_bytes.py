@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagejobd.jobs.shared.push import counted
+from imagejobd.jobs.shared.push import with_bytes
 from imagejobd.model.job import Push
 
 PUSH = Push(image=0, target=0, registry="r.example", repository="a/b", tags={"1": "pushed"})
@@ -23,5 +23,5 @@ SIZES = {"a" * 12: 1, "b" * 12: 20, "c" * 12: 300}
 )
 def test_pushed_bytes(parts: dict[str, str], expected: tuple[int | None, ...]) -> None:
     """Sent is what was neither mounted nor there; where one part is in doubt nothing is claimed."""
-    push = counted(PUSH, {name * 12: status for name, status in parts.items()}, SIZES)
+    push = with_bytes(PUSH, {name * 12: status for name, status in parts.items()}, SIZES)
     assert (push.sent_bytes, push.mounted_bytes, push.skipped_bytes, push.total_bytes) == expected
