@@ -89,7 +89,7 @@ class Read:
         self, room: SpoolRoom, feed: Feed, blob: Descriptor, cursors: int, period_s: float, window: int
     ) -> None:
         self.feed = feed
-        self.source = Source(2, window)
+        self.source = Source(1, window)
         self.fanout = Fanout(blob, room, cursors, period_s=period_s)
         self.cursors = self.fanout.cursors
         self.task = asyncio.create_task(self._run(blob))
@@ -296,7 +296,7 @@ async def test_nobody_held_up(room: SpoolRoom, folder: SpoolFolder) -> None:
     assert folder.made == 0
 
 
-@pytest.mark.parametrize(("owner", "taken"), [("another", 1), ("job", 66)])
+@pytest.mark.parametrize(("owner", "taken"), [("another", 1), ("job", 68)])
 async def test_wanted_place(room: SpoolRoom, folder: SpoolFolder, owner: str, taken: int) -> None:
     """A slow cursor goes on from a file also where another job's blob waits for the place, or one of its own job once
     all has been read; without room on the disk it keeps the place."""
