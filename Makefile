@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Test processes: most tests wait for a peer rather than for a processor. Each has its own engine and registries.
-WORKERS ?= 3
+WORKERS ?= 4
 # Which Docker Engine the tests and benchmarks run on: none for the packaged one, or 26, 28, 28c (see .ci/lane).
 ENGINE ?=
 ON_ENGINE := $(if $(ENGINE),PATH="$(CURDIR)/.lanes/$(ENGINE)/bin:$$PATH")

@@ -30,7 +30,7 @@ from imagejobd.runner.settings import Limits, Retention
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_URL_PASSWORD = re.compile(r"(://[^/@:\"]*:)[^/@\"]+(?=@)")
+_URL_PASSWORD = re.compile(r"(://[^/@:]*:)[^/]+(?=@)")
 _PORT_VARIABLE = re.compile(r"(?:(?P<host>[A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\])?:)?(?P<port>[0-9]+)")
 # Keys of earlier versions, and what takes their place.
 REMOVED_KEYS = {
@@ -259,5 +259,8 @@ def _toml(value: Any) -> str:
     """A value as TOML: as JSON, but for infinity and a character that has to be escaped."""
     if isinstance(value, float):
         return repr(value)
-    text = msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
-    return _URL_PASSWORD.sub(rf"\1{MASK}", text)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        value = _URL_PASSWORD.sub(rf"\1{MASK}", value)
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

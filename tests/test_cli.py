@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from harness.daemon import SOURCE_ROOT, Config, to_toml
+from harness.daemon import SOURCE_ROOT, Config, Daemon, to_toml
 from harness.process import free_port
 from imagejobd.api.auth import Tokens
 from imagejobd.api.intake import Caller, Server
@@ -121,6 +121,9 @@ def test_check_config_shows_no_secret(tmp_path: Path) -> None:
     shown = render(Settings(engine=EngineSettings(host="tcp://me:s3cret@engine:2376")))
     assert "s3cret" not in shown
     assert parse(shown, "masked").engine.host == "tcp://me:********@engine:2376"
+    for password in ("a@b", 'a"b', "a:b@c"):
+        shown = render(Settings(engine=EngineSettings(host=f"tcp://me:{password}@engine:2376")))
+        assert parse(shown, "masked").engine.host == "tcp://me:********@engine:2376"
     policy = PolicySettings(add_urls=("ssh://git@r.example/*", "http://r.example:80/@x", "https://*@*"))
     assert parse(render(Settings(policy=policy)), "plain").policy == policy
 
@@ -216,9 +219,14 @@ def test_bad_port_variable(tmp_path: Path, port: str) -> None:
 
 def refused_start(config: str) -> str:
     """The one line, after that which says what is started, in which `serve` says why it cannot start."""
-    done = imagejobd("serve", "--config", config)
-    assert done.returncode == CANNOT_START
-    starting, line = done.stderr.splitlines()
+    daemon = Daemon()
+    try:
+        daemon.config_file.write_text(Path(config).read_text())
+        daemon.spawn()
+        assert daemon.wait() == CANNOT_START
+        starting, line = daemon.log_text().splitlines()
+    finally:
+        daemon.remove()
     assert " event=starting version=" in starting
     assert "cannot start" in line
     return line

@@ -252,7 +252,7 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     `tags` says of each tag, or digest, what became of it. Bytes are those of blobs, None where nobody tells them.
 
     With an `error`, one line without secrets, it is not done; `is_final` says that trying again cannot help. `tries`
-    counts the attempts that tried it: 0 where the target was known to be down before.
+    counts the attempts that tried it, with those that may have before a crash: 0 where the target was known to be down.
     """
 
     image: int

@@ -15,7 +15,8 @@ from harness.services import program
 
 REQUEST_TIMEOUT_S = 60
 END_TIMEOUT_S = 40.0
-POLL_INTERVAL_S = 0.05
+# Each question is a process.
+POLL_INTERVAL_S = 0.1
 
 T = TypeVar("T")
 

@@ -59,7 +59,7 @@ def open_files() -> set[str]:
 async def until(reached: Callable[[], bool], *, timeout_s: float) -> None:
     async with asyncio.timeout(timeout_s):
         while not reached():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

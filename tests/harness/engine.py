@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.process import Peer, Process
+from harness.process import GOGC, Peer, Process
 from harness.services import SEARCH_PATH, program
 
 START_TIMEOUT_S = 30.0
@@ -27,8 +27,6 @@ ANSWER_TIMEOUT_S = 10.0
 ROOT_VARIABLE = "IMAGEJOBD_TEST_ROOT"
 # overlay2 wants a real disk below it; /tmp is often memory.
 DEFAULT_ROOT = "/var/tmp"
-# Collecting garbage a fourth as often takes a tenth of the work off it.
-GOGC = "400"
 # Bytes, and bytes a second. Newer engines take -1 for no limit; 20.10 would clip everything.
 STEP_LOG_MAX = str(1 << 30)
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from harness import tls
 from harness.file_server import BlobStore
 from harness.logins import HTPASSWD, PASSWORD, USERNAME
-from harness.process import Peer, Process, free_port
+from harness.process import GOGC, Peer, Process, free_port
 from harness.services import program
 from harness.token_server import ISSUER, SERVICE, TokenServer
 
@@ -91,7 +91,7 @@ class Registry(Peer):
         self._process = Process(
             [str(program("docker-registry")), "serve", str(config_file)],
             log_file=self.folder / "registry.log",
-            env=os.environ | {"OTEL_TRACES_EXPORTER": "none"},
+            env=os.environ | {"OTEL_TRACES_EXPORTER": "none", "GOGC": GOGC},
         )
 
     @property

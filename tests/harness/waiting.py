@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 POLL_FIRST_S = 0.01
 # What is slow to come is asked for less often: each question is work for a machine that has other tests to run.
-POLL_MAX_S = 0.05
+POLL_MAX_S = 0.1
 POLL_GROWTH = 1.2
 # Time enough for whatever a test waits for, on a machine that is busy with other tests; only a failure takes that long.
 END_TIMEOUT_S = 60.0

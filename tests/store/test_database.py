@@ -197,6 +197,28 @@ async def test_outcomes_from_before_pushes_are_kept(
         assert (pushed.digest, pushed.sent_bytes) == (digest, None)
 
 
+def test_odd_rows_of_earlier_versions_do_not_stop_the_start(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier version never wrote so is passed over, and registries have one spelling."""
+    monkeypatch.setattr(database_module, "migrations", lambda: migrations()[:8])
+    db = open_database(database)
+    targets = [{"endpoint": "http://[::1]"}, {"endpoint": "HTTPS://[::1]:5000/v2/"}]
+    spec = {"source": {"endpoint": "a.example", "image": "t/a", "ref": "1"}, "targets": targets}
+    records: dict[str, Any] = {"0.0": {}, "0.1": {}, "0.2": {}, "7.0": {}, "0": {}, "x": {}}
+    for uuid, outcomes in (("odd", records), ("null", None), ("none", {})):
+        old_job(db, uuid, "distribute", spec, {"outcomes": outcomes})
+    for uuid, pushed in (("build", {"R.example:443/a:1": "sha256:d", "x": "y"}), ("null build", None)):
+        old_job(db, uuid, "build", {}, {"pushed": pushed})
+    db.close()
+    monkeypatch.undo()
+    with closing(open_database(database)) as db:
+        rows = db.execute("select uuid, registry, outcome from push_history order by job_id, registry").fetchall()
+    assert [tuple(row) for row in rows] == [
+        ("odd", "[::1]:5000", "identical"),
+        ("odd", "[::1]:80", "identical"),
+        ("build", "r.example", "pushed"),
+    ]
+
+
 async def test_pushes_read_well_in_the_shell(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
     """Copies and the pushes of builds stand in one view, by registry; what nobody tells is empty."""
     made = await enqueue(store)

@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,10 @@ CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE = (
 )
 
 
-@pytest.fixture(params=["fresh", "analyzed"])
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    db = open_database(tmp_path / "plans.db")
+@pytest.fixture(scope="module", params=["fresh", "analyzed"])
+def db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """A database that no test changes."""
+    db = open_database(tmp_path_factory.mktemp("plans") / "plans.db")
     for number in range(HISTORY_ROWS):
         db.execute(
             "insert into job (uuid, kind, tenant, client, spec, moved_ms, priority, created_ms) "

@@ -13,7 +13,7 @@ from harness.waiting import until
 
 TIMEOUT_S = 60.0
 RESTARTS = 8
-PAUSE_S = 0.2
+PAUSE_S = 0.5
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ class DistributeKind(JobKind):
         for word in registries.secret_words():
             ctx.add_secret(word)
         images = await _find_images(ctx, spec, registries, self._settings)
-        table = CopyTable(spec, images, await ctx.pushes())
+        table = CopyTable(spec, images, await ctx.pushes(), after_crash=ctx.job.crashes > 0)
         reporter = Reporter(ctx, table, warnings)
         circuits = self._registry.circuits
         copies = Copies(table, registries, reporter, circuits, self._copier)

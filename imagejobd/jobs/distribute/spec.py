@@ -45,8 +45,8 @@ S = TypeVar("S", "Source", "Target")
 
 
 class DistributeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[kinds.distribute]`. `streams_max` large blobs are read at once from one source host, thrice as many in all;
-    `window_bytes` of each are in memory. Listing may take `listing_timeout_s` without progress.
+    """`[kinds.distribute]`. At most `streams_max` large blobs are read at once from one source host, with
+    `window_bytes` of each in memory. Listing may take `listing_timeout_s` without progress.
     """
 
     streams_max: Count = 4

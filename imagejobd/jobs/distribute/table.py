@@ -42,8 +42,8 @@ class Endpoints(msgspec.Struct, frozen=True):
 
 
 class CopyTable:
-    """All copies of one attempt, image by image and target by target. `pushes` are those of earlier attempts; `now_ms`
-    is the wall clock."""
+    """All copies of one attempt, image by image and target by target. `pushes` are those of earlier attempts; where
+    one of these ended in a crash (`after_crash`), its last may be missing. `now_ms` is the wall clock."""
 
     def __init__(
         self,
@@ -51,9 +51,11 @@ class CopyTable:
         images: Sequence[Image],
         pushes: Iterable[Push] = (),
         *,
+        after_crash: bool = False,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self.now_ms = now_ms
+        self._earlier_tries_min = int(after_crash)
         self.spec = spec
         self.images = images
         self._registries = [target.registry.key.removesuffix(":443") for target in spec.targets]
@@ -127,7 +129,7 @@ class CopyTable:
             seconds=round(outcome.seconds, 3),
             error=None if error is None else one_line(error, PUSH_ERROR_MAX_CHARS),
             is_final=isinstance(outcome.fault, Permanent),
-            tries=before.tries + 1,
+            tries=max(before.tries, self._earlier_tries_min) + 1,
             wait=wait_of(outcome.fault, self.now_ms()),
         )
         self._put(push)

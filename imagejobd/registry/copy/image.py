@@ -180,7 +180,10 @@ class _ImageCopy:
                 await self._end(state)
             return
         transfers = self._transfers(states)
-        await gather_or_cancel([transfers.run(), *(self._finish(image, state, transfers) for state in states)])
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(transfers.run())
+            await gather_or_cancel(self._finish(image, state, transfers) for state in states)
+            sending.cancel()  # what only targets lack that have failed may still wait for its place
 
     async def _finish(self, image: _Image, state: TargetState, transfers: BlobTransfers) -> None:
         await transfers.ended(state)

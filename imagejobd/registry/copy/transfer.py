@@ -5,6 +5,7 @@ three tries that any request has; what is worth another try after that is the jo
 """
 
 import asyncio
+import copy
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -101,6 +102,9 @@ class BlobTransfers:
         self._streams = copier.source(source.host)
         self._done = {state: asyncio.Event() for state in states}
         self._tasks: dict[TargetState, set[asyncio.Task[None]]] = {state: set() for state in states}
+        # What the source does not give is not asked for again by each target; what came corrupt is read once more.
+        self.dead: dict[str, Fault] = {}
+        self.second_reads = KeyedLock()
 
     async def run(self) -> None:
         """Bring every target what it misses, the largest blobs first: they take longest, and small ones fill the gaps.
@@ -238,6 +242,8 @@ class _Upload:
                 mount_from = self._transfers.holdings.elsewhere(repository, self._blob.digest)
             try:
                 async with AsyncExitStack() as stack:
+                    if not self._use_mirrors:
+                        await stack.enter_async_context(self._transfers.second_reads.take(self._blob.digest))
                     if self._cursor is None and mount_from is None:
                         # Not with an upload open: a registry gives that up while it waits for a place.
                         self._cursor = await self._read(stack)
@@ -269,6 +275,8 @@ class _Upload:
             raise
 
     async def _read(self, stack: AsyncExitStack) -> Cursor:
+        if fault := self._transfers.dead.get(self._blob.digest):
+            raise copy.copy(fault)
         read = self._transfers.read(self._blob, 1, use_mirrors=self._use_mirrors)
         return (await stack.enter_async_context(read)).cursors[0]
 
@@ -281,9 +289,13 @@ class _Upload:
         blob, or got none of the source, has had the tries of its requests."""
         if self._source_fault is not None:
             # Bytes may have been bent on their way, or at a mirror: worth one more read.
-            is_bent = fault.code is ErrorCode.COPY_FAILED and self._use_mirrors
-            self._source_fault, self._use_mirrors = None, False
-            return 0.0 if is_bent and not isinstance(fault, Temporary) else None
+            is_bent = fault.code is ErrorCode.COPY_FAILED and not isinstance(fault, Temporary)
+            is_first, self._source_fault, self._use_mirrors = self._use_mirrors, None, False
+            if is_bent and is_first:
+                return 0.0
+            if fault.code is not ErrorCode.STORAGE_FULL:  # that was our own disk
+                self._transfers.dead[self._blob.digest] = fault
+            return None
         if not isinstance(fault, Temporary) or not self._has_begun or tries >= TRIES_MAX:
             return None
         wait_s = BACKOFF_FIRST_S * 2 ** (tries - 1) * random.uniform(0.5, 1.0)  # noqa: S311

@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 
 from imagejobd.model.errors import ErrorCode
-from imagejobd.model.job import FINAL, Event, Job, JobError, JobId, Json, Phase, Push, State, Wait
+from imagejobd.model.job import FINAL, Event, Job, JobError, JobId, Json, Phase, Push, State
 from imagejobd.store.protocol import Filter, LogBlock, Page, Stats
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
 
 _SQL = load("queries")
 _json = msgspec.json.Decoder(Json)
-_strings = msgspec.json.Decoder(dict[str, str])
+_labels = msgspec.json.Decoder(dict[str, str])
+_push = msgspec.json.Decoder(Push)
 # Row ids are below it: where a listing without a cursor starts.
 _END = 2**63 - 1
 
@@ -84,7 +85,7 @@ class Queries:
         return [Phase(row["name"], row["attempt"], row["started_ms"], row["finished_ms"]) for row in rows]
 
     async def pushes(self, job_id: JobId) -> list[Push]:
-        return [_push(row) for row in await self._readers.all(_SQL["pushes"], (job_id,))]
+        return [_push.decode(row["push"]) for row in await self._readers.all(_SQL["pushes"], (job_id,))]
 
     async def read_log(self, job_id: JobId, *, from_offset: int, max_blocks: int) -> list[LogBlock]:
         values = {"job_id": job_id, "from_offset": from_offset, "limit": max_blocks}
@@ -149,7 +150,7 @@ def job(row: Row) -> Job:
         retry_of=row["retry_of"],
         priority=row["priority"],
         not_before_ms=row["not_before_ms"],
-        labels=_strings.decode(row["labels"]),
+        labels=_labels.decode(row["labels"]),
         idempotency_key=row["idempotency_key"],
         log_bytes=row["log_bytes"],
         cancel_requested_ms=row["cancel_requested_ms"],
@@ -157,26 +158,4 @@ def job(row: Row) -> Job:
         created_ms=row["created_ms"],
         started_ms=row["started_ms"],
         finished_ms=row["finished_ms"],
-    )
-
-
-def _push(row: Row) -> Push:
-    return Push(
-        image=row["image"],
-        target=row["target"],
-        registry=row["registry"],
-        repository=row["repository"],
-        source=row["source"],
-        tags=_strings.decode(row["tags"]),
-        digest=row["digest"],
-        source_digest=row["source_digest"],
-        sent_bytes=row["sent_bytes"],
-        mounted_bytes=row["mounted_bytes"],
-        skipped_bytes=row["skipped_bytes"],
-        total_bytes=row["total_bytes"],
-        seconds=row["seconds"],
-        error=row["error"],
-        is_final=bool(row["is_final"]),
-        tries=row["tries"],
-        wait=Wait(row["waits_for"], row["not_before_ms"], row["wait_ms"]),
     )

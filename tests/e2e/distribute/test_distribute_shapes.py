@@ -65,19 +65,19 @@ def test_a_digest_arrives_under_its_digest(box: DistributeBox, origin: Registry,
     assert mirrors[1].digest(path, "named") == image.digest
 
 
-def test_a_thousand_children(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
-    """An index of 1,000 images arrives whole, and its shared blobs are sent once."""
-    image = put_index(origin, path, "1", put_children(origin, path, 1_000))
+def test_hundreds_of_children(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
+    """An index of 300 images arrives whole, and its shared blobs are sent once."""
+    image = put_index(origin, path, "1", put_children(origin, path, 300))
     job = box.copy(source(origin, path), [target(mirrors[0])])
     assert mirrors[0].manifest(path, "1") == origin.manifest(path, "1")
-    for digest in image.manifests[::100]:
+    for digest in image.manifests[::30]:
         assert mirrors[0].manifest(path, digest) == origin.manifest(path, digest)
     assert results(job)[mirrors[0].url]["sent_bytes"] < 2_000
 
 
-def test_sixty_four_layers_to_four_targets(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
+def test_many_layers_to_four_targets(box: DistributeBox, origin: Registry, mirrors: Mirrors, path: str) -> None:
     """Many blobs and many targets at once: each target gets each blob."""
-    image = put_image(origin, path, "1", layers=[20_000 + number for number in range(64)])
+    image = put_image(origin, path, "1", layers=[20_000 + number for number in range(32)])
     with Registry() as fourth:
         job = box.copy(source(origin, path), [target(registry) for registry in (*mirrors, fourth)])
         check_copied(image, origin, path, *mirrors, fourth)

@@ -2,7 +2,7 @@
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from harness.bodies import dockerfile
 from harness.client import phase_s
 from harness.engine import DEFAULT_ROOT, PrivateEngine
 from harness.processes import processes, unique_seconds
-from harness.run_box import GIB, MIB, PERF, RunBox, script
+from harness.run_box import GIB, MIB, PERF, RunBox, launched, script
 from harness.services import require
 from harness.waiting import until
 
@@ -40,7 +40,7 @@ TIGHT = {
 @pytest.fixture(scope="module")
 def small(engine: PrivateEngine) -> Iterator[RunBox]:
     """A box with little room for containers."""
-    with RunBox(engine, kinds={"run": TIGHT}, limits={"log_max_bytes": LOG_MAX_BYTES}) as made:
+    with RunBox(engine, kinds={"run": TIGHT}, limits={"log_max_bytes": LOG_MAX_BYTES, "run": 2}) as made:
         yield made
         made.check_healthy()
 
@@ -161,8 +161,18 @@ def test_output_that_is_no_text(small: RunBox) -> None:
     assert "exited with code 0" in small.log(job)
 
 
-@pytest.mark.parametrize("stubborn", ["", "trap '' TERM INT HUP"], ids=["sleeper", "ignores SIGTERM"])
-def test_sleeper_beyond_its_time(small: RunBox, stubborn: str) -> None:
+SLEEPERS = {"sleeper": "true", "ignores SIGTERM": "trap '' TERM INT HUP"}
+
+
+@pytest.fixture(scope="module")
+def sleepers(small: RunBox) -> Iterator[Mapping[str, str]]:
+    """All of them at once, so that a test waits for little more than its own."""
+    texts = {name: dockerfile(script(stubborn, "while :; do sleep 1; done")) for name, stubborn in SLEEPERS.items()}
+    with launched(small, texts) as jobs:
+        yield jobs
+
+
+@pytest.mark.parametrize("name", SLEEPERS)
+def test_sleeper_beyond_its_time(small: RunBox, sleepers: Mapping[str, str], name: str) -> None:
     """Past its time a container is killed, whether it would listen to SIGTERM or not."""
-    job = small.launch(dockerfile(script(stubborn or "true", "while :; do sleep 1; done")))
-    check_timed_out(small, job)
+    check_timed_out(small, sleepers[name])

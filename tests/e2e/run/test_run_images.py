@@ -89,7 +89,7 @@ CASES = {
 def jobs(engine: PrivateEngine) -> Iterator[tuple[RunBox, dict[str, str]]]:
     """All of them at once, on a box whose files and tmpfs are small enough to be filled."""
     engine.docker("build", "--network=none", "--tag", ONBUILD, "-", input=ONBUILD_TEXT.encode())
-    run = {"tmp_max_bytes": 4 * MIB, "file_max_bytes": 4 * MIB, "timeout_s": 20}
+    run = {"tmp_max_bytes": 4 * MIB, "file_max_bytes": 4 * MIB, "timeout_s": 60}
     with RunBox(engine, limits={"run": 4}, kinds={"run": run}) as box:
         with launched(box, {name: case.text for name, case in CASES.items()}) as ids:
             yield box, ids
@@ -112,7 +112,7 @@ def test_image(jobs: tuple[RunBox, dict[str, str]], name: str) -> None:
 def test_label_of_another_job(jobs: tuple[RunBox, dict[str, str]], engine: PrivateEngine) -> None:
     """An image that bears another job's label takes nothing from that job, and no job builds on another's image."""
     box, _ = jobs
-    victim = box.launch(dockerfile(script("echo at work", "sleep 12", PERF)))
+    victim = box.launch(dockerfile(script("echo at work", "until test -e /data/go; do sleep 0.1; done", PERF)))
     box.prints(victim, "at work")
     installation = box.daemon.installation
     assert box.post(f"FROM {job_repository(installation, victim)}:1\n").status == 422
@@ -121,5 +121,6 @@ def test_label_of_another_job(jobs: tuple[RunBox, dict[str, str]], engine: Priva
     assert box.job(victim)["state"] == "running"
     name = resource_name(installation, victim, 1)
     assert "container" in {held.sort for held in holdings_of(engine, victim) if name in held.name}
+    engine.docker("exec", name, "touch", "/data/go")
     assert re.fullmatch(SUCCESS, box.outcome(victim))
     assert box.job(victim)["attempt"] == 1

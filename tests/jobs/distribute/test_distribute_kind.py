@@ -309,7 +309,7 @@ async def test_a_copy_may_take_as_long_as_it_makes_progress(bench: DistributionB
     """The time limit of jobs does not end a distribution."""
     copy = ScriptedCopy()
 
-    async def take_long(copying: Copying, tally: Tally) -> None:
+    async def take_long(_say: Say, tally: Tally) -> None:
         await asyncio.sleep(0.1)
 
     copy.before_end = take_long

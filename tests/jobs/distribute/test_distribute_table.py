@@ -97,6 +97,15 @@ def spec_of(spec: dict[str, Any]) -> DistributeSpec:
     return msgspec.json.decode(msgspec.json.encode(parse(spec).spec), type=DistributeSpec)
 
 
+@pytest.mark.parametrize(("after_crash", "is_skipped"), [(False, True), (True, False)])
+def test_what_a_crash_took_is_not_taken_for_a_skip(after_crash: bool, is_skipped: bool) -> None:
+    """A tag that is the same already may be what this job had copied when the daemon died."""
+    table = CopyTable(spec_of(ONE), [Image("app", "1")], after_crash=after_crash)
+    outcome = Outcome(tags={"1": TagState.IDENTICAL}, digest="d", tally=Tally(), seconds=1.0)
+    pushes = [table.end(0, target, outcome, None) for target in (0, 1)]
+    assert bool(endpoints(job_of(ONE, State.SUCCEEDED), pushes).skipped) == is_skipped
+
+
 def test_how_a_copy_ended() -> None:
     """A push has the figures and the kind of fault of its outcome, and is handed out once for the store."""
     table = CopyTable(spec_of(ONE), [Image("app", "1")])

@@ -259,7 +259,7 @@ async def test_slow_beside_fast(room: SpoolRoom, folder: SpoolFolder, taken: int
         got = [await anext(slow) for _ in range(taken)]
         assert await asyncio.gather(*map(drain, fast)) == [read.feed.data] * 3
         await asyncio.wait_for(read.task, 10)
-        assert len(folder.files) == 1
+        await until(lambda: folder.files)
         assert b"".join(got) + await drain(slow) == read.feed.data
     assert folder.made == 1
 
@@ -304,7 +304,7 @@ async def test_wanted_place(room: SpoolRoom, folder: SpoolFolder, owner: str, ta
     async with reading(room, Feed(data), 1, period_s=AT_ONCE_S) as read:
         got = [await anext(read.cursors[0]) for _ in range(taken)]
         async with asyncio.timeout(10), read.source.stream(owner, len(data), targets=2):
-            assert folder.made == 1
+            await until(lambda: folder.made == 1)
         assert b"".join(got) + await drain(read.cursors[0]) == data
     async with reading(SpoolRoom(folder, CHUNK), Feed(data), 1, period_s=AT_ONCE_S) as read:
         got = [await anext(read.cursors[0]) for _ in range(taken)]

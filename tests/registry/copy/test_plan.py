@@ -73,7 +73,7 @@ class Place:
             raise self.fault
         return self.manifests[name]
 
-    async def has_blob(self, name: str) -> bool:
+    async def has_blob(self, name: str, _size: int) -> bool:
         self.asked.append(name)
         return name in self.blobs
 

@@ -48,7 +48,7 @@ outcome as materialized (
         cast(substr(entry.key, instr(entry.key, '.') + 1) as integer) as target,
         entry.value as record
     from job, json_each(job.checkpoint, '$.outcomes') as entry
-    where job.kind = 'distribute'
+    where job.kind = 'distribute' and entry.key glob '[0-9]*.[0-9]*'
 ),
 -- The images of a distribution: the tags that a filter found, a list of them, or one. On the Hub `busybox` is
 -- `library/busybox`.
@@ -72,7 +72,7 @@ named as (
 image as materialized (
     select
         job_id,
-        number,
+        cast(number as integer) as number,
         iif(instr(name, '/') = 0
                 and rtrim(replace(replace(lower(spec ->> '$.source.endpoint'), 'https://', ''), '/v2', ''), '/')
                     in ('docker.io', 'index.docker.io', 'registry-1.docker.io'),
@@ -83,7 +83,7 @@ image as materialized (
 endpoint as materialized (
     select
         job.id as job_id,
-        entry.key as number,
+        cast(entry.key as integer) as number,
         entry.value ->> 'image' as renamed,
         entry.value ->> 'endpoint' as sent,
         lower(entry.value ->> 'endpoint') like 'http://%' as is_plain,
@@ -100,7 +100,7 @@ registry as materialized (
         case
             when name in ('index.docker.io', 'registry-1.docker.io', 'docker.io') then 'docker.io'
             when name like '%:443' then substr(name, 1, length(name) - 4)
-            when is_plain and name not glob '*:[0-9]*' then name || ':80'
+            when is_plain and (name glob '*]' or name not glob '*:[0-9]*') then name || ':80'
             else name
         end as host
     from host
@@ -152,7 +152,8 @@ left join written
     and written.repository
         = coalesce(registry.renamed, substr(image.name, 1, instr(replace(image.name, '@', ':'), ':') - 1));
 
-update job set checkpoint = json_remove(checkpoint, '$.outcomes') where kind = 'distribute' and checkpoint -> '$.outcomes' is not null;
+update job set checkpoint = json_remove(checkpoint, '$.outcomes')
+where kind = 'distribute' and checkpoint -> '$.outcomes' is not null;
 
 -- What was pushed by builds, as far as their checkpoints say it.
 insert into push (job_id, image, target, registry, repository, tags, digest, updated_ms)
@@ -160,7 +161,7 @@ select
     job_id,
     0,
     number,
-    registry,
+    iif(host like '%:443', substr(host, 1, length(host) - 4), host),
     substr(path, 1, instr(path, ':') - 1),
     json_object(substr(path, instr(path, ':') + 1), 'pushed'),
     digest,
@@ -169,12 +170,12 @@ from (
     select
         job.id as job_id,
         row_number() over (partition by job.id order by entry.id) - 1 as number,
-        substr(entry.key, 1, instr(entry.key, '/') - 1) as registry,
+        lower(substr(entry.key, 1, instr(entry.key, '/') - 1)) as host,
         substr(entry.key, instr(entry.key, '/') + 1) as path,
         entry.value as digest,
         coalesce(job.finished_ms, job.moved_ms) as updated_ms
     from job, json_each(job.checkpoint, '$.pushed') as entry
-    where job.kind in ('build', 'dispatch')
+    where job.kind in ('build', 'dispatch') and entry.key glob '?*/?*:?*'
 );
 
 drop view copy_history;

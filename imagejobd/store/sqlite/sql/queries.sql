@@ -73,7 +73,15 @@ select
 select name, attempt, started_ms, finished_ms from job_phase where job_id = ? order by id;
 
 -- name: pushes
-select * from push where job_id = ? order by image, target;
+-- Each as JSON, which takes a tenth of the loop's time: a distribution has thousands.
+select json_object(
+    'image', image, 'target', target, 'registry', registry, 'repository', repository, 'source', source,
+    'tags', json(tags), 'digest', digest, 'source_digest', source_digest,
+    'sent_bytes', sent_bytes, 'mounted_bytes', mounted_bytes, 'skipped_bytes', skipped_bytes, 'total_bytes', total_bytes,
+    'seconds', seconds, 'error', error, 'is_final', json(iif(is_final, 'true', 'false')), 'tries', tries,
+    'wait', json_object('peer', waits_for, 'not_before_ms', not_before_ms, 'length_ms', wait_ms)
+) as push
+from push where job_id = ? order by image, target;
 
 -- name: log_from
 -- Blocks that end after :from_offset, beginning with the one it falls into.
