@@ -111,7 +111,7 @@ class _ImageCopy:
                     done |= more
                 ready = [state for task in done if (state := task.result()) is not None]
                 if ready:
-                    tasks.create_task(self._copy(image, ready))
+                    tasks.create_task(self._copy(self._image or image, ready))
 
     async def _resolve(self) -> _Image:
         """What the name points at now; later moves of a tag change nothing for this copy."""
@@ -120,13 +120,21 @@ class _ImageCopy:
             raise NotFound(f"image not found: {self._source} has no {self._name}")
         if not self._options.platforms and not self._options.referrers:
             return _Image(top.digest, top, Referrers())
-        manifest = await self._tree.manifest(top)
+        manifest = whole = await self._tree.named(self._name)
         if self._options.platforms:
             manifest = await self._narrowed(manifest)
         referrers = Referrers()
         if self._options.referrers:
             referrers = await find_referrers(self._source, subjects(manifest))
-        return _Image(top.digest, manifest.descriptor, referrers)
+        return _Image(whole.digest, manifest.descriptor, referrers)
+
+    async def _confirmed(self, image: _Image) -> _Image:
+        """The image by its bytes, once it is to be read: HEAD of a tag may be wrong, or old by now."""
+        if not is_digest(self._name) and not self._options.platforms and not self._options.referrers:
+            top = (await self._tree.named(self._name)).descriptor
+            if top.digest != image.top.digest:
+                self._image = image = _Image(top.digest, top, image.referrers)
+        return image
 
     async def _narrowed(self, manifest: Manifest) -> Manifest:
         if not manifest.children:
@@ -144,10 +152,14 @@ class _ImageCopy:
             state.tags = dict.fromkeys(state.target.names, TagState.WANTED)
             for name in state.target.names:
                 there = await state.repository.head_manifest(name)
+                if there is not None and there.digest != image.top.digest and state.target.overwrite:
+                    image = await self._confirmed(image)
                 if there is not None and there.digest == image.top.digest:
                     state.tags[name] = TagState.IDENTICAL
                 elif there is not None and not state.target.overwrite:
                     state.tags[name] = TagState.SKIPPED
+            if state.wanted:
+                image = await self._confirmed(image)
             lacks_referrers = image.referrers.descriptors and TagState.IDENTICAL in state.tags.values()
             if state.wanted or lacks_referrers:
                 await self._plan(image, state)

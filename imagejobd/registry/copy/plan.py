@@ -46,21 +46,26 @@ class Tree:
 
     async def manifest(self, descriptor: Descriptor) -> Manifest:
         """Raises what `Repository.get_manifest` raises, and `Permanent(too_large)` for an image beyond bounds."""
-        async with self._locks.take(descriptor.digest):
-            if descriptor.digest not in self._read:
-                try:
-                    self._read[descriptor.digest] = await self._fetch(descriptor)
-                except Fault as fault:
-                    self._read[descriptor.digest] = fault
-        manifest = self._read[descriptor.digest]
-        if isinstance(manifest, Fault):
-            raise manifest.with_message(manifest.message)  # one exception raised for many targets grows by each
-        return manifest
-
-    async def _fetch(self, descriptor: Descriptor) -> Manifest:
         if descriptor.size > MANIFEST_MAX_BYTES:
             raise self._too_large(f"manifest {descriptor.digest} has {descriptor.size} bytes", MANIFEST_MAX_BYTES)
-        manifest = await self._source.get_manifest(descriptor.digest)
+        return await self.named(descriptor.digest)
+
+    async def named(self, name: str) -> Manifest:
+        """The manifest under a tag or digest; raises as `manifest` does."""
+        async with self._locks.take(name):
+            if name not in self._read:
+                try:
+                    self._read[name] = manifest = await self._fetch(name)
+                    self.add(manifest)
+                except Fault as fault:
+                    self._read[name] = fault
+        result = self._read[name]
+        if isinstance(result, Fault):
+            raise result.with_message(result.message)  # one exception raised for many targets grows by each
+        return result
+
+    async def _fetch(self, name: str) -> Manifest:
+        manifest = await self._source.get_manifest(name)
         self._bytes += len(manifest.raw)
         self._entries += len(manifest.blobs) + len(manifest.children)
         if len(self._read) >= MANIFESTS_MAX:

@@ -340,6 +340,22 @@ async def test_dry_run(desk: Desk, registry: Registry, watched: FaultProxy, imag
     assert {seen.method for seen in watched.requests} == {"HEAD"}
 
 
+@pytest.mark.parametrize("options", [{}, {"referrers": True}])
+async def test_a_source_whose_head_is_wrong(
+    desk: Desk, registry: Registry, targets: list[Registry], image: Image, options: dict[str, bool]
+) -> None:
+    """What HEAD says of a tag may be wrong, or old by now: what was hashed is copied, and is found again."""
+    headers = {"Docker-Content-Digest": f"sha256:{'f' * 64}", "Content-Length": "7"}
+    with FaultProxy(registry.host) as liar:
+        liar.add("HEAD", "/v2/.*/manifests/1", Answer(200, headers), times=None)
+        for expected in (TagState.COPIED, TagState.IDENTICAL):
+            target = desk.to(targets[0].host, overwrite=True)
+            (outcome,) = await desk.copy(desk.at(liar.host, "team/app"), "1", target, **options)
+            assert (outcome.fault, outcome.tags) == (None, {"1": expected})
+            assert outcome.digest == outcome.source_digest == image.digest
+    assert targets[0].digest("team/app", "1") == image.digest
+
+
 async def test_platforms(desk: Desk, registry: Registry, targets: list[Registry]) -> None:
     """Only the wanted platform is read and sent, below an index of its own; the outcome and the log name it."""
     arms = [images.put_image(registry, "arch", platform=f"linux/{name}", seed=name) for name in ("arm64", "amd64")]
