@@ -16,7 +16,7 @@ from imagejobd.model.errors import Fault
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
-from imagejobd.registry.hosts import RegistryTarget, TokenRequest
+from imagejobd.registry.hosts import RegistryHost, RegistryTarget, TokenRequest
 from imagejobd.registry.resolver import Address, Resolver
 
 SCOPES = ("repository:team/app:pull,push",)
@@ -171,8 +171,10 @@ async def act_upon(script: list[bytes], action: Any, login: str) -> list[str]:
         names = Resolver(no_address)
         logins = {"none": None, "basic": BUILDER, "token": TokenRequest(url=Secret(f"http://{host}/token"))}
         timing = MovedClock().timing
+        # Who is down is found out in the configured way: this peer would wait for the rest of a TLS hello.
+        hosts = {host: RegistryHost(plain_http=True)}
         async with RegistryClient(
-            {}, Egress(), proxies=NO_PROXIES, timing=timing, names=names, idle_timeout_s=5
+            hosts, Egress(), proxies=NO_PROXIES, timing=timing, names=names, idle_timeout_s=5
         ) as client:
             site = RegistryTarget(host=host, scheme="http", login=logins[login])
             try:

@@ -237,7 +237,7 @@ async def test_a_ping_that_always_fails_hides_nothing(fake: FakeRegistry, builde
 
 async def test_a_wrong_guess_after_a_ping_that_fails(fake: FakeRegistry, builder: Connection) -> None:
     """Where the password is not what the registry wants, it is asked again what that is."""
-    pings = [web.Response(status=503)] * 2
+    pings = [web.Response(status=503)]
 
     def serve(request: web.Request) -> web.StreamResponse:
         login = request.headers.get("Authorization", "")

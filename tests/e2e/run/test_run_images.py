@@ -112,7 +112,9 @@ def test_image(jobs: tuple[RunBox, dict[str, str]], name: str) -> None:
 def test_label_of_another_job(jobs: tuple[RunBox, dict[str, str]], engine: PrivateEngine) -> None:
     """An image that bears another job's label takes nothing from that job, and no job builds on another's image."""
     box, _ = jobs
-    victim = box.launch(dockerfile(script("echo at work", "until test -e /data/go; do sleep 0.1; done", PERF)))
+    victim = box.launch(
+        dockerfile(script("trap go=1 USR1", "echo at work", 'until [ "$go" ]; do sleep 0.1; done', PERF))
+    )
     box.prints(victim, "at work")
     installation = box.daemon.installation
     assert box.post(f"FROM {job_repository(installation, victim)}:1\n").status == 422
@@ -121,6 +123,6 @@ def test_label_of_another_job(jobs: tuple[RunBox, dict[str, str]], engine: Priva
     assert box.job(victim)["state"] == "running"
     name = resource_name(installation, victim, 1)
     assert "container" in {held.sort for held in holdings_of(engine, victim) if name in held.name}
-    engine.docker("exec", name, "touch", "/data/go")
+    engine.docker("kill", "--signal=USR1", name)
     assert re.fullmatch(SUCCESS, box.outcome(victim))
     assert box.job(victim)["attempt"] == 1

@@ -24,6 +24,7 @@ class DispatchBench(Bench):
         self.blobs = blobs
         self.engine = engine
         self._registry = registry
+        self._uuids: list[str] = []
 
     def kind(self, engine: Engine | None = None, **settings: Any) -> DispatchKind:
         client = engine or self.engine
@@ -36,6 +37,7 @@ class DispatchBench(Bench):
         job = NewJob(kind=kind.name, spec=accepted.spec, blobs=accepted.blobs, uuid=uuid7(), tenant=tenant)
         made = await self.store.enqueue(job, queue_max=10)
         kind.release(upload)
+        self._uuids.append(made.uuid)
         return made
 
     async def run(self, kind: DispatchKind, payload: bytes, *, tenant: str = "7") -> Job:
@@ -53,9 +55,11 @@ class DispatchBench(Bench):
         return self.blobs.path(job.result["location"]["digest"]).read_bytes()
 
     async def left(self, *, folder: Path) -> list[str]:
-        """What is left of jobs in the engine and in the spool."""
+        """What is left of the bench's jobs in the engine, which others use too, and in the spool."""
         tags = await images.list_tags(self.engine, f"{JOB_PREFIX}*")
-        return tags + [path.name for path in (folder / "spool").iterdir()]
+        return [tag for tag in tags if any(uuid in tag for uuid in self._uuids)] + [
+            path.name for path in (folder / "spool").iterdir()
+        ]
 
 
 async def _pieces(payload: bytes) -> AsyncIterator[bytes]:
