@@ -111,6 +111,10 @@ class Fanout:
         for spool in self._spools:
             await spool.remove()
 
+    def set_aside(self, laggards: "list[Cursor]") -> None:
+        """Let `laggards` read from the file from the first byte on, where there is room for it."""
+        self._spill(laggards, is_held_up=False)
+
     def take(self, cursor: "Cursor") -> bytes | None:
         """The next chunk from memory; the one before it is passed. The last one of all is not held any longer."""
         if cursor.is_holding:

@@ -8,7 +8,7 @@ import asyncio
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -102,6 +102,7 @@ class BlobTransfers:
         self._streams = copier.source(source.host)
         self._done = {state: asyncio.Event() for state in states}
         self._tasks: dict[TargetState, set[asyncio.Task[None]]] = {state: set() for state in states}
+        self._cursors: dict[TargetState, set[Cursor]] = {state: set() for state in states}
         # What the source does not give is not asked for again by each target; what came corrupt is read once more.
         self.dead: dict[str, Fault] = {}
         self.second_reads = KeyedLock()
@@ -164,25 +165,36 @@ class BlobTransfers:
                 await first[state].enter_async_context(self._copier.uploads.take(key))  # at once: nobody has it
             if first:
                 async with self.read(blob, len(first)) as fanout:
+                    cursors = dict(zip(first, fanout.cursors, strict=True))
+                    self._set_laggards_aside(fanout, cursors)
                     await asyncio.wait(
                         [
-                            self._start(sends, state, self._send(state, blob, lock, cursor), cursor.close)
-                            for (state, lock), cursor in zip(first.items(), fanout.cursors, strict=True)
+                            self._start(sends, state, self._send(state, blob, lock, cursors[state]), cursors[state])
+                            for state, lock in first.items()
                         ]
                     )
+
+    def _set_laggards_aside(self, fanout: Fanout, cursors: Mapping[TargetState, Cursor]) -> None:
+        """A target that still reads an earlier blob from disk is not waited for once more with each blob."""
+        laggards = [state for state in cursors if any(cursor.spool for cursor in self._cursors[state])]
+        if len(laggards) < len(cursors):
+            fanout.set_aside([cursors[state] for state in laggards])
 
     def _start(
         self,
         group: asyncio.TaskGroup,
         state: TargetState,
         send: Coroutine[Any, Any, None],
-        ended: Callable[[], None] = lambda: None,
+        cursor: Cursor | None = None,
     ) -> asyncio.Task[None]:
-        """Send in a task that the target's fault cancels; `ended` is called in any case, even if it never began."""
+        """Send in a task that the target's fault cancels; `cursor` is closed in any case, even if it never began."""
         task = group.create_task(send)
         self._tasks[state].add(task)
         task.add_done_callback(self._tasks[state].discard)
-        task.add_done_callback(lambda _: ended())
+        if cursor is not None:
+            self._cursors[state].add(cursor)
+            task.add_done_callback(lambda _: self._cursors[state].discard(cursor))
+            task.add_done_callback(lambda _: cursor.close())
         return task
 
     async def _send(
