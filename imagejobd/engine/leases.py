@@ -25,7 +25,8 @@ from imagejobd.engine import images
 from imagejobd.engine.client import Engine
 from imagejobd.engine.container import Volume, list_volumes, make_volume, remove_volume
 from imagejobd.model.concurrency import KeyedLock, uninterrupted
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, Temporary
+from imagejobd.model.failpoint import failpoint
 from imagejobd.model.ownership import INSTALLATION_LABEL, owner_of_repository
 from imagejobd.model.reference import ImageReference
 
@@ -251,10 +252,14 @@ class TagLeases:
     async def _restore(self, lease: TagLease) -> None:
         reference = ImageReference.parse(lease.reference, default_tag=None)
         image = await images.find(self._engine, reference)
+        is_gone = image is None and lease.image_id != _UNMOVED  # a crash came between the two steps below
         if image is not None and image.id != lease.before_id and lease.image_id in ("", image.id):
             # Removed before it is moved back: with a repository's last tag the engine forgets its digests, too.
             await images.remove(self._engine, reference)
-            if lease.before_id and reference.tag and await images.inspect(self._engine, lease.before_id) is not None:
+            is_gone = True
+            failpoint("while_restoring")
+        if is_gone and lease.before_id and reference.tag:
+            with contextlib.suppress(NotFound):
                 await images.tag(self._engine, lease.before_id, reference)
         await remove_volume(self._engine, lease.volume)
         self._overdue.pop(lease.reference, None)

@@ -27,6 +27,7 @@ PLACES = (
     "after_build",
     "before_push",
     "while_pushing",
+    "while_restoring",
     "after_push",
     "before_purge",
     "after_purge",
@@ -38,7 +39,16 @@ PLACES = (
 
 # Where the built image is in the checkpoint already: it is not built again, though the purge has taken it away.
 AFTER_BUILD = frozenset(
-    {"before_push", "while_pushing", "after_push", "before_purge", "after_purge", "before_finish", "after_finish"}
+    {
+        "before_push",
+        "while_pushing",
+        "while_restoring",
+        "after_push",
+        "before_purge",
+        "after_purge",
+        "before_finish",
+        "after_finish",
+    }
 )
 
 
