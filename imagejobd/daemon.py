@@ -139,7 +139,16 @@ async def serve(config: Config) -> int:
         )
         slots = {name: limits.slots(name) for name in kinds}
         runner = Runner(store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock)
-        intake = Intake(store, kinds, config.server, bounds=_queue_bounds(config), waiting_for=runner.waiting_for)
+        intake = Intake(
+            store,
+            kinds,
+            config.server,
+            bounds=_queue_bounds(config),
+            slots=slots,
+            waiting_for=runner.waiting_for,
+            waiting_for_kind=runner.waiting_for_kind,
+            eta_s=runner.eta_s,
+        )
         authentication = Authentication(config.auth)
         app = _create_app(config, intake, authentication, store, blobs, gate, presence)
 

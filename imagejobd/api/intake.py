@@ -7,8 +7,9 @@ collection.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from itertools import islice
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -18,7 +19,18 @@ from aiohttp import web
 from imagejobd.api.wire import busy
 from imagejobd.model.bounds import KIB, MIB, Bytes, Count, Seconds
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
-from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, JobId, Json, NewJob, is_uuid, log_fields, log_image
+from imagejobd.model.job import (
+    IMAGES_MAX,
+    LOCAL_TENANT,
+    Enqueued,
+    Job,
+    JobId,
+    Json,
+    NewJob,
+    is_uuid,
+    log_fields,
+    log_image,
+)
 from imagejobd.model.kind import Accepted, JobKind, Upload
 from imagejobd.store.protocol import Store
 
@@ -86,9 +98,14 @@ CALLER = web.RequestKey("caller", Caller)
 NO_TOKEN = "the request carries no token: send Authorization: Bearer <JWT>"  # noqa: S105
 
 
+async def _unknown_eta(job: Job) -> None:
+    return None
+
+
 class Intake:
-    """What the APIs need of the rest of the daemon. `waiting_for` says what keeps a queued job from being next, be it
-    an engine or a registry that is away."""
+    """What the APIs need of the rest of the daemon. `slots` are how many jobs of each kind run at once. `waiting_for`
+    says what keeps a queued job from being next, be it a pause, or an engine or a registry that is away;
+    `waiting_for_kind` what keeps all of a kind; `eta_s` in how many seconds one probably starts."""
 
     def __init__(
         self,
@@ -97,13 +114,19 @@ class Intake:
         server: Server,
         *,
         bounds: QueueBounds,
+        slots: Mapping[str, int] | None = None,
         waiting_for: Callable[[Job], str | None] = lambda job: None,
+        waiting_for_kind: Callable[[str], str | None] = lambda kind: None,
+        eta_s: Callable[[Job], Awaitable[float | None]] = _unknown_eta,
     ) -> None:
         self.store = store
         self.kinds = kinds
         self.server = server
         self.is_draining = False
+        self.slots = slots or {}
         self.waiting_for = waiting_for
+        self.waiting_for_kind = waiting_for_kind
+        self.eta_s = eta_s
         self._bounds = bounds
         self._receive_until_s = 0.0
         self._receiving = 0
@@ -111,6 +134,11 @@ class Intake:
         self._preflights = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(PREFLIGHTS_MAX))
         self._long_parses = asyncio.Semaphore(LONG_PARSES_MAX)
         self._json_free_bytes = max(JSON_TOTAL_MAX_BYTES, server.json_max_bytes)
+
+    @property
+    def queue_max(self) -> int:
+        """How many jobs may wait, of all kinds and tenants."""
+        return self._bounds.queue_max
 
     def caller(self, request: web.Request) -> Caller:
         """Who sent the request."""
@@ -207,13 +235,15 @@ class Intake:
         async with self._long_parses:
             return await asyncio.to_thread(kind.parse, spec, upload)
 
-    async def submit(self, job: NewJob) -> Enqueued:
+    async def submit(self, job: NewJob, *, with_preflight: bool = True) -> Enqueued:
         """Keep a job durably, unless its kind's preflight knows that it cannot be done (see `JobKind.preflight`).
 
         With an idempotency key nothing is asked: a repeated request must find its job whatever has changed outside.
         """
-        if job.idempotency_key is None:
+        if job.idempotency_key is None and with_preflight:
             await self._preflight(job)
+        images = islice(self.kinds[job.kind].images(job), IMAGES_MAX)
+        job = msgspec.structs.replace(job, images=tuple(images))
         enqueued = await self.store.enqueue(job, **msgspec.structs.asdict(self._bounds))
         event = "job accepted" if enqueued.is_new else "job asked for again under its idempotency key"
         log.info(event, job=enqueued.uuid, kind=job.kind, **log_fields(job), **log_image(job))

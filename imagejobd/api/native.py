@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from imagejobd.api import retry
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
+from imagejobd.api.listing import FILTER_PARAMETERS, TIME_HINT, check_parameters, epoch_ms, read_filter, read_kind
 from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large, words_of
 from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
@@ -25,9 +27,9 @@ from imagejobd.model.job import (
     State,
 )
 from imagejobd.model.kind import JobKind, Upload
-from imagejobd.store.protocol import Filter, job_topic
+from imagejobd.store.protocol import job_topic
 
-LIST_PARAMETERS = frozenset({"state", "kind", "tenant", "label", "limit", "cursor"})
+LIST_PARAMETERS = FILTER_PARAMETERS | {"limit", "cursor"}
 PAGE_DEFAULT, PAGE_MAX = 50, 500
 EVENTS_MAX = 500
 # A follower wakes up with every commit; this only bounds how late it is noticed that its client has gone.
@@ -36,12 +38,9 @@ FOLLOW_POLL_S = 5.0
 JOB_MAX_BYTES = 2 * 1024 * 1024
 # Between the values of a spec: small ones take time and memory by their number.
 COMMAS_MAX = 100_000
-# 3000-01-01. Far beyond any use, and well within what dates can show in every time zone.
-NOT_BEFORE_MAX_MS = 32_503_680_000_000
-NOT_BEFORE_HINT = "for example 2030-01-31T06:00:00Z"
 RENDERED = (
     *("kind", "state", "phase", "tenant", "client", "submitter", "spec", "progress", "result", "error", "attempt"),
-    *("crashes", "faults", "retry_of", "priority", "labels", "idempotency_key", "log_bytes"),
+    *("crashes", "faults", "retry_of", "secret_names", "priority", "labels", "idempotency_key", "log_bytes"),
 )
 
 
@@ -55,6 +54,7 @@ def routes(intake: Intake) -> list[web.RouteDef]:
         web.get("/api/v2/jobs/{id}/events", api.events),
         web.post("/api/v2/jobs/{id}/cancel", api.cancel),
         web.post("/api/v2/jobs/{id}/retry", api.retry),
+        web.post("/api/v2/jobs/retry", api.retry_many),
     ]
 
 
@@ -107,13 +107,7 @@ class NativeApi:
         return json_response(self._render(job) if job else {"id": enqueued.uuid}, status, headers=location)
 
     def _kind(self, submission: Submission) -> JobKind:
-        kind = self._intake.kinds.get(submission.kind)
-        if kind is None:
-            raise self._unknown_kind(submission.kind)
-        return kind
-
-    def _unknown_kind(self, name: str) -> Permanent:
-        return invalid(f"unknown kind {name!r}; this daemon has: {', '.join(self._intake.kinds)}")
+        return self._intake.kinds[read_kind(submission.kind, self._intake.kinds)]
 
     async def _context(self, submission: Submission, uploads: Uploads) -> Upload | None:
         if submission.context is None:
@@ -121,35 +115,23 @@ class NativeApi:
         return await uploads.receive(self._kind(submission), base64_chunks(submission.context, "context"))
 
     async def list_jobs(self, request: web.Request) -> web.Response:
-        """Jobs from new to old, without the long parts of their specs; `next` is the cursor of the following page.
+        """Jobs from new to old, without the long parts of their specs; `next` is the cursor of the following page, null
+        at the end. A page may be short, or empty, although there is another one.
 
         Only those that the caller may see, whichever `tenant` is asked for.
         """
-        query = request.query
-        if unknown := sorted(set(query) - LIST_PARAMETERS):
-            raise invalid(f"unknown query parameter {unknown[0]!r}; known: {', '.join(sorted(LIST_PARAMETERS))}")
-        for name in query:
-            if len(query.getall(name)) > 1:
-                raise invalid(f"query parameter {name!r} is given twice; a list has one {name} at most")
-        if (kind := query.get("kind")) is not None and kind not in self._intake.kinds:
-            raise self._unknown_kind(kind)
-        sees, wanted = self._intake.caller(request).sees, query.get("tenant")
-        if sees is not None and wanted not in (None, sees):
+        check_parameters(request.query, LIST_PARAMETERS)
+        which = read_filter(request.query, self._intake.kinds, self._intake.caller(request))
+        limit = _number("limit", request.query.get("limit"), PAGE_DEFAULT)
+        cursor = _number("cursor", request.query.get("cursor"), 0) or None
+        if which is None:
             return json_response({"jobs": [], "next": None})
-        which = Filter(
-            tenant=wanted or sees,
-            kind=kind,
-            state=_state(query.get("state")),
-            label=_label(query.get("label")),
-        )
-        limit = _number("limit", query.get("limit"), PAGE_DEFAULT)
-        cursor = _number("cursor", query.get("cursor"), 0) or None
         page = await self._store.list_jobs(which, cursor=cursor, limit=max(1, min(limit, PAGE_MAX)))
         return json_response({"jobs": [self._render(job) for job in page.jobs], "next": page.next_cursor})
 
     async def show(self, request: web.Request) -> web.Response:
-        """One job with its phases; while it is queued also how many jobs go before it, unless it waits for a time
-        (`not_before`) and has no place among them."""
+        """One job with its phases; while it is queued also how many of its tenant's jobs go before it, unless it waits
+        for a time (`not_before`) and has no place among them, and in how many seconds it probably starts."""
         job = await self._job(request)
         phases = [
             {
@@ -164,6 +146,7 @@ class NativeApi:
         if job.state is State.QUEUED:
             is_delayed = job.not_before_ms is not None and job.not_before_ms > now_ms()
             body["position"] = None if is_delayed else await self._store.position(job)
+            body["eta_seconds"] = await self._intake.eta_s(job)
         return json_response(body)
 
     async def events(self, request: web.Request) -> web.Response:
@@ -189,15 +172,22 @@ class NativeApi:
     async def retry(self, request: web.Request) -> web.Response:
         """Ask once more for what a job that failed or was cancelled should have done: 201 with the new job.
 
-        409 for a job that has not ended, that succeeded, or whose passwords were deleted when it ended.
+        409 for a job that has not ended, that succeeded, that was tried again already, or whose secrets were deleted
+        when it ended: the body may have them (`RetryRequest`).
         """
         job = await self._job(request)
-        if job.state not in (State.FAILED, State.CANCELLED):
-            raise Permanent(
-                ErrorCode.CONFLICT, f"the job is {job.state}; only a failed or cancelled one is tried again"
-            )
-        enqueued = await self._intake.submit(await self._store.repeat(job))
+        async with self._intake.uploads(self._intake.caller(request)) as uploads:
+            body = await read_body(request, self._intake.server, uploads.hold_json)
+            enqueued = await retry.retry(self._intake, job, retry.parse(body, retry.RetryRequest).secrets)
         return await self._receipt(enqueued)
+
+    async def retry_many(self, request: web.Request) -> web.Response:
+        """Try many jobs again, by a filter (`RetryManyRequest`): 200 with those that were, those that could not be and
+        why, and a cursor where there are more."""
+        caller = self._intake.caller(request)
+        async with self._intake.uploads(caller) as uploads:
+            body = await read_body(request, self._intake.server, uploads.hold_json)
+        return json_response(await retry.retry_many(self._intake, retry.parse(body, retry.RetryManyRequest), caller))
 
     def _render(self, job: Job) -> dict[str, Any]:
         return render(job) | {"waiting_for": self._intake.waiting_for(job)}
@@ -279,7 +269,7 @@ def _parse(body: bytearray) -> Submission:
     try:
         return msgspec.json.decode(body, type=Submission)
     except NOT_JSON as error:
-        hint = f"; {NOT_BEFORE_HINT}" if "`$.not_before`" in str(error) else ""
+        hint = f"; {TIME_HINT}" if "`$.not_before`" in str(error) else ""
         raise invalid(f"the job is not valid: {error}{hint}") from None
 
 
@@ -293,7 +283,7 @@ def _with_options(job: NewJob, submission: Submission, key: str | None) -> NewJo
     return msgspec.structs.replace(
         job,
         priority=submission.priority,
-        not_before_ms=_epoch_ms(submission.not_before),
+        not_before_ms=None if submission.not_before is None else epoch_ms("not_before", submission.not_before),
         labels=submission.labels,
         idempotency_key=key,
     )
@@ -313,35 +303,8 @@ def _check_labels(labels: dict[str, str]) -> None:
             raise invalid(f"label {name[:LABEL_MAX_CHARS]!r}: {limits}")
 
 
-def _epoch_ms(at: datetime | None) -> int | None:
-    if at is None:
-        return None
-    if at.tzinfo is None:
-        raise invalid(f"not_before must carry a time zone, {NOT_BEFORE_HINT}")
-    at_ms = int(at.timestamp() * 1000)
-    if not 0 <= at_ms <= NOT_BEFORE_MAX_MS:
-        raise invalid(f"not_before must lie between {iso(0)} and {iso(NOT_BEFORE_MAX_MS)}")
-    return at_ms
-
-
 def _unknown(name: str) -> Permanent:
     return NotFound(f"there is no job {name!r}")
-
-
-def _state(text: str | None) -> State | None:
-    try:
-        return State(text) if text else None
-    except ValueError:
-        raise invalid(f"state {text!r} is not one of {', '.join(State)}") from None
-
-
-def _label(text: str | None) -> tuple[str, str] | None:
-    if not text:
-        return None
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise invalid("label must be written name=value")
-    return name, value
 
 
 def _number(name: str, text: str | None, default: int) -> int:

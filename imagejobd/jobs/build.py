@@ -5,7 +5,7 @@ the query of a URL, where tokens hide, go to the job's secrets; the stored spec 
 """
 
 import re
-from collections.abc import AsyncIterable, Collection, Mapping
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from imagejobd.model.circuit import peer_name
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Job, Json
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.ownership import LABEL_PREFIX, refuse_reserved
 from imagejobd.model.reference import ImageReference
@@ -144,6 +144,16 @@ class BuildKind(BuildingKind):
         if spec.tar_url is not None and "context" not in job.checkpoint:
             hosts.add(peer_of(parse_url(spec.tar_url)))
         return hosts
+
+    def images(self, job: NewJob) -> Iterable[ImageReference]:
+        return msgspec.convert(job.spec, BuildSpec).references
+
+    def read_secrets(self, spec: Json, values: Json) -> dict[str, Secret]:
+        """The URL must be that of the job: of what can be read of it the spec keeps a copy."""
+        secrets = super().read_secrets(spec, values)
+        if TAR_URL in secrets and bare_url(parse_url(secrets[TAR_URL].reveal())) != spec.get(TAR_URL):
+            raise invalid("secrets.tar_url is another URL than the job's; only user, password and query may differ")
+        return secrets
 
     async def run(self, ctx: JobContext) -> Json:
         spec = msgspec.convert(ctx.job.spec, BuildSpec)

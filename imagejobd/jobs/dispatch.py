@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import re
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -32,7 +32,7 @@ from imagejobd.model.bounds import GIB, KIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ENGINE, ErrorCode, NotFound, Permanent, invalid
 from imagejobd.model.failpoint import failpoint
-from imagejobd.model.job import Job, Json
+from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.reference import ImageReference
 from imagejobd.store.files import storage_faults
@@ -155,6 +155,9 @@ class DispatchKind(BuildingKind):
         is_built = job.checkpoint.get("checked", {}).get("context") is not None
         return () if target is None or not is_built or _is_pushed(job, target) else (peer_name(target.host),)
 
+    def images(self, job: NewJob) -> Iterable[ImageReference]:
+        return filter(None, [self._target(job)])
+
     def output(self, job: Job) -> Content | None:
         """What the job has made; None before it has succeeded, and when retention has taken it."""
         if job.result is None:
@@ -191,7 +194,7 @@ class DispatchKind(BuildingKind):
             result |= {"image": str(target), "digest": ctx.checkpoint["pushed"][str(target)]}
         return result
 
-    def _target(self, job: Job) -> ImageReference | None:
+    def _target(self, job: Job | NewJob) -> ImageReference | None:
         """Where the image is pushed, if anywhere."""
         repository = self._settings.repository
         return published_name(repository, job.tenant, job.uuid) if repository else None

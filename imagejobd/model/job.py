@@ -16,13 +16,14 @@ A job has two names: a row id, short, for people and the dispatcher API, and a U
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NewType, Protocol
 
 import msgspec
 
 from imagejobd.model.errors import ErrorCode, Fault
+from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Secret
 
 JobId = NewType("JobId", int)
@@ -33,6 +34,8 @@ PRIORITY_MIN, PRIORITY_MAX = -100, 100
 LABELS_MAX = 32
 LABEL_MAX_CHARS = 256
 IDEMPOTENCY_KEY_MAX_CHARS = 255
+# By which a job is found; it may be about thousands.
+IMAGES_MAX = 32
 # Of the error of one push; a job may have thousands.
 PUSH_ERROR_MAX_CHARS = 400
 # What names the person behind a token best comes first.
@@ -133,7 +136,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
     `submitter` is what the caller's token says of the person; empty for an anonymous one. `blobs` are the content-store
     digests that the job needs; `secrets` are kept encrypted and only while it lives. `retry_of` is the UUID of the
-    job that this one repeats.
+    job that this one repeats, `images` what it is found by.
     """
 
     kind: str
@@ -148,6 +151,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     secrets: Mapping[str, Secret] = {}
     blobs: tuple[str, ...] = ()
     retry_of: str | None = None
+    images: Sequence[ImageReference] = ()
     uuid: str = msgspec.field(default_factory=uuid7)
 
     @property
@@ -168,7 +172,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `faults` counts the temporary faults since the job last got any further, the first at `faults_since_ms`, the last in
     `fault_phase`; `crashes_in_phase` counts crashes of the daemon likewise, `crashes` all of them. `waits_for` is the
-    peer without which a queued job cannot go on. `has_secret` says that it came with secrets, which may be gone by now.
+    peer without which a queued job cannot go on. `has_secret` says that it came with secrets, which may be gone by now;
+    `secret_names` are their names, unknown of jobs from before they were kept.
     """
 
     id: JobId
@@ -192,6 +197,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fault_phase: str | None = None
     waits_for: str | None = None
     has_secret: bool = False
+    secret_names: tuple[str, ...] = ()
     retry_of: str | None = None
     priority: int
     not_before_ms: int | None

@@ -4,7 +4,7 @@ The runner drives kinds and the kinds know nothing of it: both meet here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -12,7 +12,11 @@ import msgspec
 
 from imagejobd.model.errors import invalid
 from imagejobd.model.job import Job, Json, NewJob, Push
+from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Secret
+
+# Of one that comes by itself.
+SECRET_MAX_CHARS = 4096
 
 
 class JobContext(Protocol):
@@ -131,6 +135,19 @@ class JobKind(ABC):
         """The hosts (see `model.circuit.peer_name`) without which `job` can do nothing now: while one of them does not
         answer there is no use in starting it."""
         return ()
+
+    def images(self, job: NewJob) -> Iterable[ImageReference]:
+        """The images that a job makes, and those that it copies, by which people look for it. Taken from the first on,
+        `IMAGES_MAX` at most."""
+        return ()
+
+    def read_secrets(self, spec: Json, values: Json) -> dict[str, Secret]:
+        """Check secrets that are given once more, for a retry of a job with `spec`, by the names that `parse` gave
+        them. Raises `Permanent(invalid)`, which does not quote them."""
+        for name, value in values.items():
+            if not isinstance(value, str) or not 0 < len(value) <= SECRET_MAX_CHARS:
+                raise invalid(f"secrets.{name[:80]} must be a text of 1 to {SECRET_MAX_CHARS} characters")
+        return {name: Secret(value) for name, value in values.items()}
 
     async def leftovers(self) -> set[str]:
         """UUIDs of all jobs, live or not, that something in the outside world still belongs to."""

@@ -94,6 +94,18 @@ class ImageReference(msgspec.Struct, frozen=True):
             return f"{self.host}/{self.path}"
         return self.path.removeprefix("library/")
 
+    @property
+    def canonical(self) -> str:
+        """The one spelling that two references to the same image have: `host/path[:tag]` or `host/path@digest`, with
+        every host written out, in lower case, and without the port of https."""
+        name = f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else ""
+        return f"{self.host.lower().removesuffix(':443')}/{self.path}{name}"
+
+    @property
+    def repository_only(self) -> "ImageReference":
+        """Without tag and digest."""
+        return ImageReference(self.host, self.path)
+
     def with_tag(self, tag: str) -> "ImageReference":
         if not is_tag(tag):
             raise invalid(f"{tag!r} is not a valid tag: at most 128 of A-Z a-z 0-9 _ . - and not '.' or '-' first")

@@ -52,10 +52,14 @@ class EngineGate:
         """Seconds in which the engine did not answer, so far."""
         return self._downtime_s + (0.0 if self._closed_ms is None else time.monotonic() - self._closed_at)
 
+    @property
+    def outages(self) -> list[tuple[int, int]]:
+        """From when to when (epoch milliseconds) the engine did not answer."""
+        return [*self._outages, *([] if self._closed_ms is None else [(self._closed_ms, self._now_ms())])]
+
     def downtime_ms(self, since_ms: int) -> int:
         """Milliseconds after `since_ms` (epoch) in which the engine did not answer."""
-        outages = [*self._outages, *([] if self._closed_ms is None else [(self._closed_ms, self._now_ms())])]
-        return sum(max(0, end_ms - max(start_ms, since_ms)) for start_ms, end_ms in outages)
+        return sum(max(0, end_ms - max(start_ms, since_ms)) for start_ms, end_ms in self.outages)
 
     async def check(self) -> bool:
         """Ask now; whether the engine answers."""

@@ -17,7 +17,9 @@ from imagejobd.model.errors import ENGINE, ClaimLost, Fault, StoreFailed, Tempor
 from imagejobd.model.job import Claim, Job, State
 from imagejobd.model.kind import JobKind
 from imagejobd.runner.attempt import Attempt, Cause
+from imagejobd.runner.eta import eta_s
 from imagejobd.runner.gate import EngineGate
+from imagejobd.runner.pauses import Pauses, covered_ms
 from imagejobd.runner.settings import Limits
 from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Store
 
@@ -57,6 +59,7 @@ class Runner:
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
         self._unwritten: list[Attempt] = []
         self._wake = asyncio.Event()
+        self._pauses = Pauses(store, clock.now_ms, self._wake.set)
         # Held while jobs are claimed, so that a drain finds every job that was: started, never in between.
         self._claiming = asyncio.Lock()
         self._is_draining = False
@@ -73,23 +76,46 @@ class Runner:
         """What a queued job waits for besides its turn, for people; None where there is nothing of the sort."""
         if job.state is not State.QUEUED:
             return None
+        if (pause := self._pauses.get(job.kind)) is not None:
+            return pause.waiting
         if job.waits_for == ENGINE:
             return self._gate.waiting
         if job.waits_for is not None:
             outage = self._circuits.outages.get(job.waits_for)
             since = f" since {utc(outage.since_ms)}" if outage else ""
             return f"waiting for {job.waits_for}, which does not answer{since}"
-        kind = self._kinds.get(job.kind)
-        if kind is not None and kind.uses_engine and self._gate.waiting is not None:
-            return self._gate.waiting
+        if (waiting := self.waiting_for_kind(job.kind)) is not None:
+            return waiting
         if job.crashes_in_phase >= self._limits.crashes_max:
             return f"waiting to run alone, because the daemon died {job.crashes_in_phase} times while it was running"
         return None
 
+    def waiting_for_kind(self, kind: str) -> str | None:
+        """What all queued jobs of a kind wait for, for people."""
+        if (pause := self._pauses.get(kind)) is not None:
+            return pause.waiting
+        return self._gate.waiting if self._uses_engine(kind) else None
+
+    async def eta_s(self, job: Job) -> float | None:
+        """In how many seconds a queued job probably starts (see `eta_s` of runner/eta.py); None where nobody can tell:
+        it waits for something, or for its time, or nothing is known of its kind."""
+        if job.state is not State.QUEUED or job.kind not in self._slots or self.waiting_for(job) is not None:
+            return None
+        if job.not_before_ms is not None and job.not_before_ms > self._clock.now_ms():
+            return None
+        slots, limits = self._slots[job.kind], self._limits
+        most = min(slots, limits.per_tenant_running, limits.per_tenant.running.get(job.kind, slots))
+        return eta_s(await self._store.backlog(job), most, self._clock.now_ms())
+
     def downtime_ms(self, kind: str, since_ms: int) -> int:
-        """Milliseconds after `since_ms` (epoch) in which no job of the kind could start."""
+        """Milliseconds after `since_ms` (epoch) in which no job of the kind could start: it was paused, or the engine
+        away."""
+        outages = self._gate.outages if self._uses_engine(kind) else []
+        return covered_ms([*outages, *self._pauses.intervals(kind)], since_ms)
+
+    def _uses_engine(self, kind: str) -> bool:
         job_kind = self._kinds.get(kind)
-        return self._gate.downtime_ms(since_ms) if job_kind is not None and job_kind.uses_engine else 0
+        return job_kind is not None and job_kind.uses_engine
 
     def _on_engine(self) -> None:
         self._answered.put_nowait(ENGINE)
@@ -100,6 +126,7 @@ class Runner:
         async with asyncio.TaskGroup() as loops:
             for loop in (
                 self._gate.run,
+                self._pauses.run,
                 self._claim_loop,
                 self._queue_loop,
                 self._cancel_loop,
@@ -171,7 +198,7 @@ class Runner:
         }
 
     def _may_start(self, kind: str) -> bool:
-        return self._gate.is_open or not self._kinds[kind].uses_engine
+        return self._pauses.get(kind) is None and (self._gate.is_open or not self._kinds[kind].uses_engine)
 
     def _start(self, claim: Claim) -> None:
         attempt = Attempt(

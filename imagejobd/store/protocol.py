@@ -12,12 +12,16 @@ from typing import Any, Protocol
 import msgspec
 
 from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, Push, State
+from imagejobd.model.secrets import Secret
+from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
 
 # The default of a setting: a job that was running through so many crashes of the daemon is a suspect.
 CRASHES_MAX = 3
 
 # Published when jobs come into the queue, or are ready earlier than they were to be.
 QUEUE_TOPIC = "queue"
+# Published when a kind is paused or resumed.
+PAUSE_TOPIC = "pause"
 # Published when somebody wants a job cancelled, and when one was cancelled that no worker was running.
 CANCEL_TOPIC = "cancel"
 
@@ -53,20 +57,34 @@ class Ending(msgspec.Struct, frozen=True):
     error: JobError | None = None
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to list. None means any; `tenant` None is for callers who may see every tenant."""
+class Pause(msgspec.Struct, frozen=True):
+    """Why and since when (epoch milliseconds) no job of a kind is started, and who wants that."""
 
-    tenant: str | None = None
-    kind: str | None = None
-    state: State | None = None
-    label: tuple[str, str] | None = None
+    reason: str
+    since_ms: int
+    by: str
+
+    @property
+    def waiting(self) -> str:
+        """What the jobs of the kind wait for."""
+        return f"paused: {self.reason}" if self.reason else "paused"
 
 
-class Page(msgspec.Struct, frozen=True):
-    """Jobs from new to old; `next_cursor` continues the listing, None at its end."""
+class Depth(msgspec.Struct, frozen=True):
+    """How many jobs of a kind wait and run, and when the oldest was created of those that could start now."""
 
-    jobs: Sequence[Job]
-    next_cursor: int | None
+    queued: int
+    running: int
+    oldest_queued_ms: int | None
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What a queued job has before it: how many jobs of its kind will start earlier, when those that run were claimed,
+    and how long the last ones took that succeeded."""
+
+    ahead: int
+    running_since_ms: Sequence[int]
+    durations_ms: Sequence[int]
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -127,11 +145,18 @@ class Store(Protocol):
         """
         ...
 
-    async def repeat(self, job: Job) -> NewJob:
-        """A new job with the spec, the secrets and the payload of an ended one.
+    async def repeat(self, job: Job, secrets: Mapping[str, Secret] | None = None) -> NewJob:
+        """A new job with the spec, the secrets and the payload of an ended one; `secrets` take the place of its own.
 
-        Raises `Permanent(conflict)` where its secrets or its payload are gone by now.
+        Raises `Permanent(invalid)` for a secret that the job never had, and `Permanent(conflict)` where one of its
+        secrets, which the message names, or its payload is gone by now. To `enqueue` it raises `Permanent(conflict)`
+        when the job was tried again meanwhile, or earlier: of one job there is one retry.
         """
+        ...
+
+    async def retryable(self, which: Failures, *, after: Place | None, limit: int) -> Retryable:
+        """Jobs that failed or were cancelled, and were not tried again, from old to new. It may be fewer than `limit`,
+        and none, although there are more: only so many rows are read at once."""
         ...
 
     async def claim(self, worker: str, capacity: Capacity) -> list[Claim]:
@@ -139,9 +164,26 @@ class Store(Protocol):
 
         Fair: the tenant with fewest running jobs first, then the one served longest ago; within a tenant the highest
         priority, then the oldest. While several tenants wait for a kind, none gets more than its share of the slots. A
-        suspect (see `Capacity`) starts when nothing else runs, and nothing else starts while it waits or runs. A claim
-        is an attempt.
+        suspect (see `Capacity`) starts when nothing else runs, and nothing else starts while it waits or runs. No job
+        of a paused kind starts. A claim is an attempt.
         """
+        ...
+
+    async def pause(self, kinds: Collection[str], *, reason: str, by: str) -> None:
+        """Start no job of these kinds until they are resumed, whatever restarts come between. All else goes on: what
+        runs, its retries, cancelling, recovery. Of a kind that is paused already reason and name change."""
+        ...
+
+    async def resume(self, kinds: Collection[str]) -> None:
+        """Start jobs of these kinds again."""
+        ...
+
+    async def pauses(self) -> dict[str, Pause]:
+        """The kinds that are paused."""
+        ...
+
+    async def depths(self, tenant: str | None) -> dict[str, Depth]:
+        """How long the queue is, of one tenant or of all, by kind; kinds with nothing waiting or running may lack."""
         ...
 
     async def cancel_requests(self, worker: str) -> list[str]:
@@ -250,12 +292,18 @@ class Store(Protocol):
         """A page of jobs without what may be long: the checkpoint, the result's and the source's images, and the
         spec's Dockerfile, arguments, labels and payload.
 
-        `get` has them of one job; of a page they could be a gigabyte.
+        `get` has them of one job; of a page they could be a gigabyte. A page may be short, or empty, although there are
+        more jobs that fit: only so many rows are read at once, and `next_cursor` goes on from there.
         """
         ...
 
     async def position(self, job: Job) -> int:
         """How many jobs of its tenant and kind start before a queued job; 0 for one that is not queued."""
+        ...
+
+    async def backlog(self, job: Job) -> Backlog:
+        """What is before a queued job: in its own tenant's queue, and of each other tenant that waits for the kind, for
+        they take turns, as many at most and one."""
         ...
 
     async def phases(self, job_id: JobId) -> list[Phase]: ...

@@ -325,7 +325,7 @@ async def test_a_failed_job_is_tried_again_as_a_new_one(app: BareApp) -> None:
     await ask(app, "POST", f"/api/v2/jobs/{secret['id']}/cancel")
     status, problem = await ask(app, "POST", f"/api/v2/jobs/{secret['id']}/retry")
     assert (status, problem["code"]) == (409, "conflict")
-    assert "passwords were deleted" in problem["detail"]
+    assert "send them again, as secrets: password" in problem["detail"]
 
 
 async def test_a_failed_store_is_unavailable(app: BareApp) -> None:

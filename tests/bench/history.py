@@ -14,7 +14,8 @@ from bench.figures import Bound, Figure, say
 from bench.finished_jobs import make_history
 from imagejobd.model.clock import now_ms
 from imagejobd.model.job import NewJob, State
-from imagejobd.store.protocol import Capacity, Ending, Filter
+from imagejobd.store.filters import Filter
+from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
@@ -23,13 +24,14 @@ ROUNDS = 300
 WAITING = 50
 PAGE = 50
 TENANT, WORKER = "tenant-7", "w"
+BUILDS = frozenset({"build"})
 FILTERS = {
     "list, any": Filter(),
-    "list, by state": Filter(state=State.FAILED),
-    "list, queued": Filter(state=State.QUEUED),
-    "list, by kind": Filter(kind="build"),
+    "list, by state": Filter(states=frozenset({State.FAILED})),
+    "list, queued": Filter(states=frozenset({State.QUEUED})),
+    "list, by kind": Filter(kinds=BUILDS),
     "list, by tenant": Filter(tenant=TENANT),
-    "list, by tenant, kind, state": Filter(tenant=TENANT, kind="build", state=State.SUCCEEDED),
+    "list, by tenant, kind, state": Filter(tenant=TENANT, kinds=BUILDS, states=frozenset({State.SUCCEEDED})),
     "list, by label": Filter(label=("release", "yes")),
 }
 

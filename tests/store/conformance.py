@@ -13,13 +13,16 @@ from simulated_clock import SimulatedClock
 
 from imagejobd.model.errors import ClaimLost, ErrorCode, Permanent, Temporary
 from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, Push, State, Transition, Wait, next_state
+from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Secret
-from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Ending, Filter, Store, job_topic
+from imagejobd.store.filters import Filter
+from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Ending, Store, job_topic
 
 QUEUE_MAX = 1000
 HOUR_MS = 3_600_000
 BROKEN = JobError(ErrorCode.BUILD_FAILED, "exit code 1")
 CRASHES_MAX = 3
+IMAGE = ImageReference.parse("r.example/a/b:1")
 PUSH = Push(
     image=0,
     target=0,
@@ -516,7 +519,7 @@ class StoreConformance:
         assert (again.labels, again.priority) == ({"a": "b"}, 3)
         failed = await enqueue(store, secrets=secrets)
         await store.finish(await claim_one(store), Ending(State.FAILED, error=BROKEN))
-        with pytest.raises(Permanent, match="its passwords were deleted"):
+        with pytest.raises(Permanent, match="its secrets were deleted when it ended"):
             await store.repeat(await job_of(store, failed.uuid))
         old = await enqueue(store, spec={"context": "sha256:2"}, blobs=("sha256:2",))
         await store.request_cancel(old.uuid, tenant=None)
@@ -619,7 +622,7 @@ class StoreConformance:
         """Old ended jobs go with all that hangs on them; newer and living ones stay. A batch counts every row, those of
         the history too, and a full one says so."""
         for number in range(5):
-            await enqueue(store, labels={"n": str(number)}, blobs=(f"sha256:{number}",))
+            await enqueue(store, labels={"n": str(number)}, blobs=(f"sha256:{number}",), images=[IMAGE])
             claim = await claim_one(store)
             await store.log(claim, "text\n")
             await store.record_pushes(claim, [PUSH, replace(PUSH, target=1)])
@@ -631,8 +634,8 @@ class StoreConformance:
         while not batches or batches[-1][3] == 2:
             pruned = await store.prune(jobs_before_ms=limit_ms, logs_before_ms=0, blobs_before_ms=0, batch_max=2)
             batches.append((pruned.jobs, pruned.logs, pruned.blobs, pruned.rows))
-        labels, pushes = 5, 10
-        rows = 5 + 5 + 5 + events + labels + pushes
+        labels, pushes, terms = 5, 10, 10
+        rows = 5 + 5 + 5 + events + labels + pushes + terms
         assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5, rows]
         assert max(rows for *_, rows in batches) == 2
         assert {job.uuid for job in (await store.list_jobs(Filter(), cursor=None, limit=9)).jobs} == {living.uuid}
@@ -684,15 +687,16 @@ class StoreConformance:
         assert exact.next_cursor is None
 
     async def test_a_listing_filters_by_everything_at_once(self, store: Store, clock: SimulatedClock) -> None:
-        """Every combination of tenant, kind, state and label lists exactly what fits, in order, page by page."""
+        """Every combination of tenant, kinds, states and label lists exactly what fits, in order, page by page."""
         everything = await self._jobs_of_every_sort(store, clock)
-        tenants, kinds = (None, "a", "b", "none"), (None, "build", "run", "none")
+        tenants, kinds = (None, "a", "b", "none"), ((), ("build",), ("build", "run"), ("none",))
+        states = ((), *((state,) for state in State), (State.QUEUED, State.FAILED), (State.FAILED, State.CANCELLED))
         labels = (None, ("n", "0"), ("n", "none"))
         for tenant in tenants:
             for kind in kinds:
-                for state in (None, *State):
+                for some in states:
                     for label in labels:
-                        which = Filter(tenant=tenant, kind=kind, state=state, label=label)
+                        which = Filter(tenant=tenant, kinds=frozenset(kind), states=frozenset(some), label=label)
                         wanted = [job.id for job in everything if _fits(job, which)]
                         assert await _list_all(store, which) == wanted, which
 
@@ -717,7 +721,7 @@ class StoreConformance:
         made = await enqueue(store, spec=spec, labels={"n": "1"})
         claim = await claim_one(store)
         await store.checkpoint(claim, {"built": "x" * 1000})
-        for which in (Filter(), Filter(kind="build"), Filter(label=("n", "1"))):
+        for which in (Filter(), Filter(kinds=frozenset({"build"})), Filter(label=("n", "1"))):
             (listed,) = (await store.list_jobs(which, cursor=None, limit=9)).jobs
             assert (listed.spec, listed.checkpoint) == ({"image": "a/b", "nocache": True}, {})
             assert (listed.uuid, listed.labels, listed.state) == (made.uuid, {"n": "1"}, State.RUNNING)
@@ -844,8 +848,8 @@ class StoreConformance:
 def _fits(job: Job, which: Filter) -> bool:
     return (
         which.tenant in (None, job.tenant)
-        and which.kind in (None, job.kind)
-        and which.state in (None, job.state)
+        and (not which.kinds or job.kind in which.kinds)
+        and (not which.states or job.state in which.states)
         and (which.label is None or job.labels.get(which.label[0]) == which.label[1])
     )
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
+from collections import defaultdict
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -22,7 +23,8 @@ from harness.services import program, require, require_root
 from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import JobId, NewJob, Push, State, Wait
 from imagejobd.model.secrets import Secret
-from imagejobd.store.protocol import Capacity, Ending, Filter
+from imagejobd.store.filters import Filter
+from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite import database as database_module
 from imagejobd.store.sqlite.database import (
     APPLICATION_ID,
@@ -195,6 +197,44 @@ async def test_outcomes_from_before_pushes_are_kept(
         (pushed,) = await store.pushes(JobId(build))
         assert (pushed.registry, pushed.repository, pushed.tags) == ("127.0.0.1:5000", "a/b", {"1": "pushed"})
         assert (pushed.digest, pushed.sent_bytes) == (digest, None)
+
+
+def test_jobs_of_earlier_versions_are_found_by_image_and_submitter(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As new ones are, whether they came to a push or not; what was written then is brought into one spelling."""
+    monkeypatch.setattr(database_module, "migrations", lambda: migrations()[:9])
+    db = open_database(database)
+    source = {"endpoint": "https://Docker.io/v2/", "image": "busybox", "ref": "1"}
+    listed = {"endpoint": "http://s.example:5000", "images": ["a/b:1", "c@sha256:d"]}
+    old_job(db, "hub", "build", {"image": "app"}, {})
+    old_job(db, "port", "build", {"image": "R.example:443/team/app:2"}, {})
+    old_job(db, "one", "distribute", {"source": source, "targets": []}, {})
+    old_job(db, "many", "distribute", {"source": listed, "targets": []}, {})
+    old_job(db, "odd", "build", {}, {})
+    db.execute("update job set submitter = json_object('sub', '7', 'email', 'j@e.example') where uuid = 'odd'")
+    db.execute(
+        "insert into push (job_id, image, target, registry, repository, tags, updated_ms) "
+        "select id, 0, 0, 't.example', 'x/y', ?, 1 from job where uuid = 'one'",
+        ('{"1": "pushed", "sha256:e": "copied"}',),
+    )
+    db.close()
+    monkeypatch.undo()
+    with closing(open_database(database)) as db:
+        rows = db.execute(
+            "select uuid, term from job_term join job on job.id = job_id order by job_id, term"
+        ).fetchall()
+    terms = defaultdict[str, list[str]](list)
+    for uuid, term in rows:
+        terms[uuid].append(term)
+    hub, target = "image=docker.io/library/", "image=t.example/x/y"
+    assert terms == {
+        "hub": [f"{hub}app", f"{hub}app:latest"],
+        "port": ["image=r.example/team/app", "image=r.example/team/app:2"],
+        "one": [f"{hub}busybox", f"{hub}busybox:1", target, f"{target}:1", f"{target}@sha256:e"],
+        "many": [f"image=s.example:5000/{name}" for name in ("a/b", "a/b:1", "c", "c@sha256:d")],
+        "odd": ["submitter=7", "submitter=j@e.example"],
+    }
 
 
 def test_odd_rows_of_earlier_versions_do_not_stop_the_start(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,7 +532,7 @@ async def test_secrets_are_nowhere_in_the_file(database: Path, vault: Vault, clo
         await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
         await claim_one(store, worker="dead")
         await store.rescue("alive", crashes_max=1)
-        third = (await store.list_jobs(Filter(state=State.QUEUED), cursor=None, limit=1)).jobs[0]
+        third = (await store.list_jobs(Filter(states=frozenset({State.QUEUED})), cursor=None, limit=1)).jobs[0]
         await store.request_cancel(third.uuid, tenant=None)
         await store.expire(due_before_ms=clock.now_ms + 1)
         kept = "select error_code from job join job_secret on job_id = job.id"

@@ -9,8 +9,8 @@ from imagejobd.model.job import FINAL
 from imagejobd.store.sqlite.database import load, open_database
 
 HISTORY_ROWS = 300
-CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE = (
-    load(topic) for topic in ("claim", "transitions", "maintenance", "queries", "enqueue")
+CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE, LISTING = (
+    load(topic) for topic in ("claim", "transitions", "maintenance", "queries", "enqueue", "listing")
 )
 
 
@@ -74,6 +74,7 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (MAINTENANCE["prune_events"], "event_by_job"),
         (MAINTENANCE["prune_phases"], "job_phase_by_job"),
         (MAINTENANCE["prune_labels"], "job_label_by_job"),
+        (MAINTENANCE["prune_terms"], "job_term_by_job"),
         (MAINTENANCE["prune_pushes"], "SEARCH push USING PRIMARY KEY (job_id=?"),
         (MAINTENANCE["note_pruned_logs"], "log_block"),
         (MAINTENANCE["note_pruned_blobs"], "job_blob"),
@@ -83,6 +84,14 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (MAINTENANCE["prune_lanes"], "job_ended_by_tenant"),
         (QUERIES["cancel_requests"], "job_running"),
         (QUERIES["position"], "job_ready"),
+        (QUERIES["backlog"], "job_ended_by_kind"),
+        (QUERIES["depths"], "lane_busy"),
+        (QUERIES["oldest_ready"], "job_ready"),
+        (LISTING["created_from"], "job_created"),
+        (LISTING["created_before"], "job_created"),
+        (LISTING["unsuccessful_end"], "job_unsuccessful"),
+        (LISTING["to_retry"].format(conditions=f"and {LISTING['has_code']}"), "job_retry_of"),
+        (ENQUEUE["retries_of"], "job_retry_of"),
         (QUERIES["live"], "job_ready"),
         (QUERIES["counts"], "lane_busy"),
         (QUERIES["log_from"], "log_block"),
@@ -107,8 +116,29 @@ def test_leaving_running_looks_jobs_up(db: sqlite3.Connection) -> None:
 
 def test_a_listing_merges_ordered_ranges(db: sqlite3.Connection) -> None:
     """A page of ended jobs is merged from index ranges that are in order already."""
-    ranges = [QUERIES["ended_of_all"].format(kind=f":kind{n}", state=f":state{n}") for n in range(len(FINAL))]
-    details = plan(db, QUERIES["page"].format(listed=QUERIES["listed"], ranges="union all\n".join(ranges)))
-    assert sum("job_ended_by_kind (kind=? AND state=? AND rowid<?)" in detail for detail in details) == len(FINAL)
+    one_range = LISTING["ended_of_all"]
+    ranges = [one_range.format(kind=f":kind{n}", state=f":state{n}", conditions="") for n in range(len(FINAL))]
+    details = plan(db, page("union all\n".join(ranges)))
+    assert sum("job_ended_by_kind (kind=? AND state=? AND rowid>? AND rowid<?)" in one for one in details) == len(FINAL)
     assert not any("SCAN job" in detail for detail in details), details
     assert not any("TEMP B-TREE" in detail for detail in details[:-1]), details
+
+
+@pytest.mark.parametrize(
+    ("walk", "index"),
+    [("term_walk", "job_term USING PRIMARY KEY (term=?"), ("label_walk", "job_label USING PRIMARY KEY (key=?")],
+)
+def test_a_listing_walks_a_term_in_order(db: sqlite3.Connection, walk: str, index: str) -> None:
+    """The jobs of an image, a submitter or a label come in order from its index, and each is looked up by its id."""
+    conditions = "".join(f" and {LISTING[name]}" for name in ("has_tenant", "has_kind", "has_state", "is_created_from"))
+    for details in (
+        plan(db, LISTING["scan_end"].format(source=LISTING[walk])),
+        plan(db, page(LISTING[f"{walk}_filtered"].format(conditions=conditions))),
+    ):
+        assert any(index in detail for detail in details), details
+        assert not any("SCAN job" in detail for detail in details), details
+        assert not any("TEMP B-TREE" in detail for detail in details[:-1]), details
+
+
+def page(source: str) -> str:
+    return LISTING["page"].format(listed=LISTING["listed"], source=source)

@@ -5,7 +5,7 @@ It leaves nothing behind but what it was asked for: tags move last, and spool fi
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Collection
+from collections.abc import AsyncIterable, Collection, Iterable
 
 import msgspec
 
@@ -18,8 +18,8 @@ from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary, invalid
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, JobKind, Upload
-from imagejobd.model.reference import is_digest
-from imagejobd.model.secrets import Redactor
+from imagejobd.model.reference import ImageReference, is_digest
+from imagejobd.model.secrets import Redactor, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
 
@@ -76,6 +76,12 @@ class DistributeKind(JobKind):
         """The source; the targets are done one by one, as they answer."""
         source = msgspec.convert(job.spec, DistributeSpec).source.registry
         return (peer_name(source.host, source.scheme),)
+
+    def images(self, job: NewJob) -> Iterable[ImageReference]:
+        return specs.references(msgspec.convert(job.spec, DistributeSpec))
+
+    def read_secrets(self, spec: Json, values: Json) -> dict[str, Secret]:
+        return specs.read_auths(values)
 
     async def run(self, ctx: JobContext) -> Json:
         spec = msgspec.convert(ctx.job.spec, DistributeSpec)

@@ -5,13 +5,14 @@ The names are those of the distribute API's own document (`endpoint`, `image`, `
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from imagejobd.jobs.distribute.auth import login, parse_auth, secret_words
 from imagejobd.jobs.distribute.fields import (
+    NAME_MAX_CHARS,
     Endpoint,
     FieldFault,
     below,
@@ -27,7 +28,7 @@ from imagejobd.jobs.distribute.tags import TagFilter, check_filter
 from imagejobd.model.bounds import GIB, MIB, Bytes, Count, Seconds
 from imagejobd.model.job import Json
 from imagejobd.model.kind import Accepted
-from imagejobd.model.reference import is_digest, is_tag
+from imagejobd.model.reference import ImageReference, is_digest, is_tag
 from imagejobd.model.secrets import Secret
 from imagejobd.registry.hosts import RegistryTarget
 
@@ -169,11 +170,36 @@ def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
     secrets = {target_auth(place): auth for place, index in enumerate(distinct) if (auth := auths[index]) is not None}
     if source_auth is not None:
         secrets[SOURCE_AUTH] = source_auth
-    if len(set().union(*map(secret_words, secrets.values()))) > SECRET_WORDS_MAX:
-        raise wrong("", f"its auth blocks hold more than {SECRET_WORDS_MAX} different strings")
+    _check_words(secrets)
     stored = msgspec.to_builtins(request)
     stored["targets"] = [stored["targets"][index] for index in distinct]
     return Accepted(spec=_pruned(stored), secrets=secrets)
+
+
+def read_auths(values: Json) -> dict[str, Secret]:
+    """`auth` blocks that are given once more, by the names of the secrets that they are. Raises `FieldFault`."""
+    secrets: dict[str, Secret] = {}
+    for name, value in values.items():
+        field = f"secrets.{name[:NAME_MAX_CHARS]}"
+        secret = parse_auth(value, field)
+        if secret is None:
+            raise wrong(field, "must be an auth block, as it stands in source and targets[]")
+        secrets[name] = secret
+    _check_words(secrets)
+    return secrets
+
+
+def references(spec: DistributeSpec) -> Iterator[ImageReference]:
+    """What is copied and where to, of the first image where there are several to each target; then all that is copied.
+    What a tag filter finds is known by its repository."""
+    images = spec.source.listed or (Image(spec.source.repository or "", ""),)
+    yield _reference(spec.source.registry.host, images[0].path, images[0].name)
+    for target in spec.targets:
+        for place in target.places(images[:1]):
+            for name in place.names:
+                yield _reference(target.registry.host, place.path, name)
+    for image in images[1:]:
+        yield _reference(spec.source.registry.host, image.path, image.name)
 
 
 def target_auth(index: int) -> str:
@@ -201,6 +227,17 @@ def _without_auth(value: Any, kind: type[S], path: str) -> tuple[S, Secret | Non
         if isinstance(fields.get(name), list | tuple):
             fields[name] = items(fields[name], below(path, name), most=most)
     return convert(fields, kind, path), auth
+
+
+def _reference(host: str, path: str, name: str) -> ImageReference:
+    if is_digest(name):
+        return ImageReference(host, path, digest=name)
+    return ImageReference(host, path, tag=name or None)
+
+
+def _check_words(auths: Mapping[str, Secret]) -> None:
+    if len(set().union(*map(secret_words, auths.values()))) > SECRET_WORDS_MAX:
+        raise wrong("", f"its auth blocks hold more than {SECRET_WORDS_MAX} different strings")
 
 
 def _check_source(source: Source, copies_max: int) -> None:

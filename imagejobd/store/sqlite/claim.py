@@ -18,8 +18,8 @@ import msgspec
 
 from imagejobd.model.job import Job, State, Transition, next_state
 from imagejobd.store.protocol import Capacity, job_topic
-from imagejobd.store.sqlite import queries
 from imagejobd.store.sqlite.database import load
+from imagejobd.store.sqlite.rows import job
 from imagejobd.store.sqlite.writer import Transaction
 
 _SQL = load("claim")
@@ -87,6 +87,7 @@ class _Tenant:
 def claim(tx: Transaction, worker: str, capacity: Capacity) -> list[Started]:
     """Start as many ready jobs as there is room for, in the order of their turn."""
     tx.db.execute(_SQL["promote_due"], {"now_ms": tx.now_ms})
+    capacity = _unpaused(tx, capacity)
     suspects = _suspects(tx, capacity)
     ids = _choose(tx, capacity) if suspects is None else suspects
     if not ids:
@@ -99,10 +100,20 @@ def claim(tx: Transaction, worker: str, capacity: Capacity) -> list[Started]:
         "ids": _encode(ids).decode(),
     }
     rows = tx.db.execute(_SQL["start"], start).fetchall()
-    started = {row["id"]: Started(queries.job(row), row["claim_token"], row["sealed"]) for row in rows}
+    started = {row["id"]: Started(job(row), row["claim_token"], row["sealed"]) for row in rows}
     for job_id in ids:
         tx.publish(job_topic(started[job_id].job.id))
     return [started[job_id] for job_id in ids]
+
+
+def _unpaused(tx: Transaction, capacity: Capacity) -> Capacity:
+    """Without the kinds that are paused: asked here, so that none is started once its pause is on disk."""
+    paused = {row["kind"] for row in tx.db.execute(_SQL["paused"])}
+    if not paused:
+        return capacity
+    free = {kind: count for kind, count in capacity.free.items() if kind not in paused}
+    slots = {kind: count for kind, count in capacity.slots.items() if kind not in paused}
+    return msgspec.structs.replace(capacity, free=free, slots=slots)
 
 
 def _suspects(tx: Transaction, capacity: Capacity) -> list[int] | None:

@@ -20,7 +20,8 @@ _encode_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A new job as the statement `insert_jobs` takes it: `submitter`, `spec` and `labels` are JSON text."""
+    """A new job as the statement `insert_jobs` takes it: `submitter`, `spec`, `labels` and `secret_names` are JSON
+    text."""
 
     uuid: str
     kind: str
@@ -34,14 +35,17 @@ class JobRow(msgspec.Struct, frozen=True):
     idempotency_key: str | None
     fingerprint: str | None
     has_secret: int
+    secret_names: str
     retry_of: str | None
 
 
 class EnqueueRequest(msgspec.Struct, frozen=True):
-    """A request to take a job in, made ready on the caller's side; `blobs` are sizes in bytes by digest."""
+    """A request to take a job in, made ready on the caller's side; `blobs` are sizes in bytes by digest, `terms` what
+    it is found by."""
 
     row: JobRow
     blobs: Mapping[str, int]
+    terms: Sequence[str]
     sealed: bytes | None
     queue_max: int
     tenant_queue_max: int | None = None
@@ -75,9 +79,10 @@ def enqueue_request(job: NewJob, *, sealed: bytes | None, blobs: Mapping[str, in
         idempotency_key=job.idempotency_key,
         fingerprint=None if job.idempotency_key is None else fingerprint(job),
         has_secret=int(sealed is not None),
+        secret_names=_encode(sorted(job.secrets)).decode(),
         retry_of=job.retry_of,
     )
-    return EnqueueRequest(row, blobs, sealed, **bounds)
+    return EnqueueRequest(row, blobs, _terms(job), sealed, **bounds)
 
 
 def fingerprint(job: NewJob) -> str:
@@ -90,16 +95,25 @@ def fingerprint(job: NewJob) -> str:
     return hashlib.sha256(_encode_canonical(fields)).hexdigest()
 
 
+def _terms(job: NewJob) -> list[str]:
+    """What the job is found by, as migrations/0010_pause.sql has it."""
+    images = {f"image={name}" for image in job.images for name in (image.canonical, image.repository_only.canonical)}
+    return sorted(images) + sorted({f"submitter={claim}" for claim in job.submitter.values()})
+
+
 def enqueue(tx: Transaction, requests: Sequence[EnqueueRequest]) -> list[Enqueued | Temporary | Permanent]:
     """Store all that fit and are new. Answers `queue_full`, `storage_full` and `conflict` for those that do not."""
     depth, last_id = tx.db.execute(_SQL["queue_depth"]).fetchone()
     known = _known(tx, requests)
+    retries = _retries(tx, requests)
     fresh: list[EnqueueRequest] = []
     answers: list[Enqueued | Temporary | Permanent] = []
     for request in requests:
         key = _key(request)
         if key is not None and key in known:
             answers.append(_repeated(request, known[key]))
+        elif (conflict := _retry_conflict(tx, request, retries)) is not None:
+            answers.append(conflict)
         elif depth + len(fresh) >= request.queue_max:
             answers.append(_queue_full(request.queue_max))
         elif (refusal := _over_tenant_bounds(tx, request, fresh)) is not None:
@@ -110,6 +124,8 @@ def enqueue(tx: Transaction, requests: Sequence[EnqueueRequest]) -> list[Enqueue
             answers.append(Enqueued(job_id, request.row.uuid, is_new=True))
             if key is not None:
                 known[key] = _Known(job_id, request.row.uuid, request.row.fingerprint or "")
+            if request.row.retry_of is not None:
+                retries[request.row.retry_of] = request.row.uuid
     if fresh:
         _insert(tx, fresh, last_id)
     return answers
@@ -136,6 +152,33 @@ def _repeated(request: EnqueueRequest, earlier: _Known) -> Enqueued | Permanent:
         f"the idempotency key {request.row.idempotency_key!r} belongs to job {earlier.uuid}, which was asked for "
         "differently: use a new key for a new job",
     )
+
+
+def _retries(tx: Transaction, requests: Sequence[EnqueueRequest]) -> dict[str, str]:
+    """Of the jobs that are to be tried again, those that were already, with the jobs that they were tried again as."""
+    uuids = [request.row.retry_of for request in requests if request.row.retry_of is not None]
+    if not uuids:
+        return {}
+    return dict(map(tuple, tx.db.execute(_SQL["retries_of"], {"uuids": _encode(uuids).decode()}).fetchall()))
+
+
+def _retry_conflict(tx: Transaction, request: EnqueueRequest, retries: Mapping[str, str]) -> Permanent | None:
+    """Why a job cannot be tried again: it was already, or its payload has gone since somebody looked."""
+    uuid = request.row.retry_of
+    if uuid is None:
+        return None
+    if uuid in retries:
+        return Permanent(
+            ErrorCode.CONFLICT, f"job {uuid} was tried again already, as job {retries[uuid]}: retry that one"
+        )
+    if request.blobs.keys() - {digest for (digest,) in tx.db.execute(_SQL["blobs_of"], (uuid,))}:
+        return payload_gone(uuid)
+    return None
+
+
+def payload_gone(uuid: str) -> Permanent:
+    why = "its payload is no longer kept (retention.payload_days); submit it again"
+    return Permanent(ErrorCode.CONFLICT, f"job {uuid} cannot be tried again: {why}")
 
 
 def _queue_full(queue_max: int, whose: str = "", key: str = "limits.queue_max") -> Temporary:
@@ -175,4 +218,7 @@ def _insert(tx: Transaction, fresh: Sequence[EnqueueRequest], last_id: int) -> N
             tx.db.execute(_SQL["insert_secret"], (job_id, request.sealed))
         for digest, size_bytes in request.blobs.items():
             tx.db.execute(_SQL["insert_blob"], (job_id, digest, size_bytes))
+    terms = [(number, term) for number, request in enumerate(fresh) for term in request.terms]
+    if terms:
+        tx.db.execute(_SQL["insert_terms"], {"terms": _encode(terms).decode(), "last_id": last_id})
     tx.publish(QUEUE_TOPIC)

@@ -1,16 +1,17 @@
-"""What is done to jobs from outside a run: cancelling, giving up on those that wait too long, forgetting old ones.
+"""What is done to jobs from outside a run: cancelling, pausing, giving up on those that wait too long, forgetting old
+ones.
 
 And to the database itself: proving that it can be written, and keeping it quick.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import JobError, JobId, State, Transition, next_state
 from imagejobd.store.lock import DatabaseFile
-from imagejobd.store.protocol import CANCEL_TOPIC, IsOver, Pruned, job_topic
+from imagejobd.store.protocol import CANCEL_TOPIC, PAUSE_TOPIC, QUEUE_TOPIC, IsOver, Pruned, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
 from imagejobd.store.sqlite.writer import Transaction, Writer
@@ -42,6 +43,25 @@ class Maintenance:
             return state
 
         return await self._writer.do(act)
+
+    async def pause(self, kinds: Collection[str], *, reason: str, by: str) -> None:
+        values = {"kinds": _encode(list(kinds)).decode(), "reason": reason, "by": by}
+
+        def act(tx: Transaction) -> None:
+            tx.db.execute(_SQL["pause"], values | {"now_ms": tx.now_ms})
+            tx.publish(PAUSE_TOPIC)
+
+        await self._writer.do(act)
+
+    async def resume(self, kinds: Collection[str]) -> None:
+        values = {"kinds": _encode(list(kinds)).decode()}
+
+        def act(tx: Transaction) -> None:
+            tx.db.execute(_SQL["resume"], values)
+            tx.publish(PAUSE_TOPIC)
+            tx.publish(QUEUE_TOPIC)
+
+        await self._writer.do(act)
 
     async def expire(self, *, due_before_ms: int, is_over: IsOver | None = None) -> list[str]:
         # A reader walks the queue, because the writer has better to do; those that started meanwhile stay as they are.
@@ -99,7 +119,7 @@ def _prune_jobs(tx: Transaction, before_ms: int, limit: int) -> tuple[int, int]:
     oldest = tx.db.execute(_SQL["oldest"], {"before_ms": before_ms, "limit": limit}).fetchall()
     ids = _encode([row["id"] for row in oldest]).decode()
     others = 0
-    for what in ("events", "phases", "pushes", "labels"):
+    for what in ("events", "phases", "pushes", "labels", "terms"):
         others += _prune(tx, what, limit - others, ids=ids)
     return _prune(tx, "jobs", limit - others, ids=ids), others
 

@@ -7,7 +7,7 @@ connection writes; everything that is read was committed.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import msgspec
 from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, State
+from imagejobd.model.secrets import Secret
 from imagejobd.store.lock import DatabaseFile, hold_database
 from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite.claim import Started, claim
@@ -28,7 +29,7 @@ from imagejobd.store.sqlite.database import (
     stopped_cleanly,
 )
 from imagejobd.store.sqlite.engine_records import EngineRecords
-from imagejobd.store.sqlite.enqueue import enqueue, enqueue_request
+from imagejobd.store.sqlite.enqueue import enqueue, enqueue_request, payload_gone
 from imagejobd.store.sqlite.maintenance import Maintenance
 from imagejobd.store.sqlite.queries import Queries
 from imagejobd.store.sqlite.readers import Readers
@@ -166,17 +167,14 @@ class SqliteStore(Queries, Transitions, Maintenance):
         )
         return await self._writer.run(enqueue, request)
 
-    async def repeat(self, job: Job) -> NewJob:
+    async def repeat(self, job: Job, secrets: Mapping[str, Secret] | None = None) -> NewJob:
         row = await self._readers.first(_SQL["needs"], {"id": job.id})
         sealed: bytes | None = row["sealed"] if row else None
         blobs = tuple(_decode_list(row["blobs"])) if row else ()
-        if job.has_secret and sealed is None:
-            why = "its passwords were deleted when it ended; submit it again with them"
-            raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
         payload = job.spec.get("context") or ("content" not in job.spec and job.spec.get("payload"))
         if payload and payload not in blobs:
-            why = "its payload is no longer kept (retention.payload_days); submit it again"
-            raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
+            raise payload_gone(job.uuid)
+        kept = self._vault.open(job.uuid, sealed) if sealed else {}
         return NewJob(
             kind=job.kind,
             spec=job.spec,
@@ -185,7 +183,7 @@ class SqliteStore(Queries, Transitions, Maintenance):
             submitter=job.submitter,
             priority=job.priority,
             labels=job.labels,
-            secrets=self._vault.open(job.uuid, sealed) if sealed else {},
+            secrets=_all_secrets(job, {**kept, **(secrets or {})}),
             blobs=blobs,
             retry_of=job.uuid,
         )
@@ -222,6 +220,20 @@ class SqliteStore(Queries, Transitions, Maintenance):
 
     def watch(self, topic: str) -> AbstractContextManager[TopicSubscription]:
         return self._topics.watch(topic)
+
+
+def _all_secrets(job: Job, secrets: Mapping[str, Secret]) -> Mapping[str, Secret]:
+    """`secrets`, if they are those that the job came with. Of jobs from before names were kept nobody knows which."""
+    if unknown := sorted(secrets.keys() - set(job.secret_names)) if job.secret_names or not job.has_secret else []:
+        known = ", ".join(job.secret_names) or "none"
+        raise Permanent(ErrorCode.INVALID, f"job {job.uuid} has no secret {unknown[0][:80]!r}; it has: {known}")
+    if missing := sorted(set(job.secret_names) - secrets.keys()):
+        why = f"its secrets were deleted when it ended; send them again, as secrets: {', '.join(missing)}"
+        raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
+    if job.has_secret and not secrets:
+        why = "its passwords were deleted when it ended; submit it again with them"
+        raise Permanent(ErrorCode.CONFLICT, f"job {job.uuid} cannot be tried again: {why}")
+    return secrets
 
 
 @contextmanager

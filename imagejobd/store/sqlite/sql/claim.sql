@@ -2,6 +2,9 @@
 -- Delayed jobs whose time has come are ready from now on, even if the clock is set back.
 update job set delayed = 0, waits_for = null where delayed = 1 and not_before_ms <= :now_ms;
 
+-- name: paused
+select kind from pause;
+
 -- name: is_alone
 -- Whether a job is running that has to be alone.
 select exists (select 1 from job where state = 'running' and crashes_in_phase >= :crashes_max) as is_alone;

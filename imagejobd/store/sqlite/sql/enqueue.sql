@@ -13,7 +13,7 @@ join job on job.tenant = pair.value ->> 0 and job.idempotency_key = pair.value -
 -- name: insert_jobs
 -- One statement for a whole run of new jobs: each further one would cost the writer a wait for the interpreter lock.
 insert into job (id, uuid, kind, tenant, client, submitter, spec, delayed, moved_ms, priority, not_before_ms, labels,
-                 idempotency_key, fingerprint, has_secret, retry_of, created_ms)
+                 idempotency_key, fingerprint, has_secret, secret_names, retry_of, created_ms)
 select
     :last_id + 1 + key,
     value ->> 'uuid',
@@ -30,9 +30,22 @@ select
     value ->> 'idempotency_key',
     value ->> 'fingerprint',
     value ->> 'has_secret',
+    value ->> 'secret_names',
     value ->> 'retry_of',
     :now_ms
 from json_each(:jobs);
+
+-- name: insert_terms
+-- What the jobs are found by: pairs [number in the run, term].
+insert or ignore into job_term (term, job_id)
+select value ->> 1, :last_id + 1 + (value ->> 0) from json_each(:terms);
+
+-- name: retries_of
+-- Which of these jobs were tried again, and as which.
+select retry_of, uuid from job where retry_of in (select value from json_each(:uuids));
+
+-- name: blobs_of
+select digest from job_blob where job_id = (select id from job where uuid = ?);
 
 -- name: insert_secret
 insert into job_secret (job_id, sealed) values (?, ?);

@@ -1,6 +1,13 @@
 -- name: find
 select id, state from job where uuid = :uuid and (:tenant is null or tenant = :tenant);
 
+-- name: pause
+insert into pause (kind, reason, since_ms, paused_by) select value, :reason, :now_ms, :by from json_each(:kinds) where true
+on conflict do update set reason = excluded.reason, paused_by = excluded.paused_by;
+
+-- name: resume
+delete from pause where kind in (select value from json_each(:kinds));
+
 -- name: unstarted
 -- Queued jobs that no worker has ever started, though they were due before then. A delayed one is not due yet.
 select id, kind, max(created_ms, coalesce(not_before_ms, 0)) as due_ms from job indexed by job_ready
@@ -94,6 +101,13 @@ delete from push where (job_id, image, target) in (
 delete from job_label where (key, value, job_id) in (
     select job_label.key, job_label.value, job_label.job_id
     from json_each(:ids) as old cross join job_label on job_label.job_id = old.value
+    limit :limit
+);
+
+-- name: prune_terms
+delete from job_term where (term, job_id) in (
+    select job_term.term, job_term.job_id
+    from json_each(:ids) as old cross join job_term indexed by job_term_by_job on job_term.job_id = old.value
     limit :limit
 );
 

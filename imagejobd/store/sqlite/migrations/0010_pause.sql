@@ -1,0 +1,95 @@
+-- Kinds may be paused; a retry is known as such; jobs are found by image, by person and by time.
+
+-- A row for each kind of which no job is started now.
+create table pause (
+    kind      text    not null primary key,
+    reason    text    not null,
+    since_ms  integer not null,
+    paused_by text    not null
+) strict, without rowid;
+
+alter table job add column secret_names text not null default '[]'; -- JSON: of the secrets that it came with
+
+create index job_retry_of on job (retry_of) where retry_of is not null;
+create index job_created on job (created_ms);
+create index job_unsuccessful on job (finished_ms) where state in ('failed', 'cancelled');
+
+-- What a job is found by besides its labels: `image=<host>/<path>`, the same with `:<tag>` or `@<digest>`, and
+-- `submitter=<claim>` for each claim on the person who has submitted it.
+create table job_term (
+    term   text    not null,
+    job_id integer not null references job on delete cascade,
+    primary key (term, job_id)
+) strict, without rowid;
+create index job_term_by_job on job_term (job_id);
+
+insert or ignore into job_term (term, job_id)
+select 'submitter=' || claim.value, job.id
+from job, json_each(job.submitter) as claim
+where job.submitter <> '{}';
+
+-- What was pushed or copied, to each tag or digest.
+insert or ignore into job_term (term, job_id)
+select 'image=' || registry || '/' || repository, job_id from push
+union
+select 'image=' || registry || '/' || repository || iif(tag.key like 'sha%:%', '@', ':') || tag.key, job_id
+from push, json_each(push.tags) as tag;
+
+-- What a build was to push, also where it never came to that.
+with
+named as (
+    select
+        id,
+        spec ->> 'image' as image,
+        iif(instr(spec ->> 'image', '/') > 0, substr(spec ->> 'image', 1, instr(spec ->> 'image', '/') - 1), '') as first
+    from job
+    where kind = 'build' and spec ->> 'image' is not null
+),
+located as (
+    select
+        id,
+        iif(first glob '*[.:]*' or first = 'localhost', replace(lower(first) || ' ', ':443 ', ' '), 'docker.io') as host,
+        iif(first glob '*[.:]*' or first = 'localhost', substr(image, length(first) + 2), image) as name
+    from named
+),
+normal as (
+    select
+        id,
+        iif(trim(host) in ('index.docker.io', 'registry-1.docker.io', 'docker.io'), 'docker.io', trim(host)) as host,
+        iif(trim(host) glob '*docker.io' and instr(name, '/') = 0, 'library/', '')
+            || name || iif(instr(name, ':') > 0, '', ':latest') as name
+    from located
+)
+insert or ignore into job_term (term, job_id)
+select 'image=' || host || '/' || name, id from normal
+union
+select 'image=' || host || '/' || substr(name, 1, instr(name, ':') - 1), id from normal;
+
+-- What a distribution was to copy.
+with
+source as (
+    select
+        job.id,
+        replace(replace(rtrim(lower(spec ->> '$.source.endpoint'), '/'), 'https://', ''), 'http://', '') as host,
+        coalesce(entry.value, (spec ->> '$.source.image')
+            || coalesce(iif(spec ->> '$.source.ref' like 'sha%:%', '@', ':') || (spec ->> '$.source.ref'), '')) as name
+    from job left join json_each(job.spec, '$.source.images') as entry
+    where job.kind = 'distribute'
+),
+located as (
+    select id, iif(host like '%/v2', substr(host, 1, length(host) - 3), host) as host, name
+    from source
+    where name is not null
+),
+normal as (
+    select
+        id,
+        iif(host in ('index.docker.io', 'registry-1.docker.io', 'docker.io'), 'docker.io',
+            iif(host like '%:443', substr(host, 1, length(host) - 4), host)) as host,
+        iif(host glob '*docker.io' and instr(name, '/') = 0, 'library/', '') || name as name
+    from located
+)
+insert or ignore into job_term (term, job_id)
+select 'image=' || host || '/' || name, id from normal
+union
+select 'image=' || host || '/' || substr(name, 1, instr(replace(name, '@', ':') || ':', ':') - 1), id from normal;
