@@ -100,7 +100,8 @@ async def bare_app(
             DispatchKind(builder, DispatchSettings()),
             DistributeKind(registry, _copier(folder), DistributeSettings()),
         )
-        intake = Intake(store, own | dict(kinds or {}), settings, bounds=QueueBounds(queue_max))
+        known = own | dict(kinds or {})
+        intake = Intake(store, known, settings, bounds=QueueBounds(queue_max), slots=dict.fromkeys(known, 2))
         app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
             yield BareApp(folder, client, port, intake, blobs, store, app.router.routes())

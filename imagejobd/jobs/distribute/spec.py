@@ -26,6 +26,7 @@ from imagejobd.jobs.distribute.fields import (
 )
 from imagejobd.jobs.distribute.tags import TagFilter, check_filter
 from imagejobd.model.bounds import GIB, MIB, Bytes, Count, Seconds
+from imagejobd.model.errors import invalid
 from imagejobd.model.job import Json
 from imagejobd.model.kind import Accepted
 from imagejobd.model.reference import ImageReference, is_digest, is_tag
@@ -177,15 +178,19 @@ def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
 
 
 def read_auths(values: Json) -> dict[str, Secret]:
-    """`auth` blocks that are given once more, by the names of the secrets that they are. Raises `FieldFault`."""
+    """`auth` blocks that are given once more, by the names of the secrets that they are. Raises `Permanent(invalid)`
+    that names the field."""
     secrets: dict[str, Secret] = {}
-    for name, value in values.items():
-        field = f"secrets.{name[:NAME_MAX_CHARS]}"
-        secret = parse_auth(value, field)
-        if secret is None:
-            raise wrong(field, "must be an auth block, as it stands in source and targets[]")
-        secrets[name] = secret
-    _check_words(secrets)
+    try:
+        for name, value in values.items():
+            field = f"secrets.{name[:NAME_MAX_CHARS]}"
+            secret = parse_auth(value, field)
+            if secret is None:
+                raise wrong(field, "must be an auth block, as it stands in source and targets[]")
+            secrets[name] = secret
+        _check_words(secrets)
+    except FieldFault as fault:
+        raise invalid(f"{fault.field or 'secrets'}: {fault.why}") from None
     return secrets
 
 
