@@ -259,7 +259,15 @@ def render(job: Job) -> dict[str, Any]:
         "started_at": iso(job.started_ms),
         "finished_at": iso(job.finished_ms),
     }
-    return {"id": job.uuid, "number": job.id, **fields, **times}
+    progress = job.progress | {"percent": _percent(job)}
+    return {"id": job.uuid, "number": job.id, **fields, "progress": progress, **times}
+
+
+def _percent(job: Job) -> int | None:
+    """How much of the phase is done that a job is in, or failed in; None where nobody knows."""
+    if job.state is State.SUCCEEDED:
+        return 100
+    return None if job.state is State.QUEUED else job.progress.get("percent")
 
 
 def _parse(body: bytearray) -> Submission:

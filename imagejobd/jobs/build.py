@@ -14,6 +14,7 @@ import msgspec
 from imagejobd.archive import ContextBounds
 from imagejobd.jobs.shared.builder import BuildingKind, BuildOptions, ImageBuilder
 from imagejobd.jobs.shared.context import Context, bare_url, fetch, keep_context, parse_url
+from imagejobd.jobs.shared.progress import percent
 from imagejobd.model.bounds import GIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
 from imagejobd.model.egress import Egress
@@ -213,7 +214,9 @@ class BuildKind(BuildingKind):
             max_bytes=settings.upload_max_bytes,
             idle_s=settings.fetch_idle_s,
             redirects_max=settings.fetch_redirects_max,
-            progress=lambda received, total: ctx.progress(fetched_bytes=received, total_bytes=total),
+            progress=lambda received, total: ctx.progress(
+                fetched_bytes=received, total_bytes=total, percent=percent(received, total)
+            ),
         )
         try:
             async with aclosing(body):

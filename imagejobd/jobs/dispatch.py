@@ -27,6 +27,7 @@ from imagejobd.jobs.shared.builder import (
     ImageBuilder,
 )
 from imagejobd.jobs.shared.context import Context, keep_context
+from imagejobd.jobs.shared.progress import percent
 from imagejobd.jobs.shared.push import image_removed_is_temporary
 from imagejobd.model.bounds import GIB, KIB, Bytes, Count, Seconds
 from imagejobd.model.circuit import peer_name
@@ -375,7 +376,11 @@ async def _read_through(ctx: JobContext, path: Path, read: Callable[[BinaryIO, S
         try:
             while not reading.done():
                 await asyncio.wait([reading], timeout=PROGRESS_EVERY_S)
-                ctx.progress(checked_bytes=source.position, total_bytes=total_bytes)
+                ctx.progress(
+                    checked_bytes=source.position,
+                    total_bytes=total_bytes,
+                    percent=percent(source.position, total_bytes),
+                )
             return reading.result()
         finally:
             is_cancelled.set()

@@ -73,7 +73,7 @@ class JobContext(Protocol):
 
     def progress(self, **values: Any) -> None:
         """Merge `values` into what the job shows of its progress; written at most a few times a second. Values that
-        differ from the last ones are progress of the phase."""
+        differ from the last ones are progress of the phase. `percent` is how much of the phase is done."""
         ...
 
 

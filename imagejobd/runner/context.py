@@ -102,6 +102,8 @@ class AttemptContext:
     async def phase(self, name: str, *, timeout_s: float, waits_for: str | None = None) -> AsyncIterator[None]:
         self.faults = await self._store.enter_phase(self._claim, name)
         self.phase_name = name
+        if self._progress.get("percent") is not None:
+            self.progress(percent=None)  # it was that of the phase before
         clock = asyncio.get_running_loop().time
         self._progressed_at = clock()
         started_at = clock() - self._downtime_s()

@@ -19,6 +19,20 @@ from imagejobd.store.protocol import Capacity
 from imagejobd.store.sqlite.store import SqliteStore
 
 
+async def test_a_percentage_is_that_of_its_phase(bench: Bench) -> None:
+    """The next phase begins without one."""
+
+    async def behaviour(ctx: JobContext) -> Json:
+        async with ctx.phase("building", timeout_s=60):
+            ctx.progress(step=3, percent=100)
+        async with ctx.phase("pushing", timeout_s=60):
+            raise Permanent(ErrorCode.DENIED, "no")
+
+    async with bench.running(ScriptedKind(behaviour)):
+        job = await bench.ended((await bench.enqueue()).uuid)
+    assert job.progress == {"step": 3, "percent": None}
+
+
 async def test_success_keeps_result_phases_and_log(bench: Bench) -> None:
     """What a kind returns, logs, and passes through is kept with the job."""
 

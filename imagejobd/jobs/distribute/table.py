@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from imagejobd.jobs.distribute.spec import DistributeSpec, Image, Place
+from imagejobd.jobs.shared.progress import percent
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import PUSH_ERROR_MAX_CHARS, Job, Json, Push, State, Wait
@@ -139,7 +140,9 @@ class CopyTable:
         """What a job shows while it runs, and after it failed."""
         images = range(len(self.images))
         endings = [pushes.keys() - live.keys() for pushes, live in zip(self._pushes, self._live, strict=True)]
+        live = [_share(tally) for tallies in self._live for tally in tallies.values()]
         return {
+            "percent": percent(sum(map(len, endings)) + sum(live), len(images) * len(self._live)),
             "images": len(self.images),
             "images_done": sum(all(image in numbers for numbers in endings) for image in images),
             "targets": [self._progress_of(target) for target in range(len(self.spec.targets))],
@@ -249,6 +252,12 @@ def endpoints(job: Job, pushes: Iterable[Push]) -> Endpoints:
         elif is_whole:
             by_outcome.finished.append(target.endpoint)
     return by_outcome
+
+
+def _share(tally: Tally) -> float:
+    """How much of a copy is done, from 0 to 1; its bytes are known once its manifest is."""
+    done_bytes = tally.sent_bytes + tally.mounted_bytes + tally.skipped_bytes
+    return min(1.0, done_bytes / tally.total_bytes) if tally.total_bytes else 0.0
 
 
 def wait_of(fault: Fault | None, now_ms: int) -> Wait:

@@ -30,6 +30,7 @@ from imagejobd.engine.stream import Built, Step
 from imagejobd.jobs.shared.access import EngineEgress, RegistryAccess
 from imagejobd.jobs.shared.console import Console
 from imagejobd.jobs.shared.context import Context
+from imagejobd.jobs.shared.progress import StepCount
 from imagejobd.jobs.shared.push import Pusher
 from imagejobd.model.errors import ENGINE, ClaimLost, ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
@@ -306,7 +307,7 @@ class ImageBuilder:
 
     async def _run_build(self, ctx: JobContext, request: BuildRequest) -> str:
         """Run the build, write its log and progress; the image id."""
-        console = Console()
+        console, steps = Console(), StepCount()
         async with aclosing(build(self.engine, request)) as events:
             async for event in events:
                 if text := console.render(event):
@@ -314,8 +315,8 @@ class ImageBuilder:
                 match event:
                     case Built():
                         return event.image_id
-                    case Step(state="started"):
-                        ctx.progress(step=event.number, step_name=event.name)
+                    case Step():
+                        ctx.progress(**steps.count(event))
         raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the build ended without an image", peer=ENGINE)
 
 

@@ -50,6 +50,16 @@ def test_multi_stage_with_target(either_box: BuildBox, registry: Registry) -> No
         assert json.load(answer)["config"]["Labels"] == {"stage": "small", "a": "b"}
 
 
+def test_a_build_tells_how_far_it_has_come(either_box: BuildBox, registry: Registry) -> None:
+    """Steps of the Dockerfile: those that have begun, of all, and how many have ended; of a job that succeeded all."""
+    steps = [f"echo {uuid.uuid4()}", "false", "echo never"]
+    text = dockerfile(*(f"RUN {step}" for step in steps))
+    progress = either_box.failed(either_box.submit_build(f"{registry.host}/far:1", text))["progress"]
+    assert (progress["step"], progress["steps"], progress["percent"]) == (3, 4, 50)
+    good = either_box.succeeded(either_box.submit_build(f"{registry.host}/far:1", dockerfile(f"RUN {steps[0]}")))
+    assert (good["progress"]["step"], good["progress"]["steps"], good["progress"]["percent"]) == (2, 2, 100)
+
+
 def test_what_was_pushed_is_counted(either_box: BuildBox, registry: Registry) -> None:
     """The history has a line for each tag with the bytes that were sent: as they are in the registry, and only once."""
     path = f"counted/{either_box.builder}"

@@ -56,6 +56,7 @@ async def test_progress_history_and_log(bench: DistributionBench) -> None:
     job = await bench.run(bench.kind(ScriptedCopy()), SPEC)
     figures = {"sent_bytes": 100, "mounted_bytes": 0, "skipped_bytes": 0, "total_bytes": 100, "done": 1, "failed": 0}
     assert job.progress == {
+        "percent": 100,
         "images": 1,
         "images_done": 1,
         "targets": [{"endpoint": "b.example", **figures}, {"endpoint": "http://c.example/", "image": "x/y", **figures}],
