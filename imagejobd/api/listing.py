@@ -26,7 +26,8 @@ TIME_HINT = "for example 2030-01-31T06:00:00Z"
 def check_parameters(query: MultiMapping[str], known: Collection[str]) -> None:
     """Raise `Permanent(invalid)` for a query parameter that is not `known`, and for one that is given twice."""
     if unknown := sorted(set(query) - set(known)):
-        raise invalid(f"unknown query parameter {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        words = f"known: {', '.join(sorted(known))}" if known else "there are none here"
+        raise invalid(f"unknown query parameter {unknown[0][:80]!r}; {words}")
     for name in query:
         if len(query.getall(name)) > 1:
             raise invalid(f"query parameter {name!r} is given twice; it goes into a request once, with commas between")

@@ -87,6 +87,7 @@ class NativeApi:
 
     async def submit(self, request: web.Request) -> web.Response:
         """Accept a job: 201 with the job once it is on disk, 200 when its idempotency key had already made it."""
+        check_parameters(request.query, ())
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
             if is_multipart(request):
@@ -160,6 +161,7 @@ class NativeApi:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel: 200 when it is already cancelled, 202 while the running work is being stopped, 409 when ended."""
+        check_parameters(request.query, ())
         job = await self._job(request)
         state = await self._store.request_cancel(job.uuid, tenant=job.tenant)
         if state is None:
@@ -175,6 +177,7 @@ class NativeApi:
         409 for a job that has not ended, that succeeded, that was tried again already, or whose secrets were deleted
         when it ended: the body may have them (`RetryRequest`).
         """
+        check_parameters(request.query, ())
         job = await self._job(request)
         async with self._intake.uploads(self._intake.caller(request)) as uploads:
             body = await read_body(request, self._intake.server, uploads.hold_json)
@@ -184,6 +187,7 @@ class NativeApi:
     async def retry_many(self, request: web.Request) -> web.Response:
         """Try many jobs again, by a filter (`RetryManyRequest`): 200 with those that were, those that could not be and
         why, and a cursor where there are more."""
+        check_parameters(request.query, ())
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
             body = await read_body(request, self._intake.server, uploads.hold_json)

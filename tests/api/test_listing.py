@@ -90,6 +90,16 @@ async def test_submitters_are_found_within_what_a_caller_sees(tmp_path: Path) ->
         assert await listed(app, "submitter=joe", headers=jane) == []
 
 
+@pytest.mark.parametrize("path", ["", "/1/cancel", "/1/retry", "/retry"])
+async def test_orders_take_no_query(app: BareApp, path: str) -> None:
+    """400 that names the parameter, and nothing is done: what is ordered stands in the body."""
+    await app.submit()
+    async with app.client.post(f"/api/v2/jobs{path}?dry_run=1", json=MINIMAL) as response:
+        assert response.status == 400
+        assert "unknown query parameter 'dry_run'" in (await response.json())["detail"]
+    assert (await app.store.stats()).queued == {"build": 1}
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [

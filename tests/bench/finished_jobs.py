@@ -26,6 +26,13 @@ select
     json_object('image', printf('registry.example:5000/team/app:%d', n), 'dockerfile', 'FROM debian:12' || char(10))
 from number
 """
+# All are of one repository, and of seven people.
+TERMS = """
+insert into job_term (term, job_id)
+select 'image=registry.example:5000/team/app', id from job
+union all select 'image=registry.example:5000/team/app:' || id, id from job
+union all select 'submitter=person-' || (id % 7), id from job
+"""
 CLAIM = """
 update job set state = 'running', move = 'claim', moved_ms = created_ms, attempt = 1, started_ms = created_ms,
     claim_token = uuid, worker = 'w'
@@ -49,7 +56,7 @@ def make_history(path: Path, jobs: int, now_ms: int) -> None:
     db = open_database(path)
     try:
         db.execute("pragma synchronous = off")
-        for statement, values in ((ENQUEUE, first), (CLAIM, {}), (END, {})):
+        for statement, values in ((ENQUEUE, first), (CLAIM, {}), (END, {}), (TERMS, {})):
             db.execute("begin immediate")
             db.execute(statement, values)
             db.execute("commit")

@@ -237,6 +237,24 @@ def test_jobs_of_earlier_versions_are_found_by_image_and_submitter(
     }
 
 
+async def test_a_retry_of_an_earlier_versions_job_takes_any_secrets(
+    database: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows how they were named: without any it is refused, and those that are given are taken."""
+    monkeypatch.setattr(database_module, "migrations", lambda: migrations()[:9])
+    with closing(open_database(database)) as db:
+        old_job(db, "u", "build", {"image": "a/b"}, {})
+        db.execute("update job set has_secret = 1, state = 'failed', move = 'fail', finished_ms = 1")
+    monkeypatch.undo()
+    async with SqliteStore.open(database, vault=vault) as store:
+        job = await store.get("u", tenant=None)
+        assert job is not None
+        with pytest.raises(Permanent, match="its passwords were deleted when it ended; submit it again with them"):
+            await store.repeat(job)
+        given = {"password": Secret("hunter2")}
+        assert (await store.repeat(job, given)).secrets == given
+
+
 def test_odd_rows_of_earlier_versions_do_not_stop_the_start(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier version never wrote so is passed over, and registries have one spelling."""
     monkeypatch.setattr(database_module, "migrations", lambda: migrations()[:8])
