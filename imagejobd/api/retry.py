@@ -23,7 +23,7 @@ REFUSED_MAX = 1_000
 # Jobs whose specs are in memory at once.
 AT_ONCE = 16
 # How often one request looks for further jobs: each look reads a bounded number of rows.
-LOOKS_MAX = 200
+LOOKS_MAX = 100
 ENDED_BADLY = frozenset({State.FAILED, State.CANCELLED})
 # What the jobs behind it would meet too.
 FULL = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.STORAGE_FULL})

@@ -12,6 +12,7 @@ from imagejobd.api import retry
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import JobError, NewJob, State
 from imagejobd.store.protocol import Ending
+from imagejobd.store.sqlite import listing
 
 AWAY = JobError(ErrorCode.REGISTRY_UNAVAILABLE, "the registry answered 503")
 BROKEN = JobError(ErrorCode.BUILD_FAILED, "exit code 1")
@@ -133,6 +134,19 @@ async def test_many_are_tried_again_in_pieces(app: BareApp, monkeypatch: pytest.
     assert (await ask(app, "retry"))[1]["retried"] == []
     _, both = await ask(app, "retry", {"state": ["failed", "cancelled"]})
     assert [one["retry_of"] for one in both["retried"]] == [cancelled["id"]]
+
+
+async def test_a_request_of_many_looks_only_so_far(app: BareApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few of a long history fit, the answer may be empty, and `next` goes on until all were looked at."""
+    monkeypatch.setattr(listing, "SCAN_MAX", 1)
+    monkeypatch.setattr(retry, "LOOKS_MAX", 2)
+    for _ in range(5):
+        await failed(app)
+    wanted = await failed(app, BROKEN)
+    answers = [(await ask(app, "retry", {"code": "build_failed"}))[1]]
+    while answers[-1]["next"] is not None:
+        answers.append((await ask(app, "retry", {"code": "build_failed", "cursor": answers[-1]["next"]}))[1])
+    assert [[one["retry_of"] for one in answer["retried"]] for answer in answers] == [[], [], [wanted], []]
 
 
 async def test_what_cannot_be_tried_again_is_said_and_stops_nobody(app: BareApp) -> None:

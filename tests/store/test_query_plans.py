@@ -7,6 +7,7 @@ import pytest
 
 from imagejobd.model.job import FINAL
 from imagejobd.store.sqlite.database import load, open_database
+from imagejobd.store.sqlite.listing import unsuccessful
 
 HISTORY_ROWS = 300
 CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE, LISTING = (
@@ -89,8 +90,6 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (QUERIES["oldest_ready"], "job_ready"),
         (LISTING["created_from"], "job_created"),
         (LISTING["created_before"], "job_created"),
-        (LISTING["unsuccessful_end"], "job_unsuccessful"),
-        (LISTING["to_retry"].format(conditions=f"and {LISTING['has_code']}"), "job_retry_of"),
         (ENQUEUE["retries_of"], "job_retry_of"),
         (QUERIES["live"], "job_ready"),
         (QUERIES["counts"], "lane_busy"),
@@ -138,6 +137,19 @@ def test_a_listing_walks_a_term_in_order(db: sqlite3.Connection, walk: str, inde
         assert any(index in detail for detail in details), details
         assert not any("SCAN job" in detail for detail in details), details
         assert not any("TEMP B-TREE" in detail for detail in details[:-1]), details
+
+
+@pytest.mark.parametrize("tenant", [None, "t"])
+def test_failures_are_read_in_the_order_of_their_ends(db: sqlite3.Connection, tenant: str | None) -> None:
+    """Everybody's, or a tenant's own, from a time on and without a sort; whether one was tried again is looked up."""
+    order = unsuccessful(tenant)
+    index = f"{order['index']} (tenant=? AND finished_ms>?" if tenant else f"{order['index']} (finished_ms>?"
+    end = plan(db, LISTING["unsuccessful_end"].format(**order))
+    details = plan(db, LISTING["to_retry"].format(conditions=f" and {LISTING['has_code']}", **order))
+    assert any("job_retry_of" in detail for detail in details), details
+    for some in (end, details):
+        assert any(index in detail for detail in some), some
+        assert not any("TEMP B-TREE" in detail for detail in some), some
 
 
 def page(source: str) -> str:

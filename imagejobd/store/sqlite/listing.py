@@ -60,7 +60,6 @@ async def list_jobs(readers: Readers, which: Filter, *, cursor: int | None, limi
 async def retryable(readers: Readers, which: Failures, *, after: Place | None, limit: int) -> Retryable:
     """See `Store.retryable`."""
     conditions = _all_of(
-        has_tenant=which.tenant,
         has_kind=which.kinds,
         has_state=which.states,
         has_label=which.label,
@@ -75,13 +74,21 @@ async def retryable(readers: Readers, which: Failures, *, after: Place | None, l
         "scanned": SCAN_MAX - 1,
         "limit": limit + 1,
     }
-    scan_end = await readers.first(_SQL["unsuccessful_end"], values)
+    order = unsuccessful(which.tenant)
+    scan_end = await readers.first(_SQL["unsuccessful_end"].format(**order), values)
     values["until_ms"], values["until_id"] = (scan_end["finished_ms"], scan_end["id"]) if scan_end else (END, END)
-    rows = list(await readers.all(_SQL["to_retry"].format(conditions=conditions), values))
+    rows = list(await readers.all(_SQL["to_retry"].format(conditions=conditions, **order), values))
     uuids = [row["uuid"] for row in rows[:limit]]
     if len(rows) > limit:
         return Retryable(uuids, Place(rows[limit - 1]["finished_ms"], rows[limit - 1]["id"]))
     return Retryable(uuids, Place(scan_end["finished_ms"], scan_end["id"]) if scan_end else None)
+
+
+def unsuccessful(tenant: str | None) -> dict[str, str]:
+    """The index of a tenant's jobs that did not succeed, or of everybody's, and what it asks of a statement."""
+    if tenant is None:
+        return {"index": "job_unsuccessful", "tenant": ""}
+    return {"index": "job_unsuccessful_of_tenant", "tenant": f"{_SQL['has_tenant'].strip()} and"}
 
 
 def _common_values(which: Filter | Failures) -> Values:

@@ -13,6 +13,7 @@ alter table job add column secret_names text not null default '[]'; -- JSON: of 
 create index job_retry_of on job (retry_of) where retry_of is not null;
 create index job_created on job (created_ms);
 create index job_unsuccessful on job (finished_ms) where state in ('failed', 'cancelled');
+create index job_unsuccessful_of_tenant on job (tenant, finished_ms) where state in ('failed', 'cancelled');
 
 -- What a job is found by besides its labels: `image=<host>/<path>`, the same with `:<tag>` or `@<digest>`, and
 -- `submitter=<claim>` for each claim on the person who has submitted it.

@@ -108,16 +108,17 @@ job.created_ms >= :created_from_ms
 job.created_ms < :created_before_ms
 
 -- name: unsuccessful_end
--- Of the jobs that failed or were cancelled, in the order of their ends, the last one that one look may read.
-select id, finished_ms from job indexed by job_unsuccessful
-where state in ('failed', 'cancelled') and finished_ms >= :from_ms and (finished_ms > :after_ms or id > :after_id)
+-- Of the jobs that failed or were cancelled, everybody's or a tenant's, in the order of their ends, the last one that one
+-- look may read.
+select id, finished_ms from job indexed by {index}
+where {tenant} state in ('failed', 'cancelled') and finished_ms >= :from_ms and (finished_ms > :after_ms or id > :after_id)
 order by finished_ms, id
 limit 1 offset :scanned;
 
 -- name: to_retry
 -- Those of them that were not tried again and fit the filter, up to a place in that order.
-select job.id, job.uuid, job.finished_ms from job indexed by job_unsuccessful
-where job.state in ('failed', 'cancelled') and job.finished_ms >= :from_ms and job.finished_ms <= :until_ms
+select job.id, job.uuid, job.finished_ms from job indexed by {index}
+where {tenant} job.state in ('failed', 'cancelled') and job.finished_ms >= :from_ms and job.finished_ms <= :until_ms
     and (job.finished_ms > :after_ms or job.id > :after_id)
     and (job.finished_ms < :until_ms or job.id <= :until_id)
     and not exists (select 1 from job as retry where retry.retry_of = job.uuid) {conditions}
