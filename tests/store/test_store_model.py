@@ -100,6 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "jobs.db"
         self.clock = SimulatedClock()
         self.model: dict[str, Expected] = {}
+        self.paused: set[str] = set()
         self.boot = 0
         self.order = 0
         self._open()
@@ -164,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
         job.waits = job.drained = False
 
     def _ready_suspects(self) -> list[Expected]:
-        return [job for job in self.in_state(State.QUEUED) if job.is_suspect and not job.delayed]
+        return [job for job in self.in_state(State.QUEUED) if job.is_suspect and self._may_start(job)]
 
     def _check_suspect(self, claims: list[Claim]) -> None:
         """One suspect at most starts, the oldest, and only while nothing else runs."""
@@ -176,6 +177,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert claim.job.uuid == first.uuid
         self._start(first, claim)
 
+    def _may_start(self, job: Expected) -> bool:
+        return not job.delayed and job.kind not in self.paused
+
     def _running(self, tenant: str) -> int:
         return sum(job.tenant == tenant for job in self.in_state(State.RUNNING))
 
@@ -183,7 +187,7 @@ class StoreMachine(RuleBasedStateMachine):
         return [
             job
             for job in self.in_state(State.QUEUED)
-            if not job.delayed and free[job.kind] > 0 and self._running(job.tenant) < per_tenant
+            if self._may_start(job) and free[job.kind] > 0 and self._running(job.tenant) < per_tenant
         ]
 
     def _check_turn(self, claim: Claim, free: dict[str, int], per_tenant: int) -> None:
@@ -239,6 +243,21 @@ class StoreMachine(RuleBasedStateMachine):
                 job.fail()
                 job.back_to_queue(self.clock.now_ms)
                 job.not_before_ms = 0
+
+    @rule(kind=KINDS)
+    def pause(self, kind: str) -> None:
+        self.run(self.store.pause([kind], reason="why", by="who"))
+        self.paused.add(kind)
+
+    @rule(kind=KINDS)
+    def resume(self, kind: str) -> None:
+        self.run(self.store.resume([kind]))
+        self.paused.discard(kind)
+
+    @invariant()
+    def pauses_are_kept(self) -> None:
+        if hasattr(self, "store"):
+            assert set(self.run(self.store.pauses())) == self.paused
 
     @rule()
     def peer_answers(self) -> None:
