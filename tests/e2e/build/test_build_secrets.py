@@ -58,3 +58,19 @@ def test_secrets_stay_secret(engine: PrivateEngine, private_registry: Registry) 
         b.check_clean()
     assert web.count("/gone") == 2
     assert URL_PASSWORD.encode() in base64.b64decode(web.requests[0].headers["Authorization"].partition(" ")[2])
+
+
+def test_a_retry_is_trusted_with_the_right_password(engine: PrivateEngine, private_registry: Registry) -> None:
+    """A push that was denied is tried again with what the request gives anew, which is found as little as the first."""
+    with BuildBox(engine) as b:
+        image = f"{private_registry.host}/secrets/again:1"
+        wrong = {"username": LOGIN["username"], "password": WRONG_PASSWORD}
+        denied = b.submit_build(image, dockerfile("RUN true"), **wrong)
+        b.failed(denied, "denied")
+        assert b.call("POST", f"/api/v2/jobs/{denied}/retry").status == 409
+        answer = b.call("POST", f"/api/v2/jobs/{denied}/retry", {"secrets": {"password": LOGIN["password"]}})
+        assert answer.status == 201, answer.text
+        job = b.succeeded(answer.json["id"])
+        assert job["retry_of"] == denied
+        check(b, [denied, job["id"]])
+        b.check_clean()
