@@ -28,10 +28,10 @@ from number
 """
 # All are of one repository, and of seven people.
 TERMS = """
-insert into job_term (term, job_id)
-select 'image=registry.example:5000/team/app', id from job
-union all select 'image=registry.example:5000/team/app:' || id, id from job
-union all select 'submitter=person-' || (id % 7), id from job
+insert into job_term (term, job_id, tenant)
+select 'image=registry.example:5000/team/app', id, tenant from job
+union all select 'image=registry.example:5000/team/app:' || id, id, tenant from job
+union all select 'submitter=person-' || (id % 7), id, tenant from job
 """
 CLAIM = """
 update job set state = 'running', move = 'claim', moved_ms = created_ms, attempt = 1, started_ms = created_ms,

@@ -7,7 +7,7 @@ import pytest
 
 from imagejobd.model.job import FINAL
 from imagejobd.store.sqlite.database import load, open_database
-from imagejobd.store.sqlite.listing import unsuccessful
+from imagejobd.store.sqlite.listing import unsuccessful, walk
 
 HISTORY_ROWS = 300
 CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE, LISTING = (
@@ -124,16 +124,20 @@ def test_a_listing_merges_ordered_ranges(db: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("walk", "index"),
-    [("term_walk", "job_term USING PRIMARY KEY (term=?"), ("label_walk", "job_label USING PRIMARY KEY (key=?")],
+    ("sort", "tenant", "index"),
+    [
+        ("term", None, "job_term USING PRIMARY KEY (term=? AND job_id>? AND job_id<?)"),
+        ("term", "t", "job_term_of_tenant (tenant=? AND term=? AND job_id>? AND job_id<?)"),
+        ("label", None, "job_label USING PRIMARY KEY (key=? AND value=? AND job_id>? AND job_id<?)"),
+        ("label", "t", "job_label_of_tenant (tenant=? AND key=? AND value=? AND job_id>? AND job_id<?)"),
+    ],
 )
-def test_a_listing_walks_a_term_in_order(db: sqlite3.Connection, walk: str, index: str) -> None:
-    """The jobs of an image, a submitter or a label come in order from its index, and each is looked up by its id."""
-    conditions = "".join(f" and {LISTING[name]}" for name in ("has_tenant", "has_kind", "has_state", "is_created_from"))
-    for details in (
-        plan(db, LISTING["scan_end"].format(source=LISTING[walk])),
-        plan(db, page(LISTING[f"{walk}_filtered"].format(conditions=conditions))),
-    ):
+def test_a_listing_walks_a_term_in_order(db: sqlite3.Connection, sort: str, tenant: str | None, index: str) -> None:
+    """The jobs of an image, a submitter or a label, everybody's or a tenant's, come in order from an index, and each is
+    looked up by its id."""
+    conditions = "".join(f" and {LISTING[name]}" for name in ("has_kind", "has_state", "is_created_from"))
+    source, filtered = walk(sort, tenant, conditions)
+    for details in (plan(db, LISTING["scan_end"].format(source=source)), plan(db, page(filtered))):
         assert any(index in detail for detail in details), details
         assert not any("SCAN job" in detail for detail in details), details
         assert not any("TEMP B-TREE" in detail for detail in details[:-1]), details

@@ -218,7 +218,7 @@ def _insert(tx: Transaction, fresh: Sequence[EnqueueRequest], last_id: int) -> N
             tx.db.execute(_SQL["insert_secret"], (job_id, request.sealed))
         for digest, size_bytes in request.blobs.items():
             tx.db.execute(_SQL["insert_blob"], (job_id, digest, size_bytes))
-    terms = [(number, term) for number, request in enumerate(fresh) for term in request.terms]
+    terms = [(number, request.row.tenant, term) for number, request in enumerate(fresh) for term in request.terms]
     if terms:
         tx.db.execute(_SQL["insert_terms"], {"terms": _encode(terms).decode(), "last_id": last_id})
     tx.publish(QUEUE_TOPIC)

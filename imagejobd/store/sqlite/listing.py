@@ -35,22 +35,15 @@ async def list_jobs(readers: Readers, which: Filter, *, cursor: int | None, limi
     """See `Store.list_jobs`."""
     from_id, below = await _span(readers, which, END if cursor is None else cursor)
     values = _values(which) | {"from_id": from_id, "below": below, "limit": limit + 1, "scanned": SCAN_MAX - 1}
-    walk, conditions = _walk(which, values)
-    if walk is None and not (which.tenant or which.kinds or which.states):
-        source = filtered = _SQL["newest"]
-    elif walk is None:
-        source = filtered = await _ranges(readers, which, values)
-    else:
-        source, filtered = _SQL[walk], _SQL[f"{walk}_filtered"]
+    source, filtered = await _source(readers, which, values)
     if not source:
         return Page([], None)
     scan_end = None
-    if conditions:
+    if filtered != source:
         # Asked first: what comes in meanwhile is above it.
-        scan_end = await readers.first(_SQL["scan_end"].format(source=source.format(conditions="")), values)
+        scan_end = await readers.first(_SQL["scan_end"].format(source=source), values)
         values["from_id"] = scan_end["id"] if scan_end else from_id
-    page = _SQL["page"].format(listed=_SQL["listed"], source=filtered.format(conditions=conditions))
-    rows = list(await readers.all(page, values))
+    rows = list(await readers.all(_SQL["page"].format(listed=_SQL["listed"], source=filtered), values))
     jobs = [job(row) for row in rows[:limit]]
     if len(rows) > limit:
         return Page(jobs, jobs[-1].id)
@@ -125,20 +118,32 @@ async def _span(readers: Readers, which: Filter, below: int) -> tuple[int, int]:
     return from_id, below
 
 
-def _walk(which: Filter, values: Values) -> tuple[str | None, str]:
-    """The statement that walks jobs by the term that is likely to have the fewest, if there is one; and what else the
-    filter says, of which ranges leave only the times open."""
+async def _source(readers: Readers, which: Filter, values: Values) -> tuple[str, str]:
+    """Ids from new to old: the statement that reads them, and the same with what else the filter says."""
     times = {"is_created_from": which.created_from_ms, "is_created_before": which.created_before_ms}
-    others = {"has_tenant": which.tenant, "has_kind": which.kinds, "has_state": which.states} | times
+    others = {"has_kind": which.kinds, "has_state": which.states} | times
     if which.image is not None:
+        # First, because an image is likely to have the fewest jobs.
         values["walked"] = values["image"]
-        return "term_walk", _all_of(has_submitter=which.submitter, has_label=which.label, **others)
+        return walk("term", which.tenant, _all_of(has_submitter=which.submitter, has_label=which.label, **others))
     if which.submitter is not None:
         values["walked"] = values["submitter"]
-        return "term_walk", _all_of(has_label=which.label, **others)
+        return walk("term", which.tenant, _all_of(has_label=which.label, **others))
     if which.label is not None:
-        return "label_walk", _all_of(**others)
-    return None, _all_of(**times)
+        return walk("label", which.tenant, _all_of(**others))
+    is_any = not (which.tenant or which.kinds or which.states)
+    source = _SQL["newest"] if is_any else await _ranges(readers, which, values)
+    return source.format(conditions=""), source.format(conditions=_all_of(**times))
+
+
+def walk(sort: str, tenant: str | None, conditions: str) -> tuple[str, str]:
+    """The jobs of a `term` or a `label`, as `_source` has it. A tenant's are walked in an index of its own: how long a
+    page gets must not tell how many others have."""
+    own = {"indexed": "", "own": ""}
+    if tenant is not None:
+        own = {"indexed": f"indexed by job_{sort}_of_tenant", "own": f"job_{sort}.tenant = :tenant and"}
+    source = _SQL[f"{sort}_walk"].format(**own)
+    return source, _SQL[f"{sort}_walk_filtered"].format(conditions=conditions, **own) if conditions else source
 
 
 def _all_of(**conditions: object) -> str:

@@ -36,9 +36,9 @@ select
 from json_each(:jobs);
 
 -- name: insert_terms
--- What the jobs are found by: pairs [number in the run, term].
-insert or ignore into job_term (term, job_id)
-select value ->> 1, :last_id + 1 + (value ->> 0) from json_each(:terms);
+-- What the jobs are found by: [number in the run, tenant, term].
+insert or ignore into job_term (term, job_id, tenant)
+select value ->> 2, :last_id + 1 + (value ->> 0), value ->> 1 from json_each(:terms);
 
 -- name: retries_of
 -- Which of these jobs were tried again, and as which.

@@ -61,20 +61,21 @@ where state = 'running' and id < :below and id >= :from_id
     and (:kinds is null or kind in (select value from json_each(:kinds))) {conditions}
 
 -- name: term_walk
--- The jobs of a term from new to old.
-select job_id as id from job_term where term = :walked and job_id < :below and job_id >= :from_id
+-- The jobs of a term from new to old, everybody's or a tenant's.
+select job_id as id from job_term {indexed} where {own} term = :walked and job_id < :below and job_id >= :from_id
 
 -- name: term_walk_filtered
-select job_term.job_id as id from job_term cross join job on job.id = job_term.job_id
-where job_term.term = :walked and job_term.job_id < :below and job_term.job_id >= :from_id {conditions}
+select job_term.job_id as id from job_term {indexed} cross join job on job.id = job_term.job_id
+where {own} job_term.term = :walked and job_term.job_id < :below and job_term.job_id >= :from_id {conditions}
 
 -- name: label_walk
--- The jobs of a label from new to old.
-select job_id as id from job_label where key = :key and value = :value and job_id < :below and job_id >= :from_id
+-- The jobs of a label from new to old, everybody's or a tenant's.
+select job_id as id from job_label {indexed}
+where {own} key = :key and value = :value and job_id < :below and job_id >= :from_id
 
 -- name: label_walk_filtered
-select job_label.job_id as id from job_label cross join job on job.id = job_label.job_id
-where job_label.key = :key and job_label.value = :value
+select job_label.job_id as id from job_label {indexed} cross join job on job.id = job_label.job_id
+where {own} job_label.key = :key and job_label.value = :value
     and job_label.job_id < :below and job_label.job_id >= :from_id {conditions}
 
 -- name: page
