@@ -4,12 +4,14 @@ A client knows three stages, Building, Pushing, Finished, or `Failed: <message>`
 Keys of requests are matched without regard to case, as the original's Go decoder did.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
+from imagejobd.api.ignored import warning
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.wire import NOT_JSON, detail_of, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
@@ -20,6 +22,9 @@ KIND = "build"
 JSON_PART_MAX_BYTES = 1024 * 1024
 PART_NAMES = frozenset({"json", "tarfile"})
 NULL = msgspec.Raw(b"null")
+EMPTY = frozenset({b"null", b'""'})
+# What to build, by precedence.
+SOURCES = ("dockerfile", "tarfile", "tarurl", "tar_url")
 PUSHING_PHASES = frozenset({"pushing", "purging"})
 
 INSUFFICIENT = "Insufficient Information.  Must provide at least an Image Name and a Dockerfile/Tarurl."
@@ -57,9 +62,10 @@ class BuilderApi:
             else:
                 body = await read_body(request, self._intake.server, uploads.hold_json)
                 fields, upload = _fields(body, "the request body"), None
+            ignored = warning(_ignored(fields, has_tar=upload is not None))
             accepted = await self._intake.parse(self._kind, *await self._spec(fields, upload, uploads))
             enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
-        return _answer({"JobIdentifier": enqueued.uuid})
+        return _answer({"JobIdentifier": enqueued.uuid}, headers=ignored)
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._job(request)
@@ -95,7 +101,7 @@ class BuilderApi:
             if is_json and fields is None:
                 fields = _fields(await read_part(part, JSON_PART_MAX_BYTES, uploads.hold_json), "the Json part")
             elif not is_json and upload is None:
-                upload = await uploads.receive(self._kind, part.chunks)
+                upload = await uploads.receive(self._kind, part.chunks, {})
             else:
                 raise invalid(f"unexpected multipart part {part.name!r}: one tar and one Json part are enough")
         if fields is None:
@@ -119,7 +125,7 @@ class BuilderApi:
         if dockerfile:
             return spec | {"dockerfile": dockerfile}, None
         if upload is None and tar:
-            upload = await uploads.receive(self._kind, base64_chunks(tar, "TarFile"))
+            upload = await uploads.receive(self._kind, base64_chunks(tar, "TarFile"), {})
         if upload is None:
             return spec | {"tar_url": tar_url}, None
         return spec, upload
@@ -145,8 +151,19 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
     return _answer({"Error": fault.message} | detail_of(fault, "Detail"), status)
 
 
-def _answer(value: dict[str, str], status: int = HTTPStatus.OK) -> web.Response:
-    return json_response(value, status, indent=2)
+def _answer(
+    value: dict[str, str], status: int = HTTPStatus.OK, *, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return json_response(value, status, indent=2, headers=headers)
+
+
+def _ignored(fields: Fields, *, has_tar: bool) -> list[str]:
+    """The names, in lower case, of what was given and is not used: sources beyond the first, a user without a password,
+    and what this API does not know."""
+    given = [name for name, value in fields.items() if bytes(value) not in EMPTY]
+    sources = [name for name in SOURCES if name in given or (has_tar and name == "tarfile")]
+    used = {"image_name", "nocache", "password", *sources[:1], *(["username"] if "password" in given else [])}
+    return [name for name in [*given, *sources] if name not in used]
 
 
 def _fields(body: bytearray, what: str) -> Fields:

@@ -28,6 +28,7 @@ BODY_PER_PAYLOAD = 2
 # Decoded off the loop, in pieces that are worth the hop to another thread.
 BATCH_BYTES = 1 * MIB
 ENCODING = "base64"
+FIELDS = ("encoding", "md5", "content")
 PAYLOAD_LIMIT = "(kinds.dispatch.payload_max_bytes)"
 
 # Complete strings, and the marks outside of them; a quote by itself begins a string that has not ended yet.
@@ -102,6 +103,10 @@ class DispatchBody:
         if checksum.lower() != self.md5:
             message = f"MD5 hash sum is not valid passed: {printable(checksum)}, calculated: {self.md5}"
             raise ChecksumMismatch(ErrorCode.INVALID, message)
+
+    def ignored(self) -> list[str]:
+        """The names of members that no dispatch has, once the body is whole."""
+        return [name for name, _ in _members(self._fields) if name not in FIELDS]
 
     def _begin_content(self) -> bytes:
         """What has come of the content, and what follows; nothing where it has not begun yet."""
@@ -228,7 +233,7 @@ def _parse(text: bytearray) -> dict[str, str]:
     names = [name for name, _ in _members(text)]
     if len(names) > len(members):
         raise invalid(f"{printable(Counter(names).most_common(1)[0][0])!r} is given twice")
-    fields = {name: members[name] for name in ("encoding", "md5", "content") if members.get(name) is not None}
+    fields = {name: members[name] for name in FIELDS if members.get(name) is not None}
     for name, value in fields.items():
         if not isinstance(value, str):
             raise invalid(f"{name} must be a string")

@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import read_body
+from imagejobd.api.ignored import warning
 from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import NOT_JSON, Explained, detail_of, iso, json_response
 from imagejobd.jobs.distribute.fields import FieldFault, boolean, parse_endpoint
@@ -39,6 +40,8 @@ UNKNOWN_JOB = "job with id not found"
 
 # What keeps a request from being read at all has statuses of its own (413, 408).
 NOT_READ = frozenset({ErrorCode.TOO_LARGE, ErrorCode.TIMEOUT})
+# What the original's source declares for its own use.
+UNREAD = ("issuer", "retries_left", "id", "status")
 VALUES = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "FAILED"}
 
 _decode = msgspec.json.Decoder().decode
@@ -64,7 +67,8 @@ class DistributeApi:
     async def distribute(self, request: web.Request) -> web.Response:
         """Accept a distribution. The answer is sent after the job is on disk."""
         caller = self._intake.caller(request)
-        job = new_job(KIND, await self._accepted(request, caller), caller)
+        accepted, ignored = await self._accepted(request, caller)
+        job = new_job(KIND, accepted, caller)
         try:
             enqueued = await self._intake.submit(job)
         except Permanent as fault:
@@ -72,7 +76,7 @@ class DistributeApi:
                 raise Explained(fault.code, NO_IMAGE, fault.message) from None
             raise invalid(fault.message) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
-        return json_response(answer, HTTPStatus.CREATED)
+        return json_response(answer, HTTPStatus.CREATED, headers=warning(ignored))
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._intake.job_by_uuid(request, request.match_info["id"], KIND)
@@ -80,15 +84,16 @@ class DistributeApi:
             raise NotFound(UNKNOWN_JOB)
         return json_response(render(job, await self._intake.store.pushes(job.id)))
 
-    async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
-        """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, too large or too
-        slow."""
+    async def _accepted(self, request: web.Request, caller: Caller) -> tuple[Accepted, list[str]]:
+        """The request as the kind takes it, and the fields that are ignored. Raises `Permanent`: invalid in the words
+        of the document, too large or too slow."""
         async with self._intake.uploads(caller) as uploads:
             try:
                 body = await read_body(
                     request, self._intake.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
                 )
-                return self._kind.parse(parse_request(body, self._configured))
+                spec, ignored = parse_request(body, self._configured)
+                return self._kind.parse(spec), ignored
             except Permanent as fault:
                 if fault.code in NOT_READ:
                     raise
@@ -119,8 +124,8 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
     return json_response({"msg": fault.message, "status": "error"} | detail_of(fault), status)
 
 
-def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
-    """The body as the distribute kind's spec. `configured` see `configured_hosts`.
+def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> tuple[Json, list[str]]:
+    """The body as the distribute kind's spec, and the fields that are ignored. `configured` see `configured_hosts`.
 
     Raises `FieldFault` for the first field that is missing or that is no endpoint, `Permanent(invalid)` for all that
     are unknown or of another type.
@@ -133,13 +138,14 @@ def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> Json:
         request = _request(value)
     except _WrongTypes as wrong:
         raise invalid(str(wrong.errors)[:WORDS_MAX_CHARS]) from None
-    return {
+    spec = {
         "source": _spec(request["source"], "source", configured),
         "targets": [
             _spec({"overwrite": False} | target, f"targets[{place}]", configured)
             for place, target in enumerate(request["targets"])
         ],
     }
+    return spec, _ignored(request)
 
 
 def configured_hosts(names: Iterable[str]) -> frozenset[str]:
@@ -164,6 +170,19 @@ def refusal_words(fault: Permanent) -> str:
     for name, place in reversed(_STEP.findall(fault.field) or [("_schema", "")]):
         why = {name: {int(place): why} if place else why}
     return str(why)[:WORDS_MAX_CHARS]
+
+
+def _ignored(request: Json) -> list[str]:
+    """What the original had for itself, and what an `auth` says of tokens beside a login (see `parse_auth`)."""
+    ignored = [name for name in UNREAD if name in request]
+    places = {"source": request["source"]} | {f"targets[{place}]": one for place, one in enumerate(request["targets"])}
+    for path, place in places.items():
+        auth = place.get("auth", {})
+        if "basicauth" in auth:
+            ignored += [f"{path}.auth.{name}" for name in auth if name != "basicauth"]
+        elif "url" in auth and "token" in auth:
+            ignored.append(f"{path}.auth.token")
+    return ignored
 
 
 class _WrongTypes(Exception):
@@ -247,7 +266,7 @@ def _boolean(value: Any) -> bool:
 
 
 def _unread(value: Any) -> None:
-    """What the original's source declares for its own use."""
+    """Taken, whatever it is."""
 
 
 _login = _object({"user": _text, "password": _text}, {})
@@ -266,7 +285,7 @@ _target = _object(
 )
 _request = _object(
     {"source": _source, "targets": _list(_target, items_max=TARGETS_MAX)},
-    dict.fromkeys(("issuer", "retries_left", "id", "status"), _unread),
+    dict.fromkeys(UNREAD, _unread),
 )
 
 

@@ -270,10 +270,11 @@ class Uploads:
         self._received: list[tuple[JobKind, Upload]] = []
         self._json_bytes = 0
 
-    async def receive(self, kind: JobKind, body: AsyncIterator[bytes]) -> Upload:
-        """Give `body` to the kind that is to work on it. Raises `Temporary(queue_full)` as `with_slot` does."""
+    async def receive(self, kind: JobKind, body: AsyncIterator[bytes], spec: Json) -> Upload:
+        """Give `body` to the kind that is to work on it, with what is known of the `spec` by now. Raises
+        `Temporary(queue_full)` as `with_slot` does."""
         try:
-            upload = await kind.receive(self.with_slot(body))
+            upload = await kind.receive(self.with_slot(body), spec)
         finally:
             self._release_slot()
         self._received.append((kind, upload))

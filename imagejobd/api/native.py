@@ -113,7 +113,8 @@ class NativeApi:
     async def _context(self, submission: Submission, uploads: Uploads) -> Upload | None:
         if submission.context is None:
             return None
-        return await uploads.receive(self._kind(submission), base64_chunks(submission.context, "context"))
+        chunks = base64_chunks(submission.context, "context")
+        return await uploads.receive(self._kind(submission), chunks, submission.fields())
 
     async def list_jobs(self, request: web.Request) -> web.Response:
         """Jobs from new to old, without the long parts of their specs; `next` is the cursor of the following page, null
@@ -237,7 +238,7 @@ class NativeApi:
                 submission = _parse(await read_part(part, JOB_MAX_BYTES, uploads.hold_json))
                 upload = await self._context(submission, uploads)
             elif part.name == "context" and submission is not None and upload is None:
-                upload = await uploads.receive(self._kind(submission), part.chunks)
+                upload = await uploads.receive(self._kind(submission), part.chunks, submission.fields())
             else:
                 raise invalid("a multipart request has a part named job (JSON) and then one named context (tar)")
         if submission is None:

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from imagejobd.api.bodies import is_multipart, parts, read_part
+from imagejobd.api.ignored import warning
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.wire import json_response, words_of
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
@@ -42,23 +43,26 @@ class RunApi:
         """Accept a Dockerfile. The answer is sent after the job is on disk."""
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
-            accepted = await self._parsed(await self._dockerfile(request, uploads))
+            dockerfile, others = await self._form(request, uploads)
+            accepted = await self._parsed(dockerfile)
             enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
         if _wants_json(request):
-            return json_response({"id": enqueued.uuid})
-        return web.Response(text=f"Job was launched with id {enqueued.uuid}")
+            return json_response({"id": enqueued.uuid}, headers=warning(others))
+        return web.Response(text=f"Job was launched with id {enqueued.uuid}", headers=warning(others))
 
-    async def _dockerfile(self, request: web.Request, uploads: Uploads) -> str:
-        """The text of the field `file`, sent as a value or as a file of any name."""
+    async def _form(self, request: web.Request, uploads: Uploads) -> tuple[str, list[str]]:
+        """The text of the field `file`, sent as a value or as a file of any name; and the names of all others."""
         if not is_multipart(request):
             raise invalid(f"the request is not multipart; {FORM_HINT}")
         body: bytearray | None = None
+        others: list[str] = []
         number = other_bytes = 0
         async for part in parts(request, self._intake.server):
             number += 1
             if number > PARTS_MAX:
                 raise invalid(f"the form has more than {PARTS_MAX} parts; {FORM_HINT}")
             if part.name != "file":
+                others.append(part.name)
                 async for chunk in part.chunks:
                     other_bytes += len(chunk)
                     if other_bytes > OTHER_PARTS_MAX_BYTES:
@@ -68,7 +72,7 @@ class RunApi:
                 body = await read_part(part, DOCKERFILE_MAX_BYTES, uploads.hold_json, hint="no Dockerfile needs that")
             else:
                 raise invalid("the form has two fields named file; one job takes one Dockerfile")
-        return _text(body)
+        return _text(body), others
 
     async def _parsed(self, dockerfile: str) -> Accepted:
         """Raises `Permanent(policy)` also for what cannot be read: to this API a form that holds a bad Dockerfile is a

@@ -4,7 +4,7 @@ Build contexts are read once, checked, and written anew (`context.py` has the pr
 stay as they are (`images.py`). What a payload is at all says `detect.py`. Nothing here knows of jobs.
 """
 
-from imagejobd.archive.context import ContextBounds, dockerfile_context, index, rewrite
+from imagejobd.archive.context import ContextBounds, dockerfile_context, index, parse_dockerfile_path, rewrite
 from imagejobd.archive.detect import Detected, What, detect
 from imagejobd.archive.images import check_image_archive
 from imagejobd.archive.inflate import TAR, Stop, Stopped
@@ -20,5 +20,6 @@ __all__ = [
     "detect",
     "dockerfile_context",
     "index",
+    "parse_dockerfile_path",
     "rewrite",
 ]

@@ -63,7 +63,7 @@ class Tree:
         self._announced: set[int] = set()
         self._max_entries = max_entries
         self._max_name_bytes = max_name_bytes
-        self._count = 0
+        self.count = 0
 
     def path(self, name: bytes) -> Components:
         """The components of `name`, without `.`; empty for the root. Raises `Permanent` for a name that may not be."""
@@ -137,8 +137,8 @@ class Tree:
         return node
 
     def _counted(self) -> None:
-        self._count += 1
-        if self._count > self._max_entries:
+        self.count += 1
+        if self.count > self._max_entries:
             raise _too_large("the tar has too many entries", self._max_entries)
 
 

@@ -4,19 +4,24 @@ What the engine gets is not what came in but a plain PAX tar of what was underst
 same bytes for different files: no compression, nothing twice, no escape, no owner, no device. Symbolic links keep their
 targets, absolute ones too: the engine resolves them within the context. Runs in a thread; the disk is the caller's.
 
-An index says where each file stands in such a tar, so that it can be sent without being unpacked. It reads only what
-`rewrite` wrote: no name twice, nothing compressed, hard links behind what they lead to.
+An index says where each file stands in such a tar, so that it can be sent without being unpacked, less what the
+context's ignore file excludes. It reads only what `rewrite` wrote: no name twice, nothing compressed, hard links behind
+what they lead to.
+
+Of what the engine is sent it never reads the Dockerfile, wherever that lies: it is given the text that was judged
+beside the context. So a path that two readers resolve differently leads nobody to another text.
 """
 
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from imagejobd.archive.contents import Components, Leaf, Tree
+from imagejobd.archive.contents import Components, Leaf, Node, Tree
+from imagejobd.archive.ignore import IGNORE_FILE_MAX_BYTES, IgnoreFile
 from imagejobd.archive.inflate import Inflated, Stop, over_limit
 from imagejobd.archive.tar import (
     BLOCK_BYTES,
@@ -40,12 +45,17 @@ from imagejobd.model.text import quoted
 
 DOCKERFILE = "Dockerfile"
 DOCKERFILE_MODE = 0o644
+NAME_MAX_BYTES = 4096
 # What an engine gives a directory that no member of a tar announces. Its time is nobody's.
 IMPLIED_MODE = stat.S_IFDIR | 0o755
 
+# How often paths may be compared with patterns of an ignore file: some seconds.
+COMPARISONS_MAX = 20_000_000
+
 _DOCKERFILE_PATH: Components = (DOCKERFILE.encode(),)
 # The engine's own name first: the first that is there counts.
-_DOCKERFILE_NAMES = {_DOCKERFILE_PATH: DOCKERFILE, (DOCKERFILE.lower().encode(),): DOCKERFILE.lower()}
+_DEFAULT_PATHS: tuple[Components, ...] = (_DOCKERFILE_PATH, (DOCKERFILE.lower().encode(),))
+_IGNORE_SUFFIX = b".dockerignore"
 _REFUSED_TYPES = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 _TYPES = {REGULAR: stat.S_IFREG, HARD_LINK: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
 _ZEROS = bytes(BLOCK_BYTES)
@@ -57,21 +67,42 @@ class ContextBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     max_bytes: int
     max_entries: int
-    max_name_bytes: int = 4096
+    max_name_bytes: int = NAME_MAX_BYTES
     max_dockerfile_bytes: int = DOCKERFILE_MAX_BYTES
 
 
-def rewrite(source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Stop) -> str:
+def rewrite(
+    source: BinaryIO | Path, target: BinaryIO, bounds: ContextBounds, stop: Stop, dockerfile_path: str | None = None
+) -> str:
     """Check the tar in `source`, compressed or not, and write it anew to `target`; the text of its Dockerfile.
 
-    The context's `Dockerfile` counts, else its `dockerfile`, which is then written under both names. The text has no
-    byte order mark. Raises `Permanent(invalid)` or `Permanent(too_large)` that names the member and the reason,
-    `Stopped` soon after `stop()` is true, and OSError only for the disk under `source` and `target`.
+    Without `dockerfile_path` the context's `Dockerfile` counts, else its `dockerfile`. The text has no byte order mark.
+    Raises `Permanent(invalid)` or `Permanent(too_large)` that names the member and the reason, also for an ignore file
+    that cannot be read; `Stopped` soon after `stop()` is true, and OSError only for the disk under `source` and
+    `target`.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:
-            return rewrite(file, target, bounds, stop)
-    return _Rewriter(target, bounds).run(Inflated(source, max_bytes=bounds.max_bytes, stop=stop))
+            return rewrite(file, target, bounds, stop, dockerfile_path)
+    rewriter = _Rewriter(target, bounds, _candidates(dockerfile_path))
+    return rewriter.run(Inflated(source, max_bytes=bounds.max_bytes, stop=stop))
+
+
+def parse_dockerfile_path(text: str) -> Components:
+    """The components of a Dockerfile's path in its context. Raises `Permanent(invalid)` for one that leads out of it,
+    or that names no file."""
+    path = text.encode(errors="surrogateescape")
+    parts = tuple(part for part in path.split(b"/") if part not in (b"", b"."))
+    why = ""
+    if path.startswith(b"/") or b".." in parts:
+        why = "leads out of the context; give the path below its top, without .. and a / in front"
+    elif not parts or path.endswith((b"/", b"/.")) or path == b".":
+        why = "names a folder; give the path of the file, such as docker/Dockerfile"
+    elif b"\0" in path or len(path) > NAME_MAX_BYTES:
+        why = f"holds a NUL, or is longer than {NAME_MAX_BYTES} bytes"
+    if why:
+        raise invalid(f"dockerfile_path {quoted(text)} {why}")
+    return parts
 
 
 def dockerfile_context(text: str) -> bytes:
@@ -90,11 +121,13 @@ def dockerfile_text(content: bytes, name: str) -> str:
         raise invalid(f"{name} is not UTF-8 text (line {line})") from None
 
 
-def index(tar: Path) -> list[Entry]:
-    """All of a checked context in the order of a walk: siblings by their bytes, a directory right before what is in it.
+def index(tar: Path, dockerfile_path: str | None = None) -> list[Entry]:
+    """What of a checked context belongs to the build, in the order of a walk: siblings by their bytes, a directory
+    right before what is in it. With `dockerfile_path` as for `rewrite`: an ignore file beside the Dockerfile goes
+    before `.dockerignore`.
 
-    Directories that no member announces are there too. Reads the headers only, blocking. Raises OSError, and
-    `Permanent(invalid)` for a file that is not what `rewrite` wrote.
+    Directories that no member announces are there too. Reads the headers and the ignore file only, blocking. Raises
+    OSError, and `Permanent(invalid)` for a file that is not what `rewrite` wrote.
     """
     entries: dict[bytes, Entry] = {}
     links: dict[bytes, bytes] = {}
@@ -111,29 +144,39 @@ def index(tar: Path) -> list[Entry]:
             entries[parent] = Entry(parent, IMPLIED_MODE)
             parent = parent.rpartition(b"/")[0]
     ordered = sorted(entries.values(), key=lambda entry: entry.path.replace(b"/", b"\0"))
+    ignore = _ignore_file(tar, entries, dockerfile_path)
+    if ignore is not None:
+        ordered = _without_ignored(ordered, ignore)
     return _with_hard_links(ordered, entries, links) if links else ordered
 
 
 class _Rewriter:
     """One pass from a stream of members to `target`."""
 
-    def __init__(self, target: BinaryIO, bounds: ContextBounds) -> None:
+    def __init__(self, target: BinaryIO, bounds: ContextBounds, dockerfiles: Sequence[Components]) -> None:
+        """`dockerfiles` are the paths of which the first that is there is the Dockerfile."""
         self._target = target
         self._bounds = bounds
         self._tree = Tree(max_entries=bounds.max_entries, max_name_bytes=bounds.max_name_bytes)
         self._tar_bytes = 0
-        # Which name counts is known at the end only, so each one's content is remembered; None when it is too large.
-        self._contents: dict[str, bytes | None] = {}
+        self._dockerfiles = dockerfiles
+        self._ignore_files = _ignore_paths(dockerfiles)
+        # Which of them count is known at the end only, so each one's content is remembered; None when it is too large.
+        self._contents: dict[Components, bytes | None] = {}
+        self._max_bytes = dict.fromkeys(self._ignore_files, IGNORE_FILE_MAX_BYTES)
+        self._max_bytes |= dict.fromkeys(dockerfiles, bounds.max_dockerfile_bytes)
 
     def run(self, stream: Inflated) -> str:
         members = Members(stream)
         for member in members:
             self._member(member, members)
         stream.drain()
-        name, content = self._dockerfile()
-        text = dockerfile_text(content, f"the Dockerfile {name!r}")
-        if name != DOCKERFILE:
-            self._file(_DOCKERFILE_PATH, len(content), DOCKERFILE_MODE, 0, [content])
+        path = self._dockerfile()
+        text = dockerfile_text(self._content(path, "the Dockerfile"), f"the Dockerfile {quoted(b'/'.join(path))}")
+        # All of them, whichever counts: the engine reads `.dockerignore` for itself.
+        for ignore_file in self._ignore_files:
+            if self._tree.at(ignore_file) is not None:
+                self._check_ignore_file(ignore_file)
         self._write(_END)
         return text
 
@@ -167,14 +210,14 @@ class _Rewriter:
         self._write(bytes(-size % BLOCK_BYTES))
 
     def _remember(self, path: Components, size: int, pieces: Iterable[bytes]) -> Iterable[bytes]:
-        """`pieces`; those of a Dockerfile are also remembered."""
-        name = _DOCKERFILE_NAMES.get(path)
-        if name is None:
+        """`pieces`; those of a file that is read here are also remembered."""
+        max_bytes = self._max_bytes.get(path)
+        if max_bytes is None:
             return pieces
-        self._contents[name] = None
-        if size > self._bounds.max_dockerfile_bytes:
+        self._contents[path] = None
+        if size > max_bytes:
             return pieces
-        content = self._contents[name] = b"".join(pieces)
+        content = self._contents[path] = b"".join(pieces)
         return [content]
 
     def _write(self, piece: bytes) -> None:
@@ -183,23 +226,88 @@ class _Rewriter:
             raise over_limit(f"the tar unpacks to more than {self._bounds.max_bytes} bytes")
         self._target.write(piece)
 
-    def _dockerfile(self) -> tuple[str, bytes]:
-        for path, name in _DOCKERFILE_NAMES.items():
-            node = self._tree.at(path)
-            if node is None:
-                continue
-            if name not in self._contents:
-                kind = (
-                    "a directory" if isinstance(node, dict) else node.value if node is Leaf.SYMLINK else "a hard link"
-                )
-                raise invalid(f"the Dockerfile {name!r} is {kind} in this tar; send it as a regular file")
-            content = self._contents[name]
-            if content is None:
-                limit = self._bounds.max_dockerfile_bytes
-                raise Permanent(ErrorCode.TOO_LARGE, f"the Dockerfile {name!r} is larger than {limit} bytes, the limit")
-            return name, content
-        names = " or ".join(map(repr, _DOCKERFILE_NAMES.values()))
-        raise invalid(f"the tar has no {names} at its top level; pack the tar from within the folder that holds it")
+    def _dockerfile(self) -> Components:
+        """The path of the Dockerfile. Raises `Permanent(invalid)` where there is none."""
+        for path in self._dockerfiles:
+            if self._tree.at(path) is not None:
+                return path
+        names = " or ".join(quoted(b"/".join(path)) for path in self._dockerfiles)
+        if self._dockerfiles == _DEFAULT_PATHS:
+            hint = "pack the tar from within the folder that holds it, or name another by dockerfile_path"
+            raise invalid(f"the tar has no {names} at its top level; {hint}")
+        [path] = self._dockerfiles
+        for depth in range(1, len(path)):
+            if isinstance(leaf := self._tree.at(path[:depth]), Leaf):
+                where = quoted(b"/".join(path[:depth]))
+                raise invalid(f"the Dockerfile {names} lies below {where}, which is {leaf.value} in this tar")
+        raise invalid(f"the tar has no {names}; dockerfile_path is read from the top of the tar, case counts")
+
+    def _check_ignore_file(self, path: Components) -> None:
+        name, content = quoted(b"/".join(path)), self._content(path, "the ignore file")
+        IgnoreFile(content, name)
+        lines = content.count(b"\n") + 1
+        if lines * self._tree.count > COMPARISONS_MAX:
+            what = f"{name} has {lines} lines for {self._tree.count} entries"
+            raise over_limit(f"{what}: more than {COMPARISONS_MAX} comparisons")
+
+    def _content(self, path: Components, what: str) -> bytes:
+        """What the regular file at `path` holds. Raises `Permanent` for anything else, and for one too large."""
+        name = quoted(b"/".join(path))
+        if path not in self._contents:
+            raise invalid(f"{what} {name} is {_kind(self._tree.at(path))} in this tar; send it as a regular file")
+        content = self._contents[path]
+        if content is None:
+            limit = self._max_bytes[path]
+            raise Permanent(ErrorCode.TOO_LARGE, f"{what} {name} is larger than {limit} bytes, the limit")
+        return content
+
+
+def _kind(node: Node | Leaf | None) -> str:
+    """What stands at a name that is not a regular file of its own."""
+    return node.value if node is Leaf.SYMLINK else "a hard link" if node is Leaf.FILE else "a directory"
+
+
+def _candidates(dockerfile_path: str | None) -> Sequence[Components]:
+    """The paths of which the first that is there is the Dockerfile."""
+    return _DEFAULT_PATHS if dockerfile_path is None else (parse_dockerfile_path(dockerfile_path),)
+
+
+def _ignore_paths(dockerfiles: Iterable[Components]) -> tuple[Components, ...]:
+    """The ignore files that may count for these Dockerfiles: those beside them, and that of the context."""
+    return (*((*path[:-1], path[-1] + _IGNORE_SUFFIX) for path in dockerfiles), (_IGNORE_SUFFIX,))
+
+
+def _ignore_file(tar: Path, entries: Mapping[bytes, Entry], dockerfile_path: str | None) -> IgnoreFile | None:
+    """The one that counts: the file beside the Dockerfile before that of the context, as BuildKit has it."""
+    there = [path for path in _candidates(dockerfile_path) if b"/".join(path) in entries]
+    for path in _ignore_paths(there[:1]):
+        name = b"/".join(path)
+        if (entry := entries.get(name)) is not None:
+            with tar.open("rb") as file:
+                file.seek(entry.offset)
+                return IgnoreFile(file.read(entry.size), quoted(name))
+    return None
+
+
+def _without_ignored(ordered: Iterable[Entry], ignore: IgnoreFile) -> list[Entry]:
+    """What is not excluded, and the directories that it lies in."""
+    included: list[Entry] = []
+    folders: list[Entry] = []
+    pruned = b""
+    for entry in ordered:
+        if pruned and entry.path.startswith(pruned):
+            continue
+        while folders and not entry.path.startswith(folders[-1].path + b"/"):
+            folders.pop()
+        if not ignore.excludes(entry.path):
+            included += [*folders, entry]
+            folders.clear()
+        elif stat.S_ISDIR(entry.mode):
+            if ignore.prunes(entry.path):
+                pruned = entry.path + b"/"
+            else:
+                folders.append(entry)
+    return included
 
 
 def _header(path: Components, kind: bytes, *, size: int = 0, mode: int, mtime: int = 0, link: bytes = b"") -> bytes:

@@ -8,11 +8,12 @@ Whatever does not come back from the parser as it was printed is refused.
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import zip_longest
 
 import msgspec
 
+from imagejobd.dockerfile.context import ContextUse, context_uses
 from imagejobd.dockerfile.parser import Dockerfile, Instruction, parse, printed_flag
 from imagejobd.dockerfile.source import LINE_MAX_BYTES, SyntaxFault
 from imagejobd.dockerfile.stages import SCRATCH, Base, Bases, Stage, base_key
@@ -51,6 +52,10 @@ class Plan:
     def images(self) -> tuple[Base, ...]:
         """The images that the build starts from, each once, in order of first use."""
         return self._bases.of(self.stages)
+
+    def context_uses(self, args: Mapping[str, str]) -> Iterator[ContextUse]:
+        """What the build, with these args, takes from its context."""
+        return context_uses(self._bases, self.stages, args, self._dockerfile.escape)
 
     def include(self, stages: Collection[int]) -> None:
         """Build these too, and what they need: triggers of a base copy from them, which no Dockerfile shows."""

@@ -4,7 +4,8 @@ The same rules hold for every kind of job that builds. Each list holds globs (`*
 that match, the last one decides, and `!` in front of it forbids. A list without a leading `*` so denies by default.
 
 Every violation names the line, the instruction and the stable id of its rule: `frontend`, `build-arg`, `instruction`,
-`flag`, `mount`, `add-url`, `heredoc`, `image`, `digest` or `reserved`; `syntax` is the parser's.
+`flag`, `mount`, `add-url`, `heredoc`, `image`, `digest` or `reserved`; `syntax` is the parser's, and `context` is about
+a Dockerfile that copies from a context which it has not got.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from imagejobd.dockerfile.context import ContextUse
 from imagejobd.dockerfile.expand import Steps
 from imagejobd.dockerfile.parser import Instruction, parse, parse_trigger
 from imagejobd.dockerfile.plan import Plan
@@ -80,9 +82,13 @@ class Policy:
         own_args: Mapping[str, str] | None = None,
         target: str = "",
         platform: str = "",
+        has_context: bool = True,
         knows_heredocs: bool = True,
     ) -> None:
-        """Judge a Dockerfile that is handed in, for an engine that may not be known yet; raises as `plan` does."""
+        """Judge a Dockerfile that is handed in, for an engine that may not be known yet.
+
+        Raises as `plan` does, and `Permanent(invalid)` for one that copies from a context where it has none.
+        """
         check = self._remembered if len(text) <= REMEMBERED_MAX_CHARS else self._check
         check(
             text,
@@ -90,6 +96,7 @@ class Policy:
             tuple((own_args or {}).items()),
             target=target,
             platform=platform,
+            has_context=has_context,
             knows_heredocs=knows_heredocs,
         )
 
@@ -174,8 +181,10 @@ class Policy:
         for violation in chain(self._rules.instruction(trigger, steps), self._rules.origins(trigger, names)):
             yield violation.in_subject
 
-    def _check(self, text: str, build_args: Args, own_args: Args, **options: Any) -> None:
+    def _check(self, text: str, build_args: Args, own_args: Args, *, has_context: bool, **options: Any) -> None:
         plan = self.plan(text, build_args=dict(build_args), own_args=dict(own_args), **options)
+        if not has_context:
+            _refuse_context_uses(plan.context_uses(dict(build_args) | dict(own_args)))
         plan.printed({base.key: ANY_NAME for base in plan.images()})
 
 
@@ -305,6 +314,14 @@ def _check_size(text: str) -> None:
         raise invalid("the Dockerfile is not valid Unicode [rule syntax]") from None
     if size > DOCKERFILE_MAX_BYTES:
         raise Permanent(ErrorCode.TOO_LARGE, f"the Dockerfile is larger than {DOCKERFILE_MAX_BYTES} bytes, the limit")
+
+
+def _refuse_context_uses(uses: Iterable[ContextUse]) -> None:
+    """Raise `Permanent(invalid)` that names the first of them, if there are any."""
+    for use in uses:
+        what = f"{use.instruction}: {use.source[:WORD_MAX_CHARS]!r} is in a build context, and this Dockerfile has none"
+        hint = "send its folder as a tar with the Dockerfile in it, or write the file with a heredoc (COPY <<EOF /file)"
+        raise invalid(f"Dockerfile line {use.line}: {what}; {hint} [rule context]")
 
 
 def _refuse(faults: Iterable[str]) -> None:

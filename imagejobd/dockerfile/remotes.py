@@ -54,8 +54,13 @@ def remote_sources(instruction: Instruction, steps: Steps) -> Iterator[RemoteSou
         for source in _readings(word, steps):
             # Nothing that stands before a scheme's colon or git's `@` is a slash or begins with a dot.
             could_be = source.is_open and "/" not in source.text and not source.text.startswith(".")
-            if could_be or _REMOTE.match(source.text):
+            if could_be or may_be_remote(source.text):
                 yield source
+
+
+def may_be_remote(text: str) -> bool:
+    """Whether a source of ADD, expanded, is something that an engine may fetch."""
+    return _REMOTE.match(text) is not None
 
 
 def remotes(instructions: Iterable[Instruction]) -> Iterator[Remote]:

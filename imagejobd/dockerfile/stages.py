@@ -75,8 +75,11 @@ def automatic_args(target: str, build: str, stage: str = "") -> dict[str, str]:
     return args
 
 
-def stages(dockerfile: Dockerfile, build_args: Mapping[str, str], automatic: Mapping[str, str]) -> tuple[Stage, ...]:
-    """The stages in order. `automatic` are the `automatic_args`. Raises `SyntaxFault`."""
+def stages(
+    dockerfile: Dockerfile, build_args: Mapping[str, str], automatic: Mapping[str, str]
+) -> tuple[tuple[Stage, ...], Mapping[str, str]]:
+    """The stages in order, and the values of the ARGs before them, with the automatic ones. `automatic` are the
+    `automatic_args`. Raises `SyntaxFault`."""
     starts = [at for at, one in enumerate(dockerfile.instructions) if one.name == "FROM"]
     if len(starts) > STAGES_MAX:
         line = dockerfile.instructions[starts[-1]].first_line
@@ -87,7 +90,7 @@ def stages(dockerfile: Dockerfile, build_args: Mapping[str, str], automatic: Map
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         body = dockerfile.instructions[start + 1 : end]
         result.append(_stage(dockerfile.instructions[start], body, result, scope))
-    return tuple(result)
+    return tuple(result), scope.variables
 
 
 def base_key(image: str, platform: str | None) -> tuple[str, str | None]:
@@ -115,7 +118,7 @@ def is_number(name: str) -> bool:
 
 
 class Bases:
-    """The stages of a Dockerfile and the images each is made from.
+    """The stages of a Dockerfile and the images each is made from; `arguments` are the values that FROM sees.
 
     `is_classic`: the classic builder runs every stage up to the target, and takes the name of a later stage for an
     image; BuildKit leaves out what the target does not need. Raises `SyntaxFault` for a FROM that expands to nothing or
@@ -130,7 +133,7 @@ class Bases:
         *,
         is_classic: bool = False,
     ) -> None:
-        self.stages = stages(dockerfile, build_args, automatic)
+        self.stages, self.arguments = stages(dockerfile, build_args, automatic)
         self._is_classic = is_classic
         self._numbers = {stage.name: stage.index for stage in self.stages if stage.name}
         self._from: dict[int, dict[str, Instruction]] = {}
@@ -222,13 +225,13 @@ class _Scope:
 
     def __init__(self, escape: str, host_platform: str) -> None:
         self.host_platform = host_platform
-        self._variables: dict[str, str] = {}
+        self.variables: dict[str, str] = {}
         self._escape = escape
         self._steps = Steps()
 
     def expand(self, instruction: Instruction, word: str) -> str:
         try:
-            return expand(word, self._variables, self._escape, self._steps)
+            return expand(word, self.variables, self._escape, self._steps)
         except BadWord as error:
             raise SyntaxFault(instruction.first_line, f"{instruction.name} {word[:64]}: {error}") from None
 
@@ -236,7 +239,7 @@ class _Scope:
         self, heads: Sequence[Instruction], build_args: Mapping[str, str], automatic: Mapping[str, str]
     ) -> None:
         """`heads` are the ARGs before the first FROM, each expanded by those before it."""
-        self._variables |= {name: build_args.get(name, value) for name, value in automatic.items()}
+        self.variables |= {name: build_args.get(name, value) for name, value in automatic.items()}
         words = [(one, word) for one in heads for word in split_words(one.arguments, self._escape)]
         if len(words) > GLOBAL_ARGS_MAX:
             line = words[GLOBAL_ARGS_MAX][0].first_line
@@ -246,9 +249,9 @@ class _Scope:
             if not name:
                 raise SyntaxFault(instruction.first_line, "ARG: it needs a name before '='")
             if name in build_args:
-                self._variables[name] = build_args[name]
+                self.variables[name] = build_args[name]
             elif equals:
-                self._variables[name] = self.expand(instruction, default)
+                self.variables[name] = self.expand(instruction, default)
 
 
 def _stage(start: Instruction, body: Sequence[Instruction], earlier: Sequence[Stage], scope: _Scope) -> Stage:

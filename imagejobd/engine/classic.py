@@ -1,9 +1,9 @@
 """The classic builder: what it is sent, what it reports, and what it leaves in the engine.
 
-It is sent the context, and the Dockerfile to build under a name that no context has. It takes the Dockerfile and
-`.dockerignore` out of the context before it builds where the latter names them (`removeDockerfile` in moby's
-builder/remotecontext/detect.go), so the images see neither the name nor the text. A `.dockerignore` of the context's
-own gets one more line.
+It is sent the entries of the context, and the Dockerfile to build under a name that no context has. It takes the
+Dockerfile and `.dockerignore` out of the context before it builds where the latter names them (`removeDockerfile` in
+moby's builder/remotecontext/detect.go), so the images see neither the name nor the text. A `.dockerignore` of the
+context's own gets one more line.
 
 It reports in prose: `Step 2/4 : RUN …`, ` ---> Running in …`, in the same stream as what a RUN prints. A step line
 counts only as the builder sends it (a message of its own without line end, the next number of the same total), so that
@@ -19,7 +19,6 @@ keeps itself.
 import asyncio
 import contextlib
 import errno
-import io
 import re
 import stat
 import tarfile
@@ -27,7 +26,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -39,7 +38,6 @@ from imagejobd.engine.stream import BuildEvent, Message, Output, OutputStream, S
 from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ENGINE, NotFound, Permanent, Temporary, invalid
 
-IGNORE_FILE_MAX_BYTES = 1 << 20
 # What waits to be removed, of all builds; beyond it is left.
 REMAINS_MAX_COUNT = 1000
 DOCKERFILE = ".imagejobd.Dockerfile"
@@ -189,7 +187,14 @@ async def classic_body(context: Path, entries: Sequence[Entry], dockerfile: str)
 
     It raises before it sends: a fault of the body would count as the connection's.
     """
-    return _blocks(context, await asyncio.to_thread(_members, context, entries, dockerfile))
+    by_path = {entry.path: entry for entry in entries}
+    if DOCKERFILE.encode() in by_path:
+        raise invalid(f"the context has a file {DOCKERFILE!r}, a name that this service needs; rename it")
+    text = Entry(DOCKERFILE.encode(), size=len(dockerfile.encode()))
+    ignore_file, patterns = await asyncio.to_thread(_ignore_file, context, by_path)
+    added = _packed(text, dockerfile.encode()) + _packed(ignore_file, patterns) + bytes(_TAR_END_BYTES)
+    # The last of a name is the one that counts.
+    return _blocks(context, entries, added)
 
 
 def note_remains(engine: Engine, progress: ClassicProgress, *, began: datetime, is_built: bool) -> set[Remain]:
@@ -216,44 +221,60 @@ async def remove_remains(engine: Engine) -> None:
         engine.remains.pop(remain, None)
 
 
-async def _blocks(context: Path, added: bytes) -> AsyncGenerator[bytes, None]:
-    rest_bytes = context.stat().st_size - _TAR_END_BYTES
+async def _blocks(context: Path, entries: Iterable[Entry], added: bytes) -> AsyncGenerator[bytes, None]:
     with context.open("rb", buffering=0) as file:
-        while rest_bytes > 0 and (block := await asyncio.to_thread(file.read, min(_BLOCK_BYTES, rest_bytes))):
-            rest_bytes -= len(block)
+        blocks = _context_blocks(file, entries)
+        # Read and packed in a thread: a block of many small files takes its time.
+        while block := await asyncio.to_thread(next, blocks, b""):
             yield block
-    if rest_bytes > 0:
-        raise OSError(errno.EIO, f"the context ends {rest_bytes} bytes early")
-    # The last of a name is the one that counts.
     yield added
 
 
-def _members(context: Path, entries: Sequence[Entry], dockerfile: str) -> bytes:
-    """What the builder needs beside the context, as a tar."""
-    by_path = {entry.path: entry for entry in entries}
-    if DOCKERFILE.encode() in by_path:
-        raise invalid(f"the context has a file {DOCKERFILE!r}, a name that this service needs; rename it")
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for member, content in ((tarfile.TarInfo(DOCKERFILE), dockerfile.encode()), _ignore_file(context, by_path)):
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
+def _context_blocks(file: BinaryIO, entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The `entries`, whose content is in `file`, as a tar without its end."""
+    block = bytearray()
+    for entry in entries:
+        block += _header(entry)
+        file.seek(entry.offset)
+        rest_bytes = entry.size
+        while rest_bytes > 0 and (content := file.read(min(_BLOCK_BYTES, rest_bytes))):
+            rest_bytes -= len(content)
+            block += content
+            if len(block) >= _BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+        if rest_bytes > 0:
+            raise OSError(errno.EIO, f"the context ends {rest_bytes} bytes early")
+        block += bytes(-entry.size % tarfile.BLOCKSIZE)
+    if block:
+        yield bytes(block)
 
 
-def _ignore_file(context: Path, by_path: Mapping[bytes, Entry]) -> tuple[tarfile.TarInfo, bytes]:
+def _packed(entry: Entry, content: bytes) -> bytes:
+    return _header(entry) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _header(entry: Entry) -> bytes:
+    info = tarfile.TarInfo(entry.path.decode(errors="surrogateescape"))
+    kind = tarfile.LNKTYPE if entry.link else tarfile.REGTYPE
+    info.type = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE}.get(stat.S_IFMT(entry.mode), kind)
+    info.mode, info.size, info.mtime = stat.S_IMODE(entry.mode), entry.size, entry.mtime
+    info.linkname = entry.link.decode(errors="surrogateescape")
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _ignore_file(context: Path, by_path: Mapping[bytes, Entry]) -> tuple[Entry, bytes]:
     """The user's own, with the same mode and time and one line more, or one that has itself removed too."""
-    member = tarfile.TarInfo(_IGNORE_FILE)
-    entry = by_path.get(_IGNORE_FILE.encode())
+    name = _IGNORE_FILE.encode()
+    entry = by_path.get(name)
     if entry is None:
-        return member, f"{_IGNORE_FILE}\n{DOCKERFILE}\n".encode()
-    data = by_path[entry.link] if entry.link and stat.S_ISREG(entry.mode) else entry
-    if not stat.S_ISREG(data.mode) or data.size > IGNORE_FILE_MAX_BYTES:
-        raise invalid(f"{_IGNORE_FILE} of the context is no regular file of at most {IGNORE_FILE_MAX_BYTES} bytes")
-    member.mode, member.mtime = stat.S_IMODE(entry.mode), entry.mtime
+        content = f"{_IGNORE_FILE}\n{DOCKERFILE}\n".encode()
+        return Entry(name, size=len(content)), content
+    data = by_path[entry.link] if entry.link else entry
     with context.open("rb") as file:
         file.seek(data.offset)
-        return member, file.read(data.size) + f"\n{DOCKERFILE}\n".encode()
+        content = file.read(data.size) + f"\n{DOCKERFILE}\n".encode()
+    return msgspec.structs.replace(entry, size=len(content), link=b""), content
 
 
 async def _remove(engine: Engine, remain: Remain, *, created_after: datetime) -> None:

@@ -64,8 +64,9 @@ class Folder(msgspec.Struct, frozen=True):
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb", buffering=0)
 
 
-# BuildKit asks first what to ignore of a folder: nothing, as in a tar. It repeats the answer in the request for the
-# folder, which would else be the same, and not made, where a Dockerfile copies only the user's `.dockerignore`.
+# BuildKit asks first what to ignore of a folder: nothing, for what is ignored is not among its entries. It repeats the
+# answer in the request for the folder, which would else be the same, and not made, where a Dockerfile copies only the
+# user's `.dockerignore`.
 _NOTHING_IGNORED = Folder.of_file(_IGNORE_FILE, b"imagejobd.invalid\n")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from imagejobd.archive import ContextBounds
+from imagejobd.archive import ContextBounds, parse_dockerfile_path
 from imagejobd.jobs.shared.builder import BuildingKind, BuildOptions, ImageBuilder
 from imagejobd.jobs.shared.context import Context, bare_url, fetch, keep_context, parse_url
 from imagejobd.jobs.shared.progress import percent
@@ -60,7 +60,8 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A build as it is stored. `context` is the digest of a checked tar in the content store.
+    """A build as it is stored. `context` is the digest of a checked tar in the content store, `dockerfile_path` where
+    in it the Dockerfile was.
 
     `tags` are further tags of the same repository; `pull` says when bases are pulled.
     """
@@ -68,6 +69,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     image: str
     dockerfile: str | None = None
     context: str | None = None
+    dockerfile_path: str | None = None
     tar_url: str | None = None
     username: str | None = None
     nocache: bool = False
@@ -105,9 +107,12 @@ class BuildKind(BuildingKind):
         self._egress = egress
         self._settings = settings
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+    async def receive(self, body: AsyncIterable[bytes], spec: Json) -> Upload:
         """Take a request's tar. Raises `Permanent(invalid | too_large)` naming the member."""
-        context = await self._take_in(body)
+        dockerfile_path = spec.get("dockerfile_path") or None
+        if not isinstance(dockerfile_path, str | None):
+            raise invalid("spec.dockerfile_path must be a string: where in the context the Dockerfile is")
+        context = await self._take_in(body, dockerfile_path)
         digest = str(context.digest)
         return Upload(fields={"context": digest, "dockerfile": context.dockerfile}, blobs=(digest,))
 
@@ -116,19 +121,21 @@ class BuildKind(BuildingKind):
         fields = {name: value for name, value in spec.items() if value not in (None, "")}
         if "context" in fields:
             raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
-        if sum(name in fields for name in ("dockerfile", "tar_url")) + (upload is not None) != 1:
-            raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
         try:
-            request = msgspec.convert(fields | (upload.fields if upload else {}), _Request)
+            request = msgspec.convert(fields, _Request)
         except msgspec.ValidationError as error:
             raise invalid(f"spec: {error}") from None
         _check_names(request)
         _check_sizes(request)
+        _check_source(request, upload)
+        if upload is not None:
+            request = msgspec.structs.replace(request, **upload.fields)
         if request.dockerfile is None:
             self._builder.policy.check_build_args(request.build_args)
         else:
             self._builder.policy.check(
                 request.dockerfile,
+                has_context=upload is not None,
                 build_args=request.build_args,
                 target=request.target or "",
                 platform=request.platform or "",
@@ -188,7 +195,7 @@ class BuildKind(BuildingKind):
     async def fetch_context(self, ctx: JobContext, spec: BuildSpec) -> Context:
         """The fetching phase; a context that an earlier attempt fetched is used again."""
         if spec.tar_url is None:
-            return Context(spec.context, spec.dockerfile or "")
+            return Context(spec.context, spec.dockerfile or "", spec.dockerfile_path)
         earlier = msgspec.convert(ctx.checkpoint.get("context"), Context | None)
         if earlier is not None and self._blobs.exists(str(earlier.digest)):
             return earlier
@@ -196,7 +203,7 @@ class BuildKind(BuildingKind):
         async with ctx.phase("fetching", timeout_s=self._settings.fetch_timeout_s, waits_for=host):
             await ctx.log(f"fetching {spec.tar_url}\n")
             secret = ctx.secrets.get(TAR_URL)
-            context = await self._fetch(ctx, secret.reveal() if secret else spec.tar_url)
+            context = await self._fetch(ctx, secret.reveal() if secret else spec.tar_url, spec.dockerfile_path)
             digest = str(context.digest)
             try:
                 await ctx.save(blobs=[digest], context=msgspec.to_builtins(context))
@@ -205,7 +212,7 @@ class BuildKind(BuildingKind):
         failpoint("after_fetch")
         return context
 
-    async def _fetch(self, ctx: JobContext, url: str) -> Context:
+    async def _fetch(self, ctx: JobContext, url: str, dockerfile_path: str | None) -> Context:
         settings, registry = self._settings, self._builder.registry
         body = fetch(
             url,
@@ -220,13 +227,13 @@ class BuildKind(BuildingKind):
         )
         try:
             async with aclosing(body):
-                return await self._take_in(body)
+                return await self._take_in(body, dockerfile_path)
         except Unanswered as fault:
             raise await registry.blamed(fault, fault.silent) from None
 
-    async def _take_in(self, body: AsyncIterable[bytes]) -> Context:
+    async def _take_in(self, body: AsyncIterable[bytes], dockerfile_path: str | None) -> Context:
         async with self._blobs.spooled(body, max_bytes=self._settings.upload_max_bytes) as raw:
-            return await keep_context(self._blobs, raw, self._settings.bounds)
+            return await keep_context(self._blobs, raw, self._settings.bounds, dockerfile_path)
 
 
 def _is_pushed(spec: BuildSpec, checkpoint: Mapping[str, Any]) -> bool:
@@ -250,6 +257,17 @@ def _check_names(request: _Request) -> None:
         raise invalid(f"spec.platform: {request.platform[:80]!r} is not a platform, such as linux/amd64")
     if (request.username is None) != (request.password is None):
         raise invalid("username and password belong together; one of them is missing")
+
+
+def _check_source(request: _Request, upload: Upload | None) -> None:
+    if (request.dockerfile is not None) + (request.tar_url is not None) + (upload is not None) != 1:
+        raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
+    if request.dockerfile_path is None:
+        return
+    if request.dockerfile is not None:
+        why = "names a file of the context, and spec.dockerfile comes without one; leave out one of the two"
+        raise invalid(f"spec.dockerfile_path {why}")
+    parse_dockerfile_path(request.dockerfile_path)
 
 
 def _check_sizes(request: _Request) -> None:

@@ -138,7 +138,7 @@ class DispatchKind(BuildingKind):
     def payload_max_bytes(self) -> int:
         return self._settings.payload_max_bytes
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+    async def receive(self, body: AsyncIterable[bytes], spec: Json) -> Upload:
         """Take a payload as it is; what it is good for, its job finds out. Raises `Permanent(too_large)`."""
         return await take_in(self._blobs, body, max_bytes=self.payload_max_bytes)
 
@@ -249,7 +249,8 @@ class DispatchKind(BuildingKind):
                 )
                 await ctx.log(f"the image archive is whole; images in it: {count}\n")
         if context is not None:
-            await asyncio.to_thread(self._builder.policy.check, context.dockerfile)
+            has_context = context.digest is not None
+            await asyncio.to_thread(self._builder.policy.check, context.dockerfile, has_context=has_context)
         return Checked(detected.what, detected.media_type, context)
 
     async def _export_image(self, ctx: JobContext, image: BuiltImage) -> None:

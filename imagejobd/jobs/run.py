@@ -123,7 +123,7 @@ class RunKind(BuildingKind):
         super().__init__(builder)
         self._settings = settings
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+    async def receive(self, body: AsyncIterable[bytes], spec: Json) -> Upload:
         raise invalid("a run has no context: it takes one Dockerfile, as spec.dockerfile")
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:
@@ -135,7 +135,10 @@ class RunKind(BuildingKind):
         if not request.dockerfile.strip():
             raise invalid("spec.dockerfile is empty; a run needs the text of a Dockerfile")
         self._builder.policy.check(
-            request.dockerfile, own_args={"version": ANY_VERSION}, knows_heredocs=self._builder.knows_heredocs
+            request.dockerfile,
+            own_args={"version": ANY_VERSION},
+            has_context=False,
+            knows_heredocs=self._builder.knows_heredocs,
         )
         return Accepted(spec=msgspec.to_builtins(request))
 

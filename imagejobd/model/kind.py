@@ -115,10 +115,11 @@ class JobKind(ABC):
     async def run(self, ctx: JobContext) -> Json:
         """Do the work and return the result. Raises `Temporary` or `Permanent`; must be safe to repeat."""
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+    async def receive(self, body: AsyncIterable[bytes], spec: Json) -> Upload:
         """Take the file of a request into the content store, checked. Raises `Permanent` where it is no good.
 
-        It is kept until `release`, which the caller owes; after that only while a job refers to it.
+        `spec` is what of the caller's spec came before the file, not checked yet. The file is kept until `release`,
+        which the caller owes; after that only while a job refers to it.
         """
         raise invalid(f"a job of kind {self.name} takes no file")
 

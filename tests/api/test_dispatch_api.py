@@ -103,6 +103,15 @@ async def nothing_is_kept(app: BareApp) -> None:
     assert (await app.store.stats()).queued == {}
 
 
+@pytest.mark.parametrize("data", [SMALL, LARGE])
+async def test_members_that_nobody_knows(app: BareApp, data: bytes) -> None:
+    """They are taken, ignored, and named in a header."""
+    for changes, warning in (({}, None), ({"name": "x", "Tag": 1}, '299 imagejobd "ignored: name, tag"')):
+        async with app.client.post(JOB, json=document(data, **changes), headers=OWNER) as response:
+            assert response.status == 201, await response.text()
+            assert response.headers.get("Warning") == warning
+
+
 @pytest.mark.parametrize("size", [0, 1, INLINE_MAX_BYTES, INLINE_MAX_BYTES + 1, 300_000, PAYLOAD_MAX_BYTES])
 async def test_a_payload_is_kept(app: BareApp, size: int) -> None:
     """Of any size up to the bound: in the job's row when it is small, else as a file that the job refers to."""

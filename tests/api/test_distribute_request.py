@@ -19,7 +19,7 @@ SECRET = "correct-horse"
 
 
 def parsed(request: Any, configured: frozenset[str] = frozenset()) -> dict[str, Any]:
-    return parse_request(json.dumps(request).encode(), configured)
+    return parse_request(json.dumps(request).encode(), configured)[0]
 
 
 def words(body: bytes) -> str:
@@ -241,7 +241,7 @@ json_values = st.recursive(
 def test_any_json_is_taken_or_refused_in_words(value: Any) -> None:
     """Nothing but a spec or a refusal comes of any JSON, and a refusal is bounded."""
     try:
-        spec = parse_request(json.dumps(value).encode(), frozenset())
+        spec, _ = parse_request(json.dumps(value).encode(), frozenset())
     except Permanent as fault:
         said = refusal_words(fault)
         assert 0 < len(said) <= WORDS_MAX_CHARS

@@ -52,10 +52,12 @@ def bounds_of(*, max_bytes: int = 1 << 30, max_entries: int = 200_000, **others:
     return ContextBounds(max_bytes=max_bytes, max_entries=max_entries, **others)
 
 
-def rewritten(data: bytes, bounds: ContextBounds | None = None) -> tuple[str, bytes]:
+def rewritten(
+    data: bytes, bounds: ContextBounds | None = None, dockerfile_path: str | None = None
+) -> tuple[str, bytes]:
     """The text of the Dockerfile, and the new tar."""
     target = io.BytesIO()
-    text = rewrite(io.BytesIO(data), target, bounds or bounds_of(), go_on)
+    text = rewrite(io.BytesIO(data), target, bounds or bounds_of(), go_on, dockerfile_path)
     return text, target.getvalue()
 
 
@@ -66,9 +68,9 @@ def members_of(data: bytes) -> dict[str, tarfile.TarInfo]:
     return {info.name: info for info in infos}
 
 
-def refusal(data: bytes, bounds: ContextBounds | None = None) -> Permanent:
+def refusal(data: bytes, bounds: ContextBounds | None = None, dockerfile_path: str | None = None) -> Permanent:
     with pytest.raises(Permanent) as caught:
-        rewritten(data, bounds)
+        rewritten(data, bounds, dockerfile_path)
     return caught.value
 
 
@@ -190,16 +192,98 @@ def test_holes_stop_when_told():
         )
 
 
-def test_lower_case_dockerfile_is_written_under_both_names():
-    """`dockerfile` serves where there is no `Dockerfile`, and the engine finds it under its usual name."""
+def test_lower_case_dockerfile():
+    """`dockerfile` serves where there is no `Dockerfile`."""
     text, out = rewritten(tar_of(("dockerfile", b"FROM b\n")))
     assert text == "FROM b\n"
-    assert set(members_of(out)) == {"Dockerfile", "dockerfile"}
+    assert set(members_of(out)) == {"dockerfile"}
 
 
 def test_upper_case_dockerfile_goes_first():
     """With both, `Dockerfile` counts, in whichever order they come."""
     assert rewritten(tar_of(("dockerfile", b"FROM b\n"), DOCKERFILE))[0] == "FROM scratch\n"
+
+
+PLACED = ("docker/app.Dockerfile", b"FROM placed\n")
+
+
+@pytest.mark.parametrize("path", ["docker/app.Dockerfile", "./docker//app.Dockerfile", "docker/./app.Dockerfile"])
+@pytest.mark.parametrize("entries", [[PLACED], [DOCKERFILE, PLACED], [("./docker/app.Dockerfile", PLACED[1])]])
+def test_the_dockerfile_at_a_path(path, entries):
+    """The one at the path counts, whatever else is at the top, and stays where it is."""
+    text, out = rewritten(tar_of(*entries), dockerfile_path=path)
+    assert text == "FROM placed\n"
+    assert "docker/app.Dockerfile" in members_of(out)
+
+
+def test_the_dockerfile_at_a_long_path():
+    """Names that need PAX or GNU headers are read like any other."""
+    name = "ü" * 100 + "/" + "d" * 200
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        assert rewritten(tar_of((name, b"FROM a\n"), form=form), dockerfile_path=name)[0] == "FROM a\n"
+
+
+BAD_PATHS = {
+    "absent": ("docker/other", [PLACED], "no 'docker/other'"),
+    "the usual one is no stand-in": ("other", [DOCKERFILE], "no 'other'"),
+    "another case": ("Docker/app.Dockerfile", [PLACED], "case counts"),
+    "parent": ("../Dockerfile", [DOCKERFILE], "leads out"),
+    "parent within": ("docker/../Dockerfile", [DOCKERFILE], "leads out"),
+    "absolute": ("/Dockerfile", [DOCKERFILE], "leads out"),
+    "a slash behind": ("Dockerfile/", [DOCKERFILE], "names a folder"),
+    "a dot behind": ("Dockerfile/.", [DOCKERFILE], "names a folder"),
+    "the root": (".", [DOCKERFILE], "names a folder"),
+    "NUL": ("Dockerfile\0", [DOCKERFILE], "NUL"),
+    "too long": ("d/" * 3000 + "d", [DOCKERFILE], "longer than 4096"),
+    "a folder": ("docker", [PLACED], "is a directory"),
+    "a link": ("link", [PLACED, member("link", tarfile.SYMTYPE, link="docker/app.Dockerfile")], "a symbolic link"),
+    "below a link": (
+        "link/app.Dockerfile",
+        [PLACED, member("link", tarfile.SYMTYPE, link="docker")],
+        "lies below 'link', which is a symbolic link",
+    ),
+    "below a file": ("Dockerfile/x", [DOCKERFILE], "lies below 'Dockerfile', which is a file"),
+    "a hard link": ("link", [PLACED, member("link", tarfile.LNKTYPE, link="docker/app.Dockerfile")], "a hard link"),
+    "twice": (PLACED[0], [PLACED, ("docker//app.Dockerfile", b"FROM evil\n")], "twice"),
+    "a folder and a link over it": (
+        PLACED[0],
+        [PLACED, member("docker", tarfile.SYMTYPE, link="evil"), ("evil/app.Dockerfile", b"FROM evil\n")],
+        "twice",
+    ),
+    "no text": ("d", [("d", b"FROM \xff")], "not UTF-8 text (line 1)"),
+}
+
+
+@pytest.mark.parametrize(("path", "entries", "reason"), BAD_PATHS.values(), ids=BAD_PATHS.keys())
+def test_paths_that_two_readers_could_read_differently(path, entries, reason):
+    """Whatever is not plainly one regular file of the tar is refused, with the reason."""
+    fault = refusal(tar_of(*entries), dockerfile_path=path)
+    assert fault.code == ErrorCode.INVALID
+    assert reason in fault.message
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ((".dockerignore", b"a\n[\n"), "'.dockerignore', line 2"),
+        (("Dockerfile.dockerignore", b"["), "'Dockerfile.dockerignore', line 1"),
+        (member(".dockerignore", tarfile.SYMTYPE, link="x"), "'.dockerignore' is a symbolic link"),
+        (member(".dockerignore", tarfile.DIRTYPE), "'.dockerignore' is a directory"),
+        (member(".dockerignore", tarfile.LNKTYPE, link="Dockerfile"), "'.dockerignore' is a hard link"),
+        ((".dockerignore", bytes(1 << 21)), "'.dockerignore' is larger than 1048576 bytes"),
+    ],
+)
+def test_an_ignore_file_that_cannot_be_read_is_refused(entry, reason):
+    """As `docker build` refuses it, with the line; and one that readers could take for another."""
+    assert reason in refusal(tar_of(DOCKERFILE, entry)).message
+
+
+def test_comparing_with_an_ignore_file_has_a_bound():
+    """Many patterns for many files would take minutes."""
+    files = [(f"f{number}", b"") for number in range(11_000)]
+    fault = refusal(tar_of(DOCKERFILE, (".dockerignore", b"*a*b*\n" * 1900), *files))
+    assert fault.code == ErrorCode.TOO_LARGE
+    assert "comparisons" in fault.message
 
 
 def test_byte_order_mark_is_not_part_of_the_text():

@@ -93,6 +93,65 @@ def test_hard_links_lead_to_the_first_name_of_a_walk(tmp_path: Path) -> None:
     assert (other.link, content(tar, other)) == (b"", b"not linked")
 
 
+def sent(folder: Path, *entries: tuple[str, bytes] | tarfile.TarInfo, path: str | None = None) -> list[str]:
+    """The names that a build is sent."""
+    tar = folder / "checked.tar"
+    with tar.open("wb") as file:
+        rewrite(io.BytesIO(tar_of(*entries)), file, bounds_of(), go_on, path)
+    return [entry.path.decode() for entry in index(tar, path)]
+
+
+def ignore(*lines: str, name: str = ".dockerignore") -> tuple[str, bytes]:
+    return name, "\n".join(lines).encode()
+
+
+FILES = [("a.txt", b"1"), ("b.txt", b"2"), ("docs/deep/c.txt", b"3"), ("docs/d.md", b"4")]
+
+
+def test_what_is_ignored_is_not_indexed(tmp_path: Path) -> None:
+    """`.dockerignore` takes out what it names, itself and the Dockerfile too; wherever it stands in the tar."""
+    found = sent(tmp_path, DOCKERFILE, *FILES, ignore("*.txt", "docs", ".dockerignore", "Dockerfile"))
+    assert found == []
+    assert sent(tmp_path, ignore("# nothing"), DOCKERFILE, *FILES)[:3] == [".dockerignore", "Dockerfile", "a.txt"]
+
+
+def test_folders_of_what_is_excepted_stay(tmp_path: Path) -> None:
+    """A directory that is excluded comes along with what is brought back below it, and only then."""
+    assert sent(tmp_path, DOCKERFILE, *FILES, ignore("*", "!docs/deep/c.txt")) == [
+        "docs",
+        "docs/deep",
+        "docs/deep/c.txt",
+    ]
+    assert sent(tmp_path, DOCKERFILE, *FILES, ignore("*", "!**/*.md")) == ["docs", "docs/d.md"]
+
+
+def test_the_ignore_file_beside_the_dockerfile_goes_first(tmp_path: Path) -> None:
+    """Also an empty one, and with the default names; another Dockerfile's is a file like any other."""
+    files = [("sub/app", b"FROM scratch\n"), DOCKERFILE, ("a.txt", b"")]
+    both = [
+        ignore("a.txt"),
+        ignore("", name="sub/app.dockerignore"),
+        ignore("Dockerfile", name="Dockerfile.dockerignore"),
+    ]
+    assert "a.txt" in sent(tmp_path, *files, *both, path="sub/app")
+    found = sent(tmp_path, *files, *both)
+    assert "a.txt" in found
+    assert "Dockerfile" not in found
+    assert "a.txt" not in sent(tmp_path, *files, both[0], both[1])
+    lower = [("dockerfile", b"FROM scratch\n"), ("a.txt", b""), ignore("a.txt", name="dockerfile.dockerignore")]
+    assert "a.txt" not in sent(tmp_path, *lower)
+
+
+def test_hard_links_to_what_is_ignored(tmp_path: Path) -> None:
+    """A file that has one name left has its bytes there."""
+    links = [("a", b"data"), member("m", tarfile.LNKTYPE, link="a"), member("z", tarfile.LNKTYPE, link="a")]
+    tar, entries = indexed(tmp_path, *links, ignore("a", ".dockerignore"))
+    assert [(entry.path, entry.link, content(tar, entry)) for entry in entries] == [
+        (b"m", b"", b"data"),
+        (b"z", b"m", b""),
+    ]
+
+
 NAME = st.lists(st.sampled_from(["a", "b", "a-", "c" * 120, "ü", "\udcff"]), min_size=1, max_size=4).map("/".join)
 
 

@@ -136,7 +136,7 @@ def test_platforms_of_bases():
 
 def test_stages_know_their_bases():
     """A stage keeps name, line and the earlier stage it begins from."""
-    x, y, last = stages(parse("FROM a AS x\nFROM b AS Y\nFROM y AS last\nRUN y"), {}, {})
+    (x, y, last), _ = stages(parse("FROM a AS x\nFROM b AS Y\nFROM y AS last\nRUN y"), {}, {})
     assert [(stage.name, stage.line, stage.base) for stage in (x, y, last)] == [
         ("x", 1, None),
         ("y", 2, None),

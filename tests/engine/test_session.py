@@ -217,12 +217,12 @@ async def test_the_dockerfile_is_not_the_one_in_the_context(client: Engine, tmp_
     assert output(events) == COPY_ALL
 
 
-async def test_nothing_is_ignored(client: Engine, tmp_path: Path) -> None:
-    """`.dockerignore`, also one that cannot be read, keeps no file back, as with a tar; it can be copied alone too."""
-    ignore = b"secret\n*.txt\n" + b"[" * 2000
-    tar = checked(tmp_path, entry(".dockerignore", ignore), entry("secret", b"told\n"), entry("a.txt", b"too\n"))
-    events = await run(client, wanted(tar, FROM_BASE + "COPY . /x\nRUN cat /x/secret /x/a.txt\n"))
-    assert output(events) == "told\ntoo\n"
+async def test_what_is_ignored_is_not_sent(client: Engine, tmp_path: Path) -> None:
+    """BuildKit has of the context what `.dockerignore` leaves of it, and that file itself, to be copied alone."""
+    ignore = entry(".dockerignore", b"secret\n*.txt\n!b.txt\n")
+    tar = checked(tmp_path, ignore, *(entry(name, name.encode()) for name in ("secret", "a.txt", "b.txt")))
+    events = await run(client, wanted(tar, FROM_BASE + "COPY . /x\nRUN ls -A /x\n"))
+    assert output(events).split() == [".dockerignore", "Dockerfile", "b.txt"]
     events = await run(client, wanted(tar, FROM_BASE + "COPY .dockerignore /y\nRUN head -n 1 /y\n"))
     assert output(events) == "secret\n"
 
@@ -391,10 +391,10 @@ async def test_the_classic_builder_sees_the_users_files_only(
         assert files["x/other"][-1] == hashlib.sha256(ignored or b"").hexdigest()
 
 
-@pytest.mark.parametrize("name", [".imagejobd.Dockerfile", ".dockerignore/file"])
-async def test_names_that_the_classic_builder_cannot_have(client: Engine, tmp_path: Path, name: str) -> None:
-    """A context whose names stand in the way is refused in plain words."""
-    build = msgspec.structs.replace(wanted(checked(tmp_path, entry(name)), COPY_ALL), builder="classic")
-    with pytest.raises(Permanent, match=r"rename it|no regular file") as caught:
+async def test_a_name_that_the_classic_builder_cannot_have(client: Engine, tmp_path: Path) -> None:
+    """A context whose name stands in the way is refused in plain words."""
+    tar = checked(tmp_path, entry(".imagejobd.Dockerfile"))
+    build = msgspec.structs.replace(wanted(tar, COPY_ALL), builder="classic")
+    with pytest.raises(Permanent, match="rename it") as caught:
         await run(client, build)
     assert caught.value.code is ErrorCode.INVALID

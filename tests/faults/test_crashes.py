@@ -204,7 +204,7 @@ def test_acknowledged_is_kept(engine: PrivateEngine) -> None:
             key = f"{worker}-{number}"
             try:
                 # A registry that does not answer: the jobs stay in the queue.
-                acknowledged[key] = b.submit_build("127.0.0.1:9/x", "FROM scratch\nCOPY nothing /\n", key=key)
+                acknowledged[key] = b.submit_build("127.0.0.1:9/x", "FROM scratch\nENV a=b\n", key=key)
                 number += 1
             except OSError:
                 time.sleep(0.01)

@@ -46,7 +46,7 @@ class DistributeKind(JobKind):
         self._copier = copier
         self._settings = settings
 
-    async def receive(self, body: AsyncIterable[bytes]) -> Upload:
+    async def receive(self, body: AsyncIterable[bytes], spec: Json) -> Upload:
         raise invalid("a distribution takes no file: it names registries and images")
 
     def parse(self, spec: Json, upload: Upload | None = None) -> Accepted:

@@ -138,7 +138,7 @@ class ImageBuilder:
         async with ctx.phase("building", timeout_s=options.timeout_s):
             tag = f"{job_repository(self.engine.installation, ctx.job.uuid)}:{ctx.job.attempt}"
             with self._context_file(context) as path:
-                image = BuiltImage(tag, await self._build(ctx, options, context.dockerfile, path, tag, access))
+                image = BuiltImage(tag, await self._build(ctx, options, context, path, tag, access))
             failpoint("after_build")
             # What an earlier build pushed is no longer this job's image: digests of two builds must not mix.
             await ctx.save(built=msgspec.to_builtins(image), pushed={})
@@ -217,12 +217,12 @@ class ImageBuilder:
             yield path
 
     async def _build(
-        self, ctx: JobContext, options: BuildOptions, dockerfile: str, context: Path, tag: str, access: RegistryAccess
+        self, ctx: JobContext, options: BuildOptions, context: Context, tar: Path, tag: str, access: RegistryAccess
     ) -> str:
         settings = self.engine.settings
-        plan = await self._plan(options, dockerfile)
+        plan = await self._plan(options, context.dockerfile)
         options = msgspec.structs.replace(options, platform=plan.platform)
-        await self.egress.check_dockerfile(dockerfile)
+        await self.egress.check_dockerfile(context.dockerfile)
         async with AsyncExitStack() as held:
             names: dict[Base, str] = {}
             # Triggers of a base may copy from a stage that nothing else needs, whose bases have triggers in turn.
@@ -234,8 +234,8 @@ class ImageBuilder:
             if plan.frontend:
                 resolvable[str(ImageReference.parse(plan.frontend))] = plan.frontend
             request = BuildRequest(
-                context=context,
-                entries=await asyncio.to_thread(index, context),
+                context=tar,
+                entries=await asyncio.to_thread(index, tar, context.dockerfile_path),
                 dockerfile=plan.printed({base.key: name for base, name in names.items()}),
                 # Not the job's: after a crash the engine may still be ending the build of the attempt before.
                 build_id=uuid7(),

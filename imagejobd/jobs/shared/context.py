@@ -46,10 +46,13 @@ Progress = Callable[[int, int | None], None]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """The text of a Dockerfile, and the checked tar around it in the content store; None when it stands alone."""
+    """The text of a Dockerfile, and the checked tar around it in the content store; None when it stands alone.
+
+    `dockerfile_path` is where in the tar it was, None for the usual names."""
 
     digest: str | None
     dockerfile: str
+    dockerfile_path: str | None = None
 
 
 async def fetch(
@@ -110,18 +113,20 @@ def bare_url(url: URL) -> str:
     return str(url.with_user(None).with_query(None).with_fragment(None))
 
 
-async def keep_context(blobs: ContentStore, raw: Path, bounds: ContextBounds) -> Context:
+async def keep_context(
+    blobs: ContentStore, raw: Path, bounds: ContextBounds, dockerfile_path: str | None = None
+) -> Context:
     """Check the tar in the file `raw` and keep the rewritten one. The blob is pinned: the caller releases it.
 
     Raises `Permanent(invalid | too_large)` naming the member.
     """
     with blobs.spool_file() as checked:
-        digest, dockerfile = await _rewrite(raw, checked, bounds)
+        digest, dockerfile = await _rewrite(raw, checked, bounds, dockerfile_path)
         await blobs.commit(checked, digest)
-    return Context(digest, dockerfile)
+    return Context(digest, dockerfile, dockerfile_path)
 
 
-async def _rewrite(raw: Path, checked: Path, bounds: ContextBounds) -> tuple[str, str]:
+async def _rewrite(raw: Path, checked: Path, bounds: ContextBounds, dockerfile_path: str | None) -> tuple[str, str]:
     """Rewrite in a thread; when the caller is cancelled the thread stops at its next block."""
     is_cancelled = threading.Event()
     with storage_faults():
@@ -130,7 +135,7 @@ async def _rewrite(raw: Path, checked: Path, bounds: ContextBounds) -> tuple[str
 
     def rewrite_and_hash() -> tuple[str, str]:
         with storage_faults(), opened as file:
-            dockerfile = rewrite(raw, file, bounds, is_cancelled.is_set)
+            dockerfile = rewrite(raw, file, bounds, is_cancelled.is_set, dockerfile_path)
             file.seek(0)
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", dockerfile
 

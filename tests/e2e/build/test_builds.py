@@ -163,7 +163,8 @@ def test_a_long_queue(engine: PrivateEngine, registry: Registry) -> None:
     with BuildBox(engine, limits={"build": 2, "queue_max": 65}) as b:
         warm = b.build(f"{registry.host}/queue/warm", dockerfile("LABEL x=y"))
         b.succeeded(warm)
-        good, no_base, no_file = dockerfile("LABEL x=y"), "FROM no-such/base:1\n", dockerfile("COPY nothing /")
+        good, no_base = dockerfile("LABEL x=y"), "FROM no-such/base:1\n"
+        no_file = dockerfile("FROM scratch", "COPY --from=0 /nothing /")
         texts = [good, no_file, *[no_base] * 4] * 10
         jobs = [b.submit_build(f"{registry.host}/queue/many:1", text, pull="never") for text in texts]
         extra = b.call("GET", "/healthz")

@@ -68,6 +68,48 @@ def test_references_are_pushed_once_each() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"), [({"colour": "red"}, "colour"), ({"tags": "x"}, "tags"), ({"platform": "a b"}, "platform")]
+)
+@pytest.mark.parametrize("source", [{}, {"dockerfile": "FROM scratch", "tar_url": "http://a/b"}])
+def test_wrong_fields_are_named_first(wrong: dict[str, Any], words: str, source: dict[str, Any]) -> None:
+    """Who misspells the field of the source reads its name, not that there is no source."""
+    assert words in refusal({"image": "app", **source, **wrong}).message
+
+
+def test_dockerfile_path_is_kept() -> None:
+    """With an upload or a URL it says where the Dockerfile is; the build reads it there again."""
+    path = {"dockerfile_path": "docker/Dockerfile"}
+    assert parse({"image": "app", **path}, UPLOAD).spec["dockerfile_path"] == "docker/Dockerfile"
+    assert parse({"image": "app", "tar_url": "http://a/b", **path}).spec["dockerfile_path"] == "docker/Dockerfile"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"dockerfile": "FROM scratch", "dockerfile_path": "Dockerfile"}, "names a file of the context"),
+        ({"tar_url": "http://a/b", "dockerfile_path": "../Dockerfile"}, "leads out of the context"),
+        ({"tar_url": "http://a/b", "dockerfile_path": 7}, "dockerfile_path"),
+    ],
+)
+def test_dockerfile_paths_that_cannot_be(spec: dict[str, Any], words: str) -> None:
+    """One without a context, and one that leads out of it, are refused."""
+    fault = refusal({"image": "app", **spec})
+    assert fault.code is ErrorCode.INVALID
+    assert words in fault.message
+
+
+def test_a_dockerfile_without_its_context() -> None:
+    """What copies from the context is refused where there is none, with its line, and taken with one."""
+    text = "FROM scratch\nCOPY app /\n"
+    fault = refusal({"image": "app", "dockerfile": text})
+    assert fault.code is ErrorCode.INVALID
+    assert "Dockerfile line 2: COPY: 'app'" in fault.message
+    assert (
+        parse({"image": "app"}, Upload({"context": DIGEST, "dockerfile": text}, (DIGEST,))).spec["dockerfile"] == text
+    )
+
+
 def test_uploaded_context_is_referenced() -> None:
     """An upload brings the context, its Dockerfile, and the blob that the job needs."""
     accepted = parse({"image": "app"}, UPLOAD)

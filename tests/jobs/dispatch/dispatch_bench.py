@@ -32,7 +32,7 @@ class DispatchBench(Bench):
         return DispatchKind(builder, DispatchSettings(**settings))
 
     async def submit(self, kind: DispatchKind, payload: bytes, *, tenant: str = "7") -> Enqueued:
-        upload = await kind.receive(_pieces(payload))
+        upload = await kind.receive(_pieces(payload), {})
         accepted = kind.parse({}, upload)
         job = NewJob(kind=kind.name, spec=accepted.spec, blobs=accepted.blobs, uuid=uuid7(), tenant=tenant)
         made = await self.store.enqueue(job, queue_max=10)

@@ -462,5 +462,5 @@ async def test_uploads_are_refused(bench: DistributionBench) -> None:
         yield b""
 
     with pytest.raises(Permanent, match="takes no file"):
-        await kind.receive(body())
+        await kind.receive(body(), {})
     assert await kind.leftovers() == set()
