@@ -14,7 +14,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, dispatch, distribute, health, native, queue, run
+from imagejobd.api import builder, dispatch, distribute, health, native, openapi, queue, run
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import CALLER, Intake
 from imagejobd.api.wire import Explained, headers_of, status_of
@@ -69,6 +69,7 @@ def create_app(
         *distribute.routes(intake, registries),
         *native.routes(intake),
         *queue.routes(intake),
+        *openapi.routes(),
     ]
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": _defer_expect})

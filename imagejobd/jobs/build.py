@@ -59,16 +59,14 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return ContextBounds(max_bytes=self.context_max_bytes, max_entries=self.context_max_entries)
 
 
-class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A build as it is stored. `context` is the digest of a checked tar in the content store, `dockerfile_path` where
-    in it the Dockerfile was.
+class BuildOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to build. `dockerfile_path` is where in the context the Dockerfile is, None for the usual names.
 
     `tags` are further tags of the same repository; `pull` says when bases are pulled.
     """
 
     image: str
     dockerfile: str | None = None
-    context: str | None = None
     dockerfile_path: str | None = None
     tar_url: str | None = None
     username: str | None = None
@@ -79,6 +77,19 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     labels: dict[str, str] = {}
     platform: str | None = None
     pull: Literal["missing", "always", "never"] = "missing"
+
+
+class BuildInput(BuildOrder, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A caller's spec. It has exactly one source: `dockerfile`, `tar_url`, or the context that comes with it."""
+
+    password: str | None = None
+
+
+class BuildSpec(BuildOrder, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A build as it is stored. `context` is the digest of a checked tar in the content store, whose Dockerfile is
+    `dockerfile`."""
+
+    context: str | None = None
 
     @property
     def references(self) -> list[ImageReference]:
@@ -91,12 +102,6 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if PASSWORD not in secrets:
             return None
         return Credentials(self.username or "", secrets[PASSWORD])
-
-
-class _Request(BuildSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A caller's spec: a stored one plus the password; `context` may only come from an upload."""
-
-    password: str | None = None
 
 
 class BuildKind(BuildingKind):
@@ -122,19 +127,18 @@ class BuildKind(BuildingKind):
         if "context" in fields:
             raise invalid("spec.context is set by the daemon; send the tar as the context of the request")
         try:
-            request = msgspec.convert(fields, _Request)
+            request = msgspec.convert(fields, BuildInput)
         except msgspec.ValidationError as error:
             raise invalid(f"spec: {error}") from None
         _check_names(request)
         _check_sizes(request)
         _check_source(request, upload)
-        if upload is not None:
-            request = msgspec.structs.replace(request, **upload.fields)
-        if request.dockerfile is None:
+        dockerfile = request.dockerfile if upload is None else upload.fields["dockerfile"]
+        if dockerfile is None:
             self._builder.policy.check_build_args(request.build_args)
         else:
             self._builder.policy.check(
-                request.dockerfile,
+                dockerfile,
                 has_context=upload is not None,
                 build_args=request.build_args,
                 target=request.target or "",
@@ -241,7 +245,7 @@ def _is_pushed(spec: BuildSpec, checkpoint: Mapping[str, Any]) -> bool:
     return pushed.keys() >= {str(reference) for reference in spec.references}
 
 
-def _check_names(request: _Request) -> None:
+def _check_names(request: BuildInput) -> None:
     image = ImageReference.parse(request.image)
     if image.digest:
         raise invalid(f"image {request.image!r}: a build is pushed to a tag; a digest cannot be chosen")
@@ -259,7 +263,7 @@ def _check_names(request: _Request) -> None:
         raise invalid("username and password belong together; one of them is missing")
 
 
-def _check_source(request: _Request, upload: Upload | None) -> None:
+def _check_source(request: BuildInput, upload: Upload | None) -> None:
     if (request.dockerfile is not None) + (request.tar_url is not None) + (upload is not None) != 1:
         raise invalid("a build needs exactly one of: spec.dockerfile, an uploaded context tar, spec.tar_url")
     if request.dockerfile_path is None:
@@ -270,7 +274,7 @@ def _check_source(request: _Request, upload: Upload | None) -> None:
     parse_dockerfile_path(request.dockerfile_path)
 
 
-def _check_sizes(request: _Request) -> None:
+def _check_sizes(request: BuildInput) -> None:
     for name, count, most in (
         ("tags", len(request.tags), TAGS_MAX),
         ("build_args", len(request.build_args), BUILD_ARGS_MAX),
@@ -287,7 +291,7 @@ def _check_sizes(request: _Request) -> None:
             raise invalid(f"spec.{name} is {len(text)} characters long; the limit is {VALUE_MAX_CHARS}")
 
 
-def _split(request: _Request, upload: Upload | None) -> Accepted:
+def _split(request: BuildInput, upload: Upload | None) -> Accepted:
     """Separate what may be read by everybody from what may not."""
     secrets: dict[str, Secret] = {}
     changes: dict[str, str] = {}
@@ -299,7 +303,7 @@ def _split(request: _Request, upload: Upload | None) -> Accepted:
         # One without user and query is no secret, and would be masked wherever the log has it.
         if changes["tar_url"] != str(url):
             secrets[TAR_URL] = Secret(request.tar_url)
-    stored = msgspec.to_builtins(request) | changes
+    stored = msgspec.to_builtins(request) | changes | (upload.fields if upload else {})
     del stored["password"]
     return Accepted(
         spec={name: value for name, value in stored.items() if value or value is False},

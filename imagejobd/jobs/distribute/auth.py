@@ -50,7 +50,7 @@ _PUBLIC = re.compile(
 )
 
 
-class _Basic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BasicAuth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: str
     password: str
 
@@ -63,7 +63,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     header: dict[str, str] = {}
     json: dict[str, Any] | None = None
     token: str | None = None
-    basicauth: _Basic | None = None
+    basicauth: BasicAuth | None = None
 
 
 def parse_auth(value: Any, path: str) -> Secret | None:
