@@ -49,8 +49,10 @@ NAME_MAX_BYTES = 4096
 # What an engine gives a directory that no member of a tar announces. Its time is nobody's.
 IMPLIED_MODE = stat.S_IFDIR | 0o755
 
-# How often paths may be compared with patterns of an ignore file: some seconds.
-COMPARISONS_MAX = 20_000_000
+# Lines of an ignore file times bytes of names: what a hostile one takes half a minute for. Each comparison counts as so
+# many bytes besides.
+COMPARED_MAX_BYTES = 1_000_000_000
+COMPARISON_BYTES = 64
 
 _DOCKERFILE_PATH: Components = (DOCKERFILE.encode(),)
 # The engine's own name first: the first that is there counts.
@@ -159,6 +161,7 @@ class _Rewriter:
         self._bounds = bounds
         self._tree = Tree(max_entries=bounds.max_entries, max_name_bytes=bounds.max_name_bytes)
         self._tar_bytes = 0
+        self._names_bytes = 0
         self._dockerfiles = dockerfiles
         self._ignore_files = _ignore_paths(dockerfiles)
         # Which of them count is known at the end only, so each one's content is remembered; None when it is too large.
@@ -183,6 +186,7 @@ class _Rewriter:
     def _member(self, member: Member, members: Members) -> None:
         sparse = read_sparse(member, members)
         path = self._tree.path(sparse.name if sparse else member.name)
+        self._names_bytes += len(member.name)
         if sparse:
             self._file(path, sparse.size, member.mode, member.mtime, sparse.data(members))
         elif member.type == REGULAR:
@@ -246,9 +250,10 @@ class _Rewriter:
         name, content = quoted(b"/".join(path)), self._content(path, "the ignore file")
         IgnoreFile(content, name)
         lines = content.count(b"\n") + 1
-        if lines * self._tree.count > COMPARISONS_MAX:
-            what = f"{name} has {lines} lines for {self._tree.count} entries"
-            raise over_limit(f"{what}: more than {COMPARISONS_MAX} comparisons")
+        compared_bytes = lines * (self._tree.count * COMPARISON_BYTES + self._names_bytes)
+        if compared_bytes > COMPARED_MAX_BYTES:
+            what = f"{name} has {lines} lines for {self._tree.count} entries, {compared_bytes} bytes to compare"
+            raise over_limit(f"{what} instead of {COMPARED_MAX_BYTES}")
 
     def _content(self, path: Components, what: str) -> bytes:
         """What the regular file at `path` holds. Raises `Permanent` for anything else, and for one too large."""

@@ -283,7 +283,7 @@ def test_comparing_with_an_ignore_file_has_a_bound():
     files = [(f"f{number}", b"") for number in range(11_000)]
     fault = refusal(tar_of(DOCKERFILE, (".dockerignore", b"*a*b*\n" * 1900), *files))
     assert fault.code == ErrorCode.TOO_LARGE
-    assert "comparisons" in fault.message
+    assert "to compare" in fault.message
 
 
 def test_byte_order_mark_is_not_part_of_the_text():

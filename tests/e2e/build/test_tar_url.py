@@ -21,10 +21,15 @@ def url_of(web: FileServer, path: str, *, address: str = "127.0.0.1") -> str:
     return f"http://{address}:{web.port}{path}"
 
 
+PLACED = tar(
+    {"Dockerfile": dockerfile("RUN exit 1"), "sub/app": dockerfile("COPY word /", "RUN cat /word"), "word": "w\n"}
+)
+
+
 @pytest.fixture
 def web() -> Iterator[FileServer]:
     # The denied address is served too: only the daemon keeps away from it.
-    with FileServer({"/c.tar.gz": CONTEXT}, address="0.0.0.0") as web:
+    with FileServer({"/c.tar.gz": CONTEXT, "/placed.tar": PLACED}, address="0.0.0.0") as web:
         yield web
 
 
@@ -43,6 +48,18 @@ def test_fetch(engine: PrivateEngine, registry: Registry, web: FileServer) -> No
         missing = b.ended(b.build(image, "", tarUrl=url_of(web, "/nothing")))
         assert (missing["state"], missing["attempt"], missing["error"]["code"]) == ("failed", 1, "fetch_failed")
         assert "answered 404" in missing["error"]["message"]
+        b.check_clean()
+
+
+def test_dockerfile_path(engine: PrivateEngine, registry: Registry, web: FileServer) -> None:
+    """The Dockerfile of a fetched context is read at its path; one that is not there ends the job."""
+    with BuildBox(engine, egress=EGRESS) as b:
+        image, url = f"{registry.host}/fetch/placed:1", url_of(web, "/placed.tar")
+        good = b.submit_build(image, "", tar_url=url, dockerfile_path="sub/app")
+        bad = b.submit_build(image, "", tar_url=url, dockerfile_path="sub/App")
+        b.succeeded(good)
+        assert "w\n" in b.log(good)
+        assert "sub/App" in b.failed(bad, "invalid")["error"]["message"]
         b.check_clean()
 
 
