@@ -1,6 +1,6 @@
 """The native API's operations, as data: what each takes, what it answers, and the errors that are its own.
 
-One entry for each route of `/api/v2`; a test compares them. `openapi.py` makes the document of them.
+One entry for each route of `/api/v2`, and for `/version`; a test compares them. `openapi.py` makes the document of them.
 """
 
 from collections.abc import Mapping
@@ -274,7 +274,7 @@ OPERATIONS = (
     ),
     Operation(
         method="get",
-        path="/api/v2/version",
+        path="/version",
         id="showVersion",
         summary="Show the daemon's version",
         answers={HTTPStatus.OK: _json("The version.", schemas.VersionAnswer)},

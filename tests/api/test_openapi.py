@@ -23,9 +23,9 @@ OF_TEMPORARY = {
 
 
 def routes_of(app: BareApp) -> set[tuple[str, str]]:
-    """The native API's routes, as the document writes them; HEAD comes with GET."""
+    """All routes, as the document writes them; HEAD comes with GET."""
     routes = {(route.method.lower(), route.resource.canonical) for route in app.routes if route.resource}
-    return {(method, path) for method, path in routes if path.startswith(PREFIX) and method in ("get", "post")}
+    return {(method, path) for method, path in routes if method in ("get", "post")}
 
 
 def documented() -> set[tuple[str, str]]:
@@ -34,7 +34,7 @@ def documented() -> set[tuple[str, str]]:
 
 async def test_every_route_is_in_the_document(app: BareApp) -> None:
     """No route of the native API lacks an entry."""
-    assert routes_of(app) <= documented()
+    assert {(method, path) for method, path in routes_of(app) if path.startswith(PREFIX)} <= documented()
 
 
 @pytest.mark.xfail(reason="the contract's routes are not all there yet", strict=True)
