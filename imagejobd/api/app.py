@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from imagejobd.api import builder, dispatch, distribute, health, native, openapi, queue, run
 from imagejobd.api.auth import Authentication
+from imagejobd.api.ignored import add_warning
 from imagejobd.api.intake import CALLER, Intake
 from imagejobd.api.wire import Explained, headers_of, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
@@ -77,6 +78,7 @@ def create_app(
     )
     app.router.register_resource(_Unrouted())
     app.on_response_prepare.append(_hide_versions)
+    app.on_response_prepare.append(add_warning)
     return app
 
 

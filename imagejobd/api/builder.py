@@ -4,14 +4,13 @@ A client knows three stages, Building, Pushing, Finished, or `Failed: <message>`
 Keys of requests are matched without regard to case, as the original's Go decoder did.
 """
 
-from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
-from imagejobd.api.ignored import warning
+from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.wire import NOT_JSON, detail_of, json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
@@ -62,10 +61,10 @@ class BuilderApi:
             else:
                 body = await read_body(request, self._intake.server, uploads.hold_json)
                 fields, upload = _fields(body, "the request body"), None
-            ignored = warning(_ignored(fields, has_tar=upload is not None))
+            note_ignored(request, _ignored(fields, has_tar=upload is not None))
             accepted = await self._intake.parse(self._kind, *await self._spec(fields, upload, uploads))
             enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
-        return _answer({"JobIdentifier": enqueued.uuid}, headers=ignored)
+        return _answer({"JobIdentifier": enqueued.uuid})
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._job(request)
@@ -151,19 +150,8 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
     return _answer({"Error": fault.message} | detail_of(fault, "Detail"), status)
 
 
-def _answer(
-    value: dict[str, str], status: int = HTTPStatus.OK, *, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    return json_response(value, status, indent=2, headers=headers)
-
-
-def _ignored(fields: Fields, *, has_tar: bool) -> list[str]:
-    """The names, in lower case, of what was given and is not used: sources beyond the first, a user without a password,
-    and what this API does not know."""
-    given = [name for name, value in fields.items() if bytes(value) not in EMPTY]
-    sources = [name for name in SOURCES if name in given or (has_tar and name == "tarfile")]
-    used = {"image_name", "nocache", "password", *sources[:1], *(["username"] if "password" in given else [])}
-    return [name for name in [*given, *sources] if name not in used]
+def _answer(value: dict[str, str], status: int = HTTPStatus.OK) -> web.Response:
+    return json_response(value, status, indent=2)
 
 
 def _fields(body: bytearray, what: str) -> Fields:
@@ -174,6 +162,15 @@ def _fields(body: bytearray, what: str) -> Fields:
     except NOT_JSON as error:
         raise invalid(f"{what} is not valid JSON: {error}") from None
     return {name.lower(): value for name, value in members.items()}
+
+
+def _ignored(fields: Fields, *, has_tar: bool) -> list[str]:
+    """The names, in lower case, of what was given and is not used: sources beyond the first, a user without a password,
+    and what this API does not know."""
+    given = [name for name, value in fields.items() if bytes(value) not in EMPTY]
+    sources = [name for name in SOURCES if name in given or (has_tar and name == "tarfile")]
+    used = {"image_name", "nocache", "password", *sources[:1], *(["username"] if "password" in given else [])}
+    return [name for name in [*given, *sources] if name not in used]
 
 
 def _text(fields: Fields, name: str) -> str:

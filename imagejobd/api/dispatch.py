@@ -15,7 +15,7 @@ from aiohttp import web
 from imagejobd.api.bodies import arrived_body, body_chunks, has_arrived
 from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_body_size, payload_in
 from imagejobd.api.downloads import serve
-from imagejobd.api.ignored import warning
+from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import json_response, words_of
 from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, Content, DispatchKind, inlined
@@ -73,7 +73,8 @@ class DispatchApi:
                 async with aclosing(payload_in(arriving, body)) as chunks:
                     upload = await uploads.receive(self._kind, chunks, {})
                 enqueued = await self._enqueue(upload, body, caller)
-        return json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED, headers=warning(body.ignored()))
+        note_ignored(request, body.ignored())
+        return json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED)
 
     async def _enqueue(self, upload: Upload, body: DispatchBody, caller: Caller) -> Enqueued:
         upload = Upload(upload.fields | {"md5": body.md5}, upload.blobs)

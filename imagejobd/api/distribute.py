@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import web
 
 from imagejobd.api.bodies import read_body
-from imagejobd.api.ignored import warning
+from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Caller, Intake, new_job
 from imagejobd.api.wire import NOT_JSON, Explained, detail_of, iso, json_response
 from imagejobd.jobs.distribute.fields import FieldFault, boolean, parse_endpoint
@@ -67,8 +67,7 @@ class DistributeApi:
     async def distribute(self, request: web.Request) -> web.Response:
         """Accept a distribution. The answer is sent after the job is on disk."""
         caller = self._intake.caller(request)
-        accepted, ignored = await self._accepted(request, caller)
-        job = new_job(KIND, accepted, caller)
+        job = new_job(KIND, await self._accepted(request, caller), caller)
         try:
             enqueued = await self._intake.submit(job)
         except Permanent as fault:
@@ -76,7 +75,7 @@ class DistributeApi:
                 raise Explained(fault.code, NO_IMAGE, fault.message) from None
             raise invalid(fault.message) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
-        return json_response(answer, HTTPStatus.CREATED, headers=warning(ignored))
+        return json_response(answer, HTTPStatus.CREATED)
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._intake.job_by_uuid(request, request.match_info["id"], KIND)
@@ -84,16 +83,17 @@ class DistributeApi:
             raise NotFound(UNKNOWN_JOB)
         return json_response(render(job, await self._intake.store.pushes(job.id)))
 
-    async def _accepted(self, request: web.Request, caller: Caller) -> tuple[Accepted, list[str]]:
-        """The request as the kind takes it, and the fields that are ignored. Raises `Permanent`: invalid in the words
-        of the document, too large or too slow."""
+    async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
+        """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, too large or too
+        slow."""
         async with self._intake.uploads(caller) as uploads:
             try:
                 body = await read_body(
                     request, self._intake.server, uploads.hold_json, max_bytes=REQUEST_MAX_BYTES, hint=REQUEST_HINT
                 )
                 spec, ignored = parse_request(body, self._configured)
-                return self._kind.parse(spec), ignored
+                note_ignored(request, ignored)
+                return self._kind.parse(spec)
             except Permanent as fault:
                 if fault.code in NOT_READ:
                     raise

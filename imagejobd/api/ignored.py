@@ -6,19 +6,24 @@ The header is `Warning` (RFC 7234 §5.5), of the kind for persons: `299 imagejob
 import re
 from collections.abc import Iterable
 
-from aiohttp import hdrs
+from aiohttp import hdrs, web
 
 NAMES_MAX = 10
 NAME_MAX_CHARS = 64
 
 # What could end the quoted text, or the header, or is no ASCII.
 _UNQUOTABLE = re.compile(r'[^\x20-\x7e]|["\\]')
+_NAMES = web.RequestKey("ignored", tuple[str, ...])
 
 
-def warning(names: Iterable[str]) -> dict[str, str]:
-    """The header that names what was ignored; none where nothing was. Names may be a stranger's."""
-    distinct = list(dict.fromkeys(_UNQUOTABLE.sub("?", name[:NAME_MAX_CHARS]) for name in names))
-    if not distinct:
-        return {}
-    rest = f" and {len(distinct) - NAMES_MAX} more" if len(distinct) > NAMES_MAX else ""
-    return {hdrs.WARNING: f'299 imagejobd "ignored: {", ".join(distinct[:NAMES_MAX])}{rest}"'}
+def note_ignored(request: web.Request, names: Iterable[str]) -> None:
+    """Have the answer name these fields of the request. They may be a stranger's."""
+    request[_NAMES] = tuple(names)
+
+
+async def add_warning(request: web.Request, response: web.StreamResponse) -> None:
+    """The signal before an answer is sent."""
+    distinct = list(dict.fromkeys(_UNQUOTABLE.sub("?", name[:NAME_MAX_CHARS]) for name in request.get(_NAMES, ())))
+    if distinct:
+        rest = f" and {len(distinct) - NAMES_MAX} more" if len(distinct) > NAMES_MAX else ""
+        response.headers[hdrs.WARNING] = f'299 imagejobd "ignored: {", ".join(distinct[:NAMES_MAX])}{rest}"'

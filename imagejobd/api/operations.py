@@ -1,6 +1,6 @@
 """The native API's operations, as data: what each takes, what it answers, and the errors that are its own.
 
-One entry for each route of `/api/v2`, and for `/version`; a test compares them. `openapi.py` makes the document of them.
+One entry for each route of `/api/v2`, and for `/version`: a test compares them. `openapi.py` makes the document of it.
 """
 
 from collections.abc import Mapping

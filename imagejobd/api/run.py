@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from imagejobd.api.bodies import is_multipart, parts, read_part
-from imagejobd.api.ignored import warning
+from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.wire import json_response, words_of
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
@@ -43,15 +43,14 @@ class RunApi:
         """Accept a Dockerfile. The answer is sent after the job is on disk."""
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
-            dockerfile, others = await self._form(request, uploads)
-            accepted = await self._parsed(dockerfile)
+            accepted = await self._parsed(await self._dockerfile(request, uploads))
             enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
         if _wants_json(request):
-            return json_response({"id": enqueued.uuid}, headers=warning(others))
-        return web.Response(text=f"Job was launched with id {enqueued.uuid}", headers=warning(others))
+            return json_response({"id": enqueued.uuid})
+        return web.Response(text=f"Job was launched with id {enqueued.uuid}")
 
-    async def _form(self, request: web.Request, uploads: Uploads) -> tuple[str, list[str]]:
-        """The text of the field `file`, sent as a value or as a file of any name; and the names of all others."""
+    async def _dockerfile(self, request: web.Request, uploads: Uploads) -> str:
+        """The text of the field `file`, sent as a value or as a file of any name. All others are ignored."""
         if not is_multipart(request):
             raise invalid(f"the request is not multipart; {FORM_HINT}")
         body: bytearray | None = None
@@ -72,7 +71,8 @@ class RunApi:
                 body = await read_part(part, DOCKERFILE_MAX_BYTES, uploads.hold_json, hint="no Dockerfile needs that")
             else:
                 raise invalid("the form has two fields named file; one job takes one Dockerfile")
-        return _text(body), others
+        note_ignored(request, others)
+        return _text(body)
 
     async def _parsed(self, dockerfile: str) -> Accepted:
         """Raises `Permanent(policy)` also for what cannot be read: to this API a form that holds a bad Dockerfile is a
