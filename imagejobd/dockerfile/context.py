@@ -6,17 +6,23 @@ with a variable that only the base image knows.
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import msgspec
 
-from imagejobd.dockerfile.expand import BadWord, Steps, expand, split_words
+from imagejobd.dockerfile.expand import Steps, expand, split_words
 from imagejobd.dockerfile.parser import Instruction, separated
-from imagejobd.dockerfile.remotes import may_be_remote
+from imagejobd.dockerfile.remotes import UNPLAIN, may_be_remote
 from imagejobd.dockerfile.stages import Bases
 
 _HEREDOC_MARK = "<<"
 _VARIABLE = re.compile(r"\$\{?(\w+)")
+
+
+# Names with their values, None where these are not known; a stage has those of the one below it, which are not copied.
+Variables = ChainMap[str, str | None]
 
 
 class ContextUse(msgspec.Struct, frozen=True):
@@ -40,8 +46,8 @@ def context_uses(
     for index in indexes:
         stage = bases.stages[index]
         below = None if stage.base is None else bases.stages[stage.base]
-        variables = scopes[below.index].variables if below else {}
-        scope = scopes[index] = _Scope(variables, bases.arguments, build_args, escape, steps)
+        variables = scopes[below.index].variables if below else Variables()
+        scope = scopes[index] = _Scope(variables.new_child(), bases.arguments, build_args, escape, steps)
         triggers = [one.trigger for one in below.instructions if one.trigger] if below else []
         for one in (*triggers, *stage.instructions):
             if (source := next(scope.sources(one), None)) is not None:
@@ -49,17 +55,17 @@ def context_uses(
 
 
 class _Scope:
-    """The `variables` of one stage whose values are known, as it is read from the top."""
+    """The `variables` of one stage as it is read from the top."""
 
     def __init__(
         self,
-        inherited: Mapping[str, str],
+        variables: Variables,
         arguments: Mapping[str, str],
         build_args: Mapping[str, str],
         escape: str,
         steps: Steps,
     ) -> None:
-        self.variables = dict(inherited)
+        self.variables = variables
         self._arguments = arguments
         self._build_args = build_args
         self._escape = escape
@@ -72,10 +78,10 @@ class _Scope:
                 for word in split_words(one.arguments, self._escape):
                     name, equals, default = word.partition("=")
                     value = self._value(default) if equals else self._arguments.get(name)
-                    self._set(name, self._build_args.get(name, value))
+                    self.variables[name] = self._build_args.get(name, value)
             case "ENV":
                 for name, value in self._pairs(one.arguments):
-                    self._set(name, self._value(value))
+                    self.variables[name] = self._value(value)
             case "COPY" if not any(one.flag_values("from")):
                 yield from _sources(one)
             case "ADD":
@@ -95,18 +101,16 @@ class _Scope:
             name, _, value = word.partition("=")
             yield name, value
 
-    def _set(self, name: str, value: str | None) -> None:
-        self.variables.pop(name, None)
-        if value is not None:
-            self.variables[name] = value
-
     def _value(self, word: str) -> str | None:
-        """What `word` becomes; None where that is not known."""
-        if not self.variables.keys() >= set(_VARIABLE.findall(word)):
-            return None
+        """What `word` becomes; None where that is not known, or is beyond the bounds of `expand`."""
+        if not UNPLAIN.search(word):
+            return word
         try:
-            return expand(word, self.variables, self._escape, self._steps)
-        except BadWord:
+            self._steps.spend(len(word))
+            if any(self.variables.get(name) is None for name in _VARIABLE.findall(word)):
+                return None
+            return expand(word, cast(Mapping[str, str], self.variables), self._escape, self._steps)
+        except ValueError:
             return None
 
     def _is_local(self, word: str) -> bool:

@@ -28,8 +28,9 @@ async def app(tmp_path: Path) -> AsyncIterator[BareApp]:
         ("FROM debian:12\nRUN <<EOF\n", "Dockerfile line 2: "),
         ("FROM debian:12\n" + "\n" * 20_000 + "RUN x\n", "Dockerfile line 20001: there are more than 20000 lines"),
         ("#", "the Dockerfile holds no instructions"),
+        ("FROM debian:12\nCOPY app /\n", "Dockerfile line 2: COPY: 'app' is in a build context"),
     ],
-    ids=["image", "instruction", "frontend", "syntax", "heredoc", "lines", "empty"],
+    ids=["image", "instruction", "frontend", "syntax", "heredoc", "lines", "empty", "context"],
 )
 @pytest.mark.parametrize("is_form", [False, True], ids=["json", "form"])
 async def test_refused_dockerfiles(app: BareApp, dockerfile: str, reason: str, is_form: bool) -> None:

@@ -162,8 +162,9 @@ async def test_a_large_dockerfile(app: BareApp) -> None:
         ("FROM scratch\nADD\n", "line 2"),
         ("# syntax=example.org/frontend\nFROM scratch\n", "line 1"),
         ("CMD true\n", "line 1"),
+        ("FROM scratch\nCOPY model /\n", "line 2"),
     ],
-    ids=["unknown instruction", "no arguments", "frontend", "no FROM"],
+    ids=["unknown instruction", "no arguments", "frontend", "no FROM", "no context"],
 )
 async def test_a_dockerfile_that_is_refused(app: BareApp, dockerfile: str, line: str) -> None:
     """422 names the line at once, and no job is kept."""

@@ -1,5 +1,7 @@
 """What a Dockerfile without a context may not copy, told when it is submitted."""
 
+import tracemalloc
+
 import pytest
 
 from imagejobd.dockerfile.policy import Policy
@@ -90,3 +92,20 @@ def test_stages() -> None:
     assert "line 2" in refusal(*stages, "COPY --from=unused /x /")
     assert "line 2: COPY" in refusal("FROM a AS below", "ONBUILD COPY x /", "FROM below", "RUN true")
     assert refusal("FROM a AS below", "ONBUILD COPY x /", "FROM b") == ""
+
+
+def test_many_variables_and_stages() -> None:
+    """A stage does not copy what it has from those below it, and words are expanded within a bound."""
+    count = 100_000
+    lines = [
+        "FROM a AS s0",
+        *(f"ENV {' '.join(f'v{n}=' for n in range(at, at + 7000))}" for at in range(0, count, 7000)),
+    ]
+    lines += [f"FROM s{number} AS s{number + 1}" for number in range(200)]
+    lines += ["ENV X=a", *["ADD $X$Y$Z /"] * 3000, "ADD local /"]
+    tracemalloc.start()
+    message = refusal(*lines)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "ADD: 'local'" in message
+    assert peak < 200 << 20
