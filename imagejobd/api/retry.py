@@ -25,6 +25,7 @@ AT_ONCE = 16
 # How often one request looks for further jobs: each look reads a bounded number of rows.
 LOOKS_MAX = 100
 ENDED_BADLY = frozenset({State.FAILED, State.CANCELLED})
+START = Place(0, 0)
 # What the jobs behind it would meet too.
 FULL = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.STORAGE_FULL})
 
@@ -113,7 +114,8 @@ async def retry_many(intake: Intake, request: RetryManyRequest, caller: Caller) 
             else:
                 refused.append({"id": uuid, "code": outcome.code, "detail": outcome.message})
         if any(isinstance(outcome, Fault) and outcome.code in FULL for outcome in outcomes):
-            break  # `next` is before them: those that were done are passed over
+            place = place or START  # before them: those that were done are passed over
+            break
         place = page.next
         if place is None or len(retried) >= request.limit or len(refused) >= REFUSED_MAX:
             break

@@ -168,9 +168,12 @@ async def test_a_full_queue_ends_a_retry_of_many(tmp_path: Path, monkeypatch: py
         _, first = await ask(app, "retry", {})
         assert [one["retry_of"] for one in first["retried"]] == uuids[:2]
         assert [(one["id"], one["code"]) for one in first["refused"]] == [(uuids[2], "queue_full")]
+        _, none = await ask(app, "retry", {})
+        assert (none["retried"], [one["id"] for one in none["refused"]]) == ([], [uuids[2]])
+        assert none["next"] is not None
         for one in first["retried"]:
             await app.store.request_cancel(one["id"], tenant=None)
-        _, rest = await ask(app, "retry", {"cursor": first["next"]})
+        _, rest = await ask(app, "retry", {"cursor": none["next"]})
         assert [one["retry_of"] for one in rest["retried"]] == uuids[2:]
 
 
