@@ -25,7 +25,6 @@ AT_ONCE = 16
 # How often one request looks for further jobs: each look reads a bounded number of rows.
 LOOKS_MAX = 100
 ENDED_BADLY = frozenset({State.FAILED, State.CANCELLED})
-START = Place(0, 0)
 # What the jobs behind it would meet too.
 FULL = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.STORAGE_FULL})
 
@@ -96,7 +95,8 @@ async def retry(intake: Intake, job: Job, secrets: Json) -> Enqueued:
 
 async def retry_many(intake: Intake, request: RetryManyRequest, caller: Caller) -> Json:
     """Try up to `limit` jobs again, each by itself: what was done stays done, and a request that is repeated does not
-    do it again. It ends early where the queue is full, and after `REFUSED_MAX` refusals; then `next` goes on."""
+    do it again. It ends early after `REFUSED_MAX` refusals, and `next` goes on; and where the queue is full, for the
+    same request to do the rest later."""
     if not 1 <= request.limit <= JOBS_MAX:
         raise invalid(f"limit must lie between 1 and {JOBS_MAX}")
     which, place = request.failures(intake, caller), request.place
@@ -114,7 +114,7 @@ async def retry_many(intake: Intake, request: RetryManyRequest, caller: Caller) 
             else:
                 refused.append({"id": uuid, "code": outcome.code, "detail": outcome.message})
         if any(isinstance(outcome, Fault) and outcome.code in FULL for outcome in outcomes):
-            place = place or START  # before them: those that were done are passed over
+            place = None  # who went on at once would only hear it again
             break
         place = page.next
         if place is None or len(retried) >= request.limit or len(refused) >= REFUSED_MAX:

@@ -1,6 +1,7 @@
 """Trying jobs again through the native API: one, with new secrets, and many by a filter."""
 
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ async def test_a_retry_takes_the_secrets_that_were_deleted(app: BareApp) -> None
 
 
 async def test_a_distribution_takes_its_auth_blocks_again(app: BareApp) -> None:
-    """Each by the name of its secret, as it stands in the request of a new job."""
+    """Each by the name of its secret, as it stands in the request of a new job, or that as a text."""
     auth = {"basicauth": {"user": "u", "password": "p4ssw0rd"}}
     spec = {
         "source": {"endpoint": "https://s.example", "image": "a", "ref": "1"},
@@ -61,9 +62,13 @@ async def test_a_distribution_takes_its_auth_blocks_again(app: BareApp) -> None:
     status, problem = await ask(app, f"{uuid}/retry", {"secrets": {"auth.target.0": {"basicauth": {"user": "u"}}}})
     assert (status, problem["detail"]) == (400, "secrets.auth.target.0.basicauth.password: missing")
     new = {"basicauth": {"user": "u", "password": "n3w-p4ssw0rd"}}
-    status, job = await ask(app, f"{uuid}/retry", {"secrets": {"auth.target.0": new}})
-    assert (status, job["retry_of"]) == (201, uuid)
-    assert "n3w-p4ssw0rd" in (await app.claimed("distribute")).secrets["auth.target.0"].reveal()
+    for given in (new, json.dumps(new)):
+        status, job = await ask(app, f"{uuid}/retry", {"secrets": {"auth.target.0": given}})
+        assert (status, job["retry_of"]) == (201, uuid)
+        claim = await app.claimed("distribute")
+        assert "n3w-p4ssw0rd" in claim.secrets["auth.target.0"].reveal()
+        await app.store.finish(claim, Ending(State.FAILED, error=AWAY))
+        uuid = job["id"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,7 @@ async def test_what_cannot_be_tried_again_is_said_and_stops_nobody(app: BareApp)
 
 
 async def test_a_full_queue_ends_a_retry_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fits is done; the first that does not is named, and `next` goes on when there is room."""
+    """What fits is done, and the first that does not is named; the same request does the rest when there is room."""
     monkeypatch.setattr(retry, "AT_ONCE", 1)
     async with bare_app(tmp_path, queue_max=2) as app:
         uuids = [await failed(app) for _ in range(4)]
@@ -170,10 +175,10 @@ async def test_a_full_queue_ends_a_retry_of_many(tmp_path: Path, monkeypatch: py
         assert [(one["id"], one["code"]) for one in first["refused"]] == [(uuids[2], "queue_full")]
         _, none = await ask(app, "retry", {})
         assert (none["retried"], [one["id"] for one in none["refused"]]) == ([], [uuids[2]])
-        assert none["next"] is not None
+        assert first["next"] is none["next"] is None
         for one in first["retried"]:
             await app.store.request_cancel(one["id"], tenant=None)
-        _, rest = await ask(app, "retry", {"cursor": none["next"]})
+        _, rest = await ask(app, "retry", {})
         assert [one["retry_of"] for one in rest["retried"]] == uuids[2:]
 
 

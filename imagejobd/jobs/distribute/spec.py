@@ -178,13 +178,13 @@ def parse(spec: Json, *, copies_max: int = COPIES_MAX) -> Accepted:
 
 
 def read_auths(values: Json) -> dict[str, Secret]:
-    """`auth` blocks that are given once more, by the names of the secrets that they are. Raises `Permanent(invalid)`
-    that names the field."""
+    """`auth` blocks that are given once more, or JSON texts of them, by the names of the secrets that they are. Raises
+    `Permanent(invalid)` that names the field."""
     secrets: dict[str, Secret] = {}
     try:
         for name, value in values.items():
             field = f"secrets.{name[:NAME_MAX_CHARS]}"
-            secret = parse_auth(value, field)
+            secret = parse_auth(_decoded(value), field)
             if secret is None:
                 raise wrong(field, "must be an auth block, as it stands in source and targets[]")
             secrets[name] = secret
@@ -232,6 +232,14 @@ def _without_auth(value: Any, kind: type[S], path: str) -> tuple[S, Secret | Non
         if isinstance(fields.get(name), list | tuple):
             fields[name] = items(fields[name], below(path, name), most=most)
     return convert(fields, kind, path), auth
+
+
+def _decoded(value: Any) -> Any:
+    """What a text means, where it is JSON; who keeps secrets in files sends them as text."""
+    try:
+        return msgspec.json.decode(value) if isinstance(value, str) else value
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return value
 
 
 def _reference(host: str, path: str, name: str) -> ImageReference:
