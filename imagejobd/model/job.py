@@ -285,13 +285,17 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One line of a job's history; `id` grows over all jobs and is the cursor of `changes_since`."""
+    """One line of a job's history; `id` grows over all jobs and is the cursor of `changes_since`. `uuid`, `tenant` and
+    `kind` are the job's."""
 
     id: int
     job_id: JobId
     at_ms: int
     type: str
     data: Json
+    uuid: str
+    tenant: str
+    kind: str
 
 
 class Owner(Protocol):

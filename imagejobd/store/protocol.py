@@ -22,6 +22,8 @@ CRASHES_MAX = 3
 QUEUE_TOPIC = "queue"
 # Published when a kind is paused or resumed.
 PAUSE_TOPIC = "pause"
+# Published when the history of any job has a new line.
+EVENT_TOPIC = "event"
 # Published when somebody wants a job cancelled, and when one was cancelled that no worker was running.
 CANCEL_TOPIC = "cancel"
 
@@ -312,12 +314,27 @@ class Store(Protocol):
         """All that was recorded of a job's pushes, by image and target."""
         ...
 
-    async def read_log(self, job_id: JobId, *, from_offset: int, max_blocks: int) -> list[LogBlock]:
-        """The log's blocks that end after `from_offset` (bytes of UTF-8), in order."""
+    async def read_log(
+        self, job_id: JobId, *, from_offset: int, max_blocks: int, to_offset: int | None = None
+    ) -> list[LogBlock]:
+        """The log's blocks that end after `from_offset` (bytes of UTF-8) and begin before `to_offset`, in order."""
+        ...
+
+    async def log_tail(self, job_id: JobId, *, lines: int, end: int) -> int:
+        """The offset at which the last `lines` lines of the log's first `end` bytes begin, `end` being the end of a
+        block. A last line counts also where it has no line break yet. Reads no more of the log than it has to."""
+        ...
+
+    async def is_log_pruned(self, job_id: JobId) -> bool:
+        """Whether the job had a log that `prune` has deleted."""
         ...
 
     async def changes_since(self, event_id: int, *, job_id: JobId | None, limit: int) -> list[Event]:
         """The first `limit` events after the cursor `event_id`, of one job or of all, in order."""
+        ...
+
+    async def last_event(self) -> int:
+        """The cursor of what happens from now on."""
         ...
 
     async def live(self) -> set[str]:

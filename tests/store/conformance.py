@@ -5,6 +5,7 @@ A store is tested by a class that inherits `StoreConformance`, in a folder whose
 """
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, Push, St
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Secret
 from imagejobd.store.filters import Filter
-from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Capacity, Ending, Store, job_topic
+from imagejobd.store.protocol import CANCEL_TOPIC, EVENT_TOPIC, QUEUE_TOPIC, Capacity, Ending, Store, job_topic
 
 QUEUE_MAX = 1000
 HOUR_MS = 3_600_000
@@ -276,6 +277,39 @@ class StoreConformance:
         for from_offset, first in ((6, 0), (7, 7), (10, 7), (11, 11), (16, 11)):
             assert (await store.read_log(claim.job.id, from_offset=from_offset, max_blocks=1))[0].offset == first
         assert await store.read_log(claim.job.id, from_offset=17, max_blocks=9) == []
+        for to_offset, count in ((0, 0), (1, 1), (7, 1), (8, 2), (11, 2), (12, 3), (99, 3)):
+            assert len(await store.read_log(claim.job.id, from_offset=0, to_offset=to_offset, max_blocks=9)) == count
+
+    @pytest.mark.parametrize("text", ["", "\n", "a", "a\n", "a\nb", "é\n\n\x00\nb\n", "\n\na\n" * 99], ids=len)
+    @pytest.mark.parametrize("block_chars", [1, 3, 1000])
+    async def test_a_log_has_a_tail(self, store: Store, text: str, block_chars: int) -> None:
+        """The last lines are found however the log was written, and what comes after its end so far is not."""
+        await enqueue(store)
+        claim = await claim_one(store)
+        for at in range(0, len(text), block_chars):
+            await store.log(claim, text[at : at + block_chars])
+        data = text.encode()
+        await store.log(claim, "later\n")
+        for lines in (0, 1, 2, 3, 4, 296, 297, 298, 10**18):
+            offset = await store.log_tail(claim.job.id, lines=lines, end=len(data))
+            assert data[offset:] == b"".join(data.splitlines(keepends=True)[-lines:] if lines else [])
+
+    async def test_a_log_that_was_pruned_is_told_from_none(self, store: Store, clock: SimulatedClock) -> None:
+        """When all of a log is gone its job's history says so."""
+        silent = await enqueue(store)
+        await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
+        made = await enqueue(store)
+        claim = await claim_one(store)
+        await store.log(claim, "one\n")
+        await store.log(claim, "two\n")
+        await store.finish(claim, Ending(State.SUCCEEDED))
+        limit_ms = clock.advance(1000)
+        for is_gone in (False, True):
+            assert await store.is_log_pruned(made.id) is False
+            await store.prune(jobs_before_ms=0, logs_before_ms=limit_ms, blobs_before_ms=0, batch_max=1)
+            assert ("prune_log" in await event_types(store, made)) is is_gone
+        assert await store.is_log_pruned(made.id) is True
+        assert await store.is_log_pruned(silent.id) is False
 
     async def test_a_log_takes_any_text(self, store: Store) -> None:
         """NUL and lone surrogates from a build's output do no harm."""
@@ -635,7 +669,8 @@ class StoreConformance:
             pruned = await store.prune(jobs_before_ms=limit_ms, logs_before_ms=0, blobs_before_ms=0, batch_max=2)
             batches.append((pruned.jobs, pruned.logs, pruned.blobs, pruned.rows))
         labels, pushes, terms = 5, 10, 10
-        rows = 5 + 5 + 5 + events + labels + pushes + terms
+        # That a log is gone is a line of the history until its job goes too.
+        rows = 5 + 5 + 5 + events + 5 + labels + pushes + terms
         assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5, rows]
         assert max(rows for *_, rows in batches) == 2
         assert {job.uuid for job in (await store.list_jobs(Filter(), cursor=None, limit=9)).jobs} == {living.uuid}
@@ -754,6 +789,7 @@ class StoreConformance:
         (retried,) = [event for event in events if event.type == "retry"]
         assert retried.data["error"] == {"code": "build_failed", "message": "exit code 1"}
         assert {event.at_ms for event in events} == {clock.now_ms}
+        assert {(event.uuid, event.tenant, event.kind) for event in events} == {(made.uuid, "local", "build")}
         halves = await store.changes_since(0, job_id=None, limit=3)
         halves += await store.changes_since(halves[-1].id, job_id=None, limit=100)
         assert halves == events
@@ -839,6 +875,32 @@ class StoreConformance:
                 await store.interrupt(claim)
                 assert await changes.changed(5)
             assert await queue.changed(5)
+
+    async def test_every_new_line_of_a_history_is_heard_of(self, store: Store) -> None:
+        """Whatever adds an event publishes it, and names the cursor from which it is seen; others do not."""
+
+        async def adds(verb: Awaitable[object], *, types: Sequence[str]) -> None:
+            cursor = await store.last_event()
+            with store.watch(EVENT_TOPIC) as changes:
+                await verb
+                events = await store.changes_since(cursor, job_id=None, limit=99)
+                assert [event.type for event in events] == list(types)
+                assert await changes.changed(0.01) is bool(types)
+
+        assert await store.last_event() == 0
+        await adds(enqueue(store), types=["enqueue"])
+        await adds(claim_up_to(store, 1, kind="run"), types=[])
+        claim = await claim_one(store)
+        await adds(store.log(claim, "text"), types=[])
+        await adds(store.progress(claim, {"a": 1}), types=[])
+        await adds(store.enter_phase(claim, "building"), types=["enter_phase"])
+        await adds(store.note(claim, "target", {}), types=["target"])
+        await adds(store.request_cancel(claim.job.uuid, tenant=None), types=["request_cancel"])
+        await adds(store.finish(claim, Ending(State.CANCELLED)), types=["leave_phase", "cancel"])
+        made = await enqueue(store)
+        await adds(claim_one(store), types=["claim"])
+        await adds(store.rescue("w2", crashes_max=CRASHES_MAX), types=["rescue"])
+        await adds(store.request_cancel(made.uuid, tenant=None), types=["cancel"])
 
     async def test_a_probe_passes_through_the_writer(self, store: Store) -> None:
         """It returns where commits go on."""

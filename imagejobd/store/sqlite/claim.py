@@ -17,7 +17,7 @@ from sqlite3 import Row
 import msgspec
 
 from imagejobd.model.job import Job, State, Transition, next_state
-from imagejobd.store.protocol import Capacity, job_topic
+from imagejobd.store.protocol import EVENT_TOPIC, Capacity, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.rows import job
 from imagejobd.store.sqlite.writer import Transaction
@@ -103,6 +103,7 @@ def claim(tx: Transaction, worker: str, capacity: Capacity) -> list[Started]:
     started = {row["id"]: Started(job(row), row["claim_token"], row["sealed"]) for row in rows}
     for job_id in ids:
         tx.publish(job_topic(started[job_id].job.id))
+    tx.publish(EVENT_TOPIC)
     return [started[job_id] for job_id in ids]
 
 

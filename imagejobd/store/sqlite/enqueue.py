@@ -8,7 +8,7 @@ import msgspec
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import Enqueued, JobId, NewJob
-from imagejobd.store.protocol import QUEUE_TOPIC
+from imagejobd.store.protocol import EVENT_TOPIC, QUEUE_TOPIC
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.writer import Transaction
 
@@ -222,3 +222,4 @@ def _insert(tx: Transaction, fresh: Sequence[EnqueueRequest], last_id: int) -> N
     if terms:
         tx.db.execute(_SQL["insert_terms"], {"terms": _encode(terms).decode(), "last_id": last_id})
     tx.publish(QUEUE_TOPIC)
+    tx.publish(EVENT_TOPIC)

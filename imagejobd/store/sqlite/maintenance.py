@@ -11,7 +11,7 @@ import msgspec
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import JobError, JobId, State, Transition, next_state
 from imagejobd.store.lock import DatabaseFile
-from imagejobd.store.protocol import CANCEL_TOPIC, PAUSE_TOPIC, QUEUE_TOPIC, IsOver, Pruned, job_topic
+from imagejobd.store.protocol import CANCEL_TOPIC, EVENT_TOPIC, PAUSE_TOPIC, QUEUE_TOPIC, IsOver, Pruned, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
 from imagejobd.store.sqlite.writer import Transaction, Writer
@@ -39,6 +39,7 @@ class Maintenance:
                 return next_state(state, Transition.CANCEL)
             if state is State.RUNNING:
                 tx.db.execute(_SQL["request_cancel"], {"id": job_id, "now_ms": tx.now_ms})
+                tx.publish(EVENT_TOPIC)
                 tx.publish(job_topic(job_id))
             return state
 
@@ -111,6 +112,7 @@ def _end_queued(tx: Transaction, ids: Sequence[JobId], move: Transition, error: 
     ended = tx.db.execute(_SQL["end_queued"], values).fetchall()
     for row in ended:
         tx.publish(job_topic(row["id"]))
+    tx.publish(EVENT_TOPIC)
     return [row["uuid"] for row in ended]
 
 
@@ -130,8 +132,11 @@ def _prune_of_jobs(tx: Transaction, what: str, before_ms: int, limit: int) -> in
         return 0
     rows = tx.db.execute(_SQL[f"prune_{what}"], {"before_ms": before_ms, "limit": limit}).fetchall()
     if rows:
-        ids = sorted({row["job_id"] for row in rows})
-        tx.db.execute(_SQL[f"note_pruned_{what}"], {"ids": _encode(ids).decode()})
+        ids = _encode(sorted({row["job_id"] for row in rows})).decode()
+        if what == "logs":
+            tx.db.execute(_SQL["record_pruned_logs"], {"ids": ids, "now_ms": tx.now_ms})
+            tx.publish(EVENT_TOPIC)
+        tx.db.execute(_SQL[f"note_pruned_{what}"], {"ids": ids})
     return len(rows)
 
 

@@ -2,6 +2,7 @@
 writes."""
 
 from pathlib import Path
+from sqlite3 import Row
 
 import msgspec
 
@@ -19,6 +20,8 @@ _push = msgspec.json.Decoder(Push)
 _integers = msgspec.json.Decoder(tuple[int, ...]).decode
 # Of the last jobs of a kind, for the time that the next ones will take.
 DURATIONS_MAX = 50
+# Blocks of a log that are counted at once on the way back from its end.
+TAIL_BLOCKS = 64
 
 
 class Queries:
@@ -74,9 +77,40 @@ class Queries:
     async def pushes(self, job_id: JobId) -> list[Push]:
         return [_push.decode(row["push"]) for row in await self._readers.all(_SQL["pushes"], (job_id,))]
 
-    async def read_log(self, job_id: JobId, *, from_offset: int, max_blocks: int) -> list[LogBlock]:
+    async def read_log(
+        self, job_id: JobId, *, from_offset: int, max_blocks: int, to_offset: int | None = None
+    ) -> list[LogBlock]:
         values = {"job_id": job_id, "from_offset": from_offset, "limit": max_blocks}
+        values["to_offset"] = listing.END if to_offset is None else to_offset
         return [LogBlock(row["offset"], row["text"]) for row in await self._readers.all(_SQL["log_from"], values)]
+
+    async def log_tail(self, job_id: JobId, *, lines: int, end: int) -> int:
+        if lines == 0:
+            return end
+        # The last lines begin behind as many line breaks as they are; one at the very end begins no further line.
+        breaks, below = lines, end
+        while rows := await self._breaks_below(job_id, below):
+            for row in rows:
+                below = row["offset"]
+                is_end = below + row["size"] == end
+                count = row["breaks"] - (is_end and row["is_line_end"])
+                if count >= breaks:
+                    return await self._line_start(job_id, below, breaks + (is_end and row["is_line_end"]))
+                breaks -= count
+        return below
+
+    async def _breaks_below(self, job_id: JobId, below: int) -> list[Row]:
+        values = {"job_id": job_id, "below": below, "limit": TAIL_BLOCKS}
+        return list(await self._readers.all(_SQL["log_breaks"], values))
+
+    async def _line_start(self, job_id: JobId, offset: int, breaks: int) -> int:
+        """Where the line begins that has so many line breaks behind its start and before the end of its block."""
+        blocks = await self.read_log(job_id, from_offset=offset, max_blocks=1)
+        lines = blocks[0].text.encode().rsplit(b"\n", breaks) if blocks else []
+        return offset + len(lines[0]) + 1 if len(lines) > breaks else offset
+
+    async def is_log_pruned(self, job_id: JobId) -> bool:
+        return await self._readers.first(_SQL["log_pruned"], (job_id,)) is not None
 
     async def changes_since(self, event_id: int, *, job_id: JobId | None, limit: int) -> list[Event]:
         statement = _SQL["events" if job_id is None else "events_of_job"]
@@ -84,9 +118,22 @@ class Queries:
         if job_id is not None:
             values["job_id"] = job_id
         return [
-            Event(row["id"], row["job_id"], row["at_ms"], row["type"], _json.decode(row["data"]))
+            Event(
+                row["id"],
+                JobId(row["job_id"]),
+                row["at_ms"],
+                row["type"],
+                _json.decode(row["data"]),
+                row["uuid"],
+                row["tenant"],
+                row["kind"],
+            )
             for row in await self._readers.all(statement, values)
         ]
+
+    async def last_event(self) -> int:
+        row = await self._readers.first(_SQL["last_event"])
+        return int(row["id"]) if row is not None else 0
 
     async def live(self) -> set[str]:
         return {row["uuid"] for row in await self._readers.all(_SQL["live"])}

@@ -11,7 +11,7 @@ import msgspec
 
 from imagejobd.model.errors import ClaimLost, ErrorCode
 from imagejobd.model.job import Claim, JobError, JobId, Json, Push, State, Transition, Wait, next_state
-from imagejobd.store.protocol import CANCEL_TOPIC, QUEUE_TOPIC, Ending, Rescued, job_topic
+from imagejobd.store.protocol import CANCEL_TOPIC, EVENT_TOPIC, QUEUE_TOPIC, Ending, Rescued, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.writer import Transaction, Writer
 
@@ -32,6 +32,7 @@ class Transitions:
     async def enter_phase(self, claim: Claim, name: str) -> int:
         def act(tx: Transaction) -> int:
             _update(tx, claim, "set_phase", phase=name, now_ms=tx.now_ms)  # triggers keep the phases' history
+            tx.publish(EVENT_TOPIC)
             return int(_claimed(tx, claim)["faults"])
 
         return await self._writer.do(act)
@@ -63,7 +64,12 @@ class Transitions:
 
     async def note(self, claim: Claim, event: str, data: Json) -> None:
         text = _encode(data).decode()
-        await self._writer.do(lambda tx: _update(tx, claim, "append_event", type=event, data=text, now_ms=tx.now_ms))
+
+        def act(tx: Transaction) -> None:
+            _update(tx, claim, "append_event", type=event, data=text, now_ms=tx.now_ms)
+            tx.publish(EVENT_TOPIC)
+
+        await self._writer.do(act)
 
     async def record_pushes(self, claim: Claim, pushes: Sequence[Push]) -> None:
         rows = [_push_row(claim.job.id, push) for push in pushes]
@@ -177,6 +183,7 @@ def apply(tx: Transaction, changes: Sequence[StateChange]) -> list[None]:
         raise ClaimLost
     for change in changes:
         tx.publish(job_topic(change.id))
+    tx.publish(EVENT_TOPIC)
     if any(change.state is State.QUEUED for change in changes):
         tx.publish(QUEUE_TOPIC)
     return [None] * len(changes)

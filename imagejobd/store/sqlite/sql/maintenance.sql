@@ -41,6 +41,13 @@ delete from log_block where id in (
 )
 returning job_id;
 
+-- name: record_pruned_logs
+-- In the history of those jobs whose last block was just deleted, that there was a log.
+insert into event (job_id, at_ms, type)
+select id, :now_ms, 'prune_log' from job
+where id in (select value from json_each(:ids))
+    and not exists (select 1 from log_block where job_id = job.id);
+
 -- name: note_pruned_logs
 -- Of the jobs whose blocks were just deleted: to read all old ones again would cost each batch as much as the history.
 update job set log_bytes = 0

@@ -43,15 +43,41 @@ from push where job_id = ? order by image, target;
 select offset, text from log_block
 where job_id = :job_id
     and offset >= coalesce((select max(offset) from log_block where job_id = :job_id and offset <= :from_offset), 0)
-    and offset + size > :from_offset
+    and offset + size > :from_offset and offset < :to_offset
 order by offset
 limit :limit;
 
+-- name: log_breaks
+-- How many lines end in each block, from the last one backwards; without the text, which stays where it is. The length of
+-- a text would end at a NUL, that of its bytes does not.
+select
+    offset,
+    size,
+    size - length(cast(replace(text, char(10), '') as blob)) as breaks,
+    substr(cast(text as blob), -1) = x'0a' as is_line_end
+from log_block where job_id = :job_id and offset < :below
+order by offset desc
+limit :limit;
+
+-- name: log_pruned
+select 1 from event where job_id = ? and type = 'prune_log' limit 1;
+
 -- name: events
-select id, job_id, at_ms, type, data from event where id > :event_id order by id limit :limit;
+select event.id, event.job_id, event.at_ms, event.type, event.data, job.uuid, job.tenant, job.kind
+from event cross join job on job.id = event.job_id
+where event.id > :event_id
+order by event.id
+limit :limit;
 
 -- name: events_of_job
-select id, job_id, at_ms, type, data from event where job_id = :job_id and id > :event_id order by id limit :limit;
+select event.id, event.job_id, event.at_ms, event.type, event.data, job.uuid, job.tenant, job.kind
+from event cross join job on job.id = event.job_id
+where event.job_id = :job_id and event.id > :event_id
+order by event.id
+limit :limit;
+
+-- name: last_event
+select coalesce(max(id), 0) as id from event;
 
 -- name: live
 select uuid from job where state = 'queued' and delayed = 0
