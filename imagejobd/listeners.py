@@ -19,7 +19,7 @@ BACKLOG = 1024
 # How long a connection that was accepted has for its request after the last one was accepted.
 LAST_REQUEST_S = 2.0
 CLOSING_POLL_S = 0.02
-# Followers of logs are cut off after this; whatever else was asked has been answered by then.
+# Followers have been let go, and whatever else was asked has been answered by then; but for clients that do not read.
 CLOSE_TIMEOUT_S = 2.0
 # How long the rest of a refused body is swallowed, so that its sender may read the answer; then the connection ends.
 LINGERING_TIME_S = 2.0
@@ -57,12 +57,14 @@ async def open_listeners(
 
 
 async def _close(runner: web.AppRunner, intake: Intake) -> None:
-    """Accept no more connections, answer what comes over those that there are, then close them.
+    """Accept no more connections, let followers go, answer what comes over the connections that there are, then close
+    them.
 
     A socket of systemd's stays open: who connects from here on waits in its backlog for the next start.
     """
     for site in list(runner.sites):
         await site.stop()
+    intake.is_closing = True
     server, last_request_at = runner.server, time.monotonic() + LAST_REQUEST_S
     # aiohttp notifies nobody when a connection ends.
     while server and server.connections and (time.monotonic() < last_request_at or intake.is_receiving):  # noqa: ASYNC110

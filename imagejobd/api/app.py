@@ -14,18 +14,20 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, dispatch, distribute, health, native, openapi, queue, run
+from imagejobd.api import builder, dispatch, distribute, events, health, joblog, native, openapi, queue, run
 from imagejobd.api.auth import Authentication
 from imagejobd.api.ignored import add_warning
 from imagejobd.api.intake import CALLER, Intake
-from imagejobd.api.wire import Explained, headers_of, status_of
+from imagejobd.api.streams import Streams
+from imagejobd.api.wire import Explained, headers_of, pack, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import log_fields
 from imagejobd.model.text import one_line, printable
 
+ErrorResponse = Callable[[web.Request, Fault, HTTPStatus], web.Response]
 # Which API's words a path, or one below it, is answered in; the first that fits. All others, also the `*` of OPTIONS,
 # are the native API's.
-ERROR_RESPONSES: tuple[tuple[str, Callable[[web.Request, Fault, HTTPStatus], web.Response]], ...] = (
+ERROR_RESPONSES: tuple[tuple[str, ErrorResponse], ...] = (
     ("/api/distribute", distribute.error_response),
     ("/api/v1/job", dispatch.error_response),
     ("/images", dispatch.error_response),
@@ -62,13 +64,16 @@ def create_app(
     """Wire all routes. `registries` are the hosts of the `[registry]` tables; `needs`, `checks` and `other_daemons` see
     `health.routes`. Bodies are bounded where they are read, not by aiohttp."""
     app = web.Application(middlewares=[_middleware(intake, authentication)], client_max_size=0)
+    followed = Streams(intake)
     routes = [
         *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
         *dispatch.routes(intake, reads_anonymous=authentication.dispatch_reads_anonymous),
         *builder.routes(intake),
         *run.routes(intake),
         *distribute.routes(intake, registries),
-        *native.routes(intake),
+        *native.routes(intake, followed),
+        *joblog.routes(intake, followed),
+        *events.routes(intake, followed),
         *queue.routes(intake),
         *openapi.routes(),
     ]
@@ -93,6 +98,8 @@ def _middleware(intake: Intake, authentication: Authentication) -> Middleware:
         else:
             with intake.receiving():
                 response = await handled(request, handler)
+        if _legacy_error_response(request.path) is None:
+            pack(request, response)
         if intake.is_draining:
             # The client's next request is to reach the daemon that is started next, not a connection that ends.
             response.force_close()
@@ -133,9 +140,8 @@ class Refusals:
             # Too late for a status. A connection that is cut tells the client that the body is not whole.
             log.warning("an answer was cut short", path=request.path, error=fault.message)
             raise ConnectionAbortedError(fault.message)
-        path = request.path
-        renders = (render for root, render in ERROR_RESPONSES if path == root or path.startswith(f"{root}/"))
-        response = next(renders, native.error_response)(request, fault, status)
+        render = _legacy_error_response(request.path) or native.error_response
+        response = render(request, fault, status)
         response.headers.update(headers)
         return response
 
@@ -194,6 +200,11 @@ class HostCheck:
                 "the request comes from a web page of another site (Sec-Fetch-Site); if it may ask, add its host to "
                 "server.hosts, and let it ask so that its Origin is sent",
             )
+
+
+def _legacy_error_response(path: str) -> ErrorResponse | None:
+    """How the older API that a path belongs to says no; None for the paths of the daemon's own."""
+    return next((render for root, render in ERROR_RESPONSES if path == root or path.startswith(f"{root}/")), None)
 
 
 def _is_followed_link(request: web.Request) -> bool:

@@ -12,7 +12,8 @@ from aiohttp import web
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.wire import NOT_JSON, detail_of, json_response, send
+from imagejobd.api.joblog import pieces
+from imagejobd.api.wire import NOT_JSON, detail_of, exact_json_response, send
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, invalid
 from imagejobd.model.job import Job, Json, State
 from imagejobd.model.kind import Upload
@@ -76,8 +77,9 @@ class BuilderApi:
         response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
         await response.prepare(request)
         await response.write(b'{\n  "Logs": "')
-        async for text in self._intake.log_texts(job):
-            await send(response, msgspec.json.encode(text)[1:-1], idle_s=self._intake.server.body_idle_s)
+        async for data in pieces(self._intake.store, job, 0, job.log_bytes):
+            text = msgspec.json.encode(data.decode())[1:-1]
+            await send(response, text, idle_s=self._intake.server.body_idle_s)
         await response.write_eof(b'"\n}')
         return response
 
@@ -151,7 +153,7 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
 
 
 def _answer(value: dict[str, str], status: int = HTTPStatus.OK) -> web.Response:
-    return json_response(value, status, indent=2)
+    return exact_json_response(value, status, indent=2)
 
 
 def _fields(body: bytearray, what: str) -> Fields:

@@ -17,7 +17,7 @@ from imagejobd.api.dispatch_body import ChecksumMismatch, DispatchBody, check_bo
 from imagejobd.api.downloads import serve
 from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import json_response, words_of
+from imagejobd.api.wire import exact_json_response, words_of
 from imagejobd.jobs.dispatch import INLINE_MAX_BYTES, Content, DispatchKind, inlined
 from imagejobd.model.errors import ErrorCode, Fault, NotFound
 from imagejobd.model.job import LOCAL_TENANT, Enqueued, Job, State
@@ -74,7 +74,7 @@ class DispatchApi:
                     upload = await uploads.receive(self._kind, chunks, {})
                 enqueued = await self._enqueue(upload, body, caller)
         note_ignored(request, body.ignored())
-        return json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED)
+        return exact_json_response({"id": str(enqueued.id)}, HTTPStatus.CREATED)
 
     async def _enqueue(self, upload: Upload, body: DispatchBody, caller: Caller) -> Enqueued:
         upload = Upload(upload.fields | {"md5": body.md5}, upload.blobs)
@@ -82,10 +82,10 @@ class DispatchApi:
 
     async def show(self, request: web.Request) -> web.Response:
         job = await self._polled_job(request)
-        return json_response(render(job, self._output(job)))
+        return exact_json_response(render(job, self._output(job)))
 
     async def status(self, request: web.Request) -> web.Response:
-        return json_response({"status": _status(await self._polled_job(request))})
+        return exact_json_response({"status": _status(await self._polled_job(request))})
 
     async def image(self, request: web.Request) -> web.StreamResponse:
         """What the job has made, once it has succeeded and as long as it is kept."""
@@ -145,7 +145,7 @@ def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> we
         code, details = 0, status.phrase
     else:
         code, details = DETAILS.get(fault.code, (0, status.phrase))
-    return json_response({"code": code, "details": details, "error": words_of(fault)}, status)
+    return exact_json_response({"code": code, "details": details, "error": words_of(fault)}, status)
 
 
 def _status(job: Job) -> str:

@@ -21,7 +21,7 @@ from aiohttp import web
 from imagejobd.api.bodies import read_body
 from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Caller, Intake, new_job
-from imagejobd.api.wire import NOT_JSON, Explained, detail_of, iso, json_response
+from imagejobd.api.wire import NOT_JSON, Explained, detail_of, exact_json_response, iso
 from imagejobd.jobs.distribute.fields import FieldFault, boolean, parse_endpoint
 from imagejobd.jobs.distribute.spec import TARGETS_MAX
 from imagejobd.jobs.distribute.table import endpoints
@@ -75,13 +75,13 @@ class DistributeApi:
                 raise Explained(fault.code, NO_IMAGE, fault.message) from None
             raise invalid(fault.message) from None
         answer = {"id": enqueued.uuid, "msg": STARTED, "status": "success"}
-        return json_response(answer, HTTPStatus.CREATED)
+        return exact_json_response(answer, HTTPStatus.CREATED)
 
     async def status(self, request: web.Request) -> web.Response:
         job = await self._intake.job_by_uuid(request, request.match_info["id"], KIND)
         if job is None:
             raise NotFound(UNKNOWN_JOB)
-        return json_response(render(job, await self._intake.store.pushes(job.id)))
+        return exact_json_response(render(job, await self._intake.store.pushes(job.id)))
 
     async def _accepted(self, request: web.Request, caller: Caller) -> Accepted:
         """The request as the kind takes it. Raises `Permanent`: invalid in the words of the document, too large or too
@@ -121,7 +121,7 @@ def render(job: Job, pushes: Iterable[Push]) -> dict[str, Any]:
 
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no."""
-    return json_response({"msg": fault.message, "status": "error"} | detail_of(fault), status)
+    return exact_json_response({"msg": fault.message, "status": "error"} | detail_of(fault), status)
 
 
 def parse_request(body: bytes | bytearray, configured: frozenset[str]) -> tuple[Json, list[str]]:

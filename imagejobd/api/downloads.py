@@ -7,14 +7,13 @@ it for a page of this host.
 
 import asyncio
 import mimetypes
-import re
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 from aiohttp import ETag, hdrs, web
 
-from imagejobd.api.wire import send
+from imagejobd.api.wire import byte_range, send
 from imagejobd.jobs.dispatch import Content
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import ErrorCode, NotFound, Permanent
@@ -23,8 +22,6 @@ CHUNK_BYTES = 256 * KIB
 # As everybody writes it; aiohttp would say Etag.
 ETAG = "ETag"
 
-# One range. Several at once are answered with the whole, which RFC 9110 §14.2 allows.
-_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
 # Not the tables of the machine: a name should not depend on what else is installed.
 _types = mimetypes.MimeTypes()
 
@@ -88,19 +85,10 @@ def _span(request: web.Request, content: Content) -> _Span | None:
     whole = _Span(0, content.size_bytes, is_all=True)
     if request.method != hdrs.METH_GET:
         return whole
-    wanted = _RANGE.fullmatch(request.headers.get(hdrs.RANGE, ""))
+    wanted = byte_range(request.headers.get(hdrs.RANGE, ""), content.size_bytes)
     if wanted is None or request.headers.get(hdrs.IF_RANGE, f'"{content.digest}"') != f'"{content.digest}"':
         return whole
-    first, last = wanted.groups()
-    if not first:
-        if not last:
-            return whole
-        start, end = max(content.size_bytes - int(last), 0), content.size_bytes
-    else:
-        start, end = int(first), min(int(last) + 1, content.size_bytes) if last else content.size_bytes
-        if last and int(last) < start:
-            return whole
-    return _Span(start, end - start, is_all=False) if start < end else None
+    return _Span(wanted.start, len(wanted), is_all=False) if wanted else None
 
 
 async def _send(

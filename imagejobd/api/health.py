@@ -1,4 +1,4 @@
-"""Liveness and readiness, for load balancers, monitors and people with curl."""
+"""Liveness, readiness and version, for load balancers, monitors and people with curl."""
 
 import asyncio
 import time
@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 
+from imagejobd import API_VERSION, __version__
 from imagejobd.api.intake import Intake
-from imagejobd.api.wire import json_response
+from imagejobd.api.wire import json_response, parameters
 from imagejobd.model.errors import Fault
 from imagejobd.model.job import Json
 
@@ -76,7 +77,11 @@ def routes(
         except Fault:
             return None
 
-    return [web.get("/healthz", healthz), web.get("/readyz", readyz)]
+    async def version(request: web.Request) -> web.Response:
+        parameters(request)
+        return json_response({"version": __version__, "api": API_VERSION})
+
+    return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/version", version)]
 
 
 async def _answer(probe: Probe) -> str:

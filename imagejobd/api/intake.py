@@ -18,7 +18,7 @@ from aiohttp import web
 
 from imagejobd.api.wire import busy
 from imagejobd.model.bounds import KIB, MIB, Bytes, Count, Seconds
-from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.errors import ErrorCode, NotFound, Permanent, Temporary
 from imagejobd.model.job import (
     IMAGES_MAX,
     LOCAL_TENANT,
@@ -38,8 +38,6 @@ from imagejobd.store.protocol import Store
 SLOT_TIMEOUT_S = 10.0
 # What is no larger takes no slot: it needs less memory than its connection, and is written in a moment.
 UPLOAD_WITHOUT_SLOT_MAX_BYTES = 32 * KIB
-# Of a log, at once.
-LOG_BLOCKS_MAX = 64
 # Row ids are below 2^63.
 NUMBER_MAX_CHARS = 18
 # Preflights of one kind under way at once, so that callers who name silent registries cannot gather without end: each
@@ -123,6 +121,8 @@ class Intake:
         self.kinds = kinds
         self.server = server
         self.is_draining = False
+        # Nobody is served any more, but for what was asked already.
+        self.is_closing = False
         self.slots = slots or {}
         self.waiting_for = waiting_for
         self.waiting_for_kind = waiting_for_kind
@@ -167,19 +167,20 @@ class Intake:
         job = await self.store.get_by_id(JobId(int(number)), tenant=tenant)
         return job if job is not None and kind in (None, job.kind) else None
 
+    async def job(self, request: web.Request) -> Job:
+        """The job that the path names as `id`, by UUID or by number. Raises `NotFound`, also for another tenant's."""
+        name = request.match_info["id"]
+        job = await self.job_by_uuid(request, name) or await self.job_by_number(request, name)
+        if job is None:
+            raise NotFound(f"there is no job {name!r}")
+        return job
+
     async def latest_phase(self, job: Job) -> str | None:
         """The phase that a job is in or, between two attempts, was in last."""
         if job.phase is not None or job.state.is_final:
             return job.phase
         phases = await self.store.phases(job.id)
         return phases[-1].name if phases else None
-
-    async def log_texts(self, job: Job, offset: int = 0) -> AsyncIterator[str]:
-        """The log from a byte offset to its present end, in pieces of 4 MiB at most."""
-        while blocks := await self.store.read_log(job.id, from_offset=offset, max_blocks=LOG_BLOCKS_MAX):
-            text = "".join(block.text for block in blocks)
-            offset += len(text.encode())
-            yield text
 
     def drain(self, timeout_s: float) -> None:
         """Say from now on that the daemon stops. Jobs are still accepted, for its next start; who is sending one has

@@ -10,8 +10,9 @@ from aiohttp import web
 from imagejobd.api import retry
 from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, read_part
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.listing import FILTER_PARAMETERS, TIME_HINT, check_parameters, epoch_ms, read_filter, read_kind
-from imagejobd.api.wire import NOT_JSON, iso, json_response, send, too_large, words_of
+from imagejobd.api.listing import FILTER_PARAMETERS, TIME_HINT, epoch_ms, read_filter, read_kind
+from imagejobd.api.streams import Streams
+from imagejobd.api.wire import NOT_JSON, iso, json_response, number, parameters, too_large, words_of
 from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import (
@@ -27,13 +28,11 @@ from imagejobd.model.job import (
     State,
 )
 from imagejobd.model.kind import JobKind, Upload
-from imagejobd.store.protocol import job_topic
 
-LIST_PARAMETERS = FILTER_PARAMETERS | {"limit", "cursor"}
+LIST_PARAMETERS = (*FILTER_PARAMETERS, "limit", "cursor")
 PAGE_DEFAULT, PAGE_MAX = 50, 500
-EVENTS_MAX = 500
-# A follower wakes up with every commit; this only bounds how late it is noticed that its client has gone.
-FOLLOW_POLL_S = 5.0
+# How long a request may wait for a job's end. Proxies give up after a minute or so, and clients know their own.
+WAIT_MAX_S = 600
 # A job without the tar that may come with it.
 JOB_MAX_BYTES = 2 * 1024 * 1024
 # Between the values of a spec: small ones take time and memory by their number.
@@ -44,14 +43,12 @@ RENDERED = (
 )
 
 
-def routes(intake: Intake) -> list[web.RouteDef]:
-    api = NativeApi(intake)
+def routes(intake: Intake, followed: Streams) -> list[web.RouteDef]:
+    api = NativeApi(intake, followed)
     return [
         web.post("/api/v2/jobs", api.submit),
         web.get("/api/v2/jobs", api.list_jobs),
         web.get("/api/v2/jobs/{id}", api.show),
-        web.get("/api/v2/jobs/{id}/log", api.log, allow_head=False),  # aiohttp would send the stream to HEAD too
-        web.get("/api/v2/jobs/{id}/events", api.events),
         web.post("/api/v2/jobs/{id}/cancel", api.cancel),
         web.post("/api/v2/jobs/{id}/retry", api.retry),
         web.post("/api/v2/jobs/retry", api.retry_many),
@@ -81,13 +78,14 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NativeApi:
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, followed: Streams) -> None:
         self._intake = intake
         self._store = intake.store
+        self._streams = followed
 
     async def submit(self, request: web.Request) -> web.Response:
         """Accept a job: 201 with the job once it is on disk, 200 when its idempotency key had already made it."""
-        check_parameters(request.query, ())
+        parameters(request)
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
             if is_multipart(request):
@@ -122,10 +120,10 @@ class NativeApi:
 
         Only those that the caller may see, whichever `tenant` is asked for.
         """
-        check_parameters(request.query, LIST_PARAMETERS)
-        which = read_filter(request.query, self._intake.kinds, self._intake.caller(request))
-        limit = _number("limit", request.query.get("limit"), PAGE_DEFAULT)
-        cursor = _number("cursor", request.query.get("cursor"), 0) or None
+        query = parameters(request, *LIST_PARAMETERS)
+        which = read_filter(query, self._intake.kinds, self._intake.caller(request))
+        limit = number("limit", query.get("limit"), PAGE_DEFAULT)
+        cursor = number("cursor", query.get("cursor"), 0) or None
         if which is None:
             return json_response({"jobs": [], "next": None})
         page = await self._store.list_jobs(which, cursor=cursor, limit=max(1, min(limit, PAGE_MAX)))
@@ -133,8 +131,14 @@ class NativeApi:
 
     async def show(self, request: web.Request) -> web.Response:
         """One job with its phases; while it is queued also how many of its tenant's jobs go before it, unless it waits
-        for a time (`not_before`) and has no place among them, and in how many seconds it probably starts."""
-        job = await self._job(request)
+        for a time (`not_before`) and has no place among them, and in how many seconds it probably starts. With `wait`
+        the answer comes when it has ended, or after so many seconds."""
+        job = await self._intake.job(request)
+        wait_s = number("wait", parameters(request, "wait").get("wait"), 0)
+        if wait_s > WAIT_MAX_S:
+            raise invalid(f"wait may be {WAIT_MAX_S} seconds at most; ask again after that")
+        if wait_s > 0:
+            job = await self._streams.ended(request, job, wait_s)
         phases = [
             {
                 "name": phase.name,
@@ -151,22 +155,13 @@ class NativeApi:
             body["eta_seconds"] = await self._intake.eta_s(job)
         return json_response(body)
 
-    async def events(self, request: web.Request) -> web.Response:
-        """The job's history from old to new, `EVENTS_MAX` at most; the last `id` is the next request's `after`."""
-        job = await self._job(request)
-        after = _number("after", request.query.get("after"), 0)
-        events = await self._store.changes_since(after, job_id=job.id, limit=EVENTS_MAX)
-        return json_response(
-            [{"id": event.id, "at": iso(event.at_ms), "type": event.type, "data": event.data} for event in events]
-        )
-
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel: 200 when it is already cancelled, 202 while the running work is being stopped, 409 when ended."""
-        check_parameters(request.query, ())
-        job = await self._job(request)
+        parameters(request)
+        job = await self._intake.job(request)
         state = await self._store.request_cancel(job.uuid, tenant=job.tenant)
         if state is None:
-            raise _unknown(job.uuid)
+            raise NotFound(f"there is no job {job.uuid!r}")
         if state in (State.SUCCEEDED, State.FAILED):
             raise Permanent(ErrorCode.CONFLICT, f"the job has already {state}; there is nothing to cancel")
         status = HTTPStatus.OK if state is State.CANCELLED else HTTPStatus.ACCEPTED
@@ -178,8 +173,8 @@ class NativeApi:
         409 for a job that has not ended, that succeeded, that was tried again already, or whose secrets were deleted
         when it ended: the body may have them (`RetryRequest`).
         """
-        check_parameters(request.query, ())
-        job = await self._job(request)
+        parameters(request)
+        job = await self._intake.job(request)
         async with self._intake.uploads(self._intake.caller(request)) as uploads:
             body = await read_body(request, self._intake.server, uploads.hold_json)
             enqueued = await retry.retry(self._intake, job, retry.parse(body, retry.RetryRequest).secrets)
@@ -188,7 +183,7 @@ class NativeApi:
     async def retry_many(self, request: web.Request) -> web.Response:
         """Try many jobs again, by a filter (`RetryManyRequest`): 200 with those that were, those that could not be and
         why, and a cursor where there are more."""
-        check_parameters(request.query, ())
+        parameters(request)
         caller = self._intake.caller(request)
         async with self._intake.uploads(caller) as uploads:
             body = await read_body(request, self._intake.server, uploads.hold_json)
@@ -196,38 +191,6 @@ class NativeApi:
 
     def _render(self, job: Job) -> dict[str, Any]:
         return render(job) | {"waiting_for": self._intake.waiting_for(job)}
-
-    async def log(self, request: web.Request) -> web.StreamResponse:
-        """The job's log as text; with `follow=1` it goes on until the job ends or nobody listens any more."""
-        job = await self._job(request)
-        follow = request.query.get("follow", "0") not in ("0", "false", "")
-        response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8", "X-Accel-Buffering": "no"})
-        await response.prepare(request)
-        offset = 0
-        with self._store.watch(job_topic(job.id)) as job_watch:
-            while True:
-                # Asked before the log is read: what a job writes, it writes before it ends.
-                latest = await self._store.get(job.uuid, tenant=None) if follow else None
-                async for text in self._intake.log_texts(job, offset):
-                    data = text.encode()
-                    await send(response, data, idle_s=self._intake.server.body_idle_s)
-                    offset += len(data)
-                # Nothing tells a handler that only waits that its client has closed the connection.
-                is_closed = request.transport is None or request.transport.is_closing()
-                if latest is None or latest.state.is_final or is_closed:
-                    break
-                await job_watch.changed(FOLLOW_POLL_S)
-        await response.write_eof()
-        return response
-
-    async def _job(self, request: web.Request) -> Job:
-        """The job named in the path, by UUID or by number; another tenant's is not found."""
-        name = request.match_info["id"]
-        intake = self._intake
-        job = await intake.job_by_uuid(request, name) or await intake.job_by_number(request, name)
-        if job is None:
-            raise _unknown(name)
-        return job
 
     async def _multipart(self, request: web.Request, uploads: Uploads) -> tuple[Submission, Upload | None]:
         """A `job` part (the JSON) followed by a `context` part (the tar)."""
@@ -314,15 +277,3 @@ def _check_labels(labels: dict[str, str]) -> None:
         ):
             limits = f"names (without '=') and values are printable and have at most {LABEL_MAX_CHARS} characters"
             raise invalid(f"label {name[:LABEL_MAX_CHARS]!r}: {limits}")
-
-
-def _unknown(name: str) -> Permanent:
-    return NotFound(f"there is no job {name!r}")
-
-
-def _number(name: str, text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise invalid(f"{name} must be a whole number")
-    return int(text)

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from imagejobd.api.bodies import read_body
 from imagejobd.api.intake import Caller, Intake
-from imagejobd.api.listing import check_parameters, read_kind
-from imagejobd.api.wire import NOT_JSON, iso, json_response
+from imagejobd.api.listing import read_kind
+from imagejobd.api.wire import NOT_JSON, iso, json_response, parameters
 from imagejobd.model.errors import ErrorCode, Permanent, invalid
 from imagejobd.model.job import Json, log_fields
 from imagejobd.store.protocol import Depth, Pause
@@ -57,7 +57,7 @@ class QueueApi:
     async def show(self, request: web.Request) -> web.Response:
         """How many jobs of each kind wait and run, of those that the caller may see; how many may run at once; since
         when the oldest is there that could start; and why none is started."""
-        check_parameters(request.query, ())
+        parameters(request)
         return json_response(await self._queue(self._intake.caller(request)))
 
     async def pause(self, request: web.Request) -> web.Response:
@@ -81,7 +81,7 @@ class QueueApi:
         caller = self._intake.caller(request)
         if not (caller.is_admin or caller.is_anonymous):
             raise Permanent(ErrorCode.DENIED, "only subjects in auth.admin_subjects may pause and resume kinds of jobs")
-        check_parameters(request.query, ())
+        parameters(request)
         async with self._intake.uploads(caller) as uploads:
             body = await read_body(request, self._intake.server, uploads.hold_json)
         try:

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from imagejobd.api.bodies import is_multipart, parts, read_part
 from imagejobd.api.ignored import note_ignored
 from imagejobd.api.intake import Intake, Uploads, new_job
-from imagejobd.api.wire import json_response, words_of
+from imagejobd.api.wire import exact_json_response, words_of
 from imagejobd.dockerfile.policy import DOCKERFILE_MAX_BYTES
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import Job, State
@@ -46,7 +46,7 @@ class RunApi:
             accepted = await self._parsed(await self._dockerfile(request, uploads))
             enqueued = await self._intake.submit(new_job(KIND, accepted, caller))
         if _wants_json(request):
-            return json_response({"id": enqueued.uuid})
+            return exact_json_response({"id": enqueued.uuid})
         return web.Response(text=f"Job was launched with id {enqueued.uuid}")
 
     async def _dockerfile(self, request: web.Request, uploads: Uploads) -> str:
@@ -95,7 +95,7 @@ class RunApi:
         word = await self._word(job)
         status = HTTPStatus.OK if job.state.is_final else HTTPStatus.ACCEPTED
         if _wants_json(request):
-            return json_response(render(job, word), status)
+            return exact_json_response(render(job, word), status)
         return web.Response(text=sentence(job, word), status=status)
 
     async def _word(self, job: Job) -> str:
@@ -138,7 +138,7 @@ def render(job: Job, word: str) -> dict[str, Any]:
 def error_response(request: web.Request, fault: Fault, status: HTTPStatus) -> web.Response:
     """How this API says no: one line of text, or JSON for a client that asks for it."""
     if _wants_json(request):
-        return json_response({"error": words_of(fault)}, status)
+        return exact_json_response({"error": words_of(fault)}, status)
     return web.Response(text=one_line(words_of(fault), REASON_MAX_CHARS), status=status)
 
 

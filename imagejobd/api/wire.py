@@ -1,19 +1,21 @@
-"""What the APIs share at the wire: HTTP statuses for faults, JSON answers, times.
+"""What the APIs share at the wire: HTTP statuses for faults, JSON answers, gzip, ranges, parameters, times.
 
 How an error looks is each API's own; which status it gets is decided here once.
 """
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, Temporary
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, StoreFailed, Temporary, invalid
+from imagejobd.model.text import printable
 
 STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
@@ -32,7 +34,14 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 RETRY_AFTER_DEFAULT_S = 5.0
 BUSY_RETRY_AFTER_S = 10.0
+# Shorter answers fit into a packet as they are.
+GZIP_MIN_BYTES = 1024
+NUMBER_MAX_CHARS = 18
 
+# One range. Several at once are answered with the whole, which RFC 9110 §14.2 allows.
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
+# In Accept-Encoding (RFC 9110 §12.5.3); a weight of zero means not that one.
+_GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:;\s*q\s*=\s*(?:1|0\.0*[1-9])[0-9.]*\s*)?(?:,|$)", re.IGNORECASE)
 _json = msgspec.json.Encoder()
 
 
@@ -73,13 +82,75 @@ def headers_of(fault: Fault) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
 
-def json_response(
-    value: Any, status: int = 200, *, headers: Mapping[str, str] | None = None, indent: int | None = None
-) -> web.Response:
+def json_response(value: Any, status: int = 200, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """JSON on a line of its own, for those who read it in a terminal."""
+    return _json_response(_json.encode(value) + b"\n", status, headers)
+
+
+def exact_json_response(value: Any, status: int = 200, *, indent: int | None = None) -> web.Response:
+    """JSON with nothing behind it, as the older services answered."""
     body = _json.encode(value)
-    if indent is not None:
-        body = msgspec.json.format(body, indent=indent)
+    return _json_response(body if indent is None else msgspec.json.format(body, indent=indent), status)
+
+
+def _json_response(body: bytes, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json", charset="utf-8", headers=headers)
+
+
+def pack(request: web.Request, response: web.StreamResponse) -> None:
+    """Have a long answer of text sent as gzip to a client that takes it."""
+    if isinstance(response, web.Response) and isinstance(response.body, bytes) and _is_text(response.content_type):
+        offer_gzip(request, response, len(response.body))
+
+
+def offer_gzip(request: web.Request, response: web.StreamResponse, size_bytes: int) -> bool:
+    """Whether the answer, which is not prepared yet and is to have so many bytes, is sent as gzip."""
+    if size_bytes <= GZIP_MIN_BYTES or hdrs.CONTENT_ENCODING in response.headers:
+        return False
+    response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
+    # aiohttp itself looks for the name alone, and takes `gzip;q=0` for a wish.
+    if not _GZIP.search(",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, []))):
+        return False
+    response.enable_compression(web.ContentCoding.gzip)
+    return True
+
+
+def _is_text(content_type: str) -> bool:
+    return content_type.startswith("text/") or content_type.endswith(("json", "javascript"))
+
+
+def byte_range(header: str, size_bytes: int) -> range | None:
+    """The bytes that a Range header asks for of `size_bytes` (RFC 9110 §14.1.2), empty where there are none of them.
+    None where the whole is asked for, or what cannot be read."""
+    wanted = _RANGE.fullmatch(header)
+    if wanted is None or not any(wanted.groups()):
+        return None
+    first, last = wanted.groups()
+    if not first:
+        return range(max(size_bytes - int(last), 0), size_bytes)
+    if last and int(last) < int(first):
+        return None
+    return range(int(first), min(int(last) + 1, size_bytes) if last else size_bytes)
+
+
+def parameters(request: web.Request, *known: str) -> dict[str, str]:
+    """What the query says. Raises `Permanent(invalid)` for a parameter that is not `known` or is given twice."""
+    for name in request.query:
+        if name not in known:
+            which = f"known: {', '.join(known)}" if known else "there are none here"
+            raise invalid(f"unknown query parameter {printable(name)!r}; {which}")
+        if len(request.query.getall(name)) > 1:
+            raise invalid(f"query parameter {name!r} is given twice; one is enough")
+    return dict(request.query)
+
+
+def number(name: str, text: str | None, default: int) -> int:
+    """Raises `Permanent(invalid)` for what is not a whole number, or may be too large for the database."""
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= NUMBER_MAX_CHARS):
+        raise invalid(f"{name} must be a whole number")
+    return int(text)
 
 
 async def send(response: web.StreamResponse, data: bytes, *, idle_s: float) -> None:

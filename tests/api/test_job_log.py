@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from bare_app import BareApp
 
-from imagejobd.api import native
+from imagejobd.api import joblog, streams
 from imagejobd.model.errors import ErrorCode, Temporary
 from imagejobd.model.job import State
 from imagejobd.store.protocol import Ending
@@ -34,7 +34,7 @@ async def test_log_and_follow(app: BareApp) -> None:
 
 async def test_follower_that_goes_away_is_noticed(app: BareApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept for a client that closed its connection, even while the job is silent."""
-    monkeypatch.setattr(native, "FOLLOW_POLL_S", 0.02)
+    monkeypatch.setattr(streams, "FOLLOW_POLL_S", 0.02)
     await app.submit()
     claim = await app.claimed()
     await app.store.log(claim, "first\n")
@@ -52,13 +52,14 @@ async def test_answer_that_breaks_midway_is_cut(app: BareApp, monkeypatch: pytes
     """When the store fails within a log, the client sees a broken transfer, not a complete one."""
     await app.submit()
     claim = await app.claimed()
-    await app.store.log(claim, "first\n")
+    await app.store.log(claim, "x" * joblog.PIECE_BYTES)
+    await app.store.log(claim, "last\n")
     read_log = app.store.read_log
 
-    async def failing(job_id: Any, *, from_offset: int, max_blocks: int) -> Any:
+    async def failing(job_id: Any, *, from_offset: int, **bounds: Any) -> Any:
         if from_offset > 0:
             raise Temporary(ErrorCode.STORAGE_FULL, "no space")
-        return await read_log(job_id, from_offset=from_offset, max_blocks=max_blocks)
+        return await read_log(job_id, from_offset=from_offset, **bounds)
 
     monkeypatch.setattr(app.store, "read_log", failing)
     for path in (f"/api/v2/jobs/{claim.job.uuid}/log", f"/api/v1/{claim.job.uuid}/logs"):

@@ -220,7 +220,7 @@ async def test_phases_are_shown(app: BareApp) -> None:
 
 async def test_events_are_listed(app: BareApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job's history from old to new, in bounded pieces that `after` continues."""
-    monkeypatch.setattr("imagejobd.api.native.EVENTS_MAX", 2)
+    monkeypatch.setattr("imagejobd.api.events.EVENTS_MAX", 2)
     other, job = await app.submit(), await app.submit()
     await app.claimed()
     await app.store.request_cancel(other["id"], tenant=None)

@@ -1,0 +1,91 @@
+"""The history of jobs, as it is and as it grows: of one job, and of all that a caller may see."""
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+from aiohttp import web
+
+from imagejobd.api import streams
+from imagejobd.api.intake import Intake
+from imagejobd.api.streams import Piece, Streams, frame
+from imagejobd.api.wire import iso, json_response, number, parameters
+from imagejobd.model.errors import invalid
+from imagejobd.model.job import Event
+from imagejobd.store.protocol import EVENT_TOPIC, job_topic
+
+EVENTS_MAX = 500
+
+_encode = msgspec.json.Encoder().encode
+
+
+def routes(intake: Intake, followed: Streams) -> list[web.RouteDef]:
+    api = EventsApi(intake, followed)
+    return [
+        web.get("/api/v2/jobs/{id}/events", api.of_job),
+        web.get("/api/v2/events", api.of_all, allow_head=False),  # aiohttp would send the stream to HEAD too
+    ]
+
+
+class EventsApi:
+    def __init__(self, intake: Intake, followed: Streams) -> None:
+        self._intake = intake
+        self._store = intake.store
+        self._streams = followed
+
+    async def of_job(self, request: web.Request) -> web.StreamResponse:
+        """The job's history from old to new, `EVENTS_MAX` at most; the last `id` is the next request's `after`.
+
+        For `Accept: text/event-stream` all of it and what follows, until the job has ended.
+        """
+        job = await self._intake.job(request)
+        after = number("after", parameters(request, "after").get("after"), 0)
+        if not streams.is_wanted(request):
+            events = await self._store.changes_since(after, job_id=job.id, limit=EVENTS_MAX)
+            return json_response(
+                [{"id": event.id, "at": iso(event.at_ms), "type": event.type, "data": event.data} for event in events]
+            )
+
+        async def read(cursor: int) -> Piece:
+            # Asked before the history is read: what happens to a job happens before it ends, or with that.
+            state = (await streams.latest(self._store, job)).state
+            events = await self._store.changes_since(cursor, job_id=job.id, limit=EVENTS_MAX)
+            return _piece(cursor, events, events, is_ended=state.is_final)
+
+        resumed = streams.resumed_at(request)
+        cursor = after if resumed is None else resumed
+        return await self._streams.send_events(request, job_topic(job.id), cursor, read, name="events")
+
+    async def of_all(self, request: web.Request) -> web.StreamResponse:
+        """What happens to all jobs that the caller may see, from now on or after an event; it never ends."""
+        query = parameters(request, "kind", "after")
+        kinds = self._kinds(query.get("kind"))
+        sees = self._intake.caller(request).sees
+
+        async def read(cursor: int) -> Piece:
+            events = await self._store.changes_since(cursor, job_id=None, limit=EVENTS_MAX)
+            visible = [event for event in events if sees in (None, event.tenant) and event.kind in kinds]
+            return _piece(cursor, events, visible)
+
+        cursor = streams.resumed_at(request)
+        if cursor is None:
+            cursor = number("after", query.get("after"), -1)
+        if cursor < 0:
+            cursor = await self._store.last_event()
+        return await self._streams.send_events(request, EVENT_TOPIC, cursor, read, name=(sees, kinds))
+
+    def _kinds(self, text: str | None) -> frozenset[str]:
+        kinds = frozenset(text.split(",")) if text else frozenset(self._intake.kinds)
+        for kind in sorted(kinds - self._intake.kinds.keys()):
+            raise invalid(f"unknown kind {kind!r}; this daemon has: {', '.join(self._intake.kinds)}")
+        return kinds
+
+
+def _piece(cursor: int, events: Sequence[Event], visible: Collection[Event], *, is_ended: bool = False) -> Piece:
+    has_more = len(events) == EVENTS_MAX
+    last = events[-1].id if events else cursor
+    return Piece(b"".join(map(_frame, visible)), last, has_more=has_more, is_last=is_ended and not has_more)
+
+
+def _frame(event: Event) -> bytes:
+    data = {"job": event.uuid, "at": iso(event.at_ms), "data": event.data}
+    return frame(event.id, event.type, _encode(data))
