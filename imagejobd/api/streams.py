@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 
 import msgspec
 from aiohttp import hdrs, web
@@ -57,7 +58,9 @@ class Streams:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._followers = 0
-        self._reads: dict[Hashable, asyncio.Task[Piece]] = {}
+        # By the place in a stream: who waits there for what comes next, and what looks for it.
+        self._waiting: dict[Hashable, list[asyncio.Future[Piece]]] = {}
+        self._searches: set[asyncio.Task[Piece]] = set()
 
     @contextmanager
     def follower(self) -> Iterator[None]:
@@ -78,20 +81,18 @@ class Streams:
 
         Those who follow the same `name` at the same place share what is read. Raises what `read` raises.
         """
-        with self._intake.store.watch(topic) as changes:
-            sent_at = time.monotonic()
-            while not self._is_over(request):
-                piece = await self._read((topic, name, cursor), cursor, read)
-                cursor = piece.cursor
-                if piece.data or piece.is_last:
-                    yield piece
-                    sent_at = time.monotonic()
-                if piece.is_last:
-                    return
-                while not (piece.has_more or await changes.changed(FOLLOW_POLL_S) or self._is_over(request)):
-                    if keep_alive and time.monotonic() - sent_at >= KEEP_ALIVE_S:
-                        yield Piece(keep_alive, cursor)
-                        sent_at = time.monotonic()
+        sent_at = time.monotonic()
+        while not self._is_over(request):
+            piece = await self._next(topic, name, cursor, read)
+            cursor = piece.cursor
+            if piece.data or piece.is_last:
+                yield piece
+                sent_at = time.monotonic()
+            elif keep_alive and time.monotonic() - sent_at >= KEEP_ALIVE_S:
+                yield Piece(keep_alive, cursor)
+                sent_at = time.monotonic()
+            if piece.is_last:
+                return
 
     async def send_events(
         self, request: web.Request, topic: str, cursor: int, read: Read, *, name: Hashable
@@ -129,21 +130,41 @@ class Streams:
                 await anext(looks, None)
         return await latest(self._intake.store, job)
 
-    async def _read(self, key: Hashable, cursor: int, read: Read) -> Piece:
-        """One read for all who ask for the same before it begins, which is in the loop's next turn: nobody is given
-        what was read before a commit that it has heard of."""
+    def _next(self, topic: str, name: Hashable, cursor: int, read: Read) -> asyncio.Future[Piece]:
+        """What comes next at this place: looked for once for all who are there, of whom none has a task or a timer."""
+        place = (topic, name, cursor)
+        future = asyncio.get_running_loop().create_future()
+        if place not in self._waiting:
+            self._waiting[place] = []
+            search = asyncio.create_task(self._search(topic, cursor, read))
+            self._searches.add(search)
+            search.add_done_callback(partial(self._hand_over, place))
+        self._waiting[place].append(future)
+        return future
 
-        async def begin() -> Piece:
-            del self._reads[key]
-            return await read(cursor)
+    async def _search(self, topic: str, cursor: int, read: Read) -> Piece:
+        """The next piece that has something, or one that has nothing after `FOLLOW_POLL_S`."""
+        deadline = time.monotonic() + FOLLOW_POLL_S
+        with self._intake.store.watch(topic) as changes:
+            while True:
+                piece = await read(cursor)
+                cursor = piece.cursor
+                if piece.data or piece.is_last:
+                    return piece
+                if not piece.has_more and not await changes.changed(deadline - time.monotonic()):
+                    return piece
 
-        task = self._reads.get(key)
-        if task is None:
-            task = self._reads[key] = asyncio.create_task(begin())
-        try:
-            return await asyncio.shield(task)
-        except Fault as fault:
-            raise copy.copy(fault) from None
+    def _hand_over(self, place: Hashable, search: asyncio.Task[Piece]) -> None:
+        self._searches.discard(search)
+        for future in self._waiting.pop(place):
+            if future.done():
+                continue
+            if search.cancelled():
+                future.cancel()
+            elif (failure := search.exception()) is not None:
+                future.set_exception(copy.copy(failure) if isinstance(failure, Fault) else failure)
+            else:
+                future.set_result(search.result())
 
     def _is_over(self, request: web.Request) -> bool:
         """Nothing tells a handler that only waits that its client has closed the connection."""
