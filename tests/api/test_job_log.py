@@ -85,8 +85,17 @@ async def test_head_gets_no_stream(app: BareApp) -> None:
             assert (response.status, await response.read()) == (status, b"")
 
 
-@pytest.mark.parametrize("path", ["/api/v2/jobs/{}/log?follow=1", "/api/v1/{}/logs"], ids=["native", "builder"])
-async def test_a_client_that_stops_reading_is_cut_off(app: BareApp, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("/api/v2/jobs/{}/log?follow=1", "*/*"),
+        ("/api/v2/jobs/{}/log", "*/*"),
+        ("/api/v2/jobs/{}/log", "text/event-stream"),
+        ("/api/v1/{}/logs", "*/*"),
+    ],
+    ids=["followed", "native", "events", "builder"],
+)
+async def test_a_client_that_stops_reading_is_cut_off(app: BareApp, path: str, accept: str) -> None:
     """It costs the daemon what it has not taken only for as long as an upload may be silent."""
     await app.submit()
     claim = await app.claimed()
@@ -96,7 +105,8 @@ async def test_a_client_that_stops_reading_is_cut_off(app: BareApp, path: str) -
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", app.port))
-        client.sendall(f"GET {path.format(claim.job.uuid)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = f"GET {path.format(claim.job.uuid)} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
+        client.sendall(head.encode())
         async with asyncio.timeout(20):
             while not asyncio.all_tasks() - before:
                 await asyncio.sleep(0.01)

@@ -1,5 +1,6 @@
 """Followers of logs and events across the ends of the daemon: no line is lost, none comes twice."""
 
+import asyncio
 import http.client
 import os
 import re
@@ -8,15 +9,17 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from harness.bodies import dockerfile
 from harness.build_box import BuildBox
 from harness.engine import PrivateEngine
-from harness.event_stream import StreamEvent, follow
+from harness.event_stream import EventParser, StreamEvent, follow
 from harness.registry import Registry
 from harness.waiting import until
 
+FOLLOWERS = 100
 LINES = 40
 # Longer than the daemon takes to gather a block, so that there are blocks to be cut between.
 STEP = f"RUN for i in $(seq {LINES}); do echo line $i; sleep 0.1; done"
@@ -141,6 +144,30 @@ def test_events_go_on_after_a_restart(b: BuildBox, registry: Registry) -> None:
     stored = b.daemon.sqlite("select id, type from event order by id")
     assert [(int(event.id), event.type) for event in seen] == stored[: len(seen)]
     assert {"rescue", "succeed"} <= {event.type for event in seen}
+
+
+def test_many_followers_of_one_noisy_job(b: BuildBox, registry: Registry) -> None:
+    """Every line reaches each of them once, and the daemon's memory stays small. `make bench` has 500 of them."""
+    step = "RUN sleep 2; for i in $(seq 20); do seq $((i * 100)) $((i * 100 + 99)) | sed 's|^|line |'; sleep 0.1; done"
+    job = b.submit_build(f"{registry.host}/follow/many", dockerfile(step))
+
+    async def all_texts() -> list[str]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, headers={"Accept": "text/event-stream"}) as client:
+            return await asyncio.gather(*(text(client) for _ in range(FOLLOWERS)))
+
+    async def text(client: aiohttp.ClientSession) -> str:
+        parser, lines = EventParser(), []
+        async with client.get(log_url(b, job)) as response:
+            async for received in response.content.iter_any():
+                lines += [event.data for event in parser.feed(received) if event.type == "log"]
+        return "\n".join([*lines, ""])
+
+    texts = asyncio.run(all_texts())
+    assert b.daemon.rss_bytes() < 250 * 1024 * 1024
+    b.succeeded(job)
+    assert set(texts) == {b.log(job)}
+    assert numbers(texts[0]) == list(range(100, 2100))
 
 
 def test_a_stop_is_not_held_up_by_followers(b: BuildBox) -> None:
