@@ -18,6 +18,7 @@ from imagejobd.api import builder, dispatch, distribute, events, health, joblog,
 from imagejobd.api.auth import Authentication
 from imagejobd.api.ignored import add_warning
 from imagejobd.api.intake import CALLER, Intake
+from imagejobd.api.page import page
 from imagejobd.api.streams import Streams
 from imagejobd.api.wire import Explained, headers_of, pack, status_of
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
@@ -76,6 +77,7 @@ def create_app(
         *events.routes(intake, followed),
         *queue.routes(intake),
         *openapi.routes(),
+        *page.routes(),
     ]
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": _defer_expect})

@@ -33,13 +33,14 @@ from imagejobd.api.keys import (
     read_secret,
     wrong_key_type,
 )
+from imagejobd.api.page import page
 from imagejobd.api.wire import NOT_JSON
 from imagejobd.model.bounds import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import Json
 
-# For load balancers and monitors, who have no token.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"})
+# For load balancers and monitors, who have no token, and for browsers: the page itself asks its user for one.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"}) | page.PATHS
 # What `dispatch_reads_anonymous` is about.
 _DISPATCH_POLL = re.compile(r"/api/v1/job/[^/]+(?:/status)?")
 # aiohttp takes header values up to 8190 bytes.

@@ -1,0 +1,273 @@
+// A job's page: brought up to date with every event of the job, and once a second while it works.
+
+import { follow, get, post, Problem, request, sleep, texts } from './api.js';
+import { figure, line } from './charts.js';
+import { askSecrets, confirm, notice } from './dialogs.js';
+import { h, replace, setText } from './dom.js';
+import { ago, count, duration, isFinal, isUuid, remark, submitter, title, when, worked } from './format.js';
+import { breathe, LogView } from './log.js';
+import { copies, details, errorPart, eventRow, facts, json, resultPart, timeline } from './parts.js';
+import { perfDots, short } from './queue.js';
+
+const REFRESH_MIN_MS = 250;
+const POLL_MS = 1_000;
+const EVENTS_MAX = 2_000;
+const SLICE_MS = 8;
+const RUNS_MAX = 200;
+
+export class JobPage {
+  constructor(id) {
+    this.path = `jobs/${id}`;
+    this.head = h('div', { class: 'job-head' });
+    this.parts = Object.fromEntries(['callout', 'facts', 'phases', 'copies', 'perf', 'result'].map((name) => [name, h('div')]));
+    this.logBox = h('div');
+    this.rest = h('div', { class: 'rest' });
+    this.drawn = {};
+    this.element = h('div', { class: 'job-page' }, this.head, Object.values(this.parts), this.logBox, this.rest);
+  }
+
+  async start() {
+    this.ending = new AbortController();
+    const { signal } = this.ending;
+    if (!(await this.refresh())) return;
+    this.showRest();
+    this.followLog().catch((error) => signal.aborted || this.log.state(error.message));
+    if (this.job.kind === 'run') this.showPerf().catch(() => {});
+    if (isFinal(this.job)) return;
+    follow(`${this.path}/events`, { onEvent: () => this.refreshSoon(), onOpen: () => this.refreshSoon(), signal });
+    while (!signal.aborted && !isFinal(this.job)) {
+      await sleep(POLL_MS, signal);
+      if (!document.hidden) await this.refreshSoon();
+    }
+  }
+
+  async refreshSoon() {
+    this.isStale = true;
+    if (this.isRefreshing) return;
+    this.isRefreshing = true;
+    while (this.isStale && !this.ending.signal.aborted && !isFinal(this.job)) {
+      this.isStale = false;
+      await this.refresh();
+      await sleep(REFRESH_MIN_MS, this.ending.signal);
+    }
+    this.isRefreshing = false;
+  }
+
+  // Whether the job could be read and was shown.
+  async refresh() {
+    try {
+      const wasFinal = this.job && isFinal(this.job);
+      this.job = await get(this.path, this.ending.signal);
+      this.show();
+      if (!wasFinal && isFinal(this.job) && this.job.kind === 'run') this.showPerf().catch(() => {});
+      this.readEvents();
+      return true;
+    } catch (error) {
+      if (this.ending.signal.aborted) return false;
+      if (!this.job) replace(this.head, h('p', { class: 'empty problem' }, error.message), h('a', { href: '#/' }, 'All jobs'));
+      return Boolean(this.job);
+    }
+  }
+
+  show() {
+    const { job } = this;
+    const now = Date.now();
+    document.title = `${title(job)} · ${job.state}`;
+    const { log_bytes: size, ...shown } = job;
+    const isChanged = this.changed('job', shown);
+    if (isChanged || !isFinal(job)) replace(this.parts.phases, timeline(job, now));
+    if (!isChanged) {
+      setText(this.took, tookOf(job, now));
+      return;
+    }
+    this.showHead(job);
+    replace(this.parts.callout, waiting(job), progress(job), errorPart(job));
+    replace(this.parts.facts, factsOf(job));
+    replace(this.parts.copies, copies(job));
+    replace(this.parts.result, resultPart(job));
+  }
+
+  changed(name, value) {
+    const text = JSON.stringify(value);
+    const isOther = this.drawn[name] !== text;
+    this.drawn[name] = text;
+    return isOther;
+  }
+
+  showHead(job) {
+    this.took = h('span', { class: 'note' }, tookOf(job, Date.now()));
+    const canRetry = job.state === 'failed' || job.state === 'cancelled';
+    const actions = [
+      isFinal(job) ? null : h('button', { type: 'button', class: 'danger', disabled: job.cancel_requested_at !== null, click: () => this.cancel() },
+        job.cancel_requested_at ? 'Cancelling …' : 'Cancel'),
+      canRetry ? h('button', { type: 'button', class: 'primary', click: () => this.retry() }, 'Retry') : null];
+    replace(this.head, h('nav', { class: 'crumbs' }, h('a', { href: '#/' }, 'Jobs'), ' / ', h('a', { href: `#/?kind=${encodeURIComponent(job.kind)}` }, job.kind)),
+      h('div', { class: 'head-line' }, h('h1', {}, title(job)), h('div', { class: 'buttons' }, actions)),
+      h('p', { class: 'status' }, h('span', { class: `state ${job.state}` }, job.state), this.took));
+  }
+
+  showRest() {
+    this.events = h('tbody');
+    this.history = details('Events', () => h('div', { class: 'scroll' }, h('table', { class: 'events' }, this.events)));
+    this.history.addEventListener('toggle', () => this.readEvents());
+    replace(this.rest, this.history, details('Request', () => json(this.job.spec)));
+  }
+
+  async readEvents() {
+    if (!this.history?.open || this.isReading) return;
+    this.isReading = true;
+    try {
+      for (let page = null; page?.length !== 0 && this.events.children.length < EVENTS_MAX;) {
+        page = await get(`${this.path}/events?after=${this.lastEvent ?? 0}`, this.ending.signal);
+        this.events.append(...page.map(eventRow));
+        this.lastEvent = page.at(-1)?.id ?? this.lastEvent;
+      }
+    } finally {
+      this.isReading = false;
+    }
+  }
+
+  // What other runs have left, with this one among them: those that bear its first label, where it has one.
+  async showPerf() {
+    const [label] = Object.entries(this.job.labels);
+    const wanted = new URLSearchParams({ kind: 'run', state: 'succeeded', limit: RUNS_MAX, ...(label && { label: label.join('=') }) });
+    const { jobs } = await get(`jobs?${wanted}`, this.ending.signal);
+    const dots = perfDots(jobs.reverse(), this.job.id);
+    if (dots.length < 2) return;
+    const chart = figure(label ? `Performance of runs with ${label.join('=')}` : 'Performance of runs', 120, (width, height) => line(dots, width, height, short));
+    chart.say(`latest ${short(dots.at(-1).value)}`);
+    replace(this.parts.perf, h('section', { class: 'part' }, chart.element));
+  }
+
+  async followLog() {
+    const { signal } = this.ending;
+    this.log = new LogView({ isFollowing: this.job.state !== 'succeeded', download: () => this.download() });
+    replace(this.logBox, this.log.element);
+    if (isFinal(this.job)) {
+      if (this.job.log_bytes) await this.readLog(`${this.path}/log`, signal);
+      return this.log.end();
+    }
+    const onEvent = ({ type, data }) => {
+      if (type === 'log') this.log.append(`${data.join('\n')}\n`);
+      return type === 'end';
+    };
+    const isDone = await follow(`${this.path}/log`, { onEvent, signal });
+    if (!isDone) await this.readLog(`${this.path}/log?follow=1`, signal);
+    this.log.end();
+    return this.refresh();
+  }
+
+  // A log as text, from its beginning; once more where the connection was cut.
+  async readLog(path, signal) {
+    while (!signal.aborted) {
+      try {
+        const { body } = await request(path, { signal });
+        let rested = performance.now();
+        for await (const text of texts(body)) {
+          this.log.append(text);
+          if (performance.now() - rested < SLICE_MS) continue;
+          await breathe();
+          rested = performance.now();
+        }
+        return;
+      } catch (error) {
+        if (signal.aborted || error instanceof Problem) throw error;
+        await sleep(POLL_MS, signal);
+        this.log.clear();
+      }
+    }
+  }
+
+  async download() {
+    try {
+      const blob = await (await request(`${this.path}/log`)).blob();
+      const link = document.createElement('a');
+      link.href = URL.createObjectURL(blob);
+      link.download = `${this.job.id}.log`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), POLL_MS);
+    } catch (error) {
+      notice(error.message, true);
+    }
+  }
+
+  async cancel() {
+    if (!(await confirm('Cancel this job?', 'What it is doing is stopped within seconds, in the engine too.', 'Cancel the job', true))) return;
+    try {
+      await post(`${this.path}/cancel`);
+      await this.refresh();
+    } catch (error) {
+      notice(error.message, true);
+    }
+  }
+
+  async retry() {
+    if (!(await confirm('Retry this job?', 'A new job is made that does what this one should have done.', 'Retry'))) return;
+    try {
+      await this.repeat({});
+    } catch (error) {
+      const names = error.rest?.secrets;
+      const secrets = Array.isArray(names) && names.length ? await askSecrets(names.map(String)) : null;
+      if (secrets) await this.repeat({ secrets }).catch((again) => notice(again.message, true));
+      else if (!names?.length) notice(error.message, true);
+    }
+  }
+
+  async repeat(body) {
+    const job = await post(`${this.path}/retry`, body);
+    if (isUuid(job.id)) location.hash = `#/jobs/${job.id}`;
+  }
+
+  key(event) {
+    if (event.key === '/') this.log?.field.focus();
+    else if (event.key === 'c' && this.job && !isFinal(this.job)) this.cancel();
+    else if (event.key === 'r' && this.job && this.job.state !== 'succeeded' && isFinal(this.job)) this.retry();
+    else return false;
+    return true;
+  }
+
+  close() {
+    this.ending.abort();
+  }
+}
+
+function tookOf(job, now) {
+  const seconds = worked(job, now);
+  if (job.state === 'queued') return `for ${duration((now - Date.parse(job.created_at)) / 1000)}`;
+  if (seconds === null) return ago(job.finished_at ?? job.created_at, now);
+  return job.finished_at ? `in ${duration(seconds)}, ${ago(job.finished_at, now)}` : `for ${duration(seconds)}`;
+}
+
+// Why a queued job does not run yet, and when it may.
+function waiting(job) {
+  if (job.state !== 'queued') return null;
+  const { position, eta_seconds: eta, not_before: notBefore, waiting_for: waitingFor } = job;
+  const said = [
+    waitingFor,
+    notBefore && Date.parse(notBefore) > Date.now() ? `not before ${when(notBefore)}` : null,
+    typeof position === 'number' ? (position ? `${count(position)} ahead of it` : 'the next of its kind') : null,
+    typeof eta === 'number' ? `starts in about ${duration(eta)}` : null].filter(Boolean);
+  return said.length ? h('p', { class: 'callout plain' }, said.join(' · ')) : null;
+}
+
+function progress(job) {
+  if (job.state !== 'running' || job.kind === 'distribute') return null;
+  const { percent } = job.progress ?? {};
+  const bar = typeof percent === 'number' ? h('progress', { max: 100, value: percent }) : null;
+  return h('div', { class: 'progress' }, h('span', {}, remark(job)), bar);
+}
+
+function factsOf(job) {
+  const labels = Object.entries(job.labels).map(([name, value]) =>
+    h('a', { class: 'tag', href: `#/?${new URLSearchParams({ label: `${name}=${value}` })}` }, `${name}=${value}`));
+  const who = [submitter(job), job.client && `client ${job.client}`].filter(Boolean).join(', ');
+  const { tags, source } = job.spec;
+  return facts([
+    ['submitted', h('span', { title: ago(job.created_at) }, when(job.created_at))],
+    ['by', who], ['tenant', job.tenant === 'local' ? null : job.tenant],
+    ['tags', tags?.join?.(', ')], ['source', source?.endpoint],
+    ['attempt', job.attempt > 1 && job.attempt], ['crashes', job.crashes || null], ['priority', job.priority || null],
+    ['labels', labels.length ? h('span', { class: 'tags' }, labels) : null],
+    ['retry of', isUuid(job.retry_of) ? h('a', { href: `#/jobs/${job.retry_of}` }, job.retry_of) : null],
+    ['idempotency key', job.idempotency_key], ['number', count(job.number)], ['id', h('code', {}, job.id)]]);
+}
