@@ -35,7 +35,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # The folders with the longest tests. They come first where files are shared out among processes, so that no process is
 # left alone with a long one at the end.
-LONG_FIRST = ("systemd", "soak", "faults", "e2e", "docs", "hostile", "engine", "api", "jobs")
+LONG_FIRST = ("systemd", "soak", "faults", "e2e", "docs", "page", "hostile", "engine", "api", "jobs")
 
 
 @pytest.hookimpl(trylast=True)

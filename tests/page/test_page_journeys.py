@@ -67,6 +67,33 @@ def test_a_log_that_grows_fast(box: BuildBox, registry: Registry, open_page: Ope
     check_light(page)
 
 
+def test_a_log_goes_on_after_a_crash(engine: PrivateEngine, registry: Registry, open_page: Open) -> None:
+    """The daemon is killed in the middle of a build: the page has every line once in the end."""
+    with BuildBox(engine) as box:
+        text = f"FROM {BUSYBOX}\nRUN for i in 1 2 3 4 5 6 7 8; do echo number $i; sleep 0.4; done\n"
+        job = box.submit_build(f"{registry.host}/page/crash:1", text, nocache=True)
+        page = open_page(f"{box.daemon.url}/#/jobs/{job}")
+        expect(page.locator(".log")).to_contain_text("number 3")
+        box.restart()
+        expect(page.locator(".job-head .state")).to_have_text("succeeded")
+        expect(page.get_by_role("button", name="Follow")).to_be_hidden()
+        assert page.locator(".log .t").all_inner_texts() == box.log(job).splitlines()
+
+
+def test_a_kind_is_paused_and_resumed(box: BuildBox, open_page: Open) -> None:
+    """With a reason, which everybody sees."""
+    if box.call("GET", "/api/v2/queue").status == 404:
+        pytest.skip("this daemon cannot pause")
+    page = open_page(box.daemon.url)
+    page.get_by_role("button", name="Pause dispatch").click()
+    page.get_by_label("Reason").fill("the disk is exchanged")
+    page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+    expect(page.locator(".kind.paused")).to_contain_text("the disk is exchanged")
+    page.get_by_role("button", name="Resume dispatch").click()
+    page.get_by_role("dialog").get_by_role("button", name="Resume").click()
+    expect(page.locator(".kind.paused")).to_have_count(0)
+
+
 def test_cancel_a_running_build(box: BuildBox, registry: Registry, open_page: Open) -> None:
     """Cancelling asks first; agreed to, the job ends and the page says so."""
     job = box.submit_build(f"{registry.host}/page/cancelled:1", f"FROM {BUSYBOX}\nRUN echo begun; sleep 60\n")

@@ -20,9 +20,9 @@ export function connect({ ask, reached }) {
 
 // What the daemon refused. `code` is its stable one, `message` is for the user.
 export class Problem extends Error {
-  constructor(status, { code, detail, ...rest } = {}) {
+  constructor(status, { code, detail } = {}) {
     super(detail ?? `the daemon answered with status ${status}`);
-    Object.assign(this, { status, code, rest });
+    Object.assign(this, { status, code });
   }
 }
 

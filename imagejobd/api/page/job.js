@@ -15,6 +15,8 @@ const EVENTS_MAX = 2_000;
 const SLICE_MS = 8;
 const RUNS_MAX = 200;
 
+const encoder = new TextEncoder();
+
 export class JobPage {
   constructor(id) {
     this.path = `jobs/${id}`;
@@ -28,13 +30,15 @@ export class JobPage {
 
   async start() {
     this.ending = new AbortController();
+    this.final = new AbortController();
     const { signal } = this.ending;
     if (!(await this.refresh())) return;
     this.showRest();
-    this.followLog().catch((error) => signal.aborted || this.log.state(error.message));
+    this.followLog().catch((error) => signal.aborted || this.log.end(error.message));
     if (this.job.kind === 'run') this.showPerf().catch(() => {});
     if (isFinal(this.job)) return;
-    follow(`${this.path}/events`, { onEvent: () => this.refreshSoon(), onOpen: () => this.refreshSoon(), signal });
+    const watch = AbortSignal.any([signal, this.final.signal]);
+    follow(`${this.path}/events`, { onEvent: () => this.refreshSoon(), onOpen: () => this.refreshSoon(), signal: watch });
     while (!signal.aborted && !isFinal(this.job)) {
       await sleep(POLL_MS, signal);
       if (!document.hidden) await this.refreshSoon();
@@ -56,10 +60,11 @@ export class JobPage {
   // Whether the job could be read and was shown.
   async refresh() {
     try {
-      const wasFinal = this.job && isFinal(this.job);
+      const before = this.job;
       this.job = await get(this.path, this.ending.signal);
       this.show();
-      if (!wasFinal && isFinal(this.job) && this.job.kind === 'run') this.showPerf().catch(() => {});
+      if (isFinal(this.job)) this.final.abort();
+      if (before && !isFinal(before) && isFinal(this.job) && this.job.kind === 'run') this.showPerf().catch(() => {});
       this.readEvents();
       return true;
     } catch (error) {
@@ -144,11 +149,15 @@ export class JobPage {
     this.log = new LogView({ isFollowing: this.job.state !== 'succeeded', download: () => this.download() });
     replace(this.logBox, this.log.element);
     if (isFinal(this.job)) {
-      if (this.job.log_bytes) await this.readLog(`${this.path}/log`, signal);
+      await this.readLog(`${this.path}/log`, signal);
       return this.log.end();
     }
-    const onEvent = ({ type, data }) => {
-      if (type === 'log') this.log.append(`${data.join('\n')}\n`);
+    let offset = 0;
+    const onEvent = ({ id, type, data }) => {
+      const text = data.join('\n');
+      // An event ends with its last line, unless its `id`, the offset after it, leaves no room for the line's end.
+      if (type === 'log') this.log.append(Number(id) - offset > encoder.encode(text).length ? `${text}\n` : text);
+      offset = Number(id);
       return type === 'end';
     };
     const isDone = await follow(`${this.path}/log`, { onEvent, signal });
@@ -206,10 +215,20 @@ export class JobPage {
     try {
       await this.repeat({});
     } catch (error) {
-      const names = error.rest?.secrets;
-      const secrets = Array.isArray(names) && names.length ? await askSecrets(names.map(String)) : null;
-      if (secrets) await this.repeat({ secrets }).catch((again) => notice(again.message, true));
-      else if (!names?.length) notice(error.message, true);
+      const names = error.code === 'conflict' ? this.job.secret_names : null;
+      if (!names?.length) notice(error.message, true);
+      else await this.repeatWith(await askSecrets(names));
+    }
+  }
+
+  // `secrets` are texts; a distribution's are objects, as JSON.
+  async repeatWith(secrets) {
+    if (!secrets) return;
+    try {
+      const values = Object.entries(secrets).map(([name, text]) => [name, text.startsWith('{') ? JSON.parse(text) : text]);
+      await this.repeat({ secrets: Object.fromEntries(values) });
+    } catch (error) {
+      notice(error.message, true);
     }
   }
 

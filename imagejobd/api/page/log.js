@@ -75,9 +75,9 @@ export class LogView {
     this.draw();
   }
 
-  // Nothing more will come.
-  end() {
-    this.isEnded = true;
+  // Nothing more will come; `why` where that is a failure.
+  end(why = '') {
+    this.ending = why || 'No output';
     this.follow.hidden = true;
     this.draw();
   }
@@ -118,7 +118,7 @@ export class LogView {
   draw() {
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
-      this.state(this.isEnded ? 'No output' : 'No output yet');
+      this.state(this.ending ?? 'No output yet');
       const size = this.count * LINE_PX;
       this.canvas.style.height = `${size}px`;
       this.canvas.style.minWidth = `calc(${this.widest}ch + 6em)`;
