@@ -1,14 +1,15 @@
-// Terminal colours in lines of a log. Whatever else a program sends to a terminal is left out, however broken it is, and
-// nothing can make text invisible: colours are those of the page's own sixteen.
+// Terminal colours in lines of a log. Whatever else a program sends to a terminal is left out, however broken it is,
+// and nothing can make text invisible: colours are those of the page's own sixteen.
 
 // CSI, OSC (also without its end), other escapes; an ESC that begins none of these goes alone.
-const ESCAPE = /\x1b(?:\[([\x30-\x3f]*)[\x20-\x2f]*([\x40-\x7e])?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x20-\x2f]*[\x30-\x7e]?)/g;
+const [CSI, OSC, OTHER] = [/\[([0-?]*)[ -/]*([@-~])?/, /\][^\x07\x1b]*(?:\x07|\x1b\\)?/, /[ -/]*[0-~]?/];
+const ESCAPE = new RegExp(`\x1b(?:${CSI.source}|${OSC.source}|${OTHER.source})`, 'g');
 const SIMPLE = { 1: ['bold', true], 2: ['dim', true], 3: ['italic', true], 4: ['underline', true], 9: ['strike', true],
   7: ['inverse', true], 22: ['bold', false], 23: ['italic', false], 24: ['underline', false], 27: ['inverse', false],
   29: ['strike', false], 39: ['color', null], 49: ['back', null] };
-const PALETTE = [[0, 0, 0], [205, 49, 49], [13, 188, 121], [190, 170, 16], [36, 114, 200], [188, 63, 188], [17, 168, 205],
-  [190, 190, 190], [102, 102, 102], [241, 76, 76], [35, 209, 139], [245, 245, 67], [59, 142, 234], [214, 112, 214],
-  [41, 184, 219], [255, 255, 255]];
+const PALETTE = [[0, 0, 0], [205, 49, 49], [13, 188, 121], [190, 170, 16], [36, 114, 200], [188, 63, 188],
+  [17, 168, 205], [190, 190, 190], [102, 102, 102], [241, 76, 76], [35, 209, 139],
+  [245, 245, 67], [59, 142, 234], [214, 112, 214], [41, 184, 219], [255, 255, 255]];
 
 // What a terminal would show last of a line that a program has overwritten.
 export function settled(line) {

@@ -6,13 +6,14 @@ const PAD = 4;
 
 // A figure that is drawn anew when its width changes: `draw(width, height)` returns SVG nodes.
 export function figure(label, height, draw) {
-  const canvas = h('div', { class: 'canvas' });
-  const note = h('span', { class: 'note' });
-  const element = h('figure', { class: 'chart' }, h('figcaption', {}, h('span', {}, label), note), canvas);
+  const canvas = h('div.canvas');
+  const note = h('span.note');
+  const element = h('figure.chart', h('figcaption', h('span', label), note), canvas);
   canvas.style.height = `${height}px`;
   const redraw = () => {
     const width = canvas.clientWidth;
-    if (width) replace(canvas, svg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label }, draw(width, height)));
+    const attributes = { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label };
+    if (width) replace(canvas, svg('svg', attributes, draw(width, height)));
   };
   new ResizeObserver(redraw).observe(canvas);
   return { element, redraw, say: (text) => replace(note, text) };
@@ -28,9 +29,10 @@ export function columns(series, width, height) {
     const path = values.map((value, index) => {
       if (!value) return '';
       floors[index] -= value * unit;
-      return `M${round(index * step)} ${round(floors[index])}h${round(step - 1)}v${round(value * unit)}h${round(1 - step)}z`;
+      const [wide, high] = [round(step - 1), round(value * unit)];
+      return `M${round(index * step)} ${round(floors[index])}h${wide}v${high}h${-wide}z`;
     });
-    return svg('path', { class: `area ${name}`, d: path.join('') });
+    return svg(`path.area.${name}`, { d: path.join('') });
   });
 }
 
@@ -41,8 +43,8 @@ export function bars(list, width, height) {
   const start = width - step * list.length;
   return list.map(({ value, state, label }, index) => {
     const size = Math.max(2, (height - 1) * Math.sqrt(value / most));
-    const bar = { x: start + index * step, y: height - size, width: Math.max(1, step - 1), height: size, rx: Math.min(1.5, step / 4) };
-    return svg('rect', { class: `bar ${state}`, ...bar }, svg('title', {}, label));
+    const box = { x: start + index * step, y: height - size, width: Math.max(1, step - 1), height: size };
+    return svg(`rect.bar.${state}`, { ...box, rx: Math.min(1.5, step / 4) }, svg('title', label));
   });
 }
 
@@ -53,11 +55,14 @@ export function line(dots, width, height, describe) {
   const [x, y] = scales(dots.map(({ t }) => t), values, width - left, height, PAD + 2);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const rules = (low === high ? [low] : [low, high]).map((value) => [
-    svg('line', { class: 'rule', x1: left, x2: width, y1: y(value), y2: y(value) }),
+    svg('line.rule', { x1: left, x2: width, y1: y(value), y2: y(value) }),
     svg('text', { x: left - 8, y: y(value) + 4, 'text-anchor': 'end' }, describe(value))]);
   const path = dots.map(({ t, value }, index) => `${index ? 'L' : 'M'}${left + x(t)} ${y(value)}`).join('');
-  return [rules, svg('path', { class: 'line', d: path }), dots.map(({ t, value, label, isHere, go }) =>
-    svg('circle', { class: isHere ? 'dot here' : 'dot', cx: left + x(t), cy: y(value), r: isHere ? 5 : 3, click: go }, svg('title', {}, label)))];
+  const circles = dots.map(({ t, value, label, isHere, go }) => {
+    const place = { cx: left + x(t), cy: y(value), r: isHere ? 5 : 3 };
+    return svg(isHere ? 'circle.dot.here' : 'circle.dot', { ...place, click: go }, svg('title', label));
+  });
+  return [rules, svg('path.line', { d: path }), circles];
 }
 
 function scales(ts, values, width, height, pad = PAD) {

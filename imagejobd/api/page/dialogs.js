@@ -4,17 +4,17 @@ import { h } from './dom.js';
 
 const NOTICE_MS = 8_000;
 const KEYS = [['j  k', 'next, previous job'], ['Enter', 'open the job'], ['/', 'filter jobs, find in the log'],
-  ['Enter  Shift+Enter', 'next, previous match'], ['r  c', 'retry, cancel the job shown'], ['Esc', 'leave a field, go back'],
-  ['?', 'this help']];
+  ['Enter  Shift+Enter', 'next, previous match'], ['r  c', 'retry, cancel the job shown'],
+  ['Esc', 'leave a field, go back'], ['?', 'this help']];
 
 // Shows a dialog; resolves with its fields when it is agreed to, else with null.
 // `isFirm` leaves no other way out.
 function ask({ title, body = [], agree, decline = 'Not now', isDanger = false, isFirm = false }) {
-  const agreed = h('button', { class: isDanger ? 'danger' : 'primary', type: 'submit' }, agree);
-  const form = h('form', { method: 'dialog' }, h('h2', {}, title), body,
-    h('div', { class: 'buttons' }, 
-      decline && !isFirm ? h('button', { type: 'button', click: () => dialog.close() }, decline) : null, agreed));
-  const dialog = h('dialog', {}, form);
+  const agreed = h(isDanger ? 'button.danger' : 'button.primary', { type: 'submit' }, agree);
+  const form = h('form', { method: 'dialog' }, h('h2', title), body,
+    h('div.buttons', 
+      decline && !isFirm ? h('button', { click: () => dialog.close() }, decline) : null, agreed));
+  const dialog = h('dialog', form);
   return new Promise((resolve) => {
     form.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -34,16 +34,16 @@ function ask({ title, body = [], agree, decline = 'Not now', isDanger = false, i
 }
 
 const input = (name, label, attributes) =>
-  h('label', { class: 'field' }, label, h('input', { name, autocomplete: 'off', spellcheck: 'false', ...attributes }));
+  h('label.field', label, h('input', { name, autocomplete: 'off', spellcheck: 'false', ...attributes }));
 
 export const confirm = async (title, text, agree, isDanger) =>
-  (await ask({ title, body: [h('p', {}, text)], agree, isDanger })) !== null;
+  (await ask({ title, body: [h('p', text)], agree, isDanger })) !== null;
 
 // The reason for a pause, or null.
 export async function askReason(what) {
   const fields = await ask({
     title: `Pause ${what}?`,
-    body: [h('p', {}, 'Jobs are still accepted, and those that run go on. None is started until you resume.'),
+    body: [h('p', 'Jobs are still accepted, and those that run go on. None is started until you resume.'),
       input('reason', 'Reason', { maxlength: 200, placeholder: 'shown to everybody who waits', required: true })],
     agree: 'Pause',
   });
@@ -54,7 +54,7 @@ export async function askReason(what) {
 export function askSecrets(names) {
   return ask({
     title: 'Retry with secrets',
-    body: [h('p', {}, 'What this job logged in with was deleted when it ended.'),
+    body: [h('p', 'What this job logged in with was deleted when it ended.'),
       names.map((name) => input(name, name, { type: 'password', required: true }))],
     agree: 'Retry',
   });
@@ -63,9 +63,9 @@ export function askSecrets(names) {
 export async function askToken(why) {
   const fields = await ask({
     title: 'A token is required',
-    body: [h('p', {}, why || 'This daemon answers only callers with a token (JWT).'),
+    body: [h('p', why || 'This daemon answers only callers with a token (JWT).'),
       input('token', 'Token', { type: 'password', required: true }),
-      h('p', { class: 'hint' }, 'It stays in the memory of this page and is gone when you close or reload it.')],
+      h('p.hint', 'It stays in the memory of this page and is gone when you close or reload it.')],
     agree: 'Continue',
     isFirm: true,
   });
@@ -74,14 +74,14 @@ export async function askToken(why) {
 
 export const showHelp = () => ask({
   title: 'Keyboard',
-  body: [h('dl', { class: 'keys' }, KEYS.map(([keys, what]) =>
-    [h('dt', {}, keys.split('  ').map((key) => h('kbd', {}, key))), h('dd', {}, what)]))],
+  body: [h('dl.keys', KEYS.map(([keys, what]) =>
+    [h('dt', keys.split('  ').map((key) => h('kbd', key))), h('dd', what)]))],
   agree: 'Close',
   decline: null,
 });
 
 export function notice(text, isError = false) {
-  const line = h('p', { class: isError ? 'notice error' : 'notice' }, text);
+  const line = h(isError ? 'p.notice.error' : 'p.notice', text);
   document.getElementById('notices').append(line);
   setTimeout(() => line.remove(), NOTICE_MS);
 }

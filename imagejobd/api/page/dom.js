@@ -7,10 +7,10 @@ const UNSAFE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202
 
 export const clean = (text) => String(text).replace(UNSAFE, '\ufffd');
 
-// An element with attributes and children. A function is a listener; null and false leave an attribute out; links lead
-// to places of this page and nowhere else.
-export const h = (tag, attributes, ...children) => build(document.createElement(tag), attributes, children);
-export const svg = (tag, attributes, ...children) => build(document.createElementNS(SVG, tag), attributes, children);
+// `h('p.note', { title: '…' }, children)`: an element with classes, attributes (may be left out) and children. Functions
+// are listeners; null and false leave an attribute out; links lead to places of this page and nowhere else.
+export const h = (name, ...content) => build((tag) => document.createElement(tag), name, content);
+export const svg = (name, ...content) => build((tag) => document.createElementNS(SVG, tag), name, content);
 
 export function replace(parent, ...children) {
   parent.replaceChildren(...nodes(children));
@@ -23,15 +23,22 @@ export function setText(element, text) {
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 
-function build(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes ?? {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (typeof value === 'function') element.addEventListener(name, value);
-    else if (name === 'href' && !value.startsWith('#')) throw new Error('a link leads out of the page');
-    else element.setAttribute(name, value === true ? '' : clean(value));
-  }
-  element.append(...nodes(children));
+function build(create, name, content) {
+  const [tag, ...classes] = name.split('.');
+  const element = create(tag);
+  const attributes = content[0]?.constructor === Object ? content.shift() : {};
+  if (tag === 'button') element.type = 'button';
+  if (classes.length) element.classList.add(...classes);
+  for (const [key, value] of Object.entries(attributes)) set(element, key, value);
+  element.append(...nodes(content));
   return element;
+}
+
+function set(element, key, value) {
+  if (value === null || value === undefined || value === false) return;
+  if (typeof value === 'function') element.addEventListener(key, value);
+  else if (key === 'href' && !value.startsWith('#')) throw new Error('a link leads out of the page');
+  else element.setAttribute(key, value === true ? '' : clean(value));
 }
 
 function nodes(children) {

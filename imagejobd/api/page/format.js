@@ -64,8 +64,9 @@ export function title(job) {
 }
 
 function sourceOf({ source = {}, targets = [] }) {
-  const image = source.image ? source.image + (source.ref ? (source.ref.includes(':') ? '@' : ':') + source.ref : '') : null;
-  return `${image ?? 'images'} → ${targets.length === 1 ? host(targets[0].endpoint) : plural(targets.length, 'target')}`;
+  const ref = source.ref ? `${source.ref.includes(':') ? '@' : ':'}${source.ref}` : '';
+  const image = source.image ? `${source.image}${ref}` : 'images';
+  return `${image} → ${targets.length === 1 ? host(targets[0].endpoint) : plural(targets.length, 'target')}`;
 }
 
 export const host = (endpoint) => String(endpoint ?? '').replace(/^https?:\/\//, '').replace(/\/(v2\/?)?$/, '');

@@ -12,20 +12,22 @@ import { perfDots, short } from './queue.js';
 const REFRESH_MIN_MS = 250;
 const POLL_MS = 1_000;
 const EVENTS_MAX = 2_000;
+const PARTS = ['callout', 'facts', 'phases', 'copies', 'perf', 'result'];
 const SLICE_MS = 8;
 const RUNS_MAX = 200;
+const CHART_PX = 120;
 
 const encoder = new TextEncoder();
 
 export class JobPage {
   constructor(id) {
     this.path = `jobs/${id}`;
-    this.head = h('div', { class: 'job-head' });
-    this.parts = Object.fromEntries(['callout', 'facts', 'phases', 'copies', 'perf', 'result'].map((name) => [name, h('div')]));
+    this.head = h('div.job-head');
+    this.parts = Object.fromEntries(PARTS.map((name) => [name, h('div')]));
     this.logBox = h('div');
-    this.rest = h('div', { class: 'rest' });
+    this.rest = h('div.rest');
     this.drawn = {};
-    this.element = h('div', { class: 'job-page' }, this.head, Object.values(this.parts), this.logBox, this.rest);
+    this.element = h('div.job-page', this.head, Object.values(this.parts), this.logBox, this.rest);
   }
 
   async start() {
@@ -38,7 +40,7 @@ export class JobPage {
     if (this.job.kind === 'run') this.showPerf().catch(() => {});
     if (isFinal(this.job)) return;
     const watch = AbortSignal.any([signal, this.final.signal]);
-    follow(`${this.path}/events`, { onEvent: () => this.refreshSoon(), onOpen: () => this.refreshSoon(), signal: watch });
+    follow(`${this.path}/events`, { onEvent: () => { this.refreshSoon(); }, signal: watch });
     while (!signal.aborted && !isFinal(this.job)) {
       await sleep(POLL_MS, signal);
       if (!document.hidden) await this.refreshSoon();
@@ -69,7 +71,8 @@ export class JobPage {
       return true;
     } catch (error) {
       if (this.ending.signal.aborted) return false;
-      if (!this.job) replace(this.head, h('p', { class: 'empty problem' }, error.message), h('a', { href: '#/' }, 'All jobs'));
+      const unread = [h('p.empty.problem', error.message), h('p.end', h('a', { href: '#/' }, 'All jobs'))];
+      if (!this.job) replace(this.head, unread);
       return Boolean(this.job);
     }
   }
@@ -100,20 +103,22 @@ export class JobPage {
   }
 
   showHead(job) {
-    this.took = h('span', { class: 'note' }, tookOf(job, Date.now()));
+    this.took = h('span.note', tookOf(job, Date.now()));
     const canRetry = job.state === 'failed' || job.state === 'cancelled';
-    const actions = [
-      isFinal(job) ? null : h('button', { type: 'button', class: 'danger', disabled: job.cancel_requested_at !== null, click: () => this.cancel() },
-        job.cancel_requested_at ? 'Cancelling …' : 'Cancel'),
-      canRetry ? h('button', { type: 'button', class: 'primary', click: () => this.retry() }, 'Retry') : null];
-    replace(this.head, h('nav', { class: 'crumbs' }, h('a', { href: '#/' }, 'Jobs'), ' / ', h('a', { href: `#/?kind=${encodeURIComponent(job.kind)}` }, job.kind)),
-      h('div', { class: 'head-line' }, h('h1', {}, title(job)), h('div', { class: 'buttons' }, actions)),
-      h('p', { class: 'status' }, h('span', { class: `state ${job.state}` }, job.state), this.took));
+    const isStopping = job.cancel_requested_at !== null;
+    const word = isStopping ? 'Cancelling …' : 'Cancel';
+    const cancel = h('button.danger', { disabled: isStopping, click: () => this.cancel() }, word);
+    const retry = h('button.primary', { click: () => this.retry() }, 'Retry');
+    const actions = [isFinal(job) ? null : cancel, canRetry ? retry : null];
+    const kind = h('a', { href: `#/?kind=${encodeURIComponent(job.kind)}` }, job.kind);
+    replace(this.head, h('nav.crumbs', h('a', { href: '#/' }, 'Jobs'), ' / ', kind),
+      h('div.head-line', h('h1', title(job)), h('div.buttons', actions)),
+      h('p.status', h(`span.state.${job.state}`, job.state), this.took));
   }
 
   showRest() {
     this.events = h('tbody');
-    this.history = details('Events', () => h('div', { class: 'scroll' }, h('table', { class: 'events' }, this.events)));
+    this.history = details('Events', () => h('div.scroll', h('table.events', this.events)));
     this.history.addEventListener('toggle', () => this.readEvents());
     replace(this.rest, this.history, details('Request', () => json(this.job.spec)));
   }
@@ -135,13 +140,14 @@ export class JobPage {
   // What other runs have left, with this one among them: those that bear its first label, where it has one.
   async showPerf() {
     const [label] = Object.entries(this.job.labels);
-    const wanted = new URLSearchParams({ kind: 'run', state: 'succeeded', limit: RUNS_MAX, ...(label && { label: label.join('=') }) });
-    const { jobs } = await get(`jobs?${wanted}`, this.ending.signal);
+    const wanted = { kind: 'run', state: 'succeeded', limit: RUNS_MAX, ...(label && { label: label.join('=') }) };
+    const { jobs } = await get(`jobs?${new URLSearchParams(wanted)}`, this.ending.signal);
     const dots = perfDots(jobs.reverse(), this.job.id);
     if (dots.length < 2) return;
-    const chart = figure(label ? `Performance of runs with ${label.join('=')}` : 'Performance of runs', 120, (width, height) => line(dots, width, height, short));
+    const caption = label ? `Performance of runs with ${label.join('=')}` : 'Performance of runs';
+    const chart = figure(caption, CHART_PX, (width, height) => line(dots, width, height, short));
     chart.say(`latest ${short(dots.at(-1).value)}`);
-    replace(this.parts.perf, h('section', { class: 'part' }, chart.element));
+    replace(this.parts.perf, h('section.part', chart.element));
   }
 
   async followLog() {
@@ -201,7 +207,8 @@ export class JobPage {
   }
 
   async cancel() {
-    if (!(await confirm('Cancel this job?', 'What it is doing is stopped within seconds, in the engine too.', 'Cancel the job', true))) return;
+    const effect = 'What it is doing is stopped within seconds, in the engine too.';
+    if (!(await confirm('Cancel this job?', effect, 'Cancel the job', true))) return;
     try {
       await post(`${this.path}/cancel`);
       await this.refresh();
@@ -211,7 +218,8 @@ export class JobPage {
   }
 
   async retry() {
-    if (!(await confirm('Retry this job?', 'A new job is made that does what this one should have done.', 'Retry'))) return;
+    const effect = 'A new job is made that does what this one should have done.';
+    if (!(await confirm('Retry this job?', effect, 'Retry'))) return;
     try {
       await this.repeat({});
     } catch (error) {
@@ -225,8 +233,9 @@ export class JobPage {
   async repeatWith(secrets) {
     if (!secrets) return;
     try {
-      const values = Object.entries(secrets).map(([name, text]) => [name, text.startsWith('{') ? JSON.parse(text) : text]);
-      await this.repeat({ secrets: Object.fromEntries(values) });
+      const value = (text) => (text.startsWith('{') ? JSON.parse(text) : text);
+      const values = Object.fromEntries(Object.entries(secrets).map(([name, text]) => [name, value(text)]));
+      await this.repeat({ secrets: values });
     } catch (error) {
       notice(error.message, true);
     }
@@ -266,19 +275,19 @@ function waiting(job) {
     notBefore && Date.parse(notBefore) > Date.now() ? `not before ${when(notBefore)}` : null,
     typeof position === 'number' ? (position ? `${count(position)} ahead of it` : 'the next of its kind') : null,
     typeof eta === 'number' ? `starts in about ${duration(eta)}` : null].filter(Boolean);
-  return said.length ? h('p', { class: 'callout plain' }, said.join(' · ')) : null;
+  return said.length ? h('p.callout.plain', said.join(' · ')) : null;
 }
 
 function progress(job) {
   if (job.state !== 'running' || job.kind === 'distribute') return null;
   const { percent } = job.progress ?? {};
   const bar = typeof percent === 'number' ? h('progress', { max: 100, value: percent }) : null;
-  return h('div', { class: 'progress' }, h('span', {}, remark(job)), bar);
+  return h('div.progress', h('span', remark(job)), bar);
 }
 
 function factsOf(job) {
   const labels = Object.entries(job.labels).map(([name, value]) =>
-    h('a', { class: 'tag', href: `#/?${new URLSearchParams({ label: `${name}=${value}` })}` }, `${name}=${value}`));
+    h('a.tag', { href: `#/?${new URLSearchParams({ label: `${name}=${value}` })}` }, `${name}=${value}`));
   const who = [submitter(job), job.client && `client ${job.client}`].filter(Boolean).join(', ');
   const { tags, source } = job.spec;
   return facts([
@@ -286,7 +295,7 @@ function factsOf(job) {
     ['by', who], ['tenant', job.tenant === 'local' ? null : job.tenant],
     ['tags', tags?.join?.(', ')], ['source', source?.endpoint],
     ['attempt', job.attempt > 1 && job.attempt], ['crashes', job.crashes || null], ['priority', job.priority || null],
-    ['labels', labels.length ? h('span', { class: 'tags' }, labels) : null],
+    ['labels', labels.length ? h('span.tags', labels) : null],
     ['retry of', isUuid(job.retry_of) ? h('a', { href: `#/jobs/${job.retry_of}` }, job.retry_of) : null],
-    ['idempotency key', job.idempotency_key], ['number', count(job.number)], ['id', h('code', {}, job.id)]]);
+    ['idempotency key', job.idempotency_key], ['number', count(job.number)], ['id', h('code', job.id)]]);
 }

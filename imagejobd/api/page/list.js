@@ -3,7 +3,9 @@
 
 import { follow, get, sleep } from './api.js';
 import { h, replace, setText } from './dom.js';
-import { ago, count, duration, isFinal, KINDS, plural, remark, STATES, submitter, title, when, worked } from './format.js';
+import {
+  ago, count, duration, isFinal, KINDS, plural, remark, STATES, submitter, title, when, worked,
+} from './format.js';
 import { QueuePanel } from './queue.js';
 
 const HEAD_JOBS = 100;
@@ -12,34 +14,41 @@ const MARGIN_ROWS = 8;
 const LOADED_MAX_JOBS = 100_000;
 // A text is looked for among the jobs that are here, and so many are fetched for it.
 const SEARCHED_JOBS = 10_000;
+const LABELS_SHOWN = 2;
 const REFRESH_MIN_MS = 700;
 const POLL_MS = 2_000;
 const QUEUE_POLL_MS = 3_000;
 const CHARTS_POLL_MS = 20_000;
+const FILTERS = ['state', 'kind', 'label', 'text'];
 const RUNNING_REFRESHED_MAX = 20;
 
 export class JobList {
   constructor(query) {
-    this.filters = { state: query.get('state') ?? '', kind: query.get('kind') ?? '', label: query.get('label') ?? '', text: query.get('text') ?? '' };
+    this.filters = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? '']));
     Object.assign(this, { jobs: [], shown: [], rows: new Map(), current: null, next: null, searchMax: SEARCHED_JOBS });
     this.texts = new WeakMap();
     this.queue = new QueuePanel();
-    this.rowsBox = h('div', { class: 'rows', role: 'list', 'aria-label': 'Jobs' });
-    this.tail = h('div', { class: 'tail' });
-    this.element = h('div', { class: 'list-page' }, this.queue.element, this.filterBar(), this.rowsBox, this.tail);
+    this.rowsBox = h('div.rows', { role: 'list', 'aria-label': 'Jobs' });
+    this.tail = h('div.tail');
+    this.element = h('div.list-page', this.queue.element, this.filterBar(), this.rowsBox, this.tail);
   }
 
   filterBar() {
-    const field = (name, attributes) => h('input', { value: this.filters[name], spellcheck: 'false', autocomplete: 'off',
-      input: (event) => this.setFilter(name, event.target.value.trim()), ...attributes });
-    this.text = field('text', { type: 'search', class: 'text', placeholder: 'Filter by image, id, person, error', 'aria-label': 'Text' });
-    this.label = field('label', { type: 'search', class: 'label', placeholder: 'label=value', 'aria-label': 'Label', pattern: '[^=]+=.*' });
-    this.states = STATES.map((state) => h('button', { type: 'button', class: `chip ${state}`, 'data-state': state,
-      click: () => this.toggleState(state) }, state));
+    const field = (name, attributes) => {
+      const input = (event) => this.setFilter(name, event.target.value.trim());
+      const search = { type: 'search', spellcheck: 'false', autocomplete: 'off' };
+      return h(`input.${name}`, { ...search, value: this.filters[name], input, ...attributes });
+    };
+    this.text = field('text', { placeholder: 'Filter by image, person, error', 'aria-label': 'Text' });
+    this.label = field('label', { placeholder: 'label=value', 'aria-label': 'Label', pattern: '[^=]+=.*' });
+    this.states = STATES.map((state) =>
+      h(`button.chip.${state}`, { 'data-state': state, click: () => this.toggleState(state) }, state));
     this.kind = h('select', { 'aria-label': 'Kind', change: () => this.setFilter('kind', this.kind.value) },
-      h('option', { value: '' }, 'all kinds'), KINDS.map((kind) => h('option', { value: kind, selected: kind === this.filters.kind }, kind)));
+      h('option', { value: '' }, 'all kinds'),
+      KINDS.map((kind) => h('option', { value: kind, selected: kind === this.filters.kind }, kind)));
     this.showStates();
-    return h('div', { class: 'filters' }, this.text, h('div', { class: 'chips', role: 'group', 'aria-label': 'States' }, this.states), this.kind, this.label);
+    const chips = h('div.chips', { role: 'group', 'aria-label': 'States' }, this.states);
+    return h('div.filters', this.text, chips, this.kind, this.label);
   }
 
   toggleState(state) {
@@ -155,12 +164,14 @@ export class JobList {
   // Jobs in view that are older than the newest page, and have not ended.
   async refreshRunning(page, epoch, signal) {
     const fresh = new Set(page.jobs.map((job) => job.id));
-    const stale = [...this.rows.values()].map(({ job }) => job).filter((job) => !isFinal(job) && !fresh.has(job.id));
-    const jobs = await Promise.all(stale.slice(0, RUNNING_REFRESHED_MAX).map((job) => get(`jobs/${job.id}`, signal).catch(() => job)));
+    const inView = [...this.rows.values()].map(({ job }) => job);
+    const stale = inView.filter((job) => !isFinal(job) && !fresh.has(job.id)).slice(0, RUNNING_REFRESHED_MAX);
+    const jobs = await Promise.all(stale.map((job) => get(`jobs/${job.id}`, signal).catch(() => job)));
     if (epoch !== this.epoch) return;
     const states = this.filters.state.split(',').filter(Boolean);
     const byId = new Map(jobs.map((job) => [job.id, job]));
-    this.jobs = this.jobs.map((job) => byId.get(job.id) ?? job).filter((job) => !byId.has(job.id) || !states.length || states.includes(job.state));
+    const fits = (job) => !byId.has(job.id) || !states.length || states.includes(job.state);
+    this.jobs = this.jobs.map((job) => byId.get(job.id) ?? job).filter(fits);
   }
 
   async loadMore() {
@@ -192,8 +203,8 @@ export class JobList {
     if (text === undefined) {
       const labels = Object.entries(job.labels).map((pair) => pair.join('='));
       const people = Object.values(job.submitter);
-      const parts = [title(job), job.id, job.number, job.kind, job.tenant, job.client, remark(job), ...people, ...labels,
-        job.error?.code, job.result?.digest, JSON.stringify(job.spec.targets ?? '')];
+      const parts = [title(job), job.id, job.number, job.kind, job.tenant, job.client, remark(job), ...people,
+        ...labels, job.error?.code, job.result?.digest, JSON.stringify(job.spec.targets ?? '')];
       text = parts.join('\n').toLowerCase();
       this.texts.set(job, text);
     }
@@ -203,20 +214,27 @@ export class JobList {
   showTail() {
     const { text, ...others } = this.filters;
     const isFiltered = text || Object.values(others).some(Boolean);
-    const clear = h('button', { type: 'button', click: () => this.clearFilters() }, 'Clear the filters');
-    const searched = `none of the newest ${plural(this.jobs.length, 'job')}`;
+    const clear = h('button', { click: () => this.clearFilters() }, 'Clear the filters');
+    const newest = `the newest ${plural(this.jobs.length, 'job')}`;
     let content = [];
-    if (this.problem) content = [h('p', { class: 'empty problem' }, this.problem), isFiltered ? clear : null];
+    if (this.problem) content = [h('p.empty.problem', this.problem), isFiltered ? clear : null];
     else if (!this.isLoaded) content = [];
     else if (text && this.next !== null && this.jobs.length >= this.searchMax) {
-      content = [h('p', { class: 'empty' }, `Looked at the newest ${plural(this.jobs.length, 'job')}.`),
-        h('button', { type: 'button', click: () => { this.searchMax += SEARCHED_JOBS; this.draw(); } }, 'Look further')];
-    } else if (!this.shown.length && this.next !== null) content = [h('p', { class: 'empty' }, `${searched} yet …`)];
-    else if (!this.shown.length && isFiltered) content = [h('p', { class: 'empty' }, 'No job is like that.'), clear];
-    else if (!this.shown.length) content = [h('p', { class: 'empty' }, 'No jobs yet. POST one to /api/v2/jobs, and it appears here.')];
-    else if (this.next === null) content = [h('p', { class: 'end' }, plural(this.shown.length, 'job'))];
-    else if (this.jobs.length >= LOADED_MAX_JOBS) content = [h('p', { class: 'end' }, `The newest ${count(LOADED_MAX_JOBS)} jobs; filter for older ones.`)];
+      const further = h('button', { click: () => this.lookFurther() }, 'Look further');
+      content = [h('p.empty', `Looked at ${newest}.`), further];
+    } else if (!this.shown.length && this.next !== null) {
+      content = [h('p.empty', `None of ${newest}, looking further …`)];
+    } else if (!this.shown.length && isFiltered) content = [h('p.empty', 'No job is like that.'), clear];
+    else if (!this.shown.length) {
+      content = [h('p.empty', 'No jobs yet. POST one to /api/v2/jobs, and it appears here.')];
+    } else if (this.next === null) content = [h('p.end', plural(this.shown.length, 'job'))];
+    else if (this.jobs.length >= LOADED_MAX_JOBS) content = [h('p.end', `Only ${newest}; filter for older ones.`)];
     replace(this.tail, content);
+  }
+
+  lookFurther() {
+    this.searchMax += SEARCHED_JOBS;
+    this.draw();
   }
 
   get rowPx() {
@@ -261,7 +279,8 @@ export class JobList {
   place(job, index, before) {
     let row = this.rows.get(job.id);
     if (!row || row.job !== job) {
-      if (!row) this.rows.set(job.id, (row = { element: h('a', { class: 'row', role: 'listitem', href: `#/jobs/${job.id}` }) }));
+      row ??= { element: h('a.row', { role: 'listitem', href: `#/jobs/${job.id}` }) };
+      this.rows.set(job.id, row);
       row.job = job;
       fill(row);
     }
@@ -305,17 +324,20 @@ export class JobList {
 
 function fill(row) {
   const { job, element } = row;
-  const labels = Object.entries(job.labels).slice(0, 3).map(([name, value]) => h('span', { class: 'tag' }, `${name}=${value}`));
-  row.age = h('span', { class: 'age', title: when(job.created_at) });
-  row.took = h('span', { class: 'took' });
-  replace(element, h('span', { class: `state ${job.state}` }, job.state), h('span', { class: 'kind-name' }, job.kind),
-    h('span', { class: 'what' }, h('span', { class: 'title' }, title(job)), h('span', { class: 'remark' }, remark(job))),
-    h('span', { class: 'tags' }, labels), h('span', { class: 'who' }, submitter(job) || (job.tenant === 'local' ? '' : `tenant ${job.tenant}`)), row.took, row.age);
+  const labels = Object.entries(job.labels).slice(0, LABELS_SHOWN);
+  const tags = labels.map(([name, value]) => h('span.tag', `${name}=${value}`));
+  const who = submitter(job) || (job.tenant === 'local' ? '' : `tenant ${job.tenant}`);
+  row.age = h('span.age', { title: when(job.created_at) });
+  row.took = h('span.took');
+  replace(element, h(`span.state.${job.state}`, job.state), h('span.kind-name', job.kind),
+    h('span.what', h('span.title', title(job)), h('span.remark', remark(job))),
+    h('span.tags', tags), h('span.who', who), row.took, row.age);
   showTimes(row);
 }
 
 function showTimes({ job, age, took }) {
   setText(age, ago(job.created_at));
   const seconds = worked(job);
-  setText(took, seconds === null || job.state === 'queued' ? '' : duration(isFinal(job) ? seconds : Math.floor(seconds)));
+  const isShown = seconds !== null && job.state !== 'queued';
+  setText(took, isShown ? duration(isFinal(job) ? seconds : Math.floor(seconds)) : '');
 }

@@ -36,16 +36,18 @@ export class LogView {
   }
 
   build(download) {
-    this.canvas = h('div', { class: 'lines' });
-    this.body = h('div', { class: 'log', tabindex: 0, role: 'log', 'aria-live': 'off', scroll: () => this.scrolled() }, this.canvas);
-    this.field = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the log', spellcheck: 'false',
-      input: () => this.find(this.field.value), keydown: (event) => this.fieldKey(event) });
-    this.found = h('span', { class: 'note found' });
-    this.size = h('span', { class: 'note' });
-    this.follow = h('button', { type: 'button', class: 'toggle', click: () => this.setFollowing(!this.isFollowing) }, 'Follow');
-    this.element = h('section', { class: 'log-part' }, h('div', { class: 'part-head' }, h('h2', {}, 'Log'), this.size,
-      h('span', { class: 'gap' }), this.found, this.field, this.follow,
-      h('button', { type: 'button', click: download }, 'Download')), this.body);
+    this.canvas = h('div.lines');
+    const region = { tabindex: 0, role: 'log', 'aria-live': 'off' };
+    this.body = h('div.log', { ...region, scroll: () => this.scrolled() }, this.canvas);
+    const search = { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the log', spellcheck: 'false' };
+    const [input, keydown] = [() => this.find(this.field.value), (event) => this.fieldKey(event)];
+    this.field = h('input', { ...search, input, keydown });
+    this.found = h('span.note.found');
+    this.size = h('span.note');
+    this.follow = h('button', { click: () => this.setFollowing(!this.isFollowing) }, 'Follow');
+    this.element = h('section.log-part', h('div.part-head', h('h2', 'Log'), this.size,
+      h('span.gap'), this.found, this.field, this.follow,
+      h('button', { click: download }, 'Download')), this.body);
     new ResizeObserver(() => this.draw()).observe(this.body);
     this.setFollowing(this.isFollowing);
   }
@@ -104,7 +106,8 @@ export class LogView {
   drop() {
     this.lines.splice(0, LINES_DROPPED);
     this.dropped += LINES_DROPPED;
-    this.styles = new Map([...this.styles].filter(([index]) => index >= LINES_DROPPED).map(([index, style]) => [index - LINES_DROPPED, style]));
+    const styles = [...this.styles].filter(([index]) => index >= LINES_DROPPED);
+    this.styles = new Map(styles.map(([index, style]) => [index - LINES_DROPPED, style]));
     this.forget();
     this.find(this.query);
   }
@@ -153,9 +156,9 @@ export class LogView {
     const line = this.lines[index] ?? this.rest;
     const cut = line.length > LINE_SHOWN_MAX_CHARS;
     const { parts } = pieces(cut ? line.slice(0, LINE_SHOWN_MAX_CHARS) : line, this.styles.get(index) ?? null);
-    const row = h('div', { class: index === this.matches[this.match] ? 'l here' : 'l' },
-      h('span', { class: 'n' }, this.dropped + index + 1), h('span', { class: 't' }, marked(parts, this.query)),
-      cut ? h('span', { class: 'cut' }, ` … ${count(line.length - LINE_SHOWN_MAX_CHARS)} more characters`) : null);
+    const row = h(index === this.matches[this.match] ? 'div.l.here' : 'div.l',
+      h('span.n', this.dropped + index + 1), h('span.t', marked(parts, this.query)),
+      cut ? h('span.cut', ` … ${count(line.length - LINE_SHOWN_MAX_CHARS)} more characters`) : null);
     row.style.transform = `translateY(${index * LINE_PX}px)`;
     return row;
   }

@@ -58,5 +58,7 @@ setText(document.getElementById('host'), location.host);
 addEventListener('hashchange', route);
 addEventListener('keydown', key);
 // By the time that the address has changed, the browser may have scrolled elsewhere.
-addEventListener('scroll', () => { if (place === location.hash || !location.hash) listY = scrollY; }, { passive: true });
+addEventListener('scroll', () => {
+  if (place === (location.hash || '#/') && view instanceof JobList) listY = scrollY;
+}, { passive: true });
 route();

@@ -5,6 +5,7 @@ import { bytes, count, duration, host, plural, when } from './format.js';
 
 const PHASES_MAX = 40;
 const VALUE_MAX_CHARS = 20_000;
+const EVENT_MAX_CHARS = 1_000;
 
 // What to do about an error, by its code; the message says what went wrong.
 export const ADVICE = {
@@ -39,11 +40,11 @@ export function errorPart(job) {
   const { error } = job;
   if (!error) return null;
   const isPast = job.state === 'queued' || job.state === 'running';
-  if (job.state === 'cancelled') return h('p', { class: 'callout plain' }, error.message);
-  return h('div', { class: isPast ? 'callout warning' : 'callout failed' },
-    h('p', { class: 'callout-head' }, isPast ? `Attempt ${job.attempt} did not succeed; it is tried again` : 'Failed', h('code', {}, error.code)),
-    h('p', { class: 'message' }, error.message),
-    !isPast && ADVICE[error.code] ? h('p', { class: 'advice' }, ADVICE[error.code]) : null);
+  if (job.state === 'cancelled') return h('p.callout.plain', error.message);
+  const heading = isPast ? `Attempt ${job.attempt} did not succeed; it is tried again` : 'Failed';
+  return h(isPast ? 'div.callout.warning' : 'div.callout.failed', h('p.callout-head', heading, h('code', error.code)),
+    h('p.message', error.message),
+    !isPast && ADVICE[error.code] ? h('p.advice', ADVICE[error.code]) : null);
 }
 
 // The time in the queue and each phase, against the time from submission to end (or now).
@@ -51,22 +52,23 @@ export function timeline(job, now) {
   const at = (iso) => (iso ? Date.parse(iso) : now);
   const from = at(job.created_at);
   const span = Math.max(at(job.finished_at) - from, 1);
-  const waited = { name: 'queued', attempt: 1, started_at: job.created_at, finished_at: job.started_at ?? job.finished_at };
+  const began = job.started_at ?? job.finished_at;
+  const waited = { name: 'queued', attempt: 1, started_at: job.created_at, finished_at: began };
   const rows = [waited, ...(job.phases ?? [])];
   const left = rows.length - PHASES_MAX;
   const bar = ({ name, attempt, started_at: started, finished_at: finished }, index) => {
     const isCut = !finished && job.state !== 'running' && index > 0;
     const [start, end] = [at(started), isCut ? at(started) : at(finished)];
-    const fill = h('span', { class: `fill ${index === 0 ? 'queued' : finished ? 'done' : isCut ? 'cut' : 'running'}` });
+    const fill = h(`span.fill.${index === 0 ? 'queued' : finished ? 'done' : isCut ? 'cut' : 'running'}`);
     fill.style.left = `${((start - from) / span) * 100}%`;
     fill.style.width = `${Math.max(((end - start) / span) * 100, 0.4)}%`;
-    return h('li', { title: `${when(started)} to ${finished ? when(finished) : isCut ? 'a crash' : 'now'}` },
-      h('span', { class: 'name' }, name, attempt > 1 ? h('small', {}, ` ${attempt}`) : null), h('span', { class: 'track' }, fill),
-      h('span', { class: 'took' }, isCut ? 'cut off' : duration((end - start) / 1000)));
+    const times = `${when(started)} to ${finished ? when(finished) : isCut ? 'a crash' : 'now'}`;
+    return h('li', { title: times }, h('span.name', name, attempt > 1 ? h('small', ` ${attempt}`) : null),
+      h('span.track', fill), h('span.took', isCut ? 'cut off' : duration((end - start) / 1000)));
   };
   const list = left > 0 ? [rows[0], ...rows.slice(left + 1)] : rows;
-  return section('Phases', left > 0 ? h('p', { class: 'note' }, `${plural(left, 'earlier phase')} left out`) : null,
-    h('ol', { class: 'phases' }, list.map((phase) => bar(phase, rows.indexOf(phase)))));
+  return section('Phases', left > 0 ? h('p.note', `${plural(left, 'earlier phase')} left out`) : null,
+    h('ol.phases', list.map((phase) => bar(phase, rows.indexOf(phase)))));
 }
 
 // A bar for each target: what was there, what was mounted, what was sent.
@@ -75,24 +77,26 @@ export function copies(job) {
   if (!targets.length) return null;
   const { images = 0, images_done: done = 0 } = job.progress ?? {};
   const legend = [['skipped', 'already there'], ['mounted', 'mounted'], ['sent', 'sent']].map(([name, text]) =>
-    h('span', { class: 'key' }, h('span', { class: `part ${name}` }), text));
-  return section('Targets', h('p', { class: 'note legend' }, images > 1 ? h('span', {}, `${count(done)} of ${count(images)} images`) : null, legend),
-    h('ul', { class: 'copies' }, targets.map(copyRow)));
+    h('span.key', h(`span.part.${name}`), text));
+  const number = images > 1 ? h('span', `${count(done)} of ${count(images)} images`) : null;
+  return section('Targets', h('p.note.legend', number, legend),
+    h('ul.copies', targets.map(copyRow)));
 }
 
-function copyRow({ endpoint, image, sent_bytes: sent, mounted_bytes: mounted, skipped_bytes: skipped, total_bytes: total, error, outcome }) {
+function copyRow({ endpoint, image, error, outcome, ...sizes }) {
+  const { sent_bytes: sent, mounted_bytes: mounted, skipped_bytes: skipped, total_bytes: total } = sizes;
   const whole = Math.max(total, sent + mounted + skipped, 1);
   const part = (name, size) => {
-    const element = h('span', { class: `part ${name}`, title: `${name}: ${bytes(size)}` });
+    const element = h(`span.part.${name}`, { title: `${name}: ${bytes(size)}` });
     element.style.width = `${(size / whole) * 100}%`;
     return element;
   };
   const have = sent + mounted + skipped;
   const said = error ? 'failed' : total ? `${bytes(have)} of ${bytes(total)}` : have ? `${bytes(sent)} sent` : '';
-  return h('li', { class: error ? 'failed' : '' }, h('span', { class: 'name' }, host(endpoint), image ? ` / ${image}` : ''),
-    h('span', { class: 'track' }, part('skipped', skipped), part('mounted', mounted), part('sent', sent)),
-    h('span', { class: 'took' }, [said, outcome].filter(Boolean).join(', ')),
-    error ? h('p', { class: 'message' }, error) : null);
+  return h(error ? 'li.failed' : 'li', h('span.name', host(endpoint), image ? ` / ${image}` : ''),
+    h('span.track', part('skipped', skipped), part('mounted', mounted), part('sent', sent)),
+    h('span.took', [said, outcome].filter(Boolean).join(', ')),
+    error ? h('p.message', error) : null);
 }
 
 // By target: from the result of a job that succeeded, which has them by image, else from its progress.
@@ -102,7 +106,8 @@ function totals(job) {
   if (!images) return (job.progress?.targets ?? []).map((target) => ({ ...target, outcome: '' }));
   return job.spec.targets.map((target, index) => {
     const pushes = images.map((image) => image.targets?.[index]).filter(Boolean);
-    const sums = Object.fromEntries(names.map((name) => [name, pushes.reduce((sum, push) => sum + (push[name] ?? 0), 0)]));
+    const sum = (name) => pushes.reduce((total, push) => total + (push[name] ?? 0), 0);
+    const sums = Object.fromEntries(names.map((name) => [name, sum(name)]));
     const tags = [...new Set(pushes.flatMap((push) => Object.values(push.tags ?? {})))];
     return { endpoint: target.endpoint, image: target.image, ...sums, total_bytes: 0, outcome: tags.join(', ') };
   });
@@ -113,21 +118,22 @@ export function resultPart(job) {
   const { result } = job;
   if (!result) return null;
   const { images, ...rest } = result;
-  const flat = Object.entries(rest).filter(([, value]) => value !== null && typeof value !== 'object');
-  const nested = Object.entries(job.kind === 'distribute' ? { images } : rest).filter(([, value]) => value && typeof value === 'object');
-  return section('Result', facts(flat.map(([name, value]) => [name.replaceAll('_', ' '), h('code', {}, value)])),
+  const isNested = ([, value]) => value !== null && typeof value === 'object';
+  const flat = Object.entries(rest).filter((pair) => pair[1] !== null && !isNested(pair));
+  const nested = Object.entries(images ? { images, ...rest } : rest).filter(isNested);
+  return section('Result', facts(flat.map(([name, value]) => [name.replaceAll('_', ' '), h('code', value)])),
     nested.map(([name, value]) => details(name.replaceAll('_', ' '), () => json(value))));
 }
 
-export const section = (title, ...content) => h('section', { class: 'part' }, h('h2', {}, title), content);
+export const section = (title, ...content) => h('section.part', h('h2', title), content);
 
-export const facts = (pairs) => h('dl', { class: 'facts' },
+export const facts = (pairs) => h('dl.facts',
   pairs.filter(([, value]) => value || value === 0).map(([name, value]) =>
-    h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+    h('div', h('dt', name), h('dd', value))));
 
 // Its content is made when it is opened.
 export function details(title, make) {
-  const element = h('details', {}, h('summary', {}, title));
+  const element = h('details', h('summary', title));
   element.addEventListener('toggle', () => element.open && element.children.length === 1 && element.append(make()));
   return element;
 }
@@ -135,12 +141,15 @@ export function details(title, make) {
 export function json(value) {
   const text = JSON.stringify(value, null, 2);
   const rest = text.length - VALUE_MAX_CHARS;
-  return h('pre', { class: 'json' }, text.slice(0, VALUE_MAX_CHARS), rest > 0 ? `\n… ${count(rest)} more characters` : '');
+  const more = rest > 0 ? `\n… ${count(rest)} more characters` : '';
+  return h('pre.json', text.slice(0, VALUE_MAX_CHARS), more);
 }
 
 export function eventRow({ at, type, data }) {
   const { error, ...rest } = data ?? {};
-  const said = Object.entries(rest).map(([name, value]) => `${name}: ${typeof value === 'object' ? JSON.stringify(value) : value}`);
-  return h('tr', {}, h('td', { class: 'time', title: when(at) }, at.slice(11, 23)), h('td', {}, type.replaceAll('_', ' ')),
-    h('td', { class: 'data' }, [...said, error ? `${error.code}: ${error.message}` : null].filter(Boolean).join(' · ').slice(0, 1000)));
+  const text = (value) => (typeof value === 'object' ? JSON.stringify(value) : value);
+  const said = Object.entries(rest).map(([name, value]) => `${name}: ${text(value)}`);
+  if (error) said.push(`${error.code}: ${error.message}`);
+  return h('tr', h('td.time', { title: when(at) }, at.slice(11, 23)), h('td', type.replaceAll('_', ' ')),
+    h('td.data', said.join(' · ').slice(0, EVENT_MAX_CHARS)));
 }

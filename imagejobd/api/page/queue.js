@@ -13,12 +13,13 @@ const CHART_PX = 56;
 
 export class QueuePanel {
   constructor() {
-    this.cards = h('div', { class: 'kinds' });
+    this.cards = h('div.kinds');
     this.depth = figure('Queued and running', CHART_PX, (width, height) => columns(this.series, width, height));
     this.durations = figure('Durations', CHART_PX, (width, height) => bars(this.ended, width, height));
     this.perf = figure('Performance of runs', CHART_PX, (width, height) => line(this.runs, width, height, short));
-    this.charts = h('div', { class: 'charts', hidden: true }, this.depth.element, this.durations.element, this.perf.element);
-    this.element = h('section', { class: 'queue', 'aria-label': 'Queue' }, this.cards, this.charts);
+    const charts = [this.depth, this.durations, this.perf];
+    this.charts = h('div.charts', { hidden: true }, charts.map(({ element }) => element));
+    this.element = h('section.queue', { 'aria-label': 'Queue' }, this.cards, this.charts);
     Object.assign(this, { series: [], ended: [], runs: [], last: '', hasQueue: true });
   }
 
@@ -41,9 +42,11 @@ export class QueuePanel {
         this.hasQueue = false;
       }
     }
-    const [queued, running] = await Promise.all(['queued', 'running'].map((state) => get(`jobs?state=${state}&limit=500`, signal)));
+    const pages = ['queued', 'running'].map((state) => get(`jobs?state=${state}&limit=500`, signal));
+    const [queued, running] = await Promise.all(pages);
     const of = (page, kind) => page.jobs.filter((job) => job.kind === kind).length;
-    return { kinds: Object.fromEntries(KINDS.map((kind) => [kind, { queued: of(queued, kind), running: of(running, kind) }])) };
+    const depth = (kind) => ({ queued: of(queued, kind), running: of(running, kind) });
+    return { kinds: Object.fromEntries(KINDS.map((kind) => [kind, depth(kind)])) };
   }
 
   showKinds(queue) {
@@ -52,16 +55,16 @@ export class QueuePanel {
   }
 
   card(kind, { queued, running, slots, paused, waiting_for: waitingFor, oldest_queued_at: oldest }) {
-    const button = paused === undefined ? null
-      : h('button', { type: 'button', class: 'quiet', click: () => (paused ? this.resume(kind) : this.pause(kind)),
-        'aria-label': `${paused ? 'Resume' : 'Pause'} ${kind}` }, paused ? 'Resume' : 'Pause');
-    const why = paused ? `Paused${paused.by ? ` by ${paused.by}` : ''} ${ago(paused.since)}: ${paused.reason || 'no reason given'}`
+    const verb = paused ? 'Resume' : 'Pause';
+    const click = () => (paused ? this.resume(kind) : this.pause(kind));
+    const button = paused === undefined ? null : h('button.quiet', { click, 'aria-label': `${verb} ${kind}` }, verb);
+    const why = paused ? `Paused: ${paused.reason || 'no reason given'} (${paused.by}, ${ago(paused.since)})`
       : waitingFor ?? (queued && oldest ? `the oldest came ${ago(oldest)}` : '');
-    return h('div', { class: `kind${paused ? ' paused' : ''}${queued || running ? '' : ' idle'}` },
-      h('div', { class: 'kind-head' }, h('a', { href: `#/?kind=${encodeURIComponent(kind)}` }, kind), button),
-      h('div', { class: 'numbers' }, h('span', {}, h('b', {}, count(running)), slots ? ` / ${count(slots)}` : '', ' running'),
-        h('span', {}, h('b', {}, count(queued)), ' queued')),
-      why ? h('p', { class: 'why', title: why }, why) : null);
+    const name = ['div.kind', paused && 'paused', !queued && !running && 'idle'].filter(Boolean).join('.');
+    return h(name, h('div.kind-head', h('a', { href: `#/?kind=${encodeURIComponent(kind)}` }, kind), button),
+      h('div.numbers', h('span', h('b', count(running)), slots ? ` / ${count(slots)}` : '', ' running'),
+        h('span', h('b', count(queued)), ' queued')),
+      why ? h('p.why', { title: why }, why) : null);
   }
 
   async pause(kind) {
@@ -94,8 +97,11 @@ export class QueuePanel {
     this.series = depths(jobs);
     this.depth.say(`last ${duration((Date.now() - Date.parse(jobs[0].created_at)) / 1000)}`);
     const ended = jobs.filter((job) => job.finished_at && job.started_at).slice(-BARS_MAX);
-    this.ended = ended.map((job) => ({ value: worked(job), state: job.state, label: `${title(job)}: ${job.state} in ${duration(worked(job))}` }));
-    this.durations.say(ended.length ? `median ${duration(median(ended.map((job) => worked(job))))}` : '');
+    this.ended = ended.map((job) => {
+      const value = worked(job);
+      return { value, state: job.state, label: `${title(job)}: ${job.state} in ${duration(value)}` };
+    });
+    this.durations.say(ended.length ? `median ${duration(median(this.ended.map(({ value }) => value)))}` : '');
     this.runs = perfDots(jobs);
     this.perf.element.hidden = this.runs.length < 2;
     if (this.runs.length) this.perf.say(`latest ${short(this.runs.at(-1).value)}`);
@@ -119,7 +125,8 @@ function depths(jobs) {
   const at = (iso) => (iso ? Date.parse(iso) : Infinity);
   const waiting = jobs.map((job) => [at(job.created_at), at(job.started_at ?? job.finished_at)]);
   const working = jobs.filter((job) => job.started_at).map((job) => [at(job.started_at), at(job.finished_at)]);
-  return [{ name: 'running', values: levels(working, from, to) }, { name: 'queued', values: levels(waiting, from, to) }];
+  const series = Object.entries({ running: working, queued: waiting });
+  return series.map(([name, spans]) => ({ name, values: levels(spans, from, to) }));
 }
 
 // The most at once in each of `BINS` parts of the time.
