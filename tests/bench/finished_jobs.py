@@ -17,7 +17,7 @@ insert into job (uuid, kind, tenant, client, moved_ms, priority, created_ms, lab
 select
     printf('00000000-0000-7000-8000-%012x', n),
     'build',
-    'tenant-' || (n % :tenants),
+    coalesce(:tenant, 'tenant-' || (n % :tenants)),
     '',
     :first_ms + n * :step_ms,
     0,
@@ -49,10 +49,17 @@ where state = 'running'
 """
 
 
-def make_history(path: Path, jobs: int, now_ms: int) -> None:
-    """A new database at `path` with `jobs` finished jobs, spread over the year before `now_ms`."""
+def make_history(path: Path, jobs: int, now_ms: int, *, tenant: str | None = None) -> None:
+    """A new database at `path` with `jobs` finished jobs, spread over the year before `now_ms`; of several tenants
+    unless all are to be of one."""
     span_ms = DAYS * 86_400_000
-    first = {"jobs": jobs, "tenants": TENANTS, "first_ms": now_ms - span_ms, "step_ms": span_ms // jobs}
+    first = {
+        "jobs": jobs,
+        "tenant": tenant,
+        "tenants": TENANTS,
+        "first_ms": now_ms - span_ms,
+        "step_ms": span_ms // jobs,
+    }
     db = open_database(path)
     try:
         db.execute("pragma synchronous = off")

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from harness.base_image import BUSYBOX
 from harness.build_box import BuildBox
+from harness.client import Client
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
 from harness.registry import Registry
@@ -29,10 +30,7 @@ def box(engine: PrivateEngine) -> Iterator[BuildBox]:
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon that answers nobody without a token."""
-    secret = tmp_path / "jwt.secret"
-    secret.write_text(SECRET)
-    secret.chmod(0o600)
-    with Daemon({"auth": {"jwt_secret_file": str(secret), "required": True}}) as daemon:
+    with Daemon({"auth": {"jwt_secret_file": _secret_file(tmp_path), "required": True}}) as daemon:
         yield daemon
 
 
@@ -123,6 +121,20 @@ def test_retry_a_failed_build(box: BuildBox, registry: Registry, open_page: Open
     assert box.job(page.url.rpartition("/")[2])["retry_of"] == job
 
 
+def test_a_token_shows_what_is_not_everybodys(tmp_path: Path, open_page: Open) -> None:
+    """Where none is required the page takes one too: a tenant's jobs are seen with its token only."""
+    token = jwt.encode(CLAIMS, SECRET)
+    with Daemon({"auth": {"jwt_secret_file": _secret_file(tmp_path)}}) as daemon:
+        Client(daemon, token=token).submit(
+            "build", {"image": "registry.example/theirs:1", "dockerfile": "FROM scratch\n"}
+        )
+        page = open_page(daemon.url)
+        expect(page.locator(".tail")).to_contain_text("No jobs yet")
+        page.get_by_role("button", name="Token").click()
+        _give(page, token)
+        expect(page.locator(".row")).to_contain_text("theirs:1")
+
+
 def test_a_token_is_asked_for_and_forgotten(guarded: Daemon, open_page: Open) -> None:
     """A bad token is asked for again with the reason; a good one works, is stored nowhere, and is gone on reload."""
     page = open_page(guarded.url)
@@ -140,6 +152,13 @@ def test_a_token_is_asked_for_and_forgotten(guarded: Daemon, open_page: Open) ->
     expect(page.get_by_role("dialog")).to_contain_text("A token is required")
 
 
+def _secret_file(folder: Path) -> str:
+    file = folder / "jwt.secret"
+    file.write_text(SECRET)
+    file.chmod(0o600)
+    return str(file)
+
+
 def _give(page: Page, token: str) -> None:
-    page.get_by_label("Token").fill(token)
+    page.get_by_role("dialog").get_by_label("Token").fill(token)
     page.get_by_role("button", name="Continue").click()

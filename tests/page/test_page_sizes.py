@@ -1,8 +1,6 @@
 """Ten thousand jobs and two hundred thousand lines: nothing freezes, and the document stays small."""
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 from browsing import WATCH_TASKS, Open, check_light
@@ -12,6 +10,7 @@ from rows import rows_in
 from bench.finished_jobs import make_history
 from harness.daemon import Daemon
 from imagejobd.model.clock import now_ms
+from imagejobd.model.job import LOCAL_TENANT
 
 JOBS, LINES = 10_000, 200_000
 
@@ -19,10 +18,7 @@ JOBS, LINES = 10_000, 200_000
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     daemon = Daemon()
-    make_history(daemon.database_file, JOBS, now_ms())
-    with closing(sqlite3.connect(daemon.database_file, isolation_level=None)) as db:
-        db.execute("update job set tenant = 'local'")
-        db.execute("update or replace lane set tenant = 'local'")
+    make_history(daemon.database_file, JOBS, now_ms(), tenant=LOCAL_TENANT)
     with daemon:
         yield daemon
 

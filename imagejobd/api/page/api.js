@@ -41,7 +41,7 @@ export async function request(path, options = {}) {
     if (response.ok) return response;
     const problem = new Problem(response.status, await response.json().catch(() => ({})));
     if (response.status !== 401) throw problem;
-    if (used === token) await renew(used ? problem.message : '');
+    if (used === token) await renew(problem.message);
     options.signal?.throwIfAborted();
   }
 }
@@ -58,10 +58,14 @@ async function send(path, used, options) {
   }
 }
 
+export function useToken(text) {
+  token = text;
+}
+
 // One question for all that wait for its answer.
 async function renew(why) {
   asking ??= askToken(why).then((answer) => {
-    token = answer;
+    useToken(answer);
     asking = null;
   });
   await asking;

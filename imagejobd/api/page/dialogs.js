@@ -7,13 +7,11 @@ const KEYS = [['j  k', 'next, previous job'], ['Enter', 'open the job'], ['/', '
   ['Enter  Shift+Enter', 'next, previous match'], ['r  c', 'retry, cancel the job shown'],
   ['Esc', 'leave a field, go back'], ['?', 'this help']];
 
-// Shows a dialog; resolves with its fields when it is agreed to, else with null.
-// `isFirm` leaves no other way out.
+// Shows a dialog; resolves with its fields when it is agreed to, else with null. `isFirm` offers no other way out.
 function ask({ title, body = [], agree, decline = 'Not now', isDanger = false, isFirm = false }) {
   const agreed = h(isDanger ? 'button.danger' : 'button.primary', { type: 'submit' }, agree);
   const form = h('form', { method: 'dialog' }, h('h2', title), body,
-    h('div.buttons', 
-      decline && !isFirm ? h('button', { click: () => dialog.close() }, decline) : null, agreed));
+    h('div.buttons', decline && !isFirm ? h('button', { click: () => dialog.close() }, decline) : null, agreed));
   const dialog = h('dialog', form);
   return new Promise((resolve) => {
     form.addEventListener('submit', (event) => {
@@ -60,16 +58,17 @@ export function askSecrets(names) {
   });
 }
 
+// A token, or an empty text.
 export async function askToken(why) {
   const fields = await ask({
-    title: 'A token is required',
-    body: [h('p', why || 'This daemon answers only callers with a token (JWT).'),
+    title: why ? 'A token is required' : 'Use a token',
+    body: [h('p', why || 'You see the jobs of your token’s tenant then, or of all tenants where it is an admin’s.'),
       input('token', 'Token', { type: 'password', required: true }),
       h('p.hint', 'It stays in the memory of this page and is gone when you close or reload it.')],
     agree: 'Continue',
-    isFirm: true,
+    isFirm: Boolean(why),
   });
-  return (fields.token ?? '').trim().replace(/^Bearer\s+/i, '');
+  return (fields?.token ?? '').trim().replace(/^Bearer\s+/i, '');
 }
 
 export const showHelp = () => ask({

@@ -1,6 +1,6 @@
 // Where the page begins: which view the address names, the keyboard, and whether the daemon answers.
 
-import { connect } from './api.js';
+import { connect, useToken } from './api.js';
 import { askToken, isAsking, showHelp } from './dialogs.js';
 import { replace, setText } from './dom.js';
 import { JobPage } from './job.js';
@@ -25,6 +25,10 @@ connect({
 function route(event) {
   if (place === location.hash) return;
   if (view instanceof JobList) list = { view, hash: new URL(event.oldURL).hash || '#/', y: listY };
+  show();
+}
+
+function show() {
   place = location.hash || '#/';
   const [path, query = ''] = place.slice(1).split('?');
   const id = /^\/jobs\/([^/]+)$/.exec(path)?.[1];
@@ -53,6 +57,16 @@ function key(event) {
   event.preventDefault();
 }
 
+// For who sees more with a token than without one.
+async function offerToken() {
+  const text = await askToken('');
+  if (!text) return;
+  useToken(text);
+  list = null;
+  show();
+}
+
+document.getElementById('token').addEventListener('click', offerToken);
 document.getElementById('help').addEventListener('click', showHelp);
 setText(document.getElementById('host'), location.host);
 addEventListener('hashchange', route);

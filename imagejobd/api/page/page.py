@@ -45,7 +45,7 @@ LINKS = {
     "queue": "/api/v2/queue",
     "events": "/api/v2/events",
     "openapi": "/api/v2/openapi.json",
-    "version": "/api/v2/version",
+    "version": "/version",
     "healthz": "/healthz",
     "readyz": "/readyz",
     "metrics": "/metrics",
