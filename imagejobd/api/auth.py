@@ -39,8 +39,8 @@ from imagejobd.model.bounds import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import Json
 
-# For load balancers and monitors, who have no token, and for browsers: the page itself asks its user for one.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"}) | page.PATHS
+# For load balancers and monitors, who have no token.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"})
 # What `dispatch_reads_anonymous` is about.
 _DISPATCH_POLL = re.compile(r"/api/v1/job/[^/]+(?:/status)?")
 # aiohttp takes header values up to 8190 bytes.
@@ -72,11 +72,13 @@ class Authentication:
 
     def caller(self, request: web.Request) -> Caller:
         """Who sent the request. Raises `Permanent(unauthenticated)`."""
-        if request.path in OPEN_PATHS:
+        is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        # Whoever opens the page has none yet: it asks its user for one.
+        if request.path in OPEN_PATHS or is_read and request.path in page.PATHS:
             return ANONYMOUS
         if hdrs.AUTHORIZATION in request.headers:
             return self._bearer(request.headers.getall(hdrs.AUTHORIZATION))
-        is_poll = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and _DISPATCH_POLL.fullmatch(request.path)
+        is_poll = is_read and _DISPATCH_POLL.fullmatch(request.path)
         if self._settings.required and not (self.dispatch_reads_anonymous and is_poll):
             raise unauthenticated(NO_TOKEN)
         return ANONYMOUS

@@ -71,7 +71,7 @@ async def test_strangers_are_not_asked_for_a_body(
     ("method", "path", "status"),
     [
         ("POST", "/no/such/path", 404),
-        ("POST", "/", 404),
+        ("POST", "/", 405),
         ("PUT", "/api/v2/jobs", 405),
         ("POST", "/images/1", 405),
         ("OPTIONS", "*", 404),

@@ -91,7 +91,7 @@ def _suffix(name: str) -> str:
     return name[name.rfind(".") :]
 
 
-# Open to all, also where tokens are required.
+# Read by everybody, also where tokens are required.
 PATHS = frozenset(_files())
 
 
