@@ -74,7 +74,7 @@ class Authentication:
         """Who sent the request. Raises `Permanent(unauthenticated)`."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         # Whoever opens the page has none yet: it asks its user for one.
-        if request.path in OPEN_PATHS or is_read and request.path in page.PATHS:
+        if request.path in OPEN_PATHS or (is_read and request.path in page.PATHS):
             return ANONYMOUS
         if hdrs.AUTHORIZATION in request.headers:
             return self._bearer(request.headers.getall(hdrs.AUTHORIZATION))

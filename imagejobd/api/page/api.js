@@ -72,16 +72,26 @@ async function renew(why) {
 }
 
 export const sleep = (ms, signal) => new Promise((resolve) => {
-  const timer = setTimeout(resolve, ms);
-  signal?.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
+  const wake = () => {
+    clearTimeout(timer);
+    signal.removeEventListener('abort', wake);
+    resolve();
+  };
+  const timer = setTimeout(wake, ms);
+  signal.addEventListener('abort', wake);
 });
 
 // Server-sent events from `path` until `onEvent` returns true or `signal` aborts; after a cut it goes on with
 // Last-Event-ID. Returns false where the daemon has no such stream: then the caller has to poll.
-export async function follow(path, { id = '', onEvent, onOpen, signal }) {
-  let last = id;
+//
+// A browser keeps six connections to a daemon, for all its tabs: those that nobody sees give theirs back.
+export async function follow(path, { onEvent, onOpen, signal: ending }) {
+  let last = '';
   let wait = RETRY_FIRST_MS;
-  while (!signal.aborted) {
+  while (!ending.aborted) {
+    while (document.hidden && !ending.aborted) await sleep(RETRY_FIRST_MS, ending);
+    const signal = AbortSignal.any([ending, hidden(ending)]);
+    const began = Date.now();
     const headers = { Accept: 'text/event-stream', ...(last ? { 'Last-Event-ID': last } : {}) };
     try {
       const response = await request(path, { headers, signal });
@@ -92,17 +102,23 @@ export async function follow(path, { id = '', onEvent, onOpen, signal }) {
       onOpen?.();
       for await (const event of events(response.body)) {
         if (event.id) last = event.id;
-        wait = RETRY_FIRST_MS;
         if (onEvent(event)) return true;
       }
     } catch (error) {
-      if (signal.aborted) return true;
       if (error instanceof Problem && [400, 404, 405, 406].includes(error.status)) return false;
     }
-    await sleep(wait * (0.5 + Math.random() / 2), signal);
+    if (Date.now() - began > RETRY_MAX_MS) wait = RETRY_FIRST_MS;
+    await sleep(wait * (0.5 + Math.random() / 2), ending);
     wait = Math.min(wait * 2, RETRY_MAX_MS);
   }
   return true;
+}
+
+// Aborts when nobody sees the page any more.
+function hidden(signal) {
+  const controller = new AbortController();
+  document.addEventListener('visibilitychange', () => controller.abort(), { once: true, signal });
+  return controller.signal;
 }
 
 // The pieces of a body, as text. A body that falls silent ends, as one does whose connection was cut.

@@ -1,4 +1,4 @@
-// A job's page: brought up to date with every event of the job, and once a second while it works.
+// A job's page, brought up to date once a second until the job has ended; its log comes as it is written.
 
 import { follow, get, post, Problem, request, sleep, texts } from './api.js';
 import { figure, line } from './charts.js';
@@ -9,7 +9,6 @@ import { breathe, LogView } from './log.js';
 import { copies, details, errorPart, eventRow, facts, json, resultPart, timeline } from './parts.js';
 import { perfDots, short } from './queue.js';
 
-const REFRESH_MIN_MS = 250;
 const POLL_MS = 1_000;
 const EVENTS_MAX = 2_000;
 const PARTS = ['callout', 'facts', 'phases', 'copies', 'perf', 'result'];
@@ -32,31 +31,16 @@ export class JobPage {
 
   async start() {
     this.ending = new AbortController();
-    this.final = new AbortController();
     const { signal } = this.ending;
     if (!(await this.refresh())) return;
     this.showRest();
     this.followLog().catch((error) => signal.aborted || this.log.end(error.message));
     if (this.job.kind === 'run') this.showPerf().catch(() => {});
     if (isFinal(this.job)) return;
-    const watch = AbortSignal.any([signal, this.final.signal]);
-    follow(`${this.path}/events`, { onEvent: () => { this.refreshSoon(); }, signal: watch });
     while (!signal.aborted && !isFinal(this.job)) {
       await sleep(POLL_MS, signal);
-      if (!document.hidden) await this.refreshSoon();
+      if (!document.hidden && !isFinal(this.job)) await this.refresh();
     }
-  }
-
-  async refreshSoon() {
-    this.isStale = true;
-    if (this.isRefreshing) return;
-    this.isRefreshing = true;
-    while (this.isStale && !this.ending.signal.aborted && !isFinal(this.job)) {
-      this.isStale = false;
-      await this.refresh();
-      await sleep(REFRESH_MIN_MS, this.ending.signal);
-    }
-    this.isRefreshing = false;
   }
 
   // Whether the job could be read and was shown.
@@ -65,7 +49,6 @@ export class JobPage {
       const before = this.job;
       this.job = await get(this.path, this.ending.signal);
       this.show();
-      if (isFinal(this.job)) this.final.abort();
       if (before && !isFinal(before) && isFinal(this.job) && this.job.kind === 'run') this.showPerf().catch(() => {});
       this.readEvents();
       return true;

@@ -98,7 +98,8 @@ export class JobList {
     this.watch(signal);
   }
 
-  // Refreshes with every event; where the daemon has no stream of them, every few seconds.
+  // Refreshes with every event, also for those that it has missed; where the daemon has no stream of them, every few
+  // seconds.
   async watch(signal) {
     const onEvent = () => this.refreshSoon();
     const ended = await follow('events', { onEvent, onOpen: () => this.refreshSoon(), signal });
