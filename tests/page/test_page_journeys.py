@@ -14,7 +14,7 @@ from harness.build_box import BuildBox
 from harness.client import Client
 from harness.daemon import Daemon
 from harness.engine import PrivateEngine
-from harness.registry import Registry
+from harness.registry import PASSWORD, USERNAME, Registry
 
 SECRET = "a shared secret of more than thirty-two bytes"
 CLAIMS = {"tid": 1, "oid": 7, "aud": "com.company.jobservice"}
@@ -119,6 +119,21 @@ def test_retry_a_failed_build(box: BuildBox, registry: Registry, open_page: Open
     expect(page.get_by_role("link", name=job)).to_be_visible()
     expect(page).to_have_url(JOB_URL)
     assert box.job(page.url.rpartition("/")[2])["retry_of"] == job
+
+
+def test_retry_with_a_password_that_was_deleted(box: BuildBox, private_registry: Registry, open_page: Open) -> None:
+    """The page asks for the secrets that went when the job ended."""
+    name = f"{private_registry.host}/page/login:1"
+    job = box.submit_build(name, "FROM scratch\nLABEL a=b\n", username=USERNAME, password="wrong")
+    if "secret_names" not in box.failed(job):
+        pytest.skip("this daemon takes no secrets with a retry")
+    page = open_page(f"{box.daemon.url}/#/jobs/{job}")
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    page.get_by_role("dialog").get_by_label("password").fill(PASSWORD)
+    page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    expect(page.get_by_role("link", name=job)).to_be_visible()
+    expect(page.locator(".job-head .state")).to_have_text("succeeded")
 
 
 def test_a_token_shows_what_is_not_everybodys(tmp_path: Path, open_page: Open) -> None:
