@@ -1,8 +1,4 @@
-"""The command line: `imagejobd serve`, `imagejobd check-config` and `imagejobd token`.
-
-Its commands import what they need when they are called: the daemon's imports take half a second, which the help, and
-the completion at each press of a key, have no use for.
-"""
+"""`imagejobd serve`, `imagejobd check-config` and `imagejobd token`."""
 
 import os
 import sys
@@ -12,7 +8,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from imagejobd import __version__
 from imagejobd.model.bounds import INTEGER_MAX, INTEGER_MIN
 from imagejobd.model.errors import Fault
 
@@ -42,16 +37,7 @@ def _64_bits(context: click.Context, parameter: click.Parameter, value: int) -> 
     return value
 
 
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog='Completion in bash: eval "$(_IMAGEJOBD_COMPLETE=bash_source imagejobd)"; zsh and fish likewise.',
-)
-@click.version_option(__version__, prog_name="imagejobd")
-def main() -> None:
-    """A daemon for image jobs: builds, runs, dispatches and distributions, kept in a durable queue."""
-
-
-_config_option = click.option(
+config_option = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path),
@@ -59,23 +45,33 @@ _config_option = click.option(
 )
 
 
-@main.command(short_help="Run the daemon in the foreground.")
-@_config_option
+@click.command()
+@config_option
 def serve(path: Path | None) -> None:
-    """Run the daemon in the foreground. SIGTERM drains; a second one interrupts what still runs."""
+    """Run the daemon in the foreground. SIGTERM drains; a second one interrupts what still runs.
+
+    \b
+    Example:
+      imagejobd serve --config config.toml
+    """
     from imagejobd import daemon
 
-    sys.exit(daemon.run(_load(path)))
+    sys.exit(daemon.run(load(path)))
 
 
-@main.command("check-config", short_help="Check the configuration and print it.")
-@_config_option
+@click.command("check-config")
+@config_option
 def check_config(path: Path | None) -> None:
-    """Check the configuration and print it as TOML, with every default filled in; the verdict goes to stderr."""
+    """Check the configuration and print it as TOML, with every default filled in; the verdict goes to stderr.
+
+    \b
+    Example:
+      imagejobd check-config --config config.toml > /dev/null
+    """
     from imagejobd import config
 
     try:
-        loaded = _read(path)
+        loaded = read(path)
     except config.ConfigError as error:
         problems = len(str(error).splitlines())
         verdict = f"the configuration cannot be used ({problems} problem{'s' if problems > 1 else ''})"
@@ -84,8 +80,8 @@ def check_config(path: Path | None) -> None:
     click.echo("imagejobd: the configuration is valid", err=True)
 
 
-@main.command()
-@_config_option
+@click.command()
+@config_option
 @click.option("--tenant", type=int, callback=_64_bits, required=True, help="Claim tid: whose jobs its bearer may see.")
 @click.option("--client", type=int, callback=_64_bits, required=True, help="Claim oid: the client within the tenant.")
 @click.option("--subject", help="Claim sub: the person; auth.admin_subjects are such.")
@@ -105,10 +101,15 @@ def token(
     key_id: str | None,
     **person: str | None,
 ) -> None:
-    """Mint a token and print it, for tests and scripts."""
+    """Mint a token and print it, for tests and scripts.
+
+    \b
+    Example:
+      export IMAGEJOBD_TOKEN=$(imagejobd token --tenant 1 --client 7)
+    """
     from imagejobd.api.auth import mint
 
-    auth = _load(path).auth
+    auth = load(path).auth
     now_s = int(time.time())
     claims = {"tid": tenant, "oid": client, "aud": audience or auth.audience, "iat": now_s, "exp": now_s + expires_in_s}
     claims |= {_CLAIMS[option]: value for option, value in person.items() if value is not None}
@@ -118,16 +119,16 @@ def token(
         _fail(fault.message, BAD_USAGE)
 
 
-def _load(path: Path | None) -> "Config":
+def load(path: Path | None) -> "Config":
     from imagejobd.config import ConfigError
 
     try:
-        return _read(path)
+        return read(path)
     except ConfigError as error:
         _fail(str(error), BAD_CONFIGURATION)
 
 
-def _read(path: Path | None) -> "Config":
+def read(path: Path | None) -> "Config":
     from imagejobd import config, daemon
 
     try:
