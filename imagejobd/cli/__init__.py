@@ -34,6 +34,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("service", "Run the daemon in the foreground."),
         "check-config": ("service", "Check the configuration and print it."),
         "token": ("service", "Mint a token and print it, for tests and scripts."),
+        "doctor": ("doctor", "Look for what is wrong on this machine."),
+        "backup": ("backup", "Back up the state folder while the daemon runs."),
         "completion": ("completion", "Print the completion for a shell."),
     },
 }

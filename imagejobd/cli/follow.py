@@ -96,11 +96,11 @@ class LogFollower:
                 continue
             text = fields.get(b"data", b"")
             length = int(end) - self.offset
-            # Lines are whole but for the last: whether that has an end, the offset says.
-            text = text + b"\n" if len(text) + 1 == length else text
-            if length > 0:
-                self.offset = int(end)
-                yield text[-length:]
+            if length <= 0:
+                continue
+            self.offset = int(end)
+            # Lines are whole but for the log's last: that it has no end, the offset says.
+            yield text if len(text) == length else text + b"\n"
 
 
 def _events(blocks: Iterator[bytes]) -> Iterator[dict[bytes, bytes]]:
