@@ -12,7 +12,7 @@ import pytest
 
 SESSION = Path(__file__).with_name("session.py")
 SOURCE_ROOT = SESSION.parents[2]
-SESSIONS = {"readme": ["README.md"], "docs": ["docs/apis.md", "docs/history.md"]}
+SESSIONS = {"readme": ["README.md"], "docs": ["docs/apis.md", "docs/history.md", "docs/cli.md"]}
 TIMEOUT_S = 300
 # What differs from run to run: UUIDs, times.
 MASKED = (
