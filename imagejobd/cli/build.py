@@ -109,7 +109,7 @@ def _build_args(values: tuple[str, ...]) -> dict[str, str]:
 
 def _shown(context: Folder) -> Iterator[bytes]:
     """The context's tar, with how much of it has been sent on the terminal."""
-    total = f"{text.size(context.size)} in {len(context.members)} files and folders"
+    total = f"{text.size(context.size)} (entries: {len(context.members)})"
     is_terminal, sent, show_at = sys.stderr.isatty(), 0, 0.0
     for piece in context.tar():
         if is_terminal and time.monotonic() >= show_at:

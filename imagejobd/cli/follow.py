@@ -35,34 +35,31 @@ class LogFollower:
         self._on_outage = on_outage
         self._sleep = sleep
         self._away_s = 0.0
+        self._was_there = False
         self.offset = offset
 
     def texts(self) -> Iterator[bytes]:
         """Pieces of the log as they come, to the end. Raises `Refused`, and `Unreachable` once the daemon is away for
         long, or if it was never there."""
-        self._away_s, was_there, has_ended = 0.0, False, False
+        has_ended = False
         while not has_ended:
             offset = self.offset
             try:
-                for piece in self._connection():
-                    self._is_back()
-                    was_there = True
-                    yield piece
+                yield from self._connection()
                 has_ended = self._session.job(self._job).has_ended
-                self._is_back()
-                was_there = True
                 if not has_ended and offset == self.offset:
                     self._sleep(RETRY_FIRST_S)
             except (Unreachable, Refused) as error:
                 is_final = isinstance(error, Refused) and error.status < 500
-                if is_final or not was_there or self._away_s > AWAY_MAX_S:
+                if is_final or not self._was_there or self._away_s > AWAY_MAX_S:
                     raise
                 if not self._away_s:
                     self._on_outage(error.message)
                 self._sleep(pause_s := min(max(self._away_s, RETRY_FIRST_S), RETRY_MAX_S))
                 self._away_s += pause_s
 
-    def _is_back(self) -> None:
+    def _has_answered(self) -> None:
+        self._was_there = True
         if self._away_s:
             self._away_s = 0.0
             self._on_outage(None)
@@ -75,6 +72,7 @@ class LogFollower:
             headers["Last-Event-ID"] = str(self.offset)
         path = f"/jobs/{self._job}/log"
         with self._session.api.stream(path, query=query, headers=headers, timeout_s=SILENCE_MAX_S) as stream:
+            self._has_answered()
             if stream.content_type == EVENT_STREAM:
                 yield from self._events(stream.blocks())
                 return

@@ -46,6 +46,7 @@ class _Retries(msgspec.Struct, frozen=True):
 
     retried: list[Retried]
     refused: list[Refusal] = []
+    next: str | None = None
 
 
 @click.command()
@@ -218,22 +219,33 @@ def retry(
 
 
 def _retry_all(session: Session, which: dict[str, Any]) -> None:
+    """Try again what is chosen, in as many requests as it takes, unless the user has set a limit."""
     if "since" in which:
         which["since"] = _moment(str(which["since"]))
-    try:
-        answer = session.api.ask("/jobs/retry", method="POST", body=which)
-    except Refused as refusal:
-        raise not_in_this_daemon(refusal, "retry several jobs at once") from None
-    if session.as_json:
-        session.print_json(answer)
-        return
-    retries = answer.read(_Retries)
+    has_refusals = False
+    while True:
+        try:
+            answer = session.api.ask("/jobs/retry", method="POST", body=which)
+        except Refused as refusal:
+            raise not_in_this_daemon(refusal, "retry several jobs at once") from None
+        retries = answer.read(_Retries)
+        if session.as_json:
+            session.print_json(answer)
+        else:
+            _print_retries(retries)
+        has_refusals |= bool(retries.refused)
+        if retries.next is None or "limit" in which:
+            break
+        which["cursor"] = retries.next
+    if has_refusals:
+        sys.exit(Exit.FAILED)
+
+
+def _print_retries(retries: _Retries) -> None:
     for retried in retries.retried:
         click.echo(f"{text.line(retried.id)} instead of {text.line(retried.retry_of)}")
     for refused in retries.refused:
         click.echo(f"imagejobd: {text.line(refused.id)}: {text.line(refused.detail)}", err=True)
-    if retries.refused:
-        sys.exit(Exit.FAILED)
 
 
 def not_in_this_daemon(refusal: Refused, what: str) -> CommandError:

@@ -1,13 +1,10 @@
 """Whatever answers: the client ends with an exit code and a line, and a terminal is shown nothing but text."""
 
 import json
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fake_server import http, server
 from terminals import run, terminal
 
 from imagejobd.cli.text import line, plain
@@ -16,37 +13,6 @@ UNREACHABLE, USAGE, FAILED = 4, 2, 1
 UUID = "01a1fa0d-783b-702e-b400-328fdb89cd09"
 # Window title, colour, cursor, clearing, a hyperlink, C1, bidirectional override.
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred\x1b[2J\x1b[H\x1b]8;;http://evil\x1b\\link\x9b31m\u202egpj\x08\r"
-
-
-@contextmanager
-def server(answer: Callable[[bytes], bytes]) -> Iterator[str]:
-    """The URL of one that answers each request (its head) with some bytes, then hangs up."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                head = b""
-                while b"\r\n\r\n" not in head and (block := connection.recv(65536)):
-                    head += block
-                connection.sendall(answer(head))
-                # As the daemon does: what still comes is swallowed, so that the client may read the answer.
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(65536):
-                    pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-
-
-def http(body: bytes, status: str = "200 OK", content_type: str = "application/json") -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
 
 
 def job(**fields: object) -> dict[str, object]:
