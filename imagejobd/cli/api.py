@@ -4,6 +4,7 @@ With `http.client`, because importing aiohttp takes longer than most commands. W
 JSON of the expected shape within a bound gets past this module.
 """
 
+import http
 import http.client
 import select
 import socket
@@ -53,21 +54,24 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Stream:
-    """An answer that is read while it comes. Raises `ConnectionError` where it breaks off."""
+    """An answer that is read while it comes."""
 
-    def __init__(self, response: http.client.HTTPResponse) -> None:
+    def __init__(self, response: http.client.HTTPResponse, url: str) -> None:
         self._response = response
+        self._url = url
         self.content_type = (response.getheader("Content-Type") or "").partition(";")[0].strip().lower()
 
     def blocks(self) -> Iterator[bytes]:
-        """The bytes as they arrive, until the end that the server has marked as such."""
-        try:
-            while block := self._response.read1(_BLOCK_BYTES):
-                yield block
-        except (http.client.HTTPException, ValueError) as error:
-            raise ConnectionResetError(f"the answer broke off ({type(error).__name__})") from None
+        """The bytes as they arrive, until the end that the server has marked as such. Raises `Unreachable` where they
+        break off."""
+        while True:
+            with _translated(self._url):
+                block = self._response.read1(_BLOCK_BYTES)
+            if not block:
+                break
+            yield block
         if self._response.length:
-            raise ConnectionResetError("the answer broke off")
+            raise Unreachable(f"{self._url} broke off its answer")
 
 
 class Api:
@@ -97,7 +101,7 @@ class Api:
         data = b"" if body is None else msgspec.json.encode(body)
         if method != "GET":
             headers = {**headers, "Content-Type": "application/json", "Content-Length": str(len(data))}
-        with self._exchange(method, API + path, query, headers, timeout_s) as connection:
+        with self._exchange(method, API + path, query, headers, timeout_s) as connection, _translated(self.url):
             if data:
                 connection.send(data)
             response = self._accepted(connection.getresponse())
@@ -105,7 +109,7 @@ class Api:
 
     def get(self, path: str, *, timeout_s: float = TIMEOUT_S) -> tuple[int, bytes, Mapping[str, str]]:
         """Status, body and headers of a GET outside of the API, whatever the status is."""
-        with self._exchange("GET", path, None, {}, timeout_s) as connection:
+        with self._exchange("GET", path, None, {}, timeout_s) as connection, _translated(self.url):
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return response.status, self._whole(response), headers
@@ -116,13 +120,15 @@ class Api:
     ) -> Iterator[Stream]:
         """A GET whose answer is read while it comes; `timeout_s` bounds the silence. Raises as `ask`."""
         with self._exchange("GET", API + path, query, headers, timeout_s) as connection:
-            yield Stream(self._accepted(connection.getresponse()))
+            with _translated(self.url):
+                response = self._accepted(connection.getresponse())
+            yield Stream(response, self.url)
 
     def send(self, path: str, content_type: str, pieces: Iterable[bytes], *, headers: Mapping[str, str] = {}) -> Answer:
         """POST a body of unknown length, piece by piece. A daemon that has answered before all of it was sent is sent
         no more. Raises as `ask`, and what `pieces` raises."""
         headers = {**headers, "Content-Type": content_type, "Transfer-Encoding": "chunked"}
-        with self._exchange("POST", API + path, None, headers, TIMEOUT_S) as connection:
+        with self._exchange("POST", API + path, None, headers, TIMEOUT_S) as connection, _translated(self.url):
             with suppress(BrokenPipeError, ConnectionResetError):  # its answer says why
                 if all(_sent(connection, piece) for piece in pieces if piece):
                     connection.send(b"0\r\n\r\n")
@@ -137,23 +143,15 @@ class Api:
         target = self._path + path + (f"?{urlencode(query)}" if query else "")
         connection = self._make_connection()
         try:
-            connection.timeout = CONNECT_TIMEOUT_S
-            connection.connect()
-            connection.sock.settimeout(timeout_s)
-            connection.putrequest(method, target)
-            for name, value in {**self._headers, **headers}.items():
-                connection.putheader(name, value)
-            connection.endheaders()
+            with _translated(self.url):
+                connection.timeout = CONNECT_TIMEOUT_S
+                connection.connect()
+                connection.sock.settimeout(timeout_s)
+                connection.putrequest(method, target)
+                for name, value in {**self._headers, **headers}.items():
+                    connection.putheader(name, value)
+                connection.endheaders()
             yield connection
-        except TimeoutError:
-            raise Unreachable(f"{self.url} does not answer") from None
-        except ssl.SSLError as error:
-            raise Unreachable(f"no TLS with {self.url}: {error.reason or error}") from None
-        except OSError as error:
-            hint = "; is the daemon running? (imagejobd doctor)" if isinstance(error, ConnectionError) else ""
-            raise Unreachable(f"{self.url} cannot be reached: {error.strerror or error}{hint}") from None
-        except http.client.HTTPException as error:
-            raise Unreachable(f"what answers at {self.url} does not speak HTTP ({type(error).__name__})") from None
         finally:
             connection.close()
 
@@ -168,13 +166,34 @@ class Api:
             if response.status in (502, 503, 504):
                 raise Unreachable(f"{self.url} answers {response.status}: what stands before the daemon does") from None
             raise Unreachable(f"{self.url} answers {response.status}, and not as imagejobd does") from None
-        raise Refused(response.status, problem.code, problem.detail[:DETAIL_MAX_CHARS])
+        detail = problem.detail[:DETAIL_MAX_CHARS]
+        if response.status == http.HTTPStatus.UNAUTHORIZED:
+            detail += " ($IMAGEJOBD_TOKEN, or --token-file)"
+        raise Refused(response.status, problem.code, detail)
 
     def _whole(self, response: http.client.HTTPResponse) -> bytes:
         body = response.read(ANSWER_MAX_BYTES + 1)
         if len(body) > ANSWER_MAX_BYTES:
             raise Unreachable(f"the answer of {self.url} is larger than {ANSWER_MAX_BYTES} bytes")
         return body
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """What a connection, or what is spoken over it, fails with, as `Unreachable`."""
+    try:
+        yield
+    except TimeoutError:
+        raise Unreachable(f"{url} does not answer") from None
+    except ssl.SSLError as error:
+        raise Unreachable(f"no TLS with {url}: {error.reason or error}") from None
+    except http.client.HTTPException as error:
+        raise Unreachable(f"{url} broke off, or does not speak HTTP ({type(error).__name__})") from None
+    except OSError as error:
+        hint = "; is the daemon running? (imagejobd doctor)" if isinstance(error, ConnectionError) else ""
+        raise Unreachable(f"{url} cannot be reached: {error.strerror or error}{hint}") from None
+    except ValueError as error:  # of http.client, for a chunk whose size is none
+        raise Unreachable(f"{url} does not speak HTTP: {error}") from None
 
 
 class _UnixConnection(http.client.HTTPConnection):

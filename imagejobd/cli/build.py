@@ -101,9 +101,8 @@ def _tags(references: tuple[str, ...]) -> tuple[str, list[str]]:
 
 def _build_args(values: tuple[str, ...]) -> dict[str, str]:
     """As docker has it: a name alone is taken from the environment, and left out where that has none."""
-    given = [
-        text if "=" in text else f"{text}={os.environ[text]}" for text in values if "=" in text or text in os.environ
-    ]
+    given = [f"{value}={os.environ[value]}" if value in os.environ else value for value in values]
+    given = [value for value in given if "=" in value]
     return dict(pairs(tuple(given), "--build-arg"))
 
 

@@ -107,7 +107,7 @@ def _events(blocks: Iterator[bytes]) -> Iterator[dict[bytes, bytes]]:
     for block in blocks:
         *lines, rest = (rest + block).split(b"\n")
         if len(rest) > _EVENT_MAX_BYTES:
-            raise ConnectionResetError("an event is too long")
+            raise Unreachable("an event of the log is too long")
         for line in lines:
             if not line:
                 if fields:

@@ -103,7 +103,10 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         url, token_file, as_json = (kwargs.pop(name) for name in ("url", "token_file", "as_json"))
         token = os.environ.get("IMAGEJOBD_TOKEN", "") if token_file is None else secret_from(str(token_file))
         api = Api(str(url or os.environ.get("IMAGEJOBD_URL") or DEFAULT_URL), token.strip())
-        command(Session(api, as_json=bool(as_json)), *args, **kwargs)
+        try:
+            command(Session(api, as_json=bool(as_json)), *args, **kwargs)
+        except KeyboardInterrupt:
+            raise CommandError("interrupted", Exit.INTERRUPTED) from None
 
     return with_session
 

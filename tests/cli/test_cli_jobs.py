@@ -1,11 +1,13 @@
 """The client's commands against a daemon, piped and in a terminal."""
 
 import json
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from terminals import run, terminal
+from terminals import command, environment, run, terminal
 
 from harness.base_image import BUSYBOX
 from harness.build_box import BuildBox
@@ -128,6 +130,29 @@ def test_ctrl_c_twice_leaves(box: BuildBox, registry: Registry, tmp_path: Path) 
     job = shown.text.rpartition("imagejobd cancel ")[2].split()[0]
     assert box.job(job)["state"] == "running"
     box.cancel(job)
+
+
+def test_ctrl_c_elsewhere(box: BuildBox, registry: Registry) -> None:
+    """A command that only looks ends with 130, and leaves the job alone."""
+    job = box.submit_build(f"{registry.host}/cli/looked:1", slow("looked"))
+    box.prints(job, "begun")
+    for args, words in ((["logs", "-f", job], "begun"), (["jobs", "--watch"], "JOB")):
+        with terminal(box.daemon.url, *args) as shown:
+            shown.shows(words)
+            shown.interrupt()
+            assert shown.wait() == INTERRUPTED, shown.text
+    assert box.job(job)["state"] == "running"
+    box.cancel(job)
+
+
+def test_a_reader_that_goes_away(box: BuildBox, registry: Registry) -> None:
+    """`imagejobd logs | head` is no error of the daemon's, and nothing is said of it."""
+    job = box.submit_build(f"{registry.host}/cli/head:1", f"FROM {BUSYBOX}\nRUN seq 200000\n")
+    box.succeeded(job)
+    pipe = f"{shlex.join(command(['logs', job]))} | head -c 5"
+    done = subprocess.run(["sh", "-c", pipe], env=environment(box.daemon.url), capture_output=True, check=True)
+    assert done.stderr == b""
+    assert len(done.stdout) == 5
 
 
 def test_logs_survive_a_restart(engine: PrivateEngine, registry: Registry) -> None:
