@@ -134,14 +134,13 @@ def daemon_findings(session: Session, config: Config) -> Iterator[Finding]:
 def version_finding(session: Session) -> Finding:
     """Whether daemon and client are of one version."""
     with suppress(CommandError, msgspec.MsgspecError, UnicodeDecodeError):
-        for path in ("/api/v2/version", "/version"):
-            status, body, _ = session.api.get(path, timeout_s=ANSWER_TIMEOUT_S)
-            if status == 200:
-                version = str(msgspec.json.decode(body, type=dict[str, Any]).get("version"))
-                if version == __version__:
-                    return Finding("version", "ok", version)
-                advice = "restart the daemon after an upgrade; an older one lacks some of this client's commands"
-                return Finding("version", "warn", f"the daemon is {version}, this client {__version__}", advice)
+        status, body, _ = session.api.get("/version", timeout_s=ANSWER_TIMEOUT_S)
+        if status == 200:
+            version = str(msgspec.json.decode(body, type=dict[str, Any]).get("version"))
+            if version == __version__:
+                return Finding("version", "ok", version)
+            advice = "restart the daemon after an upgrade; an older one lacks some of this client's commands"
+            return Finding("version", "warn", f"the daemon is {version}, this client {__version__}", advice)
     why = f"the daemon does not tell its version; this client is {__version__}"
     return Finding("version", "warn", why, "it is older: upgrade it, or restart it after the upgrade")
 

@@ -12,7 +12,7 @@ from terminals import command, environment, run, terminal
 from harness.base_image import BUSYBOX
 from harness.build_box import BuildBox
 from harness.engine import PrivateEngine
-from harness.registry import Registry
+from harness.registry import PASSWORD, USERNAME, Registry
 from harness.waiting import until
 
 SUCCEEDED, FAILED, USAGE, CANCELLED, UNREACHABLE, NOT_ENDED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -236,3 +236,30 @@ def test_unix_socket(engine: PrivateEngine, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"listen" = [', f'"listen" = {listen} # ['))
     with box:
         assert run(f"unix:{path}", "jobs").code == SUCCEEDED
+
+
+def test_tokens(tmp_path: Path) -> None:
+    """Where the daemon wants a token, it comes from the environment or a file; without one the client says how."""
+    secret = tmp_path / "jwt.secret"
+    secret.write_text("a shared secret of more than thirty-two bytes")
+    with BuildBox(auth={"jwt_secret_file": str(secret), "required": True}) as box:
+        url, config = box.daemon.url, str(box.daemon.config_file)
+        done = run(url, "jobs")
+        assert done.code == USAGE
+        assert "$IMAGEJOBD_TOKEN" in done.err
+        token = run(url, "token", "--tenant", "1", "--client", "2", "--config", config).out
+        (tmp_path / "token").write_text(token)
+        assert run(url, "jobs", IMAGEJOBD_TOKEN=token).code == SUCCEEDED
+        assert run(url, "jobs", "--token-file", str(tmp_path / "token")).code == SUCCEEDED
+        assert run(url, "jobs", "--token-file", "-", input=token.encode()).code == SUCCEEDED
+
+
+def test_a_login_for_one_build(box: BuildBox, private_registry: Registry, folder: Path) -> None:
+    """A password comes from a file, and is printed nowhere."""
+    image = f"{private_registry.host}/cli/private:1"
+    (folder / "secret").write_text(PASSWORD)
+    login = ("--username", USERNAME, "--password-file", str(folder / "secret"))
+    done = run(box.daemon.url, "build", str(folder), "-t", image, *login)
+    assert done.code == SUCCEEDED, done.err
+    assert PASSWORD not in done.out + done.err
+    assert private_registry.tags("cli/private") == ["1"]
