@@ -104,7 +104,7 @@ def show(session: Session, job: str) -> None:
         session.print_json(answer)
         return
     for name, value in _details(answer.read(Job)):
-        click.echo(f"{name:<12}{text.plain(value)}")
+        click.echo(f"{text.line(name):<12}{text.plain(value)}")
 
 
 @click.command()
@@ -123,8 +123,9 @@ def logs(session: Session, job: str, follow: bool, tail: int | None) -> None:
     """
     offset = 0
     if tail is not None or not follow:
-        path = f"/jobs/{segment(job)}/log"
-        with session.api.stream(path, timeout_s=WAIT_S) as stream:
+        # To go on after the end, all of it is counted. Daemons before 0.2 send it whole anyway.
+        query: dict[str, object] = {"tail": tail} if tail and not follow else {}
+        with session.api.stream(f"/jobs/{segment(job)}/log", query=query, timeout_s=WAIT_S) as stream:
             offset = _print_whole(session, stream.blocks(), tail)
     if not follow:
         return
@@ -152,7 +153,7 @@ def wait(session: Session, names: tuple[str, ...], timeout_s: float | None) -> N
         if session.as_json:
             session.print_json(answer)
         else:
-            click.echo(f"{job.id} {text.plain(headline(job))}")
+            click.echo(f"{text.line(job.id)} {text.plain(headline(job))}")
     sys.exit(next((end for end in (Exit.NOT_ENDED, Exit.FAILED, Exit.CANCELLED) if end in ends), Exit.SUCCEEDED))
 
 
@@ -215,7 +216,7 @@ def retry(
         if session.as_json:
             session.print_json(answer)
         else:
-            click.echo(answer.read(Job).id)
+            click.echo(text.line(answer.read(Job).id))
 
 
 def _retry_all(session: Session, which: dict[str, Any]) -> None:

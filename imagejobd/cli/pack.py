@@ -74,7 +74,8 @@ class Folder:
             if outside is not None:
                 ignore_content += b"\n/%b*\n" % OUTSIDE_DOCKERFILE.encode()
                 ignore_name = f"{path}{IGNORE_FILE}"
-                content = outside.read_bytes()[: DOCKERFILE_MAX_BYTES + 1]
+                with outside.open("rb") as file:
+                    content = file.read(DOCKERFILE_MAX_BYTES + 1)
                 self._extra = {path.encode(): content, ignore_name.encode(): ignore_content}
             self.dockerfile_path = None if path in DOCKERFILES else path
             self._ignore = IgnoreFile(ignore_content, ignore_name)
@@ -103,10 +104,14 @@ class Folder:
     def _at(self, path: bytes) -> Path:
         return self._root / os.fsdecode(path)
 
-    def _walk(self, folder: bytes) -> Iterator[Member]:
+    def _walk(self, folder: bytes, *, is_excluded: bool = False) -> Iterator[Member]:
         """What is in a folder, depth first; a folder that is left out comes right before the first that is not."""
-        with os.scandir(self._at(folder)) as entries:
-            names = sorted(os.fsencode(entry.name) for entry in entries)
+        try:
+            names = sorted(os.fsencode(name) for name in os.listdir(self._at(folder)))  # noqa: PTH208 - names
+        except PermissionError:
+            if not is_excluded:
+                raise
+            return
         for name in names:
             path = b"%b/%b" % (folder, name) if folder else name
             status = self._at(path).lstat()
@@ -119,7 +124,7 @@ class Folder:
                 yield self._member(path, status)
             elif self._ignore.prunes(path):
                 continue
-            for member in self._walk(path):
+            for member in self._walk(path, is_excluded=not is_in):
                 if not is_in:
                     is_in = True
                     yield self._member(path, status)

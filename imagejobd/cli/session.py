@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from imagejobd.cli import text
 from imagejobd.cli.api import DEFAULT_URL, Answer, Api
 from imagejobd.cli.errors import CommandError, Exit
 
@@ -79,10 +80,9 @@ class Session:
 
     def print_json(self, answer: Answer) -> None:
         """The daemon's own answer in one line, or indented on a terminal."""
-        value = answer.read(msgspec.Raw)
-        indent = 2 if sys.stdout.isatty() else -1
-        # Indented JSON has its control characters escaped like any other: nothing reaches the terminal as such.
-        click.echo(msgspec.json.format(bytes(value), indent=indent).decode(errors="replace"))
+        is_terminal = sys.stdout.isatty()
+        value = msgspec.json.format(bytes(answer.read(msgspec.Raw)), indent=2 if is_terminal else -1).decode()
+        click.echo(text.plain(value) if is_terminal else value)
 
     def ask_job(self, job: str, *, query: dict[str, object] | None = None, timeout_s: float = 60.0) -> Answer:
         """One job by UUID or number. Raises as `Api.ask`."""
@@ -107,6 +107,8 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
             command(Session(api, as_json=bool(as_json)), *args, **kwargs)
         except KeyboardInterrupt:
             raise CommandError("interrupted", Exit.INTERRUPTED) from None
+        except UnicodeEncodeError:
+            raise CommandError("an argument is not UTF-8 text") from None
 
     return with_session
 
@@ -123,17 +125,17 @@ def secret_from(path: str) -> str:
         raise CommandError(f"cannot read {path}: {reason}") from None
 
 
-def segment(text: str) -> str:
-    """`text` as one segment of a path. Raises `CommandError` for what no job is called."""
-    if not text or not text.isascii() or not all(char.isalnum() or char == "-" for char in text):
-        raise CommandError(f"{text!r} is no job: give its id (a UUID) or its number")
-    return text
+def segment(job: str) -> str:
+    """A job's name as one segment of a path. Raises `CommandError` for what no job is called."""
+    if not job or not job.isascii() or not all(char.isalnum() or char == "-" for char in job):
+        raise CommandError(f"{job!r} is no job: give its id (a UUID) or its number")
+    return job
 
 
 def pairs(values: tuple[str, ...], option: str) -> Iterator[tuple[str, str]]:
     """`NAME=VALUE` of a repeated option. Raises `CommandError`."""
-    for text in values:
-        name, mark, value = text.partition("=")
+    for pair in values:
+        name, mark, value = pair.partition("=")
         if not mark or not name:
-            raise CommandError(f"{option} {text!r} is not NAME=VALUE")
+            raise CommandError(f"{option} {pair!r} is not NAME=VALUE")
         yield name, value

@@ -8,6 +8,7 @@ from uuid import uuid4
 import click
 import msgspec
 
+from imagejobd.cli import text
 from imagejobd.cli.api import Answer
 from imagejobd.cli.errors import CommandError
 from imagejobd.cli.session import Job, Session, connected, pairs
@@ -77,7 +78,7 @@ def copy(
     spec: Submission = {
         "source": {"endpoint": scheme + origin.host, "image": origin.path, **trust}
         | ({"tags": tags} if tags else {"ref": origin.digest or origin.tag}),
-        "targets": [_target(text, origin, bool(tags)) | {"overwrite": overwrite, **trust} for text in targets],
+        "targets": [_target(name, origin, bool(tags)) | {"overwrite": overwrite, **trust} for name in targets],
         "platforms": list(platforms),
         "referrers": referrers,
         "dry_run": dry_run,
@@ -137,7 +138,7 @@ def submit_and_watch(
         if session.as_json:
             session.print_json(receipt)
         else:
-            click.echo(job.id)
+            click.echo(text.line(job.id))
         return
     view = PlainView() if session.as_json else view_for_stderr()
     view.note(f"job {job.id} (number {job.number})")
@@ -163,19 +164,19 @@ def _multipart(boundary: str, submission: Submission, pieces: Iterator[bytes]) -
     yield f"\r\n--{boundary}--\r\n".encode()
 
 
-def _reference(text: str) -> tuple[ImageReference, str]:
+def _reference(name: str) -> tuple[ImageReference, str]:
     """An image's name, and the scheme that stands before it."""
-    scheme = next((scheme for scheme in ("http://", "https://") if text.startswith(scheme)), "")
+    scheme = next((scheme for scheme in ("http://", "https://") if name.startswith(scheme)), "")
     try:
-        return ImageReference.parse(text.removeprefix(scheme)), scheme
+        return ImageReference.parse(name.removeprefix(scheme)), scheme
     except Fault as fault:
         raise CommandError(fault.message) from None
 
 
-def _target(text: str, origin: ImageReference, has_filter: bool) -> Submission:
+def _target(name: str, origin: ImageReference, has_filter: bool) -> Submission:
     """`registry`, or `registry/path[:tag]`: what is not said is as in the source."""
-    scheme = next((scheme for scheme in ("http://", "https://") if text.startswith(scheme)), "")
-    rest = text.removeprefix(scheme).rstrip("/")
+    scheme = next((scheme for scheme in ("http://", "https://") if name.startswith(scheme)), "")
+    rest = name.removeprefix(scheme).rstrip("/")
     if "/" not in rest:
         return {"endpoint": scheme + rest}
     place, _ = _reference(rest)
@@ -184,9 +185,9 @@ def _target(text: str, origin: ImageReference, has_filter: bool) -> Submission:
         target["image"] = place.path
     has_tag = ":" in rest.rpartition("/")[2]
     if has_tag and has_filter:
-        raise CommandError(f"{text!r} names a tag, but several tags are copied; leave it out")
+        raise CommandError(f"{name!r} names a tag, but several tags are copied; leave it out")
     if place.digest or is_digest(rest.rpartition("@")[2]):
-        raise CommandError(f"{text!r} names a digest; an image is given a tag")
+        raise CommandError(f"{name!r} names a digest; an image is given a tag")
     if has_tag:
         target["ref"] = place.tag
     return target

@@ -10,11 +10,12 @@ from contextlib import suppress
 
 import click
 
+from imagejobd.cli import text
 from imagejobd.cli.api import Answer
 from imagejobd.cli.errors import CommandError, Exit, Unreachable
 from imagejobd.cli.follow import LogFollower
 from imagejobd.cli.session import Job, Session
-from imagejobd.cli.view import PlainView
+from imagejobd.cli.view import PlainView, headline
 
 POLL_S = 0.5
 # Of log lines that are shown at once.
@@ -133,9 +134,7 @@ def finish(session: Session, ended: Answer, result: Callable[[Job], str]) -> Exi
     if session.as_json:
         session.print_json(ended)
     elif job.state == "succeeded":
-        click.echo(result(job))
+        click.echo(text.plain(result(job)))
     else:
-        from imagejobd.cli.view import headline
-
-        click.echo(f"imagejobd: job {job.id} {headline(job)}", err=True)
+        click.echo(f"imagejobd: job {text.line(job.id)} {headline(job)}", err=True)
     return job.exit_code

@@ -15,6 +15,7 @@ import sys
 
 from bench import (
     accept,
+    client,
     dispatch,
     distribute,
     distribute_links,
@@ -36,6 +37,7 @@ MEASUREMENTS = {
     "queue": queue.measure,
     "history": history.measure,
     "overhead": overhead.measure,
+    "client": client.measure,
     "noise": noise.measure,
     "followers": followers.measure,
     "run_overhead": run_overhead.measure,

@@ -9,6 +9,7 @@ import itertools
 import json
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Self
 
 from bench.disk import disk_folder
 from harness.base_image import load_busybox
-from harness.daemon import Daemon
+from harness.daemon import SOURCE_ROOT, Daemon
 from harness.engine import PrivateEngine
 from harness.registry import Registry
 from harness.services import program
@@ -76,6 +77,11 @@ class Peers:
         )
         self.check_finished()
         return took
+
+    def by_client(self) -> float:
+        """Seconds of `imagejobd build FOLDER`, from its start to its end."""
+        command = shlex.join([sys.executable, "-m", "imagejobd", "build", str(self.context), "-t", self.fresh()])
+        return self.timed(f"cd {SOURCE_ROOT} && {command} --url {self.daemon.url}")
 
     def output(self) -> str:
         """What the last run printed: the docker client's plain progress, or the job's log."""

@@ -56,7 +56,8 @@ def test_refusals_in_the_daemons_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["jobs"], ["show", "1"], ["logs", "1"], ["logs", "-f", "1"], ["wait", "1"], ["queue"]]
+    "command",
+    [["jobs"], ["show", "1"], ["logs", "1"], ["logs", "-f", "1"], ["wait", "1"], ["queue"], ["show", "1", "--json"]],
 )
 def test_escape_sequences(command: list[str]) -> None:
     """In a terminal nothing that strangers wrote moves the cursor, renames the window or draws a link."""

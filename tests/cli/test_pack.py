@@ -3,15 +3,18 @@
 import os
 import socket
 import tarfile
+import tempfile
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
+from harness.services import require_root
 from imagejobd.archive import ContextBounds, rewrite
 from imagejobd.cli.errors import CommandError
 from imagejobd.cli.pack import OUTSIDE_DOCKERFILE, Folder
 
+NOBODY = 65534
 BOUNDS = ContextBounds(max_bytes=1 << 30, max_entries=1000)
 
 
@@ -158,6 +161,29 @@ def test_a_file_that_changes(root: Path) -> None:
     (root / "grows").unlink()
     with pytest.raises(CommandError, match="cannot read 'grows'"):
         b"".join(folder.tar())
+
+
+def test_folders_that_may_not_be_read() -> None:
+    """One that is ignored is passed over, another is named."""
+    require_root("to be somebody else")
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "Dockerfile").write_text("FROM scratch\n")
+        (root / "closed").mkdir(mode=0o700)
+        (root / ".dockerignore").write_text("closed\n!**/keep\n")
+        os.seteuid(NOBODY)
+        try:
+            assert list(members(Folder(root))) == [".dockerignore", "Dockerfile"]
+        finally:
+            os.seteuid(0)
+        (root / ".dockerignore").unlink()
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(CommandError, match=r"cannot read .*closed"):
+                Folder(root)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize("ignore", ["[", "!\n"])

@@ -27,7 +27,8 @@ def test_commands(pages: list[str]) -> None:
     """Each block succeeds; output that a page shows is what comes, but for ids and times."""
     unshared = subprocess.run(
         ["unshare", "--net", "--mount", sys.executable, str(SESSION), *pages],
-        env=os.environ | {"PYTHONPATH": str(SESSION.parents[1])},
+        # This tree's code, wherever the virtual environment has its own from.
+        env=os.environ | {"PYTHONPATH": f"{SESSION.parents[1]}{os.pathsep}{SOURCE_ROOT}"},
         stdout=subprocess.PIPE,
         timeout=TIMEOUT_S,
         check=True,
