@@ -24,6 +24,7 @@ from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import Intake, QueueBounds
 from imagejobd.api.keys import load_keys
+from imagejobd.api.metrics import Metrics
 from imagejobd.config import Config, ConfigError
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
@@ -41,6 +42,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
 from imagejobd.model.kind import by_name
+from imagejobd.model.traffic import Traffic
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
 from imagejobd.registry.hosts import RegistryHosts
@@ -117,8 +119,8 @@ async def serve(config: Config) -> int:
         engine = await stack.enter_async_context(Engine(config.engine, await store.engine.installation()))
         clock, gate, presence = Clock(), EngineGate(engine.probe), Presence(engine)
         stack.push_async_callback(presence.withdraw)
-        egress, names, circuits = Egress(config.egress), Resolver(), Circuits()
-        registry = await _open_registry(stack, config, egress, names, circuits)
+        egress, names, circuits, traffic = Egress(config.egress), Resolver(), Circuits(), Traffic(config.registry)
+        registry = await _open_registry(stack, config, egress, names, circuits, traffic)
 
         builder = ImageBuilder(
             engine,
@@ -138,7 +140,17 @@ async def serve(config: Config) -> int:
             DistributeKind(registry, _copier(config, blobs), config.kinds.distribute),
         )
         slots = {name: limits.slots(name) for name in kinds}
-        runner = Runner(store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock)
+        runner = Runner(
+            store,
+            kinds,
+            limits,
+            slots=slots,
+            worker=worker,
+            gate=gate,
+            circuits=circuits,
+            clock=clock,
+            traffic=traffic,
+        )
         intake = Intake(
             store,
             kinds,
@@ -150,7 +162,19 @@ async def serve(config: Config) -> int:
             eta_s=runner.eta_s,
         )
         authentication = Authentication(config.auth)
-        app = _create_app(config, intake, authentication, store, blobs, gate, presence)
+        metrics = Metrics(
+            store,
+            store.commits,
+            since_event=await store.last_event(),
+            slots=slots,
+            queue_max=limits.queue_max,
+            crashes_max=limits.crashes_max,
+            engine=gate,
+            circuits=circuits,
+            traffic=traffic,
+            state_dir=state_dir,
+        )
+        app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics)
 
         await rescue(store, worker, crashes_max=limits.crashes_max)
         addresses = await open_listeners(stack, config, app, intake, umask=umask)
@@ -162,6 +186,7 @@ async def serve(config: Config) -> int:
             prune=lambda: prune_loop(store, blobs, config.retention),
             build_cache=builder.prune_loop,
             presence=lambda: presence_loop(presence),
+            metrics=metrics.run,
         )
 
 
@@ -209,10 +234,12 @@ async def _open_store(stack: AsyncExitStack, state_dir: Path, vault: Vault, blob
 
 
 async def _open_registry(
-    stack: AsyncExitStack, config: Config, egress: Egress, names: Resolver, circuits: Circuits
+    stack: AsyncExitStack, config: Config, egress: Egress, names: Resolver, circuits: Circuits, traffic: Traffic
 ) -> RegistryClient:
     admins = config.auth.admin_subjects
-    registry = RegistryClient(config.registry, egress, names=names, circuits=circuits, admin_subjects=admins)
+    registry = RegistryClient(
+        config.registry, egress, names=names, circuits=circuits, traffic=traffic, admin_subjects=admins
+    )
     return await stack.enter_async_context(registry)
 
 
@@ -239,6 +266,7 @@ def _create_app(
     blobs: BlobStore,
     gate: EngineGate,
     presence: Presence,
+    metrics: Metrics,
 ) -> web.Application:
     return create_app(
         intake,
@@ -247,4 +275,5 @@ def _create_app(
         needs={"store": store.probe, "blobs": blobs.probe},
         registries=config.registry,
         other_daemons=lambda: presence.others,
+        metrics=metrics,
     )

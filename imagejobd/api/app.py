@@ -18,6 +18,8 @@ from imagejobd.api import builder, dispatch, distribute, events, health, joblog,
 from imagejobd.api.auth import Authentication
 from imagejobd.api.ignored import add_warning
 from imagejobd.api.intake import CALLER, Intake
+from imagejobd.api.metrics import Metrics
+from imagejobd.api.metrics import routes as metrics_routes
 from imagejobd.api.page import page
 from imagejobd.api.streams import Streams
 from imagejobd.api.wire import Explained, headers_of, pack, status_of
@@ -61,9 +63,10 @@ def create_app(
     needs: Mapping[str, health.Probe] | None = None,
     registries: Collection[str] = (),
     other_daemons: Callable[[], Sequence[str]] = tuple,
+    metrics: Metrics | None = None,
 ) -> web.Application:
     """Wire all routes. `registries` are the hosts of the `[registry]` tables; `needs`, `checks` and `other_daemons` see
-    `health.routes`. Bodies are bounded where they are read, not by aiohttp."""
+    `health.routes`; without `metrics` there is no such page. Bodies are bounded where they are read, not by aiohttp."""
     app = web.Application(middlewares=[_middleware(intake, authentication)], client_max_size=0)
     followed = Streams(intake)
     routes = [
@@ -78,6 +81,7 @@ def create_app(
         *queue.routes(intake),
         *openapi.routes(),
         *page.routes(),
+        *(metrics_routes(metrics) if metrics is not None else ()),
     ]
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": _defer_expect})

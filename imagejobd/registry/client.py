@@ -12,6 +12,7 @@ from imagejobd.model.errors import Fault, Temporary
 from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import DEFAULT_TAG, ImageReference
 from imagejobd.model.secrets import Credentials
+from imagejobd.model.traffic import Traffic
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.errors import LOGIN_NOT_FOR_YOU, Unanswered
 from imagejobd.registry.hosts import LOGIN_HINT, Origin, RegistryHost, RegistryHosts, RegistryTarget
@@ -42,10 +43,13 @@ class RegistryClient:
         timing: Timing | None = None,
         names: Resolver | None = None,
         circuits: Circuits | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         """Raises `Permanent(invalid)` for a host's file that cannot be used (see `RegistryHosts`) and for a proxy that
         is none. `admin_subjects` may use every login; `proxies` are those of the environment where none are given,
-        `names` are this machine's. `circuits` are shared with all who speak to the same hosts."""
+        `names` are this machine's. `circuits` are shared with all who speak to the same hosts; what is read of
+        blobs is added to `traffic`."""
+        self._traffic = traffic or Traffic()
         self.circuits = circuits or Circuits()
         self._hosts = RegistryHosts(hosts, admin_subjects=admin_subjects)
         self._timing = timing or Timing()
@@ -88,6 +92,7 @@ class RegistryClient:
                 for name in self._hosts.mirrors_of(host)
             ),
             warn=warn,
+            traffic=self._traffic,
         )
 
     async def head_manifest(

@@ -10,9 +10,11 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from imagejobd.model.circuit import peer_name
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, parse_retry_after
 from imagejobd.model.secrets import Redactor, Secret
 from imagejobd.model.text import one_line
+from imagejobd.model.traffic import Traffic
 from imagejobd.registry.address import exact_url, host_of, is_http, origin_of
 from imagejobd.registry.auth import AuthHeader, Authorization, Challenge, parse_challenges
 from imagejobd.registry.body import Outgoing
@@ -39,7 +41,8 @@ _COOKIE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\x21\x23-\x2b\x2d-\x3a
 class Stream:
     """A response whose body has not been read; it ends with its context. `url` is who answered, after redirects."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, count: Callable[[int], None]) -> None:
+        self._count = count
         self.status = response.status
         self.headers = response.headers
         self.url = response.url
@@ -49,6 +52,7 @@ class Stream:
         """The body as it arrives. Raises `Temporary` when it is cut or stalls."""
         with translated(host_of(self.url)):
             async for chunk in self._content.iter_any():
+                self._count(len(chunk))
                 yield chunk
 
 
@@ -75,9 +79,11 @@ class Connection:
         diagnose: Callable[[Fault], Awaitable[Fault]],
         mirrors: Callable[[], Sequence["Connection"]],
         warn: Callable[[str], None],
+        traffic: Traffic,
     ) -> None:
         """`RegistryClient.connect` makes them. `diagnose` finds out who does not answer at all, once the tries of a
-        request are over; `mirrors` connects to the configured mirrors, best first, with their own logins."""
+        request are over; `mirrors` connects to the configured mirrors, best first, with their own logins. What is read
+        by `stream` is added to `traffic`."""
         self.site: RegistryTarget = access.site
         self.diagnose = diagnose
         self._access = access
@@ -86,6 +92,7 @@ class Connection:
         self._timing = timing
         self.mirrors = functools.cache(mirrors)
         self._warn = warn
+        self._traffic = traffic
         self._warnings: set[str] = set()
         self._origins = list(access.urls)
         self._auth = Authorization(access, http, timing)
@@ -162,6 +169,9 @@ class Connection:
                 async with self._http.exchange("GET", url, {}, trust=self._access.tls_for):
                     pass
 
+    def _count_read(self, size_bytes: int) -> None:
+        self._traffic.add(peer_name(self.host, self.site.scheme), read=size_bytes)
+
     @asynccontextmanager
     async def stream(
         self, target: str | URL, *, scopes: Sequence[str], headers: Mapping[str, str] = {}
@@ -170,7 +180,8 @@ class Connection:
         end."""
         url = _usable(target)
         async with AsyncExitStack() as stack:
-            yield Stream(await self._open(stack, self._limiter.reads, "GET", url, scopes, headers))
+            response = await self._open(stack, self._limiter.reads, "GET", url, scopes, headers)
+            yield Stream(response, self._count_read)
 
     async def send(
         self,

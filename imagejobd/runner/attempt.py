@@ -21,6 +21,7 @@ from imagejobd.model.errors import ENGINE, RETRY_AFTER_MAX_S, ClaimLost, ErrorCo
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Claim, JobError, Json, State, log_fields, log_image
 from imagejobd.model.kind import JobKind
+from imagejobd.model.traffic import Traffic
 from imagejobd.runner.context import AttemptContext, limited
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.settings import Limits
@@ -81,6 +82,7 @@ class Attempt:
         gate: EngineGate,
         circuits: Circuits,
         clock: Clock,
+        traffic: Traffic,
     ) -> None:
         self._store = store
         self._kind = kind
@@ -90,7 +92,9 @@ class Attempt:
         self._downtime_before_s = gate.downtime_s()
         self._circuits = circuits
         self._clock = clock
-        self._ctx = AttemptContext(store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=gate.downtime_s)
+        self._ctx = AttemptContext(
+            store, claim, log_max_bytes=limits.log_max_bytes, downtime_s=gate.downtime_s, traffic=traffic
+        )
         self._task: asyncio.Task[Json] | None = None
         self._cause: Cause | None = None
         self._stopped = asyncio.Event()

@@ -15,6 +15,7 @@ from typing import Any
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Claim, Job, Push
 from imagejobd.model.secrets import Redactor, Secret
+from imagejobd.model.traffic import Traffic
 from imagejobd.store.protocol import Store
 
 BLOCK_BYTES = 64 * 1024
@@ -41,13 +42,22 @@ class AttemptContext:
     one before it did: then they are not repeated.
 
     `downtime_s` is how long the Docker Engine has been away so far, in seconds since any moment; it grows while the
-    engine is away.
+    engine is away. The bytes of pushes are added to `traffic` when they have ended.
     """
 
     def __init__(
-        self, store: Store, claim: Claim, *, log_max_bytes: int, downtime_s: Callable[[], float] = lambda: 0.0
+        self,
+        store: Store,
+        claim: Claim,
+        *,
+        log_max_bytes: int,
+        downtime_s: Callable[[], float] = lambda: 0.0,
+        traffic: Traffic | None = None,
     ) -> None:
         self._store = store
+        self._traffic = traffic or Traffic()
+        # Of each push, by image and target, the tries whose bytes are in `traffic` or were before this attempt.
+        self._counted_tries: dict[tuple[int, int], int] = {}
         self._claim = claim
         self._downtime_s = downtime_s
         self._checkpoint: dict[str, Any] = dict(claim.job.checkpoint)
@@ -128,10 +138,27 @@ class AttemptContext:
         await self._store.checkpoint(self._claim, values, blobs=blobs)
 
     async def pushes(self) -> list[Push]:
-        return await self._store.pushes(self.job.id)
+        pushes = await self._store.pushes(self.job.id)
+        self._counted_tries |= {(push.image, push.target): push.tries for push in pushes}
+        return pushes
 
     async def record_pushes(self, pushes: Sequence[Push]) -> None:
         await self._store.record_pushes(self._claim, pushes)
+        for push in pushes:
+            self._count(push)
+
+    def _count(self, push: Push) -> None:
+        """Add the bytes of a push to those of its registry, once for each try."""
+        place = push.image, push.target
+        if push.tries <= self._counted_tries.get(place, 0):
+            return
+        self._counted_tries[place] = push.tries
+        self._traffic.add(
+            push.registry,
+            sent=push.sent_bytes or 0,
+            mounted=push.mounted_bytes or 0,
+            skipped=push.skipped_bytes or 0,
+        )
 
     async def note(self, event: str, **data: Any) -> None:
         await self._store.note(self._claim, event, data)

@@ -16,6 +16,7 @@ from imagejobd.model.clock import Clock, utc
 from imagejobd.model.errors import ENGINE, ClaimLost, Fault, StoreFailed, Temporary
 from imagejobd.model.job import Claim, Job, State
 from imagejobd.model.kind import JobKind
+from imagejobd.model.traffic import Traffic
 from imagejobd.runner.attempt import Attempt, Cause
 from imagejobd.runner.eta import eta_s
 from imagejobd.runner.gate import EngineGate
@@ -47,6 +48,7 @@ class Runner:
         gate: EngineGate,
         circuits: Circuits,
         clock: Clock,
+        traffic: Traffic | None = None,
     ) -> None:
         self._store = store
         self._kinds = kinds
@@ -56,6 +58,7 @@ class Runner:
         self._gate = gate
         self._circuits = circuits
         self._clock = clock
+        self._traffic = traffic or Traffic()
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
         self._unwritten: list[Attempt] = []
         self._wake = asyncio.Event()
@@ -209,6 +212,7 @@ class Runner:
             gate=self._gate,
             circuits=self._circuits,
             clock=self._clock,
+            traffic=self._traffic,
         )
         task = asyncio.create_task(attempt.run(), name=f"job {claim.job.uuid}")
         self._attempts[task] = attempt

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from imagejobd.model.histogram import Histogram
 from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, Push, State
 from imagejobd.model.secrets import Secret
 from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
@@ -26,6 +27,10 @@ PAUSE_TOPIC = "pause"
 EVENT_TOPIC = "event"
 # Published when somebody wants a job cancelled, and when one was cancelled that no worker was running.
 CANCEL_TOPIC = "cancel"
+
+# Ranges of the histograms of commits.
+COMMIT_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 # Whether a job of a kind, that was due at an epoch millisecond, has waited too long.
 IsOver = Callable[[str, int], bool]
@@ -102,6 +107,45 @@ class Stats(msgspec.Struct, frozen=True):
     queued: Mapping[str, int]
     running: Mapping[str, int]
     wal_bytes: int
+
+
+class KindStats(msgspec.Struct, frozen=True):
+    """The jobs of one kind that have not ended. `delayed` ones wait for their time or for a peer; `suspects` are those
+    of the queue that have to run alone. The ready job that waits longest could have started at `oldest_due_ms`."""
+
+    ready: int = 0
+    delayed: int = 0
+    running: int = 0
+    suspects: int = 0
+    oldest_due_ms: int | None = None
+
+
+class Activity(msgspec.Struct, frozen=True):
+    """Things of one sort that happened to jobs of one kind: `count` of them, each lasting `duration_ms`.
+
+    `event` is a `Transition`, `enqueue` or `leave_phase`. The first claim of a job lasted from when that was due, its
+    end from that claim, a phase from its start; all else has no duration. With `is_crash` the daemon had died before.
+    """
+
+    kind: str
+    event: str
+    phase: str | None
+    code: str | None
+    is_crash: bool
+    duration_ms: int | None
+    count: int
+
+
+class Commits:
+    """Of each commit since the start: how many requests it took, and its seconds from BEGIN to the end of COMMIT."""
+
+    def __init__(self) -> None:
+        self.requests = Histogram(COMMIT_REQUESTS)
+        self.seconds = Histogram(COMMIT_SECONDS)
+
+    def add(self, requests: int, seconds: float) -> None:
+        self.requests.add(requests)
+        self.seconds.add(seconds)
 
 
 class Pruned(msgspec.Struct, frozen=True):
@@ -344,6 +388,19 @@ class Store(Protocol):
     async def referenced_blobs(self) -> set[str]: ...
 
     async def stats(self) -> Stats: ...
+
+    async def kind_stats(self, *, crashes_max: int) -> Mapping[str, KindStats]:
+        """How the queue stands, by kind; those that have no job in it may be missing. `crashes_max` see `Capacity`."""
+        ...
+
+    async def last_event(self) -> int:
+        """The cursor of `changes_since` and `activity` behind all that has happened."""
+        ...
+
+    async def activity(self, after: int) -> tuple[Sequence[Activity], int]:
+        """What happened after the cursor `after`, a bounded part of it, and the cursor behind that: `after` itself when
+        there was nothing."""
+        ...
 
     async def probe(self) -> None:
         """Commit a change of a row: proof that jobs can be stored.

@@ -1,8 +1,8 @@
 """The durable queue on SQLite: verbs in, each one transaction of the writer or one read.
 
-Only this folder knows SQL. The class has four parts: here are its opening, the verbs that need the vault, and topics;
-`transitions.py` changes running jobs, `maintenance.py` does what no run needs, `queries.py` reads. Only the writer's
-connection writes; everything that is read was committed.
+Only this folder knows SQL. The class has five parts: here are its opening, the verbs that need the vault, and topics;
+`transitions.py` changes running jobs, `maintenance.py` does what no run needs, `queries.py` reads and `statistics.py`
+counts. Only the writer's connection writes; everything that is read was committed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, State
 from imagejobd.model.secrets import Secret
 from imagejobd.store.lock import DatabaseFile, hold_database
-from imagejobd.store.protocol import Capacity, Ending
+from imagejobd.store.protocol import Capacity, Commits, Ending
 from imagejobd.store.sqlite.claim import Started, claim
 from imagejobd.store.sqlite.database import (
     Inspection,
@@ -33,6 +33,7 @@ from imagejobd.store.sqlite.enqueue import enqueue, enqueue_request, payload_gon
 from imagejobd.store.sqlite.maintenance import Maintenance
 from imagejobd.store.sqlite.queries import Queries
 from imagejobd.store.sqlite.readers import Readers
+from imagejobd.store.sqlite.statistics import Statistics
 from imagejobd.store.sqlite.transitions import Transitions
 from imagejobd.store.sqlite.writer import Writer
 from imagejobd.store.vault import Vault
@@ -83,7 +84,7 @@ class Topics:
                 watch.publish()
 
 
-class SqliteStore(Queries, Transitions, Maintenance):
+class SqliteStore(Queries, Transitions, Maintenance, Statistics):
     """Implements `Store` of store/protocol.py, which says what each verb promises."""
 
     def __init__(
@@ -95,6 +96,7 @@ class SqliteStore(Queries, Transitions, Maintenance):
         readers: Readers,
         topics: Topics,
         file: DatabaseFile,
+        commits: Commits,
         blob_size: Callable[[str], int],
     ) -> None:
         self._path = path
@@ -104,6 +106,7 @@ class SqliteStore(Queries, Transitions, Maintenance):
         self._readers = readers
         self._topics = topics
         self._file = file
+        self.commits = commits
         self.engine = EngineRecords(writer, readers)
 
     @classmethod
@@ -125,19 +128,27 @@ class SqliteStore(Queries, Transitions, Maintenance):
         check_not_lost(path, has_content=has_content)
         was_clean = stopped_cleanly(path)
         with hold_database(path) as file:
-            topics = Topics()
+            topics, commits = Topics(), Commits()
             writer = Writer(
                 lambda: open_database(path, has_content=has_content),
                 close_database,
                 clock=clock,
                 publish=topics.publish,
                 check=file.check,
+                observe=commits.add,
             )
             await writer.open()
             try:
                 async with Readers.open(path) as readers:
                     store = cls(
-                        path, vault=vault, writer=writer, readers=readers, topics=topics, file=file, blob_size=blob_size
+                        path,
+                        vault=vault,
+                        writer=writer,
+                        readers=readers,
+                        topics=topics,
+                        file=file,
+                        commits=commits,
+                        blob_size=blob_size,
                     )
                     with contextlib.nullcontext() if was_clean else _inspecting(path, writer):
                         yield store

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -65,7 +66,8 @@ class Writer:
     """Owns the writing connection. `failed` resolves with the reason when the database can't be trusted any more.
 
     `check` comes before every commit; what it raises stops the store. After that the connection is closed as it is, so
-    that the next start knows of no clean stop.
+    that the next start knows of no clean stop. `observe` is told the requests and the seconds of each commit, in the
+    writer's thread.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Writer:
         clock: Callable[[], int],
         publish: Callable[[Iterable[str]], None],
         check: Callable[[], None] = lambda: None,
+        observe: Callable[[int, float], None] = lambda requests, seconds: None,
     ) -> None:
         self._open_database = open_database
         self._close_database = close_database
         self._clock = clock
         self._publish = publish
         self._check = check
+        self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[_Request] = deque()
         self._batch: list[_Request] = []
@@ -176,7 +180,7 @@ class Writer:
         """Carry out `batch` and, joining it, all that waits by then; returns the topics that were changed."""
         if self._failure is not None:
             return _refuse(batch, self._failure)
-        doing = "BEGIN"
+        doing, began = "BEGIN", time.monotonic()
         try:
             self._db.execute("begin immediate")
             # Only now: under load the thread has just waited for the interpreter lock, and more has come in.
@@ -191,6 +195,7 @@ class Writer:
             failpoint("before_commit")
             self._db.execute("commit")
             failpoint("after_commit")
+            self._observe(len(batch), time.monotonic() - began)
         except BaseException as error:  # noqa: BLE001  no request outlives the transaction it was in
             return _refuse(batch, self._roll_back(error, doing))
         return tx.topics
