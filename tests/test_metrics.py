@@ -115,6 +115,12 @@ def test_the_machine_is_measured(scrape: Scrape) -> None:
     assert scrape.value("process_open_fds") > 10
 
 
+def test_it_is_as_open_as_healthz(box: BuildBox) -> None:
+    """Without a token, but not for web pages that bring their own name for the daemon."""
+    assert box.call("GET", "/metrics", headers={"Host": "rebound.example"}).status == 403
+    assert box.call("GET", "/metrics", headers={"Host": f"localhost:{box.daemon.port}"}).status == 200
+
+
 def test_every_metric_is_documented(scrape: Scrape) -> None:
     """docs/monitoring.md has a line for each, and none that is not there."""
     text = (DOCS / "monitoring.md").read_text()

@@ -13,6 +13,7 @@ from harness.registry import Registry
 from harness.services import require
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.traffic import Traffic
 from imagejobd.registry import blobs
 from imagejobd.registry.blobs import SLOW_TRIES_MAX, TRIES_MAX, read_blob
 from imagejobd.registry.client import RegistryClient
@@ -311,3 +312,13 @@ async def test_mirror_that_is_down(registry: Registry, blob: Descriptor) -> None
     hosts = {registry.host: RegistryHost(mirrors=(gone.host,), plain_http=True)}
     async with RegistryClient(hosts, Egress(), timing=HASTE) as client:
         assert await read(client, registry.host, blob) == CONTENT
+
+
+async def test_what_is_read_is_counted(proxy: FaultProxy, blob: Descriptor) -> None:
+    """Every byte that came, also what was cut off, counts for the host that it came from."""
+    proxy.add("GET", BLOBS, CutResponse(300_000))
+    proxy.add("GET", BLOBS, DropRequestHeader("Range"))
+    traffic = Traffic()
+    async with RegistryClient({}, Egress(), timing=HASTE, traffic=traffic) as client:
+        assert await read(client, proxy.host, blob) == CONTENT
+    assert traffic.registries[proxy.host].read == SIZE + 300_000
