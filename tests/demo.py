@@ -168,7 +168,7 @@ def dispatch(daemon: Daemon, engine: PrivateEngine, folder: Path) -> None:
 def show_history(daemon: Daemon) -> None:
     say("8. The history, in SQLite")
     for query in (
-        "SELECT id, state, image, seconds_waited, seconds_run FROM job_history",
+        "SELECT id, state, image, seconds_waited, seconds_working FROM job_history",
         "SELECT job_id, phase, seconds FROM phase_history",
     ):
         shell(f"sqlite3 -readonly -header -column {daemon.database_file} {shlex.quote(query)}")

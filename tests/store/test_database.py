@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import tempfile
@@ -439,7 +440,7 @@ async def test_a_log_without_its_database_is_kept(database: Path, vault: Vault, 
 
 
 async def test_attempts_are_run_and_pauses_are_not(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
-    """`seconds_run` adds up a job's attempts, and of one that a crash cut what is known; not what lay between them."""
+    """`seconds_working` adds up a job's attempts, and of one that a crash cut what is known; no time between them."""
     await enqueue(store)
     clock.advance(1000)
     claim = await claim_one(store)
@@ -459,7 +460,7 @@ async def test_attempts_are_run_and_pauses_are_not(database: Path, store: Sqlite
     clock.advance(1000)
     await store.request_cancel(cancelled.uuid, tenant=None)
     await enqueue(store)
-    seconds = shell(database, "select seconds_waited, seconds_run from job_history order by id", "-readonly")
+    seconds = shell(database, "select seconds_waited, seconds_working from job_history order by id", "-readonly")
     assert seconds.splitlines() == ["1.0|2.8", "1.0|", "|"]
 
 
@@ -490,6 +491,25 @@ async def test_after_a_clean_stop_the_file_opens_readonly(database: Path, vault:
     for folder in takewhile(lambda folder: folder != SYSTEM_TMP, database.parents):
         folder.chmod(0o755)
     assert shell(database, "select uuid from job_history", "-readonly", user="nobody").strip() == made.uuid
+
+
+async def test_after_a_crash_the_file_opens_readonly(
+    database: Path, vault: Vault, clock: SimulatedClock, tmp_path: Path
+) -> None:
+    """A user who may read but not write the folder opens what a crash has left with `sqlite3 -readonly`."""
+    require_root("becoming another user")
+    remains = tmp_path / "remains"
+    remains.mkdir()
+    async with SqliteStore.open(database, vault=vault, clock=clock) as store:
+        made = await enqueue(store)
+        for path in database.parent.glob(f"{database.name}*"):
+            shutil.copyfile(path, remains / path.name)
+    for folder in takewhile(lambda folder: folder != SYSTEM_TMP, [remains, *remains.parents]):
+        folder.chmod(0o755)
+    for path in remains.iterdir():
+        path.chmod(0o644)
+    left = shell(remains / database.name, "select uuid from job_history", "-readonly", user="nobody")
+    assert left.strip() == made.uuid
 
 
 async def test_a_clean_stop_keeps_everything(database: Path, vault: Vault, clock: SimulatedClock) -> None:
@@ -525,8 +545,8 @@ async def test_history_reads_well_in_the_shell(database: Path, store: SqliteStor
     await store.finish(claim, Ending(State.FAILED, error=BROKEN))
     history = shell(
         database,
-        "select uuid, kind, state, image, created, finished, seconds_waited, seconds_run, error_code, error_message "
-        "from job_history",
+        "select uuid, kind, state, image, created, finished, seconds_waited, seconds_working, error_code, "
+        "error_message from job_history",
         "-readonly",
     )
     assert history.strip().split("|") == [
@@ -585,7 +605,7 @@ async def test_no_duration_is_negative(database: Path, vault: Vault, clock: Simu
         await store.enter_phase(claim, "building")
         clock.advance(-3_600_000)
         await store.finish(claim, Ending(State.SUCCEEDED))
-    waited = shell(database, "select seconds_waited, seconds_run from job_history", "-readonly").strip()
+    waited = shell(database, "select seconds_waited, seconds_working from job_history", "-readonly").strip()
     assert waited == "0.0|0.0"
     assert shell(database, "select seconds from phase_history", "-readonly").strip() == "0.0"
 

@@ -95,7 +95,7 @@ def test_results_in_sql(box: RunBox) -> None:
     results = "select perf, metrics ->> '$.n' from run_result where uuid in (?, ?) and perf is not null"
     assert box.daemon.sqlite(results, (good, bad)) == [(0.75, 3)]
     history = (
-        "select kind, tenant, state, error_code, seconds_run > 0 from job_history where uuid in (?, ?) order by id"
+        "select kind, tenant, state, error_code, seconds_working > 0 from job_history where uuid in (?, ?) order by id"
     )
     assert box.daemon.sqlite(history, (good, bad)) == [
         ("run", "local", "succeeded", None, 1),
