@@ -40,7 +40,7 @@ from imagejobd.model.errors import ErrorCode, Fault, Permanent, invalid
 from imagejobd.model.job import Json
 
 # For load balancers and monitors, who have no token.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ping"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/ping"})
 # What `dispatch_reads_anonymous` is about.
 _DISPATCH_POLL = re.compile(r"/api/v1/job/[^/]+(?:/status)?")
 # aiohttp takes header values up to 8190 bytes.

@@ -175,8 +175,8 @@ class Metrics(Collector):
             due = time.monotonic() + EVERY_S
             await asyncio.sleep(EVERY_S)
             self._lag.add(max(0.0, time.monotonic() - due))
-            with suppress(Fault):  # the store says so itself, and `imagejobd_store_up` does
-                async with self._reading:
+            with suppress(Fault, TimeoutError):  # `imagejobd_store_up` tells
+                async with self._reading, asyncio.timeout(STORE_TIMEOUT_S):
                     await self._read_history()
 
     async def scrape(self) -> bytes:
@@ -195,6 +195,7 @@ class Metrics(Collector):
             return self._text
 
     async def _read_history(self) -> None:
+        """Add up what is new. Cut at any time, it goes on from there."""
         while True:
             activities, cursor = await self._store.activity(self._cursor)
             if cursor == self._cursor:

@@ -13,6 +13,7 @@ from imagejobd.api.app import create_app
 from imagejobd.api.auth import Authentication
 from imagejobd.api.intake import Intake, QueueBounds, Server
 from imagejobd.api.keys import Auth
+from imagejobd.api.metrics import Metrics
 from imagejobd.dockerfile.policy import Policy
 from imagejobd.engine.client import Engine
 from imagejobd.engine.settings import EngineSettings
@@ -24,10 +25,12 @@ from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
 from imagejobd.model.kind import JobKind, by_name
+from imagejobd.model.traffic import Traffic
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
+from imagejobd.runner.gate import EngineGate
 from imagejobd.store.blobs import BlobStore
-from imagejobd.store.protocol import Capacity
+from imagejobd.store.protocol import CRASHES_MAX, Capacity
 from imagejobd.store.sqlite.store import SqliteStore
 from imagejobd.store.vault import KEY_BYTES, Vault
 
@@ -102,7 +105,19 @@ async def bare_app(
         )
         known = own | dict(kinds or {})
         intake = Intake(store, known, settings, bounds=QueueBounds(queue_max), slots=dict.fromkeys(known, 2))
-        app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()))
+        metrics = Metrics(
+            store,
+            store.commits,
+            since_event=0,
+            slots=dict.fromkeys(known, 2),
+            queue_max=queue_max,
+            crashes_max=CRASHES_MAX,
+            engine=EngineGate(engine.probe),
+            circuits=registry.circuits,
+            traffic=Traffic(),
+            state_dir=folder,
+        )
+        app = create_app(intake, {"engine": lambda: ENGINE_AWAY}, Authentication(auth or Auth()), metrics=metrics)
         async with _served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
             yield BareApp(folder, client, port, intake, blobs, store, app.router.routes())
 

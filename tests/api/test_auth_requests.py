@@ -16,7 +16,7 @@ from imagejobd.api.keys import Auth
 from imagejobd.model.errors import Permanent
 
 JOBS = "/api/v2/jobs"
-OPEN = ["/healthz", "/readyz"]
+OPEN = ["/healthz", "/readyz", "/metrics"]
 # A path of each API, with how it says no.
 PATHS = {
     "/api/v2/jobs": lambda body: body["detail"],
