@@ -239,6 +239,8 @@ class Metrics(Collector):
             ("kind",),
             oldest,
         )
+        paused = {(kind,): one.is_paused for kind, one in kinds.items()}
+        yield _gauge("imagejobd_paused", "Whether no job of a kind is started, as somebody wants.", ("kind",), paused)
         suspects = {(kind,): one.suspects for kind, one in kinds.items()}
         yield _gauge("imagejobd_suspects", "Queued jobs that run alone because of crashes.", ("kind",), suspects)
         yield _gauge("imagejobd_wal_bytes", "Size of the database's write-ahead log.", (), {(): stats.wal_bytes})

@@ -118,6 +118,7 @@ class KindStats(msgspec.Struct, frozen=True):
     running: int = 0
     suspects: int = 0
     oldest_due_ms: int | None = None
+    is_paused: bool = False
 
 
 class Activity(msgspec.Struct, frozen=True):

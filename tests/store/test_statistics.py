@@ -1,6 +1,9 @@
 """What monitoring reads of the history: everything that happens, once, with how long it took."""
 
+import sqlite3
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from conformance import BROKEN, claim_one, enqueue
@@ -118,6 +121,15 @@ async def test_how_the_queue_stands(store: SqliteStore, clock: SimulatedClock) -
     assert (build.ready, build.delayed, build.running, build.suspects, build.oldest_due_ms) == (2, 1, 0, 1, began_ms)
     assert (run.ready, run.delayed, run.running, run.suspects, run.oldest_due_ms) == (0, 0, 1, 0, None)
     assert (await store.kind_stats(crashes_max=2))["build"].suspects == 0
+
+
+async def test_a_paused_kind_is_told(store: SqliteStore, database: Path) -> None:
+    """Also where no job of it waits."""
+    await enqueue(store)
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("insert into pause (kind, reason, since_ms, paused_by) values ('run', 'upgrade', 1, 'jane')")
+    stats = await store.kind_stats(crashes_max=1)
+    assert {kind: (one.ready, one.is_paused) for kind, one in stats.items()} == {"build": (1, False), "run": (0, True)}
 
 
 async def test_commits_are_measured(store: SqliteStore) -> None:

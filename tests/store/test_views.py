@@ -196,11 +196,13 @@ async def test_what_runs_and_what_waits(database: Path, store: SqliteStore) -> N
     running = "select job, kind, image, attempt, phase, progress, seconds > 0, seconds_in_phase > 0 from running_now"
     assert rows(database, running) == [(1, "build", "a/b", 1, "building", '{"step":"1/2"}', 1, 1)]
     later = "2096-10-02T07:06:40Z"
-    columns = "job, kind, priority, not_before, waits_for, attempt, last_code"
+    columns = "job, kind, priority, not_before, waits_for, paused, attempt, last_code"
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("insert into pause (kind, reason, since_ms, paused_by) values ('run', 'upgrade', 1, 'jane')")
     assert rows(database, f"select {columns} from queue_now order by job") == [
-        (2, "run", 7, None, None, 0, None),
-        (3, "build", 0, later, None, 0, None),
-        (waiting.id, "dispatch", 0, later, "r.example", 1, "build_failed"),
+        (2, "run", 7, None, None, "upgrade", 0, None),
+        (3, "build", 0, later, None, None, 0, None),
+        (waiting.id, "dispatch", 0, later, "r.example", None, 1, "build_failed"),
     ]
 
 

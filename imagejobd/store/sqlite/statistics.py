@@ -26,14 +26,18 @@ class Statistics:
 
     async def kind_stats(self, *, crashes_max: int) -> Mapping[str, KindStats]:
         values = {"now_ms": now_ms(), "crashes_max": crashes_max}
-        lanes = await self._readers.all(_SQL["lanes_by_kind"])
+        lanes = {row["kind"]: row for row in await self._readers.all(_SQL["lanes_by_kind"])}
         due_ms = {row["kind"]: row["due_ms"] for row in await self._readers.all(_SQL["oldest_due"], values)}
         suspects = {row["kind"]: row["suspects"] for row in await self._readers.all(_SQL["suspects_by_kind"], values)}
+        paused = {row["kind"] for row in await self._readers.all(_SQL["paused_kinds"])}
         return {
-            row["kind"]: KindStats(
-                row["ready"], row["delayed"], row["running"], suspects.get(row["kind"], 0), due_ms.get(row["kind"])
+            kind: KindStats(
+                **{state: lanes[kind][state] if kind in lanes else 0 for state in ("ready", "delayed", "running")},
+                suspects=suspects.get(kind, 0),
+                oldest_due_ms=due_ms.get(kind),
+                is_paused=kind in paused,
             )
-            for row in lanes
+            for kind in {*lanes, *paused}
         }
 
     async def last_event(self) -> int:

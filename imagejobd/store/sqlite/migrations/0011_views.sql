@@ -190,6 +190,7 @@ select
     round(max(0, (julianday('now') - 2440587.5) * 86400 - job.created_ms / 1000.0), 1) as seconds,
     strftime('%Y-%m-%dT%H:%M:%SZ', iif(queued.is_delayed, job.not_before_ms, null) / 1000, 'unixepoch') as not_before,
     job.waits_for,
+    pause.reason as paused,
     job.attempt,
     job.crashes,
     job.error_code as last_code,
@@ -200,4 +201,5 @@ from (
     select id, 1 from job where delayed = 1
 ) as queued
 join job on job.id = queued.id
-join job_history on job_history.id = job.id;
+join job_history on job_history.id = job.id
+left join pause on pause.kind = job.kind;

@@ -41,3 +41,6 @@ select kind, count(*) as suspects
 from job indexed by job_crashed
 where state = 'queued' and crashes_in_phase > 0 and crashes_in_phase >= :crashes_max
 group by kind;
+
+-- name: paused_kinds
+select kind from pause;
