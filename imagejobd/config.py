@@ -26,12 +26,15 @@ from imagejobd.model.egress import EgressSettings, is_loopback
 from imagejobd.model.secrets import MASK
 from imagejobd.registry.hosts import RegistryHost
 from imagejobd.runner.settings import Limits, Retention
+from imagejobd.runner.webhooks import WebhookSettings
 
 DEFAULT_PORT = 8080
 CONFIG_MAX_BYTES = 1024 * 1024
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _URL_PASSWORD = re.compile(r"(://[^/@:]*:)[^/]+(?=@)")
 _PORT_VARIABLE = re.compile(r"(?:(?P<host>[A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\])?:)?(?P<port>[0-9]+)")
+# Tables of tables, which have names of their own.
+_NAMED_TABLES = (dict[str, RegistryHost], dict[str, WebhookSettings])
 # Keys of earlier versions, and what takes their place.
 REMOVED_KEYS = {
     "limits.max_attempts": "jobs are tried again by time, not by count; set limits.retry_for_s (seconds)",
@@ -64,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     registry: dict[str, RegistryHost] = {}
     kinds: Kinds = Kinds()
     retention: Retention = Retention()
+    webhooks: dict[str, WebhookSettings] = {}
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -205,10 +209,10 @@ def _unknown_keys(values: Mapping[str, Any], struct: type[msgspec.Struct], prefi
             yield f"unknown key {prefix}{key}; {hint}"
         elif not isinstance(value, Mapping):
             continue
-        elif kind == dict[str, RegistryHost]:
-            for host, entry in value.items():
+        elif kind in _NAMED_TABLES:
+            for name, entry in value.items():
                 if isinstance(entry, Mapping):
-                    yield from _unknown_keys(entry, RegistryHost, f'{prefix}{key}."{host}".')
+                    yield from _unknown_keys(entry, get_args(kind)[1], f'{prefix}{key}."{name}".')
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             yield from _unknown_keys(value, kind, f"{prefix}{key}.")
 
@@ -219,9 +223,9 @@ def _wrong_values(values: Mapping[str, Any], struct: type[msgspec.Struct], prefi
         key, value = f"{prefix}{field.encode_name}", values.get(field.encode_name)
         if value is None:
             continue
-        if isinstance(value, Mapping) and field.type == dict[str, RegistryHost]:
-            for host, entry in value.items():
-                yield from _wrong_value(f'{key}."{host}"', entry, RegistryHost)
+        if isinstance(value, Mapping) and field.type in _NAMED_TABLES:
+            for name, entry in value.items():
+                yield from _wrong_value(f'{key}."{name}"', entry, get_args(field.type)[1])
         else:
             yield from _wrong_value(key, value, field.type)
 

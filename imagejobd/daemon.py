@@ -51,6 +51,7 @@ from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
 from imagejobd.runner.runner import Runner
+from imagejobd.runner.webhooks import Webhooks, read_webhooks
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.files import FILE_MODE, FOLDER_MODE, UMASK, set_mode
 from imagejobd.store.lock import LOCK_FILE_NAME, lock_state_dir
@@ -76,6 +77,7 @@ def check(config: Config) -> Iterator[str]:
         lambda: Engine(config.engine),
         lambda: RegistryHosts(config.registry, admin_subjects=admins),
         lambda: load_keys(config.auth),
+        lambda: read_webhooks(config.webhooks),
     )
     for check_part in checks:
         try:
@@ -176,6 +178,8 @@ async def serve(config: Config) -> int:
         )
         app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics)
 
+        webhooks = Webhooks(read_webhooks(config.webhooks), store, store.webhooks, egress)
+
         await rescue(store, worker, crashes_max=limits.crashes_max)
         addresses = await open_listeners(stack, config, app, intake, umask=umask)
         log.info("ready", listen=", ".join(addresses), installation=engine.installation)
@@ -187,6 +191,7 @@ async def serve(config: Config) -> int:
             build_cache=builder.prune_loop,
             presence=lambda: presence_loop(presence),
             metrics=metrics.run,
+            webhooks=webhooks.run,
         )
 
 

@@ -26,8 +26,10 @@ def test_example_documents_every_key() -> None:
         return found
 
     from imagejobd.registry.hosts import RegistryHost
+    from imagejobd.runner.webhooks import WebhookSettings
 
-    missing = [key for key in keys(Config()) | keys(RegistryHost()) if key not in text]
+    webhook = WebhookSettings(url="", secret_file="")
+    missing = [key for key in keys(Config()) | keys(RegistryHost()) | keys(webhook) if key not in text]
     assert not missing
 
 
@@ -36,6 +38,14 @@ def test_the_example_of_a_registry_can_be_used() -> None:
     _, table = EXAMPLE.read_text().split('# [registry."registry.example:5000"]\n')
     lines = [line.removeprefix("# ") for line in table.partition("\n#\n")[0].splitlines()]
     assert parse("\n".join(['[registry."registry.example:5000"]', *lines]), "example").registry
+
+
+def test_the_example_of_a_webhook_can_be_used() -> None:
+    """So does the one that is shown at the end."""
+    _, table = EXAMPLE.read_text().split("# [webhooks.ci]\n")
+    lines = [line.removeprefix("# ") for line in table.splitlines()]
+    (webhook,) = parse("\n".join(["[webhooks.ci]", *lines]), "example").webhooks.values()
+    assert webhook.states == ("succeeded", "failed", "cancelled")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +57,8 @@ def test_the_example_of_a_registry_can_be_used() -> None:
         ("[limits]\nbuild = 'two'", ["limits.build", "int"]),
         ("[limits]\nbuild = 0", ["limits.build", ">= 1"]),
         ("[kinds.distribute]\ncopy_timeout_s = 5", ["kinds.distribute.copy_timeout_s", "remove the key"]),
+        ("[webhooks.ci]\nurl = 'https://x'\nsecrets = 'y'", ['webhooks."ci".secrets', "secret_file"]),
+        ("[webhooks.ci]\nurl = 'https://x'\nsecret_file = 'y'\nstates = ['queued']", ['webhooks."ci"', "succeeded"]),
         ("[kinds.distribute]\nstreams = 3", ["kinds.distribute.streams", "streams_max"]),
         ("[kinds.distribute]\nwindow_bytes = 0", ["kinds.distribute.window_bytes", ">= 1"]),
         ("[limits]\ndistribute = 0", ["limits.distribute", ">= 1"]),

@@ -12,7 +12,20 @@ from typing import Any, Protocol
 import msgspec
 
 from imagejobd.model.histogram import Histogram
-from imagejobd.model.job import Claim, Enqueued, Event, Job, JobError, JobId, Json, NewJob, Phase, Push, State
+from imagejobd.model.job import (
+    Claim,
+    Enqueued,
+    Event,
+    Job,
+    JobError,
+    JobId,
+    Json,
+    NewJob,
+    Phase,
+    Push,
+    State,
+    Transition,
+)
 from imagejobd.model.secrets import Secret
 from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
 
@@ -163,6 +176,32 @@ class LogBlock(msgspec.Struct, frozen=True):
 
     offset: int
     text: str
+
+
+class JobEnd(msgspec.Struct, frozen=True):
+    """A job's end in the history: which event it is, and when it was (epoch milliseconds)."""
+
+    event_id: int
+    at_ms: int
+    job_id: JobId
+
+
+class WebhookPlaces(Protocol):
+    """How far each webhook has come in the history, durably. Raises what the store does."""
+
+    async def begin(self, name: str) -> None:
+        """Let a webhook that is new begin with what happens from now on."""
+        ...
+
+    async def next_end(
+        self, name: str, *, moves: Collection[Transition], kinds: Collection[str], tenants: Collection[str]
+    ) -> JobEnd | None:
+        """The first end by one of `moves` that it was not told of; an empty list of kinds or tenants stands for all."""
+        ...
+
+    async def delivered(self, name: str, end: JobEnd, report: Json) -> None:
+        """It was told of `end`, or that was given up: go on behind it, and keep the report in the job's history."""
+        ...
 
 
 class Subscription(Protocol):

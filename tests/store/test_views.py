@@ -15,7 +15,7 @@ from simulated_clock import SimulatedClock
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import JobError, State
 from imagejobd.model.reference import ImageReference
-from imagejobd.store.protocol import Ending
+from imagejobd.store.protocol import Ending, JobEnd
 from imagejobd.store.sqlite.database import open_database
 from imagejobd.store.sqlite.store import SqliteStore
 
@@ -55,6 +55,20 @@ async def test_job_history(database: Path, store: SqliteStore, clock: SimulatedC
         ("succeeded", "building", DIGEST, "jane@example.org", "web", '{"team":"web"}', 1.5, 2.25),
         ("queued", None, None, "7", None, None, None, None),
     ]
+
+
+async def test_what_is_told_of_a_job_is_no_work(database: Path, store: SqliteStore, clock: SimulatedClock) -> None:
+    """A webhook that took its time adds nothing to the job's."""
+    job = await enqueue(store)
+    claim = await claim_one(store)
+    clock.advance(2000)
+    await store.finish(claim, Ending(State.SUCCEEDED))
+    await store.webhooks.begin("ci")
+    for _ in range(2):
+        clock.advance(60_000)
+        await store.webhooks.delivered("ci", JobEnd(1, clock.now_ms, job.id), {"delivered": True})
+    assert rows(database, "select seconds_working from job_history") == [(2.0,)]
+    assert rows(database, "select seconds from attempt_history") == [(2.0,)]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from imagejobd.store.sqlite.queries import Queries
 from imagejobd.store.sqlite.readers import Readers
 from imagejobd.store.sqlite.statistics import Statistics
 from imagejobd.store.sqlite.transitions import Transitions
+from imagejobd.store.sqlite.webhook_records import WebhookRecords
 from imagejobd.store.sqlite.writer import Writer
 from imagejobd.store.vault import Vault
 
@@ -108,6 +109,7 @@ class SqliteStore(Queries, Transitions, Maintenance, Statistics):
         self._file = file
         self.commits = commits
         self.engine = EngineRecords(writer, readers)
+        self.webhooks = WebhookRecords(writer, readers)
 
     @classmethod
     @asynccontextmanager

@@ -1,0 +1,66 @@
+"""How far each webhook has come in the history, and what its deliveries came to."""
+
+from collections.abc import Collection
+
+import msgspec
+
+from imagejobd.model.job import JobId, Json, Transition
+from imagejobd.store.protocol import JobEnd, job_topic
+from imagejobd.store.sqlite.database import load
+from imagejobd.store.sqlite.readers import Readers
+from imagejobd.store.sqlite.writer import Transaction, Writer
+
+# Events that one statement looks through. After as many of which none is an end that a webhook wants, that is written
+# down, so that the next start does not look through them again.
+EVENTS_AT_ONCE = 10_000
+
+_SQL = load("webhooks")
+_encode = msgspec.json.Encoder().encode
+
+
+class WebhookRecords:
+    """Implements `store.protocol.WebhookPlaces`."""
+
+    def __init__(self, writer: Writer, readers: Readers) -> None:
+        self._writer = writer
+        self._readers = readers
+        # By webhook: up to where there is nothing for it, beyond what is written down.
+        self._looked_through: dict[str, int] = {}
+
+    async def begin(self, name: str) -> None:
+        await self._writer.do(lambda tx: tx.db.execute(_SQL["begin"], {"name": name}).rowcount)
+
+    async def next_end(
+        self, name: str, *, moves: Collection[Transition], kinds: Collection[str], tenants: Collection[str]
+    ) -> JobEnd | None:
+        wanted = {
+            key: _encode(list(values)).decode()
+            for key, values in (("moves", moves), ("kinds", kinds), ("tenants", tenants))
+        }
+        [place] = await self._readers.all(_SQL["place"], {"name": name})
+        written, last = place["event_id"], place["last_id"]
+        after = max(written, self._looked_through.get(name, 0))
+        while after < last:
+            upto = min(last, after + EVENTS_AT_ONCE)
+            row = await self._readers.first(_SQL["next_end"], wanted | {"after": after, "upto": upto})
+            if row is not None:
+                return JobEnd(row["event_id"], row["at_ms"], JobId(row["job_id"]))
+            self._looked_through[name] = after = upto
+            if after - written >= EVENTS_AT_ONCE:
+                await self._advance(name, after)
+                written = after
+        return None
+
+    async def delivered(self, name: str, end: JobEnd, report: Json) -> None:
+        values = {"job_id": end.job_id, "data": _encode(report).decode()}
+
+        def act(tx: Transaction) -> None:
+            tx.db.execute(_SQL["advance"], {"name": name, "event_id": end.event_id})
+            tx.db.execute(_SQL["note"], values | {"now_ms": tx.now_ms})
+            tx.publish(job_topic(end.job_id))
+
+        await self._writer.do(act)
+
+    async def _advance(self, name: str, event_id: int) -> None:
+        values = {"name": name, "event_id": event_id}
+        await self._writer.do(lambda tx: tx.db.execute(_SQL["advance"], values).rowcount)
