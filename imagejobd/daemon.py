@@ -164,6 +164,7 @@ async def serve(config: Config) -> int:
             eta_s=runner.eta_s,
         )
         authentication = Authentication(config.auth)
+        webhooks = Webhooks(read_webhooks(config.webhooks), store, store.webhooks, egress)
         metrics = Metrics(
             store,
             store.commits,
@@ -175,10 +176,9 @@ async def serve(config: Config) -> int:
             circuits=circuits,
             traffic=traffic,
             state_dir=state_dir,
+            webhooks=webhooks.counts,
         )
         app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics)
-
-        webhooks = Webhooks(read_webhooks(config.webhooks), store, store.webhooks, egress)
 
         await rescue(store, worker, crashes_max=limits.crashes_max)
         addresses = await open_listeners(stack, config, app, intake, umask=umask)

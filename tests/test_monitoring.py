@@ -16,6 +16,7 @@ from harness.engine import PrivateEngine
 from harness.metrics import Scrape
 from harness.registry import Registry
 from harness.waiting import until
+from harness.webhook_receiver import WebhookReceiver
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAME = re.compile(r"\b((?:imagejobd|process|python)_[a-z_]+)\b(?:\{([^}]*)\})?")
@@ -25,9 +26,13 @@ OWN_LABELS = {"job", "instance", "le"}
 
 
 @pytest.fixture(scope="module")
-def box(engine: PrivateEngine) -> Iterator[BuildBox]:
-    with BuildBox(engine, limits={"queue_max": 77}) as box:
-        yield box
+def box(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuildBox]:
+    secret_file = tmp_path_factory.mktemp("webhooks") / "secret"
+    secret_file.write_text("a secret of more than thirty-two bytes")
+    with WebhookReceiver() as receiver:
+        ci = {"url": receiver.url, "secret_file": str(secret_file)}
+        with BuildBox(engine, limits={"queue_max": 77}, webhooks={"ci": ci}) as box:
+            yield box
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +118,16 @@ def test_the_machine_is_measured(scrape: Scrape) -> None:
     assert 0 < scrape.value("imagejobd_disk_free_bytes") <= scrape.value("imagejobd_disk_size_bytes")
     assert scrape.value("imagejobd_event_loop_lag_seconds_count") > 0
     assert scrape.value("process_open_fds") > 10
+
+
+def test_webhooks_are_counted(box: BuildBox, scrape: Scrape) -> None:
+    """Each of the four ends was taken."""
+    assert scrape.value("imagejobd_webhook_messages_total", webhook="ci", outcome="given_up") == 0
+
+    def delivered() -> float:
+        return read(box).value("imagejobd_webhook_messages_total", webhook="ci", outcome="delivered")
+
+    until(lambda: delivered() == 4, what="four messages to be delivered")
 
 
 def test_it_is_as_open_as_healthz(box: BuildBox) -> None:

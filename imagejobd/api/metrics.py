@@ -130,7 +130,8 @@ class Metrics(Collector):
     """All metrics. `run` has to run beside; whoever asks gets what `scrape` returns.
 
     `since_event` is the cursor of the store's history at which the counters begin. `slots` is how many jobs of each
-    kind run at once, `queue_max` how many may wait; `crashes_max` see `Capacity`.
+    kind run at once, `queue_max` how many may wait; `crashes_max` see `Capacity`. `webhooks` are counts by webhook and
+    outcome, which grow.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class Metrics(Collector):
         circuits: Circuits,
         traffic: Traffic,
         state_dir: Path,
+        webhooks: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         self._store = store
         self._commits = commits
@@ -157,6 +159,7 @@ class Metrics(Collector):
         self._circuits = circuits
         self._traffic = traffic
         self._state_dir = state_dir
+        self._webhooks = webhooks or {}
         self._jobs = JobMetrics(slots)
         self._lag = Histogram(LAG_SECONDS)
         # How the store stands; None where it did not answer the last time.
@@ -259,6 +262,9 @@ class Metrics(Collector):
         ):
             values = {(name,): getattr(total, how) for name, total in self._traffic.registries.items()}
             yield _counter(f"imagejobd_registry_{how}_bytes", text, ("registry",), values)
+
+        text = "Messages that a webhook took or that were given up, and tries that it refused."
+        yield _counter("imagejobd_webhook_messages", text, ("webhook", "outcome"), self._webhooks)
 
     def _machine_families(self) -> Iterator[Metric]:
         commits = self._commits

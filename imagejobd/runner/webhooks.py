@@ -44,6 +44,7 @@ SECRET_MIN_BYTES = 24
 SECRET_MAX_BYTES = 1024
 # A result that is longer, as that of a distribution of thousands, is for the API to show.
 RESULT_MAX_BYTES = 16 * 1024
+DELIVERED, REFUSED, GIVEN_UP = "delivered", "refused", "given_up"
 _SECRET_PREFIX = b"whsec_"
 # By these a receiver says that it may take later what it does not take now.
 _BUSY = frozenset({408, 425, 429})
@@ -94,13 +95,18 @@ def read_webhooks(tables: Mapping[str, WebhookSettings]) -> list[Webhook]:
 
 
 class Webhooks:
-    """Tells all `webhooks`. Run it beside the rest of the daemon; `egress` says which addresses they may have."""
+    """Tells all `webhooks`. Run it beside the rest of the daemon; `egress` says which addresses they may have.
+
+    `counts` has, by webhook and outcome, messages that were delivered or given_up, and tries that were refused.
+    """
 
     def __init__(self, webhooks: list[Webhook], store: Store, places: WebhookPlaces, egress: Egress) -> None:
         self._webhooks = webhooks
         self._store = store
         self._places = places
         self._egress = egress
+        names = [webhook.name for webhook in webhooks]
+        self.counts = {(name, outcome): 0 for name in names for outcome in (DELIVERED, REFUSED, GIVEN_UP)}
 
     async def run(self) -> None:
         """Tell every end that comes, until cancelled."""
@@ -163,15 +169,18 @@ class Webhooks:
             try:
                 status = await self._post(webhook, f"{job.uuid}-{end.event_id}", payload(job, end), session)
             except Refusal as refusal:
+                self.counts[webhook.name, REFUSED] += 1
                 report = {"webhook": webhook.name, "tries": tries, "status": refusal.status, "error": str(refusal)}
                 spent_s = (now_ms() - end.at_ms) / 1000
                 if refusal.is_final or spent_s >= webhook.settings.give_up_after_s:
+                    self.counts[webhook.name, GIVEN_UP] += 1
                     log.warning("a webhook was given up", job=job.uuid, **report)
                     return report | {"delivered": False}
                 if tries == 1:
                     log.warning("a webhook is not taken; it is tried again", job=job.uuid, **report)
                 await asyncio.sleep(delay_s(tries))
             else:
+                self.counts[webhook.name, DELIVERED] += 1
                 return {"webhook": webhook.name, "tries": tries, "status": status, "delivered": True}
 
     async def _post(self, webhook: Webhook, message_id: str, body: bytes, session: aiohttp.ClientSession) -> int:

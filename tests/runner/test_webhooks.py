@@ -50,11 +50,10 @@ async def telling(
     """One webhook at work; it has begun when the block does."""
     table = WebhookSettings(url=f"{receiver.url}/hook?token=hidden", secret_file=str(secret_file), **settings)
     await bench.store.webhooks.begin("ci")
-    task = asyncio.create_task(
-        Webhooks(read_webhooks({"ci": table}), bench.store, bench.store.webhooks, egress or Egress()).run()
-    )
+    sender = Webhooks(read_webhooks({"ci": table}), bench.store, bench.store.webhooks, egress or Egress())
+    task = asyncio.create_task(sender.run())
     try:
-        yield
+        yield sender
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -150,12 +149,13 @@ async def test_who_is_away_is_told_later(bench: Bench, receiver: WebhookReceiver
 async def test_a_refusal_for_good_holds_up_nobody(bench: Bench, receiver: WebhookReceiver, secret_file: Path) -> None:
     """A 4xx is not tried again, and neither is what is older than it may be."""
     receiver.statuses.append(410)
-    async with telling(bench, receiver, secret_file):
+    async with telling(bench, receiver, secret_file) as sender:
         refused = await end(bench, Ending(State.SUCCEEDED))
         later = await end(bench, Ending(State.SUCCEEDED))
         (report,) = await reports(bench, refused)
         assert (report["delivered"], report["status"], report["tries"]) == (False, 410, 1)
         assert (await reports(bench, later))[0]["delivered"]
+    assert sender.counts == {("ci", "delivered"): 1, ("ci", "refused"): 1, ("ci", "given_up"): 1}
     receiver.statuses.extend([500] * 9)
     async with telling(bench, receiver, secret_file, give_up_after_s=0.001):
         late = await end(bench, Ending(State.SUCCEEDED))
