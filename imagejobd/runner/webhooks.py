@@ -110,6 +110,7 @@ class Webhooks:
 
     async def run(self) -> None:
         """Tell every end that comes, until cancelled."""
+        await self._surely(partial(self._places.begin, [webhook.name for webhook in self._webhooks]))
         connector = aiohttp.TCPConnector(
             resolver=aiohttp.ThreadedResolver(),
             use_dns_cache=False,
@@ -140,7 +141,6 @@ class Webhooks:
             kinds=settings.kinds,
             tenants=settings.tenants,
         )
-        await self._surely(partial(self._places.begin, webhook.name))
         while True:
             end = await self._surely(next_end)
             if end is None:

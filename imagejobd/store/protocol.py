@@ -189,8 +189,8 @@ class JobEnd(msgspec.Struct, frozen=True):
 class WebhookPlaces(Protocol):
     """How far each webhook has come in the history, durably. Raises what the store does."""
 
-    async def begin(self, name: str) -> None:
-        """Let a webhook that is new begin with what happens from now on."""
+    async def begin(self, names: Collection[str]) -> None:
+        """These are the webhooks now: one that is new begins with what happens next, all others are forgotten."""
         ...
 
     async def next_end(

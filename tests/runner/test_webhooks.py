@@ -49,7 +49,7 @@ async def telling(
 ) -> AsyncIterator[None]:
     """One webhook at work; it has begun when the block does."""
     table = WebhookSettings(url=f"{receiver.url}/hook?token=hidden", secret_file=str(secret_file), **settings)
-    await bench.store.webhooks.begin("ci")
+    await bench.store.webhooks.begin(["ci"])
     sender = Webhooks(read_webhooks({"ci": table}), bench.store, bench.store.webhooks, egress or Egress())
     task = asyncio.create_task(sender.run())
     try:
@@ -206,6 +206,18 @@ async def test_what_was_told_is_not_told_again(bench: Bench, receiver: WebhookRe
 
 async def test_a_new_webhook_does_not_hear_the_past(bench: Bench, receiver: WebhookReceiver, secret_file: Path) -> None:
     """It begins with what happens from then on."""
+    await end(bench, Ending(State.SUCCEEDED))
+    async with telling(bench, receiver, secret_file):
+        made = await end(bench, Ending(State.SUCCEEDED))
+        await reports(bench, made)
+    assert [message.json["data"]["id"] for message in receiver.messages] == [made.uuid]
+
+
+async def test_a_webhook_that_comes_back_is_new(bench: Bench, receiver: WebhookReceiver, secret_file: Path) -> None:
+    """What happened while it was out of the configuration is not told."""
+    async with telling(bench, receiver, secret_file):
+        pass
+    await bench.store.webhooks.begin([])
     await end(bench, Ending(State.SUCCEEDED))
     async with telling(bench, receiver, secret_file):
         made = await end(bench, Ending(State.SUCCEEDED))

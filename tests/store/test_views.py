@@ -63,7 +63,7 @@ async def test_what_is_told_of_a_job_is_no_work(database: Path, store: SqliteSto
     claim = await claim_one(store)
     clock.advance(2000)
     await store.finish(claim, Ending(State.SUCCEEDED))
-    await store.webhooks.begin("ci")
+    await store.webhooks.begin(["ci"])
     for _ in range(2):
         clock.advance(60_000)
         await store.webhooks.delivered("ci", JobEnd(1, clock.now_ms, job.id), {"delivered": True})

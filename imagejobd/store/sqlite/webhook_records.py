@@ -27,8 +27,14 @@ class WebhookRecords:
         # By webhook: up to where there is nothing for it, beyond what is written down.
         self._looked_through: dict[str, int] = {}
 
-    async def begin(self, name: str) -> None:
-        await self._writer.do(lambda tx: tx.db.execute(_SQL["begin"], {"name": name}).rowcount)
+    async def begin(self, names: Collection[str]) -> None:
+        values = {"names": _encode(list(names)).decode()}
+
+        def act(tx: Transaction) -> None:
+            tx.db.execute(_SQL["begin"], values)
+            tx.db.execute(_SQL["forget_others"], values)
+
+        await self._writer.do(act)
 
     async def next_end(
         self, name: str, *, moves: Collection[Transition], kinds: Collection[str], tenants: Collection[str]

@@ -1,8 +1,12 @@
 -- name: begin
 -- A webhook that is new hears of what happens from now on.
 insert into webhook (name, event_id)
-values (:name, (select coalesce(max(seq), 0) from sqlite_sequence where name = 'event'))
+select value, (select coalesce(max(seq), 0) from sqlite_sequence where name = 'event') from json_each(:names) where true
 on conflict do nothing;
+
+-- name: forget_others
+-- One that comes back to the configuration is new: nobody wants to hear of the months between.
+delete from webhook where name not in (select value from json_each(:names));
 
 -- name: place
 select event_id, (select coalesce(max(seq), 0) from sqlite_sequence where name = 'event') as last_id
