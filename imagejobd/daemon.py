@@ -164,7 +164,7 @@ async def serve(config: Config) -> int:
             eta_s=runner.eta_s,
         )
         authentication = Authentication(config.auth)
-        webhooks = Webhooks(read_webhooks(config.webhooks), store, store.webhooks, egress)
+        webhooks = Webhooks(read_webhooks(config.webhooks), store, egress)
         metrics = Metrics(
             store,
             store.commits,

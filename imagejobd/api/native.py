@@ -12,6 +12,7 @@ from imagejobd.api.bodies import base64_chunks, is_multipart, parts, read_body, 
 from imagejobd.api.intake import Intake, Uploads, new_job
 from imagejobd.api.listing import FILTER_PARAMETERS, TIME_HINT, epoch_ms, read_filter, read_kind
 from imagejobd.api.streams import Streams
+from imagejobd.api.webhook import WebhookRequest, submit_with_webhook
 from imagejobd.api.wire import NOT_JSON, iso, json_response, number, parameters, too_large, words_of
 from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
@@ -64,6 +65,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     not_before: datetime | None = None
     labels: dict[str, str] = {}
+    webhook: WebhookRequest | None = None
 
     def fields(self) -> Json:
         """`spec`, decoded only within a bound: a document of many small values takes many times its size in memory."""
@@ -96,7 +98,8 @@ class NativeApi:
             kind = self._kind(submission)
             accepted = await self._intake.parse(kind, submission.fields(), upload)
             job = new_job(kind.name, accepted, caller)
-            enqueued = await self._intake.submit(_with_options(job, submission, request.headers.get("Idempotency-Key")))
+            job = _with_options(job, submission, request.headers.get("Idempotency-Key"))
+            enqueued = await submit_with_webhook(self._intake, job, submission.webhook)
         return await self._receipt(enqueued)
 
     async def _receipt(self, enqueued: Enqueued) -> web.Response:

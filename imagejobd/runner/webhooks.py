@@ -1,37 +1,31 @@
-"""Webhooks: whoever is configured hears of every end of a job, signed, at least once and in order.
+"""Webhooks: who is told of the ends of jobs, signed, at least once.
 
-What is to be told is read out of the store's history, where every end is: also of jobs that were cancelled in the
-queue, expired there, or set aside after a crash. How far a webhook has come is on disk, so that what happens while it,
-or this daemon, is away is told later. One that does not answer holds up only itself.
-
-The form is that of the Standard Webhooks specification (standardwebhooks.com), for which most languages have a library:
-`webhook-id`, `webhook-timestamp`, and in `webhook-signature` `v1,` with the base64 of an HMAC-SHA256 over
-`<id>.<timestamp>.<body>`.
+Those of the configuration hear of every end that concerns them, in order. It is read out of the store's history, where
+every end is: also of jobs that were cancelled in the queue, expired there, or set aside after a crash. How far each has
+come is on disk, so that what happens while it, or this daemon, is away is told later. One that does not answer holds up
+only itself. A job may bring a webhook of its own, which hears of that job alone.
 """
 
 import asyncio
-import base64
-import binascii
-import hashlib
-import hmac
-import os
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import aiohttp
 import msgspec
 import structlog
-from yarl import URL
 
 from imagejobd.model.bounds import Seconds
 from imagejobd.model.clock import now_ms, utc
+from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary, invalid
-from imagejobd.model.job import Job, Json, Transition, log_image
-from imagejobd.store.protocol import JobEnd, Store, WebhookPlaces
+from imagejobd.model.job import Job, JobId, Json, Transition, log_image
+from imagejobd.model.webhook import SECRET_MAX_BYTES, Receiver
+from imagejobd.store.protocol import DueWebhook, Store
 
 POLL_S = 1.0
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 600.0
@@ -39,13 +33,15 @@ RETRY_FIRST_S, RETRY_MAX_S = 2.0, 600.0
 DOUBLINGS_MAX = 30
 STORE_RETRY_S = 10.0
 ANSWER_TIMEOUT_S = 15.0
-# RFC 2104 §3: shorter keys make the signature weaker than the hash.
-SECRET_MIN_BYTES = 24
-SECRET_MAX_BYTES = 1024
+# Jobs' own webhooks that are told at once, one of each host: a host that hangs holds up no more than that.
+OWN_AT_ONCE = 16
+OWN_LOOKED_AT = 200
+OWN_GIVE_UP_AFTER_S = 24 * 3600.0
 # A result that is longer, as that of a distribution of thousands, is for the API to show.
 RESULT_MAX_BYTES = 16 * 1024
 DELIVERED, REFUSED, GIVEN_UP = "delivered", "refused", "given_up"
-_SECRET_PREFIX = b"whsec_"
+# The name of the webhooks that jobs bring.
+OWN = "job"
 # By these a receiver says that it may take later what it does not take now.
 _BUSY = frozenset({408, 425, 429})
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -72,11 +68,10 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Webhook(NamedTuple):
-    """One receiver, checked."""
+    """One of the configuration, checked."""
 
     name: str
-    url: URL
-    secret: bytes
+    receiver: Receiver
     settings: WebhookSettings
 
 
@@ -95,22 +90,24 @@ def read_webhooks(tables: Mapping[str, WebhookSettings]) -> list[Webhook]:
 
 
 class Webhooks:
-    """Tells all `webhooks`. Run it beside the rest of the daemon; `egress` says which addresses they may have.
+    """Tells the webhooks of the configuration, and those of single jobs. Run it beside the rest of the daemon; `egress`
+    says which addresses they may have.
 
-    `counts` has, by webhook and outcome, messages that were delivered or given_up, and tries that were refused.
+    `counts` has, by webhook (`OWN`: those of jobs) and outcome, messages that were delivered or given_up, and tries
+    that were refused.
     """
 
-    def __init__(self, webhooks: list[Webhook], store: Store, places: WebhookPlaces, egress: Egress) -> None:
+    def __init__(self, webhooks: list[Webhook], store: Store, egress: Egress) -> None:
         self._webhooks = webhooks
         self._store = store
-        self._places = places
+        self._records = store.webhooks
         self._egress = egress
-        names = [webhook.name for webhook in webhooks]
+        names = [OWN, *(webhook.name for webhook in webhooks)]
         self.counts = {(name, outcome): 0 for name in names for outcome in (DELIVERED, REFUSED, GIVEN_UP)}
 
     async def run(self) -> None:
         """Tell every end that comes, until cancelled."""
-        await self._surely(partial(self._places.begin, [webhook.name for webhook in self._webhooks]))
+        await self._surely(partial(self._records.begin, [webhook.name for webhook in self._webhooks]))
         connector = aiohttp.TCPConnector(
             resolver=aiohttp.ThreadedResolver(),
             use_dns_cache=False,
@@ -128,26 +125,65 @@ class Webhooks:
             ) as session,
             asyncio.TaskGroup() as loops,
         ):
+            loops.create_task(self._own_loop(session), name="webhooks of jobs")
             for webhook in self._webhooks:
                 loops.create_task(self._loop(webhook, session), name=f"webhook {webhook.name}")
-            await asyncio.Event().wait()
 
     async def _loop(self, webhook: Webhook, session: aiohttp.ClientSession) -> None:
         settings = webhook.settings
         next_end = partial(
-            self._places.next_end,
+            self._records.next_end,
             webhook.name,
             moves=[_MOVES[state] for state in settings.states],
             kinds=settings.kinds,
             tenants=settings.tenants,
         )
+        tries = 0
         while True:
             end = await self._surely(next_end)
             if end is None:
                 await asyncio.sleep(POLL_S)
                 continue
-            report = await self._tell(webhook, end, session)
-            await self._surely(partial(self._places.delivered, webhook.name, end, report))
+            tries += 1
+            message = partial(self._message, end.job_id, end.event_id)
+            spent_s = (now_ms() - end.at_ms) / 1000
+            report = await self._try(
+                webhook.name, webhook.receiver, message, session, tries, is_last=spent_s >= settings.give_up_after_s
+            )
+            if report is None:
+                await asyncio.sleep(delay_s(tries))
+            else:
+                tries = 0
+                await self._surely(partial(self._records.delivered, webhook.name, end, report))
+
+    async def _own_loop(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            due = await self._surely(partial(self._records.due, limit=OWN_LOOKED_AT))
+            by_host: dict[str, list[DueWebhook]] = {}
+            for webhook in due:
+                by_host.setdefault(webhook.receiver.host if webhook.receiver else "", []).append(webhook)
+            batches = list(by_host.values())[:OWN_AT_ONCE]
+            await gather_or_cancel(self._tell_own(batch, session) for batch in batches)
+            if not due:
+                await asyncio.sleep(POLL_S)
+
+    async def _tell_own(self, webhooks: list[DueWebhook], session: aiohttp.ClientSession) -> None:
+        """Tell the first of those that are at one host. Where that does not answer, the others wait as well."""
+        first, *others = webhooks
+        if first.receiver is None:
+            report: Json | None = {"webhook": OWN, "delivered": False, "error": "another secrets key has sealed it"}
+        else:
+            message = partial(self._message, first.job_id, "end")
+            spent_s = (now_ms() - first.at_ms) / 1000
+            report = await self._try(
+                OWN, first.receiver, message, session, first.tries + 1, is_last=spent_s >= OWN_GIVE_UP_AFTER_S
+            )
+        if report is not None:
+            await self._surely(partial(self._records.told, first, report))
+            return
+        for webhook in (first, *others):
+            delay_ms = int(delay_s(webhook.tries + 1) * 1000)
+            await self._surely(partial(self._records.postpone, webhook.uuid, delay_ms))
 
     async def _surely(self, act: Callable[[], Awaitable[R]]) -> R:
         """What `act` returns, as soon as the store does not refuse it for the moment (a full disk)."""
@@ -158,53 +194,63 @@ class Webhooks:
                 log.error("webhooks wait for the store", error=fault.message)
                 await asyncio.sleep(STORE_RETRY_S)
 
-    async def _tell(self, webhook: Webhook, end: JobEnd, session: aiohttp.ClientSession) -> Json:
-        """Deliver one end, or give it up; what came of it, for the job's history."""
-        job = await self._surely(partial(self._store.get_by_id, end.job_id, tenant=None))
-        if job is None:
+    async def _message(self, job_id: JobId, event: int | str) -> tuple[str, bytes] | None:
+        """Id and body of what is told of a job that has ended; None where retention has taken it."""
+        job = await self._surely(partial(self._store.get_by_id, job_id, tenant=None))
+        return None if job is None else (f"{job.uuid}-{event}", payload(job))
+
+    async def _try(
+        self,
+        name: str,
+        receiver: Receiver,
+        message: Callable[[], Awaitable[tuple[str, bytes] | None]],
+        session: aiohttp.ClientSession,
+        tries: int,
+        *,
+        is_last: bool,
+    ) -> Json | None:
+        """Deliver a message; what came of it, for the job's history. None where it is to be tried again."""
+        if (content := await message()) is None:
             return {}
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                status = await self._post(webhook, f"{job.uuid}-{end.event_id}", payload(job, end), session)
-            except Refusal as refusal:
-                self.counts[webhook.name, REFUSED] += 1
-                report = {"webhook": webhook.name, "tries": tries, "status": refusal.status, "error": str(refusal)}
-                spent_s = (now_ms() - end.at_ms) / 1000
-                if refusal.is_final or spent_s >= webhook.settings.give_up_after_s:
-                    self.counts[webhook.name, GIVEN_UP] += 1
-                    log.warning("a webhook was given up", job=job.uuid, **report)
-                    return report | {"delivered": False}
-                if tries == 1:
-                    log.warning("a webhook is not taken; it is tried again", job=job.uuid, **report)
-                await asyncio.sleep(delay_s(tries))
-            else:
-                self.counts[webhook.name, DELIVERED] += 1
-                return {"webhook": webhook.name, "tries": tries, "status": status, "delivered": True}
-
-    async def _post(self, webhook: Webhook, message_id: str, body: bytes, session: aiohttp.ClientSession) -> int:
-        """The status of a receiver that took it. Raises `Refusal`."""
-        headers = signed_headers(webhook.secret, message_id, now_ms() // 1000, body)
+        report: Json = {"webhook": name, "tries": tries}
         try:
-            async with session.post(webhook.url, data=body, headers=headers, allow_redirects=False) as answer:
-                status = answer.status
-        except Fault as fault:
-            raise Refusal(fault.message) from None
-        except TimeoutError:
-            raise Refusal(f"no answer within {ANSWER_TIMEOUT_S:g} s") from None
-        except aiohttp.ClientConnectorError as error:
-            raise Refusal(f"no connection to {webhook.url.host}: {error.os_error.strerror or 'refused'}") from None
-        except aiohttp.ClientError as error:
-            # Its own words may hold the whole URL.
-            raise Refusal(f"{webhook.url.host} broke off the answer ({type(error).__name__})") from None
-        if 200 <= status < 300:
-            return status
-        raise Refusal(f"answered {status}", status, is_final=400 <= status < 500 and status not in _BUSY)
+            status = await _post(receiver, *content, session)
+        except Refusal as refusal:
+            self.counts[name, REFUSED] += 1
+            report |= {"status": refusal.status, "error": str(refusal), "delivered": False}
+            if tries == 1 or refusal.is_final or is_last:
+                log.warning("a webhook is not taken", message=content[0], **report)
+            if not (refusal.is_final or is_last):
+                return None
+            self.counts[name, GIVEN_UP] += 1
+            return report
+        self.counts[name, DELIVERED] += 1
+        return report | {"status": status, "delivered": True}
 
 
-def payload(job: Job, end: JobEnd) -> bytes:
-    """What is told of an end, as JSON; the API has the rest."""
+async def _post(receiver: Receiver, message_id: str, body: bytes, session: aiohttp.ClientSession) -> int:
+    """The status of a receiver that took it. Raises `Refusal`."""
+    headers = receiver.signed_headers(message_id, now_ms() // 1000, body)
+    try:
+        async with session.post(receiver.url, data=body, headers=headers, allow_redirects=False) as answer:
+            status = answer.status
+    except Fault as fault:
+        raise Refusal(fault.message) from None
+    except TimeoutError:
+        raise Refusal(f"no answer within {ANSWER_TIMEOUT_S:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        raise Refusal(f"no connection to {receiver.host}: {error.os_error.strerror or 'refused'}") from None
+    except aiohttp.ClientError as error:
+        # Its own words may hold the whole URL.
+        raise Refusal(f"{receiver.host} broke off the answer ({type(error).__name__})") from None
+    if 200 <= status < 300:
+        return status
+    raise Refusal(f"answered {status}", status, is_final=400 <= status < 500 and status not in _BUSY)
+
+
+def payload(job: Job) -> bytes:
+    """What is told of a job that has ended, as JSON; the API has the rest."""
+    ended_at = utc(job.finished_ms or 0)
     result = job.result if job.result is not None and len(_encode(job.result)) <= RESULT_MAX_BYTES else None
     data: Json = {
         "id": job.uuid,
@@ -220,20 +266,9 @@ def payload(job: Job, end: JobEnd) -> bytes:
         "retry_of": job.retry_of,
         "created_at": utc(job.created_ms),
         "started_at": None if job.started_ms is None else utc(job.started_ms),
-        "finished_at": utc(end.at_ms),
+        "finished_at": ended_at,
     }
-    return _encode({"type": f"job.{job.state}", "timestamp": utc(end.at_ms), "data": data})
-
-
-def signed_headers(secret: bytes, message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
-    """As the Standard Webhooks specification has them."""
-    text = f"{message_id}.{timestamp_s}.".encode() + body
-    signature = base64.b64encode(hmac.digest(secret, text, hashlib.sha256)).decode()
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp_s),
-        "webhook-signature": f"v1,{signature}",
-    }
+    return _encode({"type": f"job.{job.state}", "timestamp": ended_at, "data": data})
 
 
 def delay_s(tries: int) -> float:
@@ -244,31 +279,15 @@ def delay_s(tries: int) -> float:
 
 def _read(name: str, settings: WebhookSettings) -> Webhook:
     key = f"webhooks.{name}"
+    if name == OWN:
+        raise invalid(f"{key}: that is how the webhooks are called which jobs bring; choose another name")
     if not _NAME.fullmatch(name):
         raise invalid(f"{key}: a webhook's name is of a-z, 0-9, _ and -, at most 64, and begins with a letter or digit")
+    where = f"{key}.secret_file: {settings.secret_file}"
     try:
-        url = URL(settings.url)
-    except ValueError:
-        url = URL()
-    if url.scheme not in ("http", "https") or not url.host:
-        raise invalid(f"{key}.url is not an http(s) URL, such as https://ci.example/hooks/imagejobd")
-    if url.user or url.password:
-        raise invalid(f"{key}.url holds a user or password; the signature says who sends it")
-    return Webhook(name, url, _secret(f"{key}.secret_file: {settings.secret_file}", settings.secret_file), settings)
-
-
-def _secret(where: str, file: str) -> bytes:
-    try:
-        # A FIFO would block whoever opens it until somebody writes to it.
-        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
-            secret = opened.read(SECRET_MAX_BYTES + 1).strip()
+        with Path(settings.secret_file).open("rb") as file:
+            secret = file.read(2 * SECRET_MAX_BYTES).strip().decode()
     except (OSError, ValueError) as error:
-        raise invalid(f"{where}: {error.strerror if isinstance(error, OSError) else 'not a path'}") from None
-    if secret.startswith(_SECRET_PREFIX):
-        try:
-            secret = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
-        except binascii.Error:
-            raise invalid(f"{where}: what follows whsec_ is not base64") from None
-    if not SECRET_MIN_BYTES <= len(secret) <= SECRET_MAX_BYTES:
-        raise invalid(f"{where} holds {len(secret)} bytes; {SECRET_MIN_BYTES} to {SECRET_MAX_BYTES} are needed")
-    return secret
+        raise invalid(f"{where}: {error.strerror if isinstance(error, OSError) else 'it is no text'}") from None
+    receiver = Receiver.parse(settings.url, secret, url_name=f"{key}.url", secret_name=where)
+    return Webhook(name, receiver, settings)

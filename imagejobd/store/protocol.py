@@ -27,6 +27,7 @@ from imagejobd.model.job import (
     Transition,
 )
 from imagejobd.model.secrets import Secret
+from imagejobd.model.webhook import Receiver
 from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
 
 # The default of a setting: a job that was running through so many crashes of the daemon is a suspect.
@@ -186,8 +187,40 @@ class JobEnd(msgspec.Struct, frozen=True):
     job_id: JobId
 
 
-class WebhookPlaces(Protocol):
-    """How far each webhook has come in the history, durably. Raises what the store does."""
+class DueWebhook(msgspec.Struct, frozen=True):
+    """A job that has ended (`at_ms`, epoch milliseconds) and whose own webhook was not told; `tries` says how often
+    that was tried. `receiver` is None where another key has sealed it."""
+
+    uuid: str
+    job_id: JobId
+    at_ms: int
+    tries: int
+    receiver: Receiver | None
+
+
+class WebhookRecords(Protocol):
+    """How far each webhook of the configuration has come in the history, and who is to be told of single jobs; durably.
+    Raises what the store does."""
+
+    async def attach(self, uuid: str, receiver: Receiver) -> None:
+        """Tell `receiver` of the end of the job with that UUID, which is about to be made."""
+        ...
+
+    async def detach(self, uuid: str) -> None:
+        """There is no such job, after all."""
+        ...
+
+    async def due(self, *, limit: int) -> list[DueWebhook]:
+        """The next of the jobs' own webhooks to be told."""
+        ...
+
+    async def postpone(self, uuid: str, delay_ms: int) -> None:
+        """It was tried in vain."""
+        ...
+
+    async def told(self, webhook: DueWebhook, report: Json) -> None:
+        """It was told, or given up: forget it, and keep the report in the job's history."""
+        ...
 
     async def begin(self, names: Collection[str]) -> None:
         """These are the webhooks now: one that is new begins with what happens next, all others are forgotten."""
@@ -452,6 +485,9 @@ class Store(Protocol):
     async def optimize(self) -> None:
         """Refresh the statistics that make queries quick; once a day is enough."""
         ...
+
+    @property
+    def webhooks(self) -> WebhookRecords: ...
 
     def watch(self, topic: str) -> AbstractContextManager[Subscription]:
         """Learn of the commits that publish `topic`: that there were some, not which. Read the store again then."""

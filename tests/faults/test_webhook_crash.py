@@ -41,3 +41,22 @@ def test_no_end_is_missed_across_a_crash(tmp_path: Path) -> None:
             assert told[-2:] == [job, second]
             assert set(told) == {job, second}
             box.check_healthy()
+
+
+def test_a_jobs_own_webhook_survives_a_crash() -> None:
+    """Who came with a job is told of its end by the daemon's next life."""
+    with WebhookReceiver() as receiver, Box() as box:
+        webhook = {"url": f"{receiver.url}/mine", "secret": "a secret of more than thirty-two bytes"}
+        job = box.call("POST", "/api/v2/jobs", JOB | {"webhook": webhook}).json["id"]
+        box.restart()
+        receiver.statuses.extend([503] * 100)
+        assert box.cancel(job) in (200, 202)
+        until(lambda: receiver.messages, what="the webhook to be tried")
+        box.daemon.kill()
+        receiver.statuses.clear()
+        box.daemon.start()
+        until(lambda: reports(box, job), what="the webhook to be delivered")
+        assert reports(box, job)[0]["delivered"] is True
+        assert {message.json["data"]["id"] for message in receiver.messages} == {job}
+        assert box.daemon.sqlite("select count(*) from job_webhook") == [(0,)]
+        box.check_healthy()

@@ -15,11 +15,14 @@ from runner_bench import END_TIMEOUT_S, Bench
 from harness.webhook_receiver import WebhookReceiver
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
-from imagejobd.model.job import Enqueued, JobError, State
+from imagejobd.model.job import Enqueued, JobError, NewJob, State
+from imagejobd.model.secrets import Secret
+from imagejobd.model.webhook import Receiver
 from imagejobd.runner import webhooks
-from imagejobd.runner.webhooks import Webhooks, WebhookSettings, delay_s, read_webhooks, signed_headers
+from imagejobd.runner.webhooks import OWN, Webhooks, WebhookSettings, delay_s, read_webhooks
 from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite import webhook_records
+from imagejobd.store.vault import KEY_BYTES, Vault
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 
@@ -50,7 +53,7 @@ async def telling(
     """One webhook at work; it has begun when the block does."""
     table = WebhookSettings(url=f"{receiver.url}/hook?token=hidden", secret_file=str(secret_file), **settings)
     await bench.store.webhooks.begin(["ci"])
-    sender = Webhooks(read_webhooks({"ci": table}), bench.store, bench.store.webhooks, egress or Egress())
+    sender = Webhooks(read_webhooks({"ci": table}), bench.store, egress or Egress())
     task = asyncio.create_task(sender.run())
     try:
         yield sender
@@ -125,14 +128,6 @@ async def test_messages_are_signed(bench: Bench, receiver: WebhookReceiver, secr
     assert len(ids) == 2
 
 
-def test_the_specifications_own_example() -> None:
-    """The signature of the specification's test vector."""
-    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    body = b'{"test": 2432232314}'
-    headers = signed_headers(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
-    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-
-
 async def test_who_is_away_is_told_later(bench: Bench, receiver: WebhookReceiver, secret_file: Path) -> None:
     """It is tried again, those behind wait, and the job's history says how often it was tried."""
     receiver.statuses.extend([500, 503, 429, 302])
@@ -155,9 +150,12 @@ async def test_a_refusal_for_good_holds_up_nobody(bench: Bench, receiver: Webhoo
         (report,) = await reports(bench, refused)
         assert (report["delivered"], report["status"], report["tries"]) == (False, 410, 1)
         assert (await reports(bench, later))[0]["delivered"]
-    assert sender.counts == {("ci", "delivered"): 1, ("ci", "refused"): 1, ("ci", "given_up"): 1}
+    assert sender.counts == {
+        **{("ci", outcome): 1 for outcome in ("delivered", "refused", "given_up")},
+        **{(OWN, outcome): 0 for outcome in ("delivered", "refused", "given_up")},
+    }
     receiver.statuses.extend([500] * 9)
-    async with telling(bench, receiver, secret_file, give_up_after_s=0.001):
+    async with telling(bench, receiver, secret_file, give_up_after_s=0.02):
         late = await end(bench, Ending(State.SUCCEEDED))
         (report,) = await reports(bench, late)
     assert (report["delivered"], report["status"], report["error"]) == (False, 500, "answered 500")
@@ -225,10 +223,97 @@ async def test_a_webhook_that_comes_back_is_new(bench: Bench, receiver: WebhookR
     assert [message.json["data"]["id"] for message in receiver.messages] == [made.uuid]
 
 
+@asynccontextmanager
+async def telling_jobs(bench: Bench, egress: Egress | None = None) -> AsyncIterator[Webhooks]:
+    """Without any webhook of the configuration."""
+    sender = Webhooks([], bench.store, egress or Egress())
+    task = asyncio.create_task(sender.run())
+    try:
+        yield sender
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def with_own(bench: Bench, url: str, secret: str = "a key of the job's own, long enough") -> NewJob:
+    """A job that is about to be made, with its webhook."""
+    job = NewJob(kind="noop", spec={})
+    await bench.store.webhooks.attach(job.uuid, Receiver(url, Secret(secret)))
+    return job
+
+
+async def test_a_job_may_bring_its_own(bench: Bench, receiver: WebhookReceiver) -> None:
+    """It is told of that job alone, when that has ended, signed with the job's key; then nothing of it is kept."""
+    job = await with_own(bench, f"{receiver.url}/mine")
+    async with telling_jobs(bench) as sender:
+        made = await bench.store.enqueue(job, queue_max=10)
+        await end_queued(bench, await bench.enqueue())
+        await asyncio.sleep(0.05)
+        assert not receiver.messages
+        await end_queued(bench, made)
+        (report,) = await reports(bench, made)
+    assert report == {"webhook": "job", "tries": 1, "status": 204, "delivered": True}
+    (message,) = receiver.messages
+    assert message.json["data"]["id"] == job.uuid
+    key = Receiver("", Secret("a key of the job's own, long enough"))
+    headers = key.signed_headers(message.headers["webhook-id"], int(message.headers["webhook-timestamp"]), message.body)
+    assert message.headers["webhook-signature"] == headers["webhook-signature"]
+    assert await bench.store.webhooks.due(limit=10) == []
+    assert sender.counts[OWN, "delivered"] == 1
+
+
+async def test_a_host_that_is_away_holds_up_no_other(bench: Bench, receiver: WebhookReceiver) -> None:
+    """Jobs of one receiver wait while it refuses, those of another are told; all are in the end."""
+    receiver.statuses.extend([503, 503])
+    with WebhookReceiver() as other:
+        jobs = [await with_own(bench, receiver.url) for _ in range(3)]
+        jobs.append(await with_own(bench, f"http://localhost:{other.port}/"))
+        made = [await bench.store.enqueue(job, queue_max=10) for job in jobs]
+        for job in made:
+            await end_queued(bench, job)
+        async with telling_jobs(bench):
+            for job in made:
+                (report,) = await reports(bench, job)
+                assert report["delivered"] is True
+    assert sorted(message.json["data"]["id"] for message in receiver.messages[-3:]) == sorted(
+        job.uuid for job in jobs[:3]
+    )
+    assert [message.json["data"]["id"] for message in other.messages] == [jobs[3].uuid]
+
+
+async def test_a_jobs_own_is_bound_by_the_rules(bench: Bench, receiver: WebhookReceiver) -> None:
+    """What the operator's network has is no stranger's to ask; the history says that nobody was told."""
+    job = await with_own(bench, receiver.url)
+    made = await bench.store.enqueue(job, queue_max=10)
+    await end_queued(bench, made)
+    webhooks_egress = Egress(EgressSettings(allow_private=False))
+    async with telling_jobs(bench, webhooks_egress) as sender:
+        async with asyncio.timeout(END_TIMEOUT_S):
+            while not sender.counts[OWN, "refused"]:
+                await asyncio.sleep(0.005)
+    assert not receiver.messages
+
+
+async def test_a_job_whose_key_is_lost_is_given_up(bench: Bench, tmp_path: Path) -> None:
+    """Another secrets key opens no webhook: nobody is told, and the history says why."""
+    job = await with_own(bench, "http://127.0.0.1:1/")
+    made = await bench.store.enqueue(job, queue_max=10)
+    await end_queued(bench, made)
+    bench.store.webhooks._vault = Vault(b"x" * KEY_BYTES)
+    async with telling_jobs(bench):
+        (report,) = await reports(bench, made)
+    assert (report["delivered"], report["error"]) == (False, "another secrets key has sealed it")
+
+
+async def end_queued(bench: Bench, job: Enqueued) -> None:
+    await bench.store.request_cancel(job.uuid, tenant=None)
+
+
 @pytest.mark.parametrize(
     ("name", "url", "secret", "words"),
     [
         ("CI", "https://x.example/", SECRET, "webhooks.CI"),
+        ("job", "https://x.example/", SECRET, "webhooks.job.*another name"),
         ("ci", "ftp://x.example/", SECRET, "webhooks.ci.url"),
         ("ci", "https://u:p@x.example/", SECRET, "webhooks.ci.url holds a user"),
         ("ci", "https://x.example/", b"short", "holds 5 bytes"),
@@ -244,14 +329,6 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, name: str, url: str, sec
     with pytest.raises(Permanent, match=words) as refused:
         read_webhooks({name: WebhookSettings(url=url, secret_file=str(file))})
     assert "u:p" not in refused.value.message
-
-
-def test_a_secret_may_be_in_the_specifications_form(tmp_path: Path) -> None:
-    """whsec_ and base64, as receivers' pages show it."""
-    file = tmp_path / "secret"
-    file.write_bytes(b"whsec_" + base64.b64encode(SECRET))
-    [webhook] = read_webhooks({"ci": WebhookSettings(url="https://x.example/", secret_file=str(file))})
-    assert webhook.secret == SECRET
 
 
 def test_pauses_grow_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

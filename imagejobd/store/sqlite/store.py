@@ -109,7 +109,7 @@ class SqliteStore(Queries, Transitions, Maintenance, Statistics):
         self._file = file
         self.commits = commits
         self.engine = EngineRecords(writer, readers)
-        self.webhooks = WebhookRecords(writer, readers)
+        self.webhooks = WebhookRecords(writer, readers, vault)
 
     @classmethod
     @asynccontextmanager

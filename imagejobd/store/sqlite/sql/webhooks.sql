@@ -29,3 +29,23 @@ update webhook set event_id = :event_id where name = :name;
 -- name: note
 -- Unless retention has taken the job meanwhile.
 insert into event (job_id, at_ms, type, data) select id, :now_ms, 'webhook', :data from job where id = :job_id;
+
+-- name: attach
+insert into job_webhook (uuid, sealed, written_ms) values (:uuid, :sealed, :now_ms);
+
+-- name: detach
+delete from job_webhook where uuid = :uuid;
+
+-- name: due
+select job.uuid, job.id as job_id, job.finished_ms as at_ms, job_webhook.sealed, job_webhook.tries
+from job_webhook indexed by job_webhook_due join job on job.uuid = job_webhook.uuid
+where job_webhook.due_ms is not null and job_webhook.due_ms <= :now_ms
+order by job_webhook.due_ms
+limit :limit;
+
+-- name: postpone
+update job_webhook set due_ms = :due_ms, tries = tries + 1 where uuid = :uuid;
+
+-- name: forget_jobless
+-- Of requests that made no job in the end, and of jobs that retention has taken.
+delete from job_webhook where written_ms < :before_ms and not exists (select 1 from job where job.uuid = job_webhook.uuid);
