@@ -12,6 +12,7 @@ from simulated_clock import SimulatedClock
 from imagejobd.model.job import JobError, State
 from imagejobd.store.protocol import Activity, Ending
 from imagejobd.store.sqlite import statistics
+from imagejobd.store.sqlite.database import load, open_database
 from imagejobd.store.sqlite.store import SqliteStore
 
 
@@ -147,3 +148,15 @@ async def test_an_error_of_an_earlier_attempt_is_no_ones_end(store: SqliteStore)
     await store.retry(await claim_one(store), JobError(BROKEN.code, "x"), not_before_ms=0)
     await store.finish(await claim_one(store), Ending(State.SUCCEEDED))
     assert [a.code for a in await all_activity(store) if a.event == "succeed"] == [None]
+
+
+@pytest.mark.parametrize(("topic", "statement"), [("statistics", "activity"), ("webhooks", "next_end")])
+def test_the_history_is_read_from_where_it_was_left(tmp_path: Path, topic: str, statement: str) -> None:
+    """What is new is found by its number; nothing walks all events, or all jobs."""
+    db = open_database(tmp_path / "plan.db")
+    names = ("after", "upto", "moves", "kinds", "tenants")
+    plan = db.execute(f"explain query plan {load(topic)[statement]}", dict.fromkeys(names, 1)).fetchall()
+    details = [row["detail"] for row in plan]
+    assert "SEARCH event USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in details
+    assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in details
+    db.close()
