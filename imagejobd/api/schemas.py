@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from imagejobd.api.webhook import WebhookRequest
 from imagejobd.jobs.build import BuildInput
 from imagejobd.jobs.distribute.auth import Auth
 from imagejobd.jobs.distribute.spec import DistributeSpec, Source, Target
@@ -71,6 +72,7 @@ class _Submission(Struct, frozen=True, kw_only=True, tag_field="kind"):
     priority: Annotated[int, Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
     not_before: Time | None = None
     labels: Labels = {}
+    webhook: WebhookRequest | None = None
 
 
 class BuildSubmission(_Submission, frozen=True, kw_only=True, tag="build", forbid_unknown_fields=True):

@@ -451,7 +451,7 @@ class Store(Protocol):
         ...
 
     async def last_event(self) -> int:
-        """The cursor of what happens from now on."""
+        """The cursor of `changes_since` and `activity` behind all that has happened."""
         ...
 
     async def live(self) -> set[str]:
@@ -464,10 +464,6 @@ class Store(Protocol):
 
     async def kind_stats(self, *, crashes_max: int) -> Mapping[str, KindStats]:
         """How the queue stands, by kind; those that have no job in it may be missing. `crashes_max` see `Capacity`."""
-        ...
-
-    async def last_event(self) -> int:
-        """The cursor of `changes_since` and `activity` behind all that has happened."""
         ...
 
     async def activity(self, after: int) -> tuple[Sequence[Activity], int]:

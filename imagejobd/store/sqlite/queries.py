@@ -131,10 +131,6 @@ class Queries:
             for row in await self._readers.all(statement, values)
         ]
 
-    async def last_event(self) -> int:
-        row = await self._readers.first(_SQL["last_event"])
-        return int(row["id"]) if row is not None else 0
-
     async def live(self) -> set[str]:
         return {row["uuid"] for row in await self._readers.all(_SQL["live"])}
 

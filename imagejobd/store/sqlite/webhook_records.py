@@ -11,7 +11,7 @@ from imagejobd.model.errors import Permanent
 from imagejobd.model.job import JobId, Json, Transition
 from imagejobd.model.secrets import Secret
 from imagejobd.model.webhook import Receiver
-from imagejobd.store.protocol import DueWebhook, JobEnd, job_topic
+from imagejobd.store.protocol import EVENT_TOPIC, DueWebhook, JobEnd, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
 from imagejobd.store.sqlite.writer import Transaction, Writer
@@ -75,6 +75,7 @@ class WebhookRecords:
             tx.db.execute(_SQL["advance"], {"name": name, "event_id": end.event_id})
             tx.db.execute(_SQL["note"], values | {"now_ms": tx.now_ms})
             tx.publish(job_topic(end.job_id))
+            tx.publish(EVENT_TOPIC)
 
         await self._writer.do(act)
 
@@ -102,6 +103,7 @@ class WebhookRecords:
             tx.db.execute(_SQL["detach"], values)
             tx.db.execute(_SQL["note"], values | {"now_ms": tx.now_ms})
             tx.publish(job_topic(webhook.job_id))
+            tx.publish(EVENT_TOPIC)
 
         await self._writer.do(act)
 

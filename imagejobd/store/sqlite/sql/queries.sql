@@ -76,9 +76,6 @@ where event.job_id = :job_id and event.id > :event_id
 order by event.id
 limit :limit;
 
--- name: last_event
-select coalesce(max(id), 0) as id from event;
-
 -- name: live
 select uuid from job where state = 'queued' and delayed = 0
 union all
