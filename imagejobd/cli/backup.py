@@ -1,12 +1,11 @@
 """`imagejobd backup`: the state folder as one tar, while the daemon works on it."""
 
 import os
-import sqlite3
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,8 +16,9 @@ from imagejobd.cli import text
 from imagejobd.cli.errors import CommandError, Exit
 from imagejobd.cli.service import config_option, load
 from imagejobd.daemon import DATABASE_NAME
+from imagejobd.model.errors import Fault
 from imagejobd.store.files import fsync_folder
-from imagejobd.store.sqlite.database import APPLICATION_ID
+from imagejobd.store.sqlite.backup import copy_database
 from imagejobd.store.vault import KEY_FILE_NAME
 
 BLOBS_NAME = "blobs"
@@ -57,8 +57,8 @@ def backup(file: Path, path: Path | None, state_dir: Path | None, as_json: bool)
     except OSError as error:
         what = error.filename or file
         raise CommandError(f"cannot back up: {what}: {error.strerror}", Exit.FAILED) from None
-    except sqlite3.Error as error:
-        raise CommandError(f"cannot read the database of {folder}: {error}", Exit.FAILED) from None
+    except Fault as fault:
+        raise CommandError(fault.message, Exit.FAILED) from None
     if as_json:
         click.echo(msgspec.json.encode(done), err=str(file) == "-")
         return
@@ -76,14 +76,14 @@ def write_backup(state_dir: Path, target: BinaryIO, draft_folder: Path) -> Backu
     """Write the tar to `target`; the database's copy stands in `draft_folder` meanwhile.
 
     The database first: whatever payload it names is there before its job is, and for days after its end. Raises OSError
-    and `sqlite3.Error`.
+    and `Permanent(invalid)`.
     """
     blobs = bytes_count = 0
     with (
         tempfile.NamedTemporaryFile(dir=draft_folder, prefix=".imagejobd-backup-") as copy,
         tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
-        jobs = _copy_database(state_dir / DATABASE_NAME, Path(copy.name))
+        jobs = copy_database(state_dir / DATABASE_NAME, Path(copy.name))
         owner = (state_dir / DATABASE_NAME).stat()
         _add(tar, Path(copy.name), DATABASE_NAME, owner)
         key = state_dir / KEY_FILE_NAME
@@ -99,21 +99,6 @@ def write_backup(state_dir: Path, target: BinaryIO, draft_folder: Path) -> Backu
             bytes_count += status.st_size if path.is_file() else 0
         bytes_count += Path(copy.name).stat().st_size
     return Backup(jobs, blobs, bytes_count, key.exists())
-
-
-def _copy_database(path: Path, copy: Path) -> int:
-    """Copy a consistent state of the database, in one step; how many jobs it has."""
-    if not path.is_file():
-        raise FileNotFoundError(2, "there is no job database", str(path))
-    with (
-        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
-        closing(sqlite3.connect(copy)) as target,
-    ):
-        if source.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
-            raise sqlite3.DatabaseError("it is not imagejobd's")
-        source.backup(target)
-        jobs: int = target.execute("select count(*) from job").fetchone()[0]
-    return jobs
 
 
 def _blob_tree(state_dir: Path) -> Iterator[Path]:

@@ -75,7 +75,7 @@ def doctor(session: Session, path: Path | None) -> None:
         click.echo(msgspec.json.encode({"findings": findings}))
     else:
         for finding in findings:
-            mark = click.style(f"{finding.verdict:<5}", fg=COLOURS[finding.verdict])
+            mark = text.styled(f"{finding.verdict:<5}", fg=COLOURS[finding.verdict])
             click.echo(f"{mark} {finding.subject:<14} {text.line(finding.message)}")
             if finding.advice:
                 click.echo(f"{'':<21}{text.line(finding.advice)}")

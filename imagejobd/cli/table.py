@@ -31,7 +31,7 @@ class Table:
         widths = [max(map(len, column)) for column in zip(self._headings, *rows, strict=True)]
         room = shutil.get_terminal_size().columns - sum(len(GAP) + width for width in widths[:-1])
         widths[-1] = max(LAST_MIN_CHARS, room)
-        click.echo(click.style(_line(self._headings, widths), bold=True))
+        click.echo(text.styled(_line(self._headings, widths), bold=True))
         for cells, colour in self._rows:
             click.echo(_line(cells, widths, colour))
 
@@ -41,5 +41,5 @@ def _line(cells: "list[str] | tuple[str, ...]", widths: list[int], colour: str |
     for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         fitted = cell if len(cell) <= width else f"{cell[: width - 1]}…"
         padded = fitted if number == len(cells) - 1 else f"{fitted:<{width}}"
-        shown.append(click.style(padded, fg=colour) if colour and number == 2 else padded)
+        shown.append(text.styled(padded, fg=colour) if colour and number == 2 else padded)
     return GAP.join(shown)

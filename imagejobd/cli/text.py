@@ -1,7 +1,11 @@
 """What strangers wrote, and sizes and times, as a terminal may have them."""
 
 import datetime as dt
+import os
 import re
+from typing import Any
+
+import click
 
 # ECMA-48: sequences that begin with ESC, or with its one-byte forms; then whatever else controls a terminal, and what
 # reorders a line (Unicode's bidirectional controls).
@@ -22,6 +26,11 @@ def plain(text: str) -> str:
 def line(text: str) -> str:
     """As `plain`, in one line."""
     return " ".join(plain(text).split())
+
+
+def styled(text: str, **style: Any) -> str:
+    """As `click.style`, unless the user wants no colours (no-color.org)."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
 
 
 def size(count: int) -> str:

@@ -36,7 +36,7 @@ def coloured(log_line: str) -> str:
     if colour is None:
         return bare
     mark, _, rest = bare.partition(" ")
-    return f"{click.style(mark, fg=colour)} {rest}"
+    return f"{text.styled(mark, fg=colour)} {rest}"
 
 
 class PlainView:

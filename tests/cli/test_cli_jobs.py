@@ -180,6 +180,10 @@ def test_lists(box: BuildBox, registry: Registry) -> None:
     with terminal(box.daemon.url, "jobs", "--kind", "build") as shown:
         assert shown.wait() == SUCCEEDED
     assert shown.text.splitlines()[0].split()[:4] == ["JOB", "KIND", "STATE", "IMAGE"]
+    assert b"\x1b[" in shown.raw
+    with terminal(box.daemon.url, "jobs", NO_COLOR="1") as shown:
+        assert shown.wait() == SUCCEEDED
+    assert b"\x1b[" not in shown.raw
     assert run(box.daemon.url, "jobs", "--kind", "distribute").out == ""
 
 

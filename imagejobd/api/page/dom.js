@@ -17,6 +17,14 @@ export function replace(parent, ...children) {
   return parent;
 }
 
+// As `replace`, where that makes a difference: what is selected, has the focus or is hovered over stays so.
+export function refresh(parent, ...children) {
+  const fresh = nodes(children).map((node) => (node instanceof Node ? node : new Text(node)));
+  const before = [...parent.childNodes];
+  const isSame = fresh.length === before.length && fresh.every((node, index) => node.isEqualNode(before[index]));
+  if (!isSame) parent.replaceChildren(...fresh);
+}
+
 // Sets the text where it is another one, so that a selection in it outlives a refresh.
 export function setText(element, text) {
   const wanted = clean(text ?? '');

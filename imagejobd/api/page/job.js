@@ -3,7 +3,7 @@
 import { follow, get, post, Problem, request, sleep, texts } from './api.js';
 import { figure, line } from './charts.js';
 import { askSecrets, confirm, notice } from './dialogs.js';
-import { h, replace, setText } from './dom.js';
+import { h, refresh, replace, setText } from './dom.js';
 import { ago, count, duration, isFinal, isUuid, remark, submitter, title, when, worked } from './format.js';
 import { breathe, LogView } from './log.js';
 import { copies, details, errorPart, eventRow, facts, json, resultPart, timeline } from './parts.js';
@@ -21,12 +21,14 @@ const encoder = new TextEncoder();
 export class JobPage {
   constructor(id) {
     this.path = `jobs/${id}`;
-    this.head = h('div.job-head');
+    this.head = h('div');
+    this.state = h('span');
+    this.took = h('span.note');
     this.parts = Object.fromEntries(PARTS.map((name) => [name, h('div')]));
     this.logBox = h('div');
     this.rest = h('div.rest');
-    this.drawn = {};
-    this.element = h('div.job-page', this.head, Object.values(this.parts), this.logBox, this.rest);
+    const head = h('div.job-head', this.head, h('p.status', this.state, this.took));
+    this.element = h('div.job-page', head, Object.values(this.parts), this.logBox, this.rest);
   }
 
   async start() {
@@ -64,29 +66,16 @@ export class JobPage {
     const { job } = this;
     const now = Date.now();
     document.title = `${title(job)} · ${job.state}`;
-    const { log_bytes: size, ...shown } = job;
-    const isChanged = this.changed('job', shown);
-    if (isChanged || !isFinal(job)) replace(this.parts.phases, timeline(job, now));
-    if (!isChanged) {
-      setText(this.took, tookOf(job, now));
-      return;
-    }
     this.showHead(job);
-    replace(this.parts.callout, waiting(job), progress(job), errorPart(job));
-    replace(this.parts.facts, factsOf(job));
-    replace(this.parts.copies, copies(job));
-    replace(this.parts.result, resultPart(job));
-  }
-
-  changed(name, value) {
-    const text = JSON.stringify(value);
-    const isOther = this.drawn[name] !== text;
-    this.drawn[name] = text;
-    return isOther;
+    setText(this.took, tookOf(job, now));
+    refresh(this.parts.callout, waiting(job), progress(job), errorPart(job));
+    refresh(this.parts.facts, factsOf(job));
+    refresh(this.parts.phases, timeline(job, now));
+    refresh(this.parts.copies, copies(job));
+    refresh(this.parts.result, resultPart(job));
   }
 
   showHead(job) {
-    this.took = h('span.note', tookOf(job, Date.now()));
     const canRetry = job.state === 'failed' || job.state === 'cancelled';
     const isStopping = job.cancel_requested_at !== null;
     const word = isStopping ? 'Cancelling …' : 'Cancel';
@@ -94,9 +83,9 @@ export class JobPage {
     const retry = h('button.primary', { click: () => this.retry() }, 'Retry');
     const actions = [isFinal(job) ? null : cancel, canRetry ? retry : null];
     const kind = h('a', { href: `#/?kind=${encodeURIComponent(job.kind)}` }, job.kind);
-    replace(this.head, h('nav.crumbs', h('a', { href: '#/' }, 'Jobs'), ' / ', kind),
-      h('div.head-line', h('h1', title(job)), h('div.buttons', actions)),
-      h('p.status', h(`span.state.${job.state}`, job.state), this.took));
+    refresh(this.head, h('nav.crumbs', h('a', { href: '#/' }, 'Jobs'), ' / ', kind),
+      h('div.head-line', h('h1', title(job)), h('div.buttons', actions)));
+    refresh(this.state, h(`span.state.${job.state}`, job.state));
   }
 
   showRest() {

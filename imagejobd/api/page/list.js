@@ -151,7 +151,7 @@ export class JobList {
 
   // The newest page replaces what it covers; what is older stays, unless there may be jobs between.
   merge(page) {
-    const last = page.next === null ? 0 : page.jobs.at(-1).number;
+    const last = page.next === null ? 0 : page.jobs.at(-1)?.number ?? Infinity;
     const older = this.jobs.filter((job) => job.number < last);
     const meets = older.length < this.jobs.length;
     const isAbove = scrollY > this.rowsBox.offsetTop;
