@@ -68,16 +68,16 @@ def create_app(
     """Wire all routes. `registries` are the hosts of the `[registry]` tables; `needs`, `checks` and `other_daemons` see
     `health.routes`; without `metrics` there is no such page. Bodies are bounded where they are read, not by aiohttp."""
     app = web.Application(middlewares=[_middleware(intake, authentication)], client_max_size=0)
-    followed = Streams(intake)
+    streams = Streams(intake)
     routes = [
         *health.routes(intake, needs or {"store": intake.store.probe}, checks, other_daemons),
         *dispatch.routes(intake, reads_anonymous=authentication.dispatch_reads_anonymous),
         *builder.routes(intake),
         *run.routes(intake),
         *distribute.routes(intake, registries),
-        *native.routes(intake, followed),
-        *joblog.routes(intake, followed),
-        *events.routes(intake, followed),
+        *native.routes(intake, streams),
+        *joblog.routes(intake, streams),
+        *events.routes(intake, streams),
         *queue.routes(intake),
         *openapi.routes(),
         *page.routes(),

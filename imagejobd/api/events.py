@@ -5,9 +5,8 @@ from collections.abc import Collection, Sequence
 import msgspec
 from aiohttp import web
 
-from imagejobd.api import streams
 from imagejobd.api.intake import Intake
-from imagejobd.api.streams import Piece, Streams, frame
+from imagejobd.api.streams import Piece, Streams, frame, last_event_id, latest_job, wants_events
 from imagejobd.api.wire import iso, json_response, number, parameters
 from imagejobd.model.errors import invalid
 from imagejobd.model.job import Event
@@ -18,8 +17,8 @@ EVENTS_MAX = 500
 _encode = msgspec.json.Encoder().encode
 
 
-def routes(intake: Intake, followed: Streams) -> list[web.RouteDef]:
-    api = EventsApi(intake, followed)
+def routes(intake: Intake, streams: Streams) -> list[web.RouteDef]:
+    api = EventsApi(intake, streams)
     return [
         web.get("/api/v2/jobs/{id}/events", api.of_job),
         web.get("/api/v2/events", api.of_all, allow_head=False),  # aiohttp would send the stream to HEAD too
@@ -27,10 +26,10 @@ def routes(intake: Intake, followed: Streams) -> list[web.RouteDef]:
 
 
 class EventsApi:
-    def __init__(self, intake: Intake, followed: Streams) -> None:
+    def __init__(self, intake: Intake, streams: Streams) -> None:
         self._intake = intake
         self._store = intake.store
-        self._streams = followed
+        self._streams = streams
 
     async def of_job(self, request: web.Request) -> web.StreamResponse:
         """The job's history from old to new, `EVENTS_MAX` at most; the last `id` is the next request's `after`.
@@ -39,7 +38,7 @@ class EventsApi:
         """
         job = await self._intake.job(request)
         after = number("after", parameters(request, "after").get("after"), 0)
-        if not streams.is_wanted(request):
+        if not wants_events(request):
             events = await self._store.changes_since(after, job_id=job.id, limit=EVENTS_MAX)
             return json_response(
                 [{"id": event.id, "at": iso(event.at_ms), "type": event.type, "data": event.data} for event in events]
@@ -47,12 +46,12 @@ class EventsApi:
 
         async def read(cursor: int) -> Piece:
             # Asked before the history is read: what happens to a job happens before it ends, or with that.
-            state = (await streams.latest(self._store, job)).state
+            state = (await latest_job(self._store, job)).state
             events = await self._store.changes_since(cursor, job_id=job.id, limit=EVENTS_MAX)
             return _piece(cursor, events, events, is_ended=state.is_final)
 
-        resumed = streams.resumed_at(request)
-        cursor = after if resumed is None else resumed
+        last_id = last_event_id(request)
+        cursor = after if last_id is None else last_id
         return await self._streams.send_events(request, job_topic(job.id), cursor, read, name="events")
 
     async def of_all(self, request: web.Request) -> web.StreamResponse:
@@ -66,7 +65,7 @@ class EventsApi:
             visible = [event for event in events if sees in (None, event.tenant) and event.kind in kinds]
             return _piece(cursor, events, visible)
 
-        cursor = streams.resumed_at(request)
+        cursor = last_event_id(request)
         if cursor is None:
             cursor = number("after", query.get("after"), -1)
         if cursor < 0:

@@ -11,10 +11,9 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import hdrs, web
 
-from imagejobd.api import streams
 from imagejobd.api.intake import Intake
 from imagejobd.api.native import error_response
-from imagejobd.api.streams import Piece, Streams, frame, latest
+from imagejobd.api.streams import Piece, Streams, frame, last_event_id, latest_job, wants_events
 from imagejobd.api.wire import byte_range, number, offer_gzip, parameters, send
 from imagejobd.model.bounds import KIB
 from imagejobd.model.errors import NotFound, invalid
@@ -29,16 +28,16 @@ YES, NO = ("1", "true"), ("0", "false", "")
 TEXT_HEADERS = {hdrs.CONTENT_TYPE: "text/plain; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
-def routes(intake: Intake, followed: Streams) -> list[web.RouteDef]:
+def routes(intake: Intake, streams: Streams) -> list[web.RouteDef]:
     # aiohttp would send the stream to HEAD too
-    return [web.get("/api/v2/jobs/{id}/log", LogApi(intake, followed).log, allow_head=False)]
+    return [web.get("/api/v2/jobs/{id}/log", LogApi(intake, streams).log, allow_head=False)]
 
 
 class LogApi:
-    def __init__(self, intake: Intake, followed: Streams) -> None:
+    def __init__(self, intake: Intake, streams: Streams) -> None:
         self._intake = intake
         self._store = intake.store
-        self._streams = followed
+        self._streams = streams
 
     async def log(self, request: web.Request) -> web.StreamResponse:
         """The job's log from `offset`, or its last `tail` lines; with `follow` it goes on until the job ends.
@@ -50,7 +49,7 @@ class LogApi:
         query = parameters(request, "follow", "offset", "tail")
         if "offset" in query and "tail" in query:
             raise invalid("offset and tail exclude each other: the first counts bytes, the second lines from the end")
-        is_stream = streams.is_wanted(request)
+        is_stream = wants_events(request)
         is_followed = _flag("follow", query.get("follow"), default=is_stream)
         if job.log_bytes == 0 and await self._store.is_log_pruned(job.id):
             raise _gone(job)
@@ -61,31 +60,30 @@ class LogApi:
             return await self._send_events(request, job, start, is_followed=is_followed)
         if is_followed:
             return await self._follow(request, job, start)
-        return await self._send_text(request, job, start, is_part=bool(query.keys() & {"offset", "tail"}))
+        return await self._send_text(request, job, start, takes_range=not query.keys() & {"offset", "tail"})
 
     async def _start(self, request: web.Request, query: dict[str, str], job: Job, *, is_stream: bool) -> int:
-        resumed = streams.resumed_at(request) if is_stream else None
-        if resumed is not None:
-            return resumed
+        last_id = last_event_id(request) if is_stream else None
+        if last_id is not None:
+            return last_id
         if "tail" in query:
             return await self._store.log_tail(job.id, lines=number("tail", query["tail"], 0), end=job.log_bytes)
         return number("offset", query.get("offset"), 0)
 
-    async def _send_text(self, request: web.Request, job: Job, start: int, *, is_part: bool) -> web.StreamResponse:
-        """The log so far, or the `Range` of it that is asked for, unless a part was named otherwise."""
-        span = range(start, job.log_bytes)
-        wanted = None
+    async def _send_text(self, request: web.Request, job: Job, start: int, *, takes_range: bool) -> web.StreamResponse:
+        """The log so far, or the `Range` of it that is asked for."""
+        part = None
         # There is no validator that If-Range could name.
-        if not is_part and hdrs.IF_RANGE not in request.headers:
-            wanted = byte_range(request.headers.get(hdrs.RANGE, ""), job.log_bytes)
-        if wanted is not None and not wanted:
+        if takes_range and hdrs.IF_RANGE not in request.headers:
+            part = byte_range(request.headers.get(hdrs.RANGE, ""), job.log_bytes)
+        if part is not None and not part:
             return _beyond_the_end(request, job)
         response = web.StreamResponse(headers=TEXT_HEADERS | {hdrs.ACCEPT_RANGES: "bytes"})
-        if wanted is not None:
-            span = wanted
+        span = range(start, job.log_bytes) if part is None else part
+        if part is not None:
             response.set_status(HTTPStatus.PARTIAL_CONTENT)
             response.headers[hdrs.CONTENT_RANGE] = f"bytes {span.start}-{span.stop - 1}/{job.log_bytes}"
-        if wanted is not None or not offer_gzip(request, response, len(span)):
+        if part is not None or not offer_gzip(request, response, len(span)):
             response.content_length = len(span)
         await response.prepare(request)
         async for data in pieces(self._store, job, span.start, span.stop):
@@ -96,18 +94,18 @@ class LogApi:
     async def _follow(self, request: web.Request, job: Job, start: int) -> web.StreamResponse:
         async def read(cursor: int) -> Piece:
             # Asked before the log is read: what a job writes, it writes before it ends.
-            job_then = await latest(self._store, job)
-            data = await piece(self._store, job_then, cursor)
+            job_now = await latest_job(self._store, job)
+            data = await piece(self._store, job_now, cursor)
             end = cursor + len(data)
-            is_all = end >= job_then.log_bytes
-            return Piece(data, end, has_more=not is_all, is_last=is_all and job_then.state.is_final)
+            is_all = end >= job_now.log_bytes
+            return Piece(data, end, has_more=not is_all, is_last=is_all and job_now.state.is_final)
 
         is_whole = False
         with self._streams.follower():
             response = web.StreamResponse(headers=TEXT_HEADERS)
             await response.prepare(request)
-            async with aclosing(self._streams.follow(request, job_topic(job.id), start, read, name="text")) as found:
-                async for one in found:
+            async with aclosing(self._streams.follow(request, job_topic(job.id), start, read, name="text")) as stream:
+                async for one in stream:
                     await send(response, one.data, idle_s=self._intake.server.body_idle_s)
                     is_whole = one.is_last
         if not is_whole:
@@ -120,10 +118,10 @@ class LogApi:
         self, request: web.Request, job: Job, start: int, *, is_followed: bool
     ) -> web.StreamResponse:
         async def read(cursor: int) -> Piece:
-            job_then = await latest(self._store, job)
-            data = await piece(self._store, job_then, cursor)
-            is_all = cursor + len(data) >= job_then.log_bytes
-            is_last = is_all and (job_then.state.is_final or not is_followed)
+            job_now = await latest_job(self._store, job)
+            data = await piece(self._store, job_now, cursor)
+            is_all = cursor + len(data) >= job_now.log_bytes
+            is_last = is_all and (job_now.state.is_final or not is_followed)
             # What is still being written of a line comes with the rest of it, unless that is too long.
             size = 0 if is_last else data.rfind(b"\n") + 1
             if size == 0 and (is_last or not is_all or len(data) >= PIECE_BYTES):
@@ -131,7 +129,7 @@ class LogApi:
             end = cursor + size
             events = frame(end, "log", data[:size]) if size else b""
             if is_last:
-                events += frame(end, "end", msgspec.json.encode({"state": job_then.state}))
+                events += frame(end, "end", msgspec.json.encode({"state": job_now.state}))
             return Piece(events, end, has_more=not is_all, is_last=is_last)
 
         name = ("log", is_followed)

@@ -44,8 +44,8 @@ RENDERED = (
 )
 
 
-def routes(intake: Intake, followed: Streams) -> list[web.RouteDef]:
-    api = NativeApi(intake, followed)
+def routes(intake: Intake, streams: Streams) -> list[web.RouteDef]:
+    api = NativeApi(intake, streams)
     return [
         web.post("/api/v2/jobs", api.submit),
         web.get("/api/v2/jobs", api.list_jobs),
@@ -80,10 +80,10 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NativeApi:
-    def __init__(self, intake: Intake, followed: Streams) -> None:
+    def __init__(self, intake: Intake, streams: Streams) -> None:
         self._intake = intake
         self._store = intake.store
-        self._streams = followed
+        self._streams = streams
 
     async def submit(self, request: web.Request) -> web.Response:
         """Accept a job: 201 with the job once it is on disk, 200 when its idempotency key had already made it."""

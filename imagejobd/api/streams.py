@@ -120,7 +120,7 @@ class Streams:
         """
 
         async def look(cursor: int) -> Piece:
-            return Piece(b"", cursor, is_last=(await latest(self._intake.store, job)).state.is_final)
+            return Piece(b"", cursor, is_last=(await latest_job(self._intake.store, job)).state.is_final)
 
         with self.follower(), suppress(TimeoutError):
             async with (
@@ -128,7 +128,7 @@ class Streams:
                 aclosing(self.follow(request, job_topic(job.id), 0, look, name="end")) as looks,
             ):
                 await anext(looks, None)
-        return await latest(self._intake.store, job)
+        return await latest_job(self._intake.store, job)
 
     def _next(self, topic: str, name: Hashable, cursor: int, read: Read) -> asyncio.Future[Piece]:
         """What comes next at this place: looked for once for all who are there, of whom none has a task or a timer."""
@@ -171,21 +171,21 @@ class Streams:
         return self._intake.is_closing or request.transport is None or request.transport.is_closing()
 
 
-async def latest(store: Store, job: Job) -> Job:
+async def latest_job(store: Store, job: Job) -> Job:
     """The job as it is now. Raises `NotFound` when it is no longer kept."""
-    found = await store.get(job.uuid, tenant=None)
-    if found is None:
+    job_now = await store.get(job.uuid, tenant=None)
+    if job_now is None:
         raise NotFound(f"job {job.uuid} is no longer kept (retention.history_days)")
-    return found
+    return job_now
 
 
-def is_wanted(request: web.Request) -> bool:
+def wants_events(request: web.Request) -> bool:
     """Whether a client asks for a stream of events, and not only for the head of one."""
     accept = ",".join(request.headers.getall(hdrs.ACCEPT, [])).lower()
     return request.method == hdrs.METH_GET and "text/event-stream" in accept
 
 
-def resumed_at(request: web.Request) -> int | None:
+def last_event_id(request: web.Request) -> int | None:
     """Where a client that was cut off goes on; what its URL says of a place is of its first request."""
     last = request.headers.get("Last-Event-ID")
     return number("Last-Event-ID", last, 0) if last else None
