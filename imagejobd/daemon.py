@@ -11,7 +11,7 @@
 import asyncio
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from imagejobd.model.clock import Clock
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
-from imagejobd.model.kind import by_name
+from imagejobd.model.kind import JobKind, by_name
 from imagejobd.model.traffic import Traffic
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
@@ -143,41 +143,12 @@ async def serve(config: Config) -> int:
         )
         slots = {name: limits.slots(name) for name in kinds}
         runner = Runner(
-            store,
-            kinds,
-            limits,
-            slots=slots,
-            worker=worker,
-            gate=gate,
-            circuits=circuits,
-            clock=clock,
-            traffic=traffic,
+            store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock, traffic=traffic
         )
-        intake = Intake(
-            store,
-            kinds,
-            config.server,
-            bounds=_queue_bounds(config),
-            slots=slots,
-            waiting_for=runner.waiting_for,
-            waiting_for_kind=runner.waiting_for_kind,
-            eta_s=runner.eta_s,
-        )
+        intake = _intake(config, store, kinds, slots, runner)
         authentication = Authentication(config.auth)
         webhooks = Webhooks(read_webhooks(config.webhooks), store, egress)
-        metrics = Metrics(
-            store,
-            store.commits,
-            since_event=await store.last_event(),
-            slots=slots,
-            queue_max=limits.queue_max,
-            crashes_max=limits.crashes_max,
-            engine=gate,
-            circuits=circuits,
-            traffic=traffic,
-            state_dir=state_dir,
-            webhooks=webhooks.counts,
-        )
+        metrics = await _metrics(config, store, slots, gate, circuits, traffic, webhooks)
         app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics)
 
         await rescue(store, worker, crashes_max=limits.crashes_max)
@@ -258,9 +229,44 @@ def _copier(config: Config, blobs: BlobStore) -> Copier:
     )
 
 
-def _queue_bounds(config: Config) -> QueueBounds:
-    limits = config.limits
-    return QueueBounds(limits.queue_max, limits.per_tenant.queue_max, limits.per_tenant.stored_max_bytes)
+def _intake(
+    config: Config, store: SqliteStore, kinds: Mapping[str, JobKind], slots: Mapping[str, int], runner: Runner
+) -> Intake:
+    limits, each = config.limits, config.limits.per_tenant
+    return Intake(
+        store,
+        kinds,
+        config.server,
+        bounds=QueueBounds(limits.queue_max, each.queue_max, each.stored_max_bytes),
+        slots=slots,
+        waiting_for=runner.waiting_for,
+        waiting_for_kind=runner.waiting_for_kind,
+        eta_s=runner.eta_s,
+    )
+
+
+async def _metrics(
+    config: Config,
+    store: SqliteStore,
+    slots: Mapping[str, int],
+    gate: EngineGate,
+    circuits: Circuits,
+    traffic: Traffic,
+    webhooks: Webhooks,
+) -> Metrics:
+    return Metrics(
+        store,
+        store.commits,
+        since_event=await store.last_event(),
+        slots=slots,
+        queue_max=config.limits.queue_max,
+        crashes_max=config.limits.crashes_max,
+        engine=gate,
+        circuits=circuits,
+        traffic=traffic,
+        state_dir=Path(config.server.state_dir),
+        webhooks=webhooks.counts,
+    )
 
 
 def _create_app(

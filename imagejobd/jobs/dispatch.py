@@ -36,8 +36,8 @@ from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.reference import ImageReference
+from imagejobd.store.content import ContentStore
 from imagejobd.store.files import storage_faults
-from imagejobd.store.protocol import ContentStore
 
 # Up to here it is cheaper to carry the bytes through the database's log than to make a file of them.
 INLINE_MAX_BYTES = 16 * KIB

@@ -10,7 +10,8 @@ from imagejobd.model.clock import Clock
 from imagejobd.model.clock import now_ms as wall_clock_ms
 from imagejobd.model.errors import Temporary
 from imagejobd.runner.settings import Retention
-from imagejobd.store.protocol import ContentStore, Pruned, Store
+from imagejobd.store.content import ContentStore
+from imagejobd.store.protocol import Pruned, Store
 
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0

@@ -25,8 +25,8 @@ from typing import BinaryIO, TypeVar
 import structlog
 
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.store.content import BlobInfo
 from imagejobd.store.files import FILE_MODE, FOLDER_MODE, fsync_folder, set_mode, storage_faults
-from imagejobd.store.protocol import BlobInfo
 
 # Less than this is gathered in memory first: a hop to another thread costs more than writing a small chunk.
 FLUSH_BYTES = 256 * 1024

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.store import blobs as blobs_module
 from imagejobd.store.blobs import FLUSH_BYTES, BlobStore
+from imagejobd.store.content import BlobInfo
 from imagejobd.store.files import fsync_folder
-from imagejobd.store.protocol import BlobInfo
 
 MAX_BYTES = 10 * FLUSH_BYTES
 

@@ -48,8 +48,8 @@ from imagejobd.model.ownership import (
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.client import RegistryClient
+from imagejobd.store.content import ContentStore
 from imagejobd.store.files import storage_faults
-from imagejobd.store.protocol import ContentStore
 
 PRUNE_EVERY_S = 1800.0
 

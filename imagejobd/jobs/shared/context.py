@@ -29,8 +29,8 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid, parse_retry_after
 from imagejobd.registry.address import peer_of
 from imagejobd.registry.errors import Unanswered
+from imagejobd.store.content import ContentStore
 from imagejobd.store.files import storage_faults
-from imagejobd.store.protocol import ContentStore
 
 CONNECT_TIMEOUT_S = 10.0
 URL_MAX_CHARS = 8192
