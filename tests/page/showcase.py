@@ -8,7 +8,7 @@ from rows import Rows, rows_in
 BUILD = {"fetching": 0.05, "building": 0.7, "pushing": 0.2, "purging": 0.05}
 RUN = {"building": 0.3, "running": 0.6, "collecting": 0.05, "purging": 0.05}
 APPS = ("web/storefront", "web/checkout", "api/orders", "api/payments", "jobs/reports", "ml/ranker", "infra/proxy")
-PEOPLE = ({"sub": "mira", "name": "Mira Olsen"}, {"sub": "jon", "name": "Jon Park"}, {"sub": "ci"}, {})
+PEOPLE = ({"sub": "web-team"}, {"sub": "api-team"}, {"sub": "ci"}, {})
 REGISTRIES = ("eu-west", "us-east", "ap-south", "sa-east")
 MIB = 1024 * 1024
 

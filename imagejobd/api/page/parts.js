@@ -59,7 +59,9 @@ export function timeline(job, now) {
   const bar = ({ name, attempt, started_at: started, finished_at: finished }, index) => {
     const isCut = !finished && job.state !== 'running' && index > 0;
     const [start, end] = [at(started), isCut ? at(started) : at(finished)];
-    const fill = h(`span.fill.${index === 0 ? 'queued' : finished ? 'done' : isCut ? 'cut' : 'running'}`);
+    const isFailed = job.state === 'failed' && index > 0 && index === rows.length - 1;
+    const how = index === 0 ? 'queued' : isFailed ? 'failed' : finished ? 'done' : isCut ? 'cut' : 'running';
+    const fill = h(`span.fill.${how}`);
     fill.style.left = `${((start - from) / span) * 100}%`;
     fill.style.width = `${Math.max(((end - start) / span) * 100, 0.4)}%`;
     const times = `${when(started)} to ${finished ? when(finished) : isCut ? 'a crash' : 'now'}`;
