@@ -102,9 +102,8 @@ def test_bytes_are_counted_by_registry(scrape: Scrape, registry: Registry, mirro
 
     sent_bytes = moved("sent", registry.host)
     assert sent_bytes > 300_000
-    # The config of a build's image is not among the parts that the engine tells of.
-    assert moved("mounted", registry.host) >= sent_bytes
-    assert moved("read", registry.host) == moved("sent", mirror.host) == moved("mounted", registry.host)
+    # What others have pushed there before the engine mounts for builds, too.
+    assert moved("mounted", registry.host) >= moved("read", registry.host) == moved("sent", mirror.host) > 0
     assert moved("read", mirror.host) == moved("skipped", mirror.host) == moved("read", "other") == 0
 
 

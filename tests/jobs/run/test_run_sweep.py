@@ -68,14 +68,16 @@ def test_leftovers_of_ended_jobs_are_swept(daemon: Daemon, engine: PrivateEngine
     engine.docker("volume", "create", "--label", f"imagejobd.job={known}", "somebody-elses")
     stranger = engine.docker("create", "--network=none", "--label", f"imagejobd.job={known}", BUSYBOX)
     daemon.start()
+    own = f"label=imagejobd.installation={daemon.installation}"
     until(
         lambda: (
-            "imagejobd" not in engine.docker("ps", "--all", "--format", "{{.Names}}")
-            and engine.docker("volume", "ls", "--quiet", "--filter", "label=imagejobd.job") == "somebody-elses"
-            and not engine.docker("images", "--quiet", "imagejobd/*/*")
+            not engine.docker("ps", "--all", "--quiet", "--filter", own)
+            and not engine.docker("volume", "ls", "--quiet", "--filter", own, "--filter", "label=imagejobd.job")
+            and not engine.docker("images", "--quiet", f"imagejobd/{daemon.installation}/*")
         ),
         timeout_s=20,
         what="the sweep",
     )
+    assert "somebody-elses" in engine.docker("volume", "ls", "--quiet").split()
     engine.docker("rm", stranger)
     engine.docker("volume", "rm", "somebody-elses")
