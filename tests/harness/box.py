@@ -104,7 +104,7 @@ class Box(Client, Peer):
 
     def check_gone(self, job: str) -> None:
         """Nothing of this job is in the engine, or it is just being swept."""
-        until(lambda: not holdings_of(self.engine, job), what=f"the engine to have nothing of {job}")
+        until(lambda: not holdings_of(self.engine, job), what=lambda: holdings_of(self.engine, job))
 
 
 @contextmanager
@@ -112,4 +112,4 @@ def nothing_stays(engine: PrivateEngine) -> Iterator[None]:
     """No container, volume (anonymous ones neither) or image of the block's stays; a sweep may still be at it."""
     before = holdings(engine)
     yield
-    until(lambda: holdings(engine) <= before, what=f"{holdings(engine) - before} to go")
+    until(lambda: holdings(engine) <= before, what=lambda: holdings(engine) - before)

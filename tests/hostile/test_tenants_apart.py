@@ -19,7 +19,7 @@ from harness.base_image import BUSYBOX
 from harness.client import Answer, Client, Fields
 from harness.dispatch_box import DispatchBox, Tenant
 from harness.engine import PrivateEngine
-from harness.holdings import holdings_of
+from harness.holdings import Held, holdings_of
 from harness.logins import LOGIN
 from harness.marked_image import marks_in, names_in_engine, put_marked, show_mark
 from harness.proxy import Answer as Refusal
@@ -238,7 +238,11 @@ def test_a_tag_that_is_borrowed(box: DispatchBox, matrix: Matrix) -> None:
 def test_nothing_is_left(engine: PrivateEngine, box: DispatchBox, matrix: Matrix) -> None:
     """The engine holds nothing of an ended job."""
     for job in (matrix.theirs.building, matrix.theirs.pushing, matrix.theirs.pushing_in_vain):
-        until(lambda job=job: holdings_of(engine, job) == [], timeout_s=STAND_S, what=f"{job} to go")
+
+        def holds(job: str = job) -> list[Held]:
+            return holdings_of(engine, job)
+
+        until(lambda: not holds(), timeout_s=STAND_S, what=holds)
 
 
 OTHERS_TARGETS = ("imagejobd/{}:1", "docker.io/imagejobd/{}:1", "index.docker.io/imagejobd/{}:1")
