@@ -22,7 +22,7 @@ import msgspec
 
 from imagejobd.archive.contents import Components, Leaf, Node, Tree
 from imagejobd.archive.ignore import IGNORE_FILE_MAX_BYTES, IgnoreFile
-from imagejobd.archive.inflate import Inflated, Stop, over_limit
+from imagejobd.archive.inflate import Inflated, Stop, Stopped, over_limit
 from imagejobd.archive.tar import (
     BLOCK_BYTES,
     DIRECTORY,
@@ -49,8 +49,8 @@ NAME_MAX_BYTES = 4096
 # What an engine gives a directory that no member of a tar announces. Its time is nobody's.
 IMPLIED_MODE = stat.S_IFDIR | 0o755
 
-# Lines of an ignore file times bytes of names: what a hostile one takes half a minute for. Each comparison counts as so
-# many bytes besides.
+# Lines of an ignore file times bytes of names, where the lines have no wildcards that are slow (for those see
+# `PROCESSOR_MAX_S`). Each comparison counts as so many bytes besides.
 COMPARED_MAX_BYTES = 1_000_000_000
 COMPARISON_BYTES = 64
 
@@ -123,13 +123,14 @@ def dockerfile_text(content: bytes, name: str) -> str:
         raise invalid(f"{name} is not UTF-8 text (line {line})") from None
 
 
-def index(tar: Path, dockerfile_path: str | None = None) -> list[Entry]:
+def index(tar: Path, dockerfile_path: str | None = None, *, stop: Stop = lambda: False) -> list[Entry]:
     """What of a checked context belongs to the build, in the order of a walk: siblings by their bytes, a directory
     right before what is in it. With `dockerfile_path` as for `rewrite`: an ignore file beside the Dockerfile goes
     before `.dockerignore`.
 
     Directories that no member announces are there too. Reads the headers and the ignore file only, blocking. Raises
-    OSError, and `Permanent(invalid)` for a file that is not what `rewrite` wrote.
+    OSError, `Permanent(invalid)` for a file that is not what `rewrite` wrote, `Permanent(too_large)` for an ignore file
+    that takes too long, and `Stopped` soon after `stop()` is true.
     """
     entries: dict[bytes, Entry] = {}
     links: dict[bytes, bytes] = {}
@@ -148,7 +149,7 @@ def index(tar: Path, dockerfile_path: str | None = None) -> list[Entry]:
     ordered = sorted(entries.values(), key=lambda entry: entry.path.replace(b"/", b"\0"))
     ignore = _ignore_file(tar, entries, dockerfile_path)
     if ignore is not None:
-        ordered = _without_ignored(ordered, ignore)
+        ordered = _without_ignored(ordered, ignore, stop)
     return _with_hard_links(ordered, entries, links) if links else ordered
 
 
@@ -294,12 +295,14 @@ def _ignore_file(tar: Path, entries: Mapping[bytes, Entry], dockerfile_path: str
     return None
 
 
-def _without_ignored(ordered: Iterable[Entry], ignore: IgnoreFile) -> list[Entry]:
+def _without_ignored(ordered: Iterable[Entry], ignore: IgnoreFile, stop: Stop) -> list[Entry]:
     """What is not excluded, and the directories that it lies in."""
     included: list[Entry] = []
     folders: list[Entry] = []
     pruned = b""
     for entry in ordered:
+        if stop():
+            raise Stopped
         if pruned and entry.path.startswith(pruned):
             continue
         while folders and not entry.path.startswith(folders[-1].path + b"/"):

@@ -7,6 +7,7 @@ not plain become regular expressions of RE2's syntax, which is Go's.
 
 import posixpath
 import re
+import time
 from collections.abc import Iterator
 from enum import Enum
 
@@ -20,6 +21,10 @@ IGNORE_FILE = ".dockerignore"
 IGNORE_FILE_MAX_BYTES = 1 << 20
 # Every one may have to be tried on every path.
 PATTERNS_MAX = 2000
+# What all comparisons of one file may take. Behind a `*`, question marks have so many states that RE2 is slow at them,
+# and would fill its memory: 8 MiB for each pattern unless it is told.
+PROCESSOR_MAX_S = 30.0
+REGEXP_MAX_BYTES = 256 << 10
 
 # What Go's `strings.TrimSpace` removes; Python's `strip` would also take U+001C to U+001F.
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -67,13 +72,16 @@ class _Pattern(msgspec.Struct, frozen=True):
 class IgnoreFile:
     """The patterns of one `.dockerignore`. Paths are relative to the context, of bytes, without `.` and `..`.
 
-    Verdicts on directories are remembered, because those on what is in them build upon them.
+    Verdicts on directories are remembered, because those on what is in them build upon them. All of them together may
+    take `PROCESSOR_MAX_S`; whatever asks for one raises `Permanent(too_large)` after that.
     """
 
     def __init__(self, content: bytes, name: str = IGNORE_FILE) -> None:
         """Read the file. Raises `Permanent(invalid | too_large)`, which names the line of the file called `name`."""
         if len(content) > IGNORE_FILE_MAX_BYTES:
             raise _too_large(name, f"has {len(content)} bytes", IGNORE_FILE_MAX_BYTES)
+        self._name = name
+        self._spent_s = 0.0
         self._patterns = _read(content, name)
         if len(self._patterns) > PATTERNS_MAX:
             raise _too_large(name, f"has {len(self._patterns)} patterns", PATTERNS_MAX)
@@ -108,11 +116,16 @@ class IgnoreFile:
         parent = path.rpartition("/")[0]
         above = self._directory(parent)[1] if parent else 0
         is_excluded, matches = False, 0
+        begun_s = time.thread_time()
         for number, pattern in enumerate(self._patterns):
             bit = 1 << number
             if above & bit or (pattern.is_exception == is_excluded and pattern.matches(path)):
                 matches |= bit
                 is_excluded = not pattern.is_exception
+        self._spent_s += time.thread_time() - begun_s
+        if self._spent_s > PROCESSOR_MAX_S:
+            why = f"{self._name} takes more than {PROCESSOR_MAX_S:g} s of a processor for the paths of this context"
+            raise Permanent(ErrorCode.TOO_LARGE, f"{why}; use fewer wildcards in it")
         return is_excluded, matches
 
 
@@ -158,6 +171,7 @@ def _pattern(text: str) -> _Pattern:
         return _Pattern(text, is_exception, how)
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = REGEXP_MAX_BYTES
     try:
         return _Pattern(text, is_exception, how, re2.compile(_NOT_UTF8.sub("\ufffd", expression), options))
     except re2.error as error:

@@ -1,7 +1,10 @@
 """Promises of the index: every member in the order of a walk, each with where its bytes are."""
 
 import io
+import random
 import stat
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_context import bounds_of, go_on, member, tar_of
 
+from imagejobd.archive import ignore as ignore_file
 from imagejobd.archive import index, rewrite
+from imagejobd.archive.inflate import Stopped
 from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ErrorCode, Permanent
 
@@ -150,6 +155,48 @@ def test_hard_links_to_what_is_ignored(tmp_path: Path) -> None:
         (b"m", b"", b"data"),
         (b"z", b"m", b""),
     ]
+
+
+def slow_to_ignore(folder: Path) -> Path:
+    """A small context whose ignore file takes seconds: no two of its many paths are alike to its patterns."""
+    chance = random.Random(1)
+    patterns = ["*a" + "?" * length + "c" for length in range(20, 40)]
+    names = {"".join(chance.choices("ab", k=200)) for _ in range(2000)}
+    tar = folder / "slow.tar"
+    with tar.open("wb") as file:
+        rewrite(io.BytesIO(tar_of(DOCKERFILE, ignore(*patterns), *((n, b"") for n in names))), file, bounds_of(), go_on)
+    return tar
+
+
+def test_an_ignore_file_takes_a_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wildcards that are slow on these very paths are refused after a while, however few they are."""
+    monkeypatch.setattr(ignore_file, "PROCESSOR_MAX_S", 0.05)
+    with pytest.raises(Permanent, match=r"\.dockerignore.* takes more than 0.05 s") as caught:
+        index(slow_to_ignore(tmp_path))
+    assert caught.value.code is ErrorCode.TOO_LARGE
+
+
+def test_an_index_that_nobody_waits_for_ends(tmp_path: Path) -> None:
+    """It looks at no further path once it is told to stop."""
+    answers = iter([False, False, True])
+    with pytest.raises(Stopped):
+        index(slow_to_ignore(tmp_path), stop=lambda: next(answers))
+
+
+def test_patterns_take_little_memory() -> None:
+    """A context's patterns fill no memory of the daemon's with what their engine remembers of the paths."""
+    script = (
+        "import random\n"
+        "from imagejobd.archive.ignore import IgnoreFile\n"
+        "def resident_pages(): return int(open('/proc/self/statm').read().split()[1])\n"
+        "file = IgnoreFile('\\n'.join('*a' + '?' * length + 'c' for length in range(20, 40)).encode())\n"
+        "before = resident_pages()\n"
+        "for _ in range(300):\n"
+        "    file.excludes(''.join(random.choices('ab', k=250)).encode())\n"
+        "print((resident_pages() - before) * 4096)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 16 * 1024 * 1024
 
 
 NAME = st.lists(st.sampled_from(["a", "b", "a-", "c" * 120, "ü", "\udcff"]), min_size=1, max_size=4).map("/".join)

@@ -7,6 +7,7 @@ force: identical builds share an image id, and an operator may have tagged the s
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from imagejobd.jobs.shared.console import Console
 from imagejobd.jobs.shared.context import Context
 from imagejobd.jobs.shared.progress import StepCount
 from imagejobd.jobs.shared.push import Pusher
+from imagejobd.model.entry import Entry
 from imagejobd.model.errors import ENGINE, ClaimLost, ErrorCode, Fault, NotFound, Temporary
 from imagejobd.model.failpoint import failpoint
 from imagejobd.model.job import OPERATOR, uuid7
@@ -235,7 +237,7 @@ class ImageBuilder:
                 resolvable[str(ImageReference.parse(plan.frontend))] = plan.frontend
             request = BuildRequest(
                 context=tar,
-                entries=await asyncio.to_thread(index, tar, context.dockerfile_path),
+                entries=await _indexed(tar, context.dockerfile_path),
                 dockerfile=plan.printed({base.key: name for base, name in names.items()}),
                 # Not the job's: after a crash the engine may still be ending the build of the attempt before.
                 build_id=uuid7(),
@@ -318,6 +320,15 @@ class ImageBuilder:
                     case Step():
                         ctx.progress(**steps.count(event))
         raise Temporary(ErrorCode.ENGINE_UNAVAILABLE, "the build ended without an image", peer=ENGINE)
+
+
+async def _indexed(tar: Path, dockerfile_path: str | None) -> list[Entry]:
+    """The index of a context, made in a thread, which ends soon after its caller was cancelled."""
+    is_cancelled = threading.Event()
+    try:
+        return await asyncio.to_thread(index, tar, dockerfile_path, stop=is_cancelled.is_set)
+    finally:
+        is_cancelled.set()
 
 
 class BuildingKind(JobKind):
