@@ -9,7 +9,8 @@ only itself. A job may bring a webhook of its own, which hears of that job alone
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -20,7 +21,6 @@ import structlog
 
 from imagejobd.model.bounds import Seconds
 from imagejobd.model.clock import now_ms, utc
-from imagejobd.model.concurrency import gather_or_cancel
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary, invalid
 from imagejobd.model.job import Job, JobId, Json, Transition, log_image
@@ -33,8 +33,8 @@ RETRY_FIRST_S, RETRY_MAX_S = 2.0, 600.0
 DOUBLINGS_MAX = 30
 STORE_RETRY_S = 10.0
 ANSWER_TIMEOUT_S = 15.0
-# Jobs' own webhooks that are told at once, one of each host: a host that hangs holds up no more than that.
-OWN_AT_ONCE = 16
+# Places at which jobs' own webhooks are told at once, and those of one tenant: who hangs holds up nobody else.
+OWN_AT_ONCE, OWN_OF_TENANT = 16, 8
 OWN_LOOKED_AT = 200
 OWN_GIVE_UP_AFTER_S = 24 * 3600.0
 # A result that is longer, as that of a distribution of thousands, is for the API to show.
@@ -48,6 +48,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 _MOVES = {"succeeded": Transition.SUCCEED, "failed": Transition.FAIL, "cancelled": Transition.CANCEL}
 
+# Tenant and host: what one tenant's does, at a host that many use, is nothing to the others.
+Place = tuple[str, str]
 R = TypeVar("R")
 
 _encode = msgspec.json.Encoder().encode
@@ -157,33 +159,55 @@ class Webhooks:
                 await self._surely(partial(self._records.delivered, webhook.name, end, report))
 
     async def _own_loop(self, session: aiohttp.ClientSession) -> None:
-        while True:
-            due = await self._surely(partial(self._records.due, limit=OWN_LOOKED_AT))
-            by_host: dict[str, list[DueWebhook]] = {}
-            for webhook in due:
-                by_host.setdefault(webhook.receiver.host if webhook.receiver else "", []).append(webhook)
-            batches = list(by_host.values())[:OWN_AT_ONCE]
-            await gather_or_cancel(self._tell_own(batch, session) for batch in batches)
+        under_way: dict[Place, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for place, batch in (await self._own_batches(under_way)).items():
+                    under_way[place] = tasks.create_task(self._tell_own(batch, session), name=f"webhooks of {place}")
+                if under_way:
+                    await asyncio.wait(under_way.values(), timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(POLL_S)
+                under_way = {place: task for place, task in under_way.items() if not task.done()}
+
+    async def _own_batches(self, busy: Collection[Place]) -> Mapping[Place, list[DueWebhook]]:
+        """What is to be told next, beside what is told at the `busy` places; no tenant gets more than its share."""
+        batches: dict[Place, list[DueWebhook]] = {}
+        places = Counter(tenant for tenant, _ in busy)
+        # Whoever has many that are due hides nobody else's.
+        passed = {tenant for tenant, count in places.items() if count >= OWN_OF_TENANT}
+        while len(busy) + len(batches) < OWN_AT_ONCE:
+            due = await self._surely(partial(self._records.due, limit=OWN_LOOKED_AT, except_tenants=passed))
             if not due:
-                await asyncio.sleep(POLL_S)
+                break
+            for webhook in due:
+                place = (webhook.tenant, webhook.receiver.host if webhook.receiver else "")
+                if place in batches:
+                    batches[place].append(webhook)
+                elif place not in busy and places.total() < OWN_AT_ONCE and places[webhook.tenant] < OWN_OF_TENANT:
+                    batches[place] = [webhook]
+                    places[webhook.tenant] += 1
+            passed |= {webhook.tenant for webhook in due}
+        return batches
 
     async def _tell_own(self, webhooks: list[DueWebhook], session: aiohttp.ClientSession) -> None:
-        """Tell the first of those that are at one host. Where that does not answer, the others wait as well."""
-        first, *others = webhooks
-        if first.receiver is None:
-            report: Json | None = {"webhook": OWN, "delivered": False, "error": "another secrets key has sealed it"}
-        else:
-            message = partial(self._message, first.job_id, "end")
-            spent_s = (now_ms() - first.at_ms) / 1000
-            report = await self._try(
-                OWN, first.receiver, message, session, first.tries + 1, is_last=spent_s >= OWN_GIVE_UP_AFTER_S
-            )
-        if report is not None:
-            await self._surely(partial(self._records.told, first, report))
-            return
-        for webhook in (first, *others):
-            delay_ms = int(delay_s(webhook.tries + 1) * 1000)
-            await self._surely(partial(self._records.postpone, webhook.uuid, delay_ms))
+        """Tell those that are at one place. Where one is not taken, those behind it wait as well."""
+        for number, webhook in enumerate(webhooks):
+            report = await self._try_own(webhook, session)
+            if report is None:
+                for other in webhooks[number:]:
+                    delay_ms = int(delay_s(other.tries + 1) * 1000)
+                    await self._surely(partial(self._records.postpone, other.uuid, delay_ms))
+                return
+            await self._surely(partial(self._records.told, webhook, report))
+
+    async def _try_own(self, webhook: DueWebhook, session: aiohttp.ClientSession) -> Json | None:
+        """As `_try`."""
+        if webhook.receiver is None:
+            return {"webhook": OWN, "delivered": False, "error": "another secrets key has sealed it"}
+        message = partial(self._message, webhook.job_id, "end")
+        is_last = (now_ms() - webhook.at_ms) / 1000 >= OWN_GIVE_UP_AFTER_S
+        return await self._try(OWN, webhook.receiver, message, session, webhook.tries + 1, is_last=is_last)
 
     async def _surely(self, act: Callable[[], Awaitable[R]]) -> R:
         """What `act` returns, as soon as the store does not refuse it for the moment (a full disk)."""

@@ -192,6 +192,7 @@ class DueWebhook(msgspec.Struct, frozen=True):
 
     uuid: str
     job_id: JobId
+    tenant: str
     at_ms: int
     tries: int
     receiver: Receiver | None
@@ -209,8 +210,8 @@ class WebhookRecords(Protocol):
         """There is no such job, after all."""
         ...
 
-    async def due(self, *, limit: int) -> list[DueWebhook]:
-        """The next of the jobs' own webhooks to be told."""
+    async def due(self, *, limit: int, except_tenants: Collection[str] = ()) -> list[DueWebhook]:
+        """The next of the jobs' own webhooks to be told, but for those of some tenants."""
         ...
 
     async def postpone(self, uuid: str, delay_ms: int) -> None:

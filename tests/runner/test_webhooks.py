@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -235,9 +236,11 @@ async def telling_jobs(bench: Bench, egress: Egress | None = None) -> AsyncItera
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def with_own(bench: Bench, url: str, secret: str = "a key of the job's own, long enough") -> NewJob:
+async def with_own(
+    bench: Bench, url: str, secret: str = "a key of the job's own, long enough", **fields: Any
+) -> NewJob:
     """A job that is about to be made, with its webhook."""
-    job = NewJob(kind="noop", spec={})
+    job = NewJob(kind="noop", spec={}, **fields)
     await bench.store.webhooks.attach(job.uuid, Receiver(url, Secret(secret)))
     return job
 
@@ -279,6 +282,41 @@ async def test_a_host_that_is_away_holds_up_no_other(bench: Bench, receiver: Web
         job.uuid for job in jobs[:3]
     )
     assert [message.json["data"]["id"] for message in other.messages] == [jobs[3].uuid]
+
+
+async def ended_with_own(bench: Bench, url: str, tenant: str) -> Enqueued:
+    made = await bench.store.enqueue(await with_own(bench, url, tenant=tenant), queue_max=100)
+    await end_queued(bench, made)
+    return made
+
+
+async def test_hosts_that_hang_hold_up_no_other_tenant(
+    bench: Bench, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many hosts one tenant names that take a connection and never answer."""
+    monkeypatch.setattr(webhooks, "ANSWER_TIMEOUT_S", 600.0)
+    monkeypatch.setattr(webhooks, "OWN_LOOKED_AT", 10)
+    with socket.create_server(("0.0.0.0", 0), backlog=100) as silent:  # all of 127/8
+        port = silent.getsockname()[1]
+        for number in range(2 * webhooks.OWN_AT_ONCE):
+            await ended_with_own(bench, f"http://127.0.0.{number + 2}:{port}/", "hostile")
+        others = [await ended_with_own(bench, receiver.url, "other") for _ in range(20)]
+        async with telling_jobs(bench):
+            for job in others:
+                (report,) = await reports(bench, job)
+                assert report["delivered"] is True
+
+
+async def test_one_tenants_refusals_postpone_no_others(
+    bench: Bench, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks a host that others use too for what is not there makes nobody else wait."""
+    monkeypatch.setattr(webhooks, "RETRY_FIRST_S", 600.0)
+    await ended_with_own(bench, "http://127.0.0.1:1/", "hostile")
+    made = await ended_with_own(bench, receiver.url, "other")
+    async with telling_jobs(bench):
+        (report,) = await reports(bench, made)
+    assert report["delivered"] is True
 
 
 async def test_a_jobs_own_is_bound_by_the_rules(bench: Bench, receiver: WebhookReceiver) -> None:

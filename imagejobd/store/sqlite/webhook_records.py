@@ -86,10 +86,13 @@ class WebhookRecords:
     async def detach(self, uuid: str) -> None:
         await self._write("detach", uuid=uuid)
 
-    async def due(self, *, limit: int) -> list[DueWebhook]:
-        rows = await self._readers.all(_SQL["due"], {"now_ms": now_ms(), "limit": limit})
+    async def due(self, *, limit: int, except_tenants: Collection[str] = ()) -> list[DueWebhook]:
+        values = {"now_ms": now_ms(), "limit": limit, "except_tenants": _encode(list(except_tenants)).decode()}
+        rows = await self._readers.all(_SQL["due"], values)
         return [
-            DueWebhook(row["uuid"], JobId(row["job_id"]), row["at_ms"], row["tries"], self._receiver(row))
+            DueWebhook(
+                row["uuid"], JobId(row["job_id"]), row["tenant"], row["at_ms"], row["tries"], self._receiver(row)
+            )
             for row in rows
         ]
 

@@ -37,9 +37,10 @@ insert into job_webhook (uuid, sealed, written_ms) values (:uuid, :sealed, :now_
 delete from job_webhook where uuid = :uuid;
 
 -- name: due
-select job.uuid, job.id as job_id, job.finished_ms as at_ms, job_webhook.sealed, job_webhook.tries
+select job.uuid, job.id as job_id, job.tenant, job.finished_ms as at_ms, job_webhook.sealed, job_webhook.tries
 from job_webhook indexed by job_webhook_due join job on job.uuid = job_webhook.uuid
 where job_webhook.due_ms is not null and job_webhook.due_ms <= :now_ms
+    and job.tenant not in (select value from json_each(:except_tenants))
 order by job_webhook.due_ms
 limit :limit;
 
