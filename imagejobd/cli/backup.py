@@ -22,8 +22,6 @@ from imagejobd.store.sqlite.backup import copy_database
 from imagejobd.store.vault import KEY_FILE_NAME
 
 BLOBS_NAME = "blobs"
-# What is in it decrypts passwords.
-BACKUP_MODE = 0o600
 
 
 class Backup(msgspec.Struct, frozen=True):
@@ -125,13 +123,15 @@ def _target(file: Path) -> Iterator[tuple[BinaryIO, Path]]:
     if str(file) == "-":
         yield sys.stdout.buffer, Path(tempfile.gettempdir())
         return
-    draft = file.with_name(f".{file.name}.partial")
+    folder = file.absolute().parent
+    # Under a name that nobody knows before, and closed to others: who could open it first would read the key.
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".imagejobd-backup-")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, BACKUP_MODE), "wb") as target:
-            yield target, file.absolute().parent
+        with os.fdopen(descriptor, "wb") as target:
+            yield target, folder
             target.flush()
             os.fsync(target.fileno())
-        draft.rename(file)
-        fsync_folder(file.absolute().parent)
+        Path(name).rename(file)
+        fsync_folder(folder)
     finally:
-        draft.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)

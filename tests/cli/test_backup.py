@@ -92,6 +92,18 @@ def test_while_jobs_come(box: BuildBox, tmp_path: Path) -> None:
     assert {f"blobs/sha256/{digest[7:9]}/{digest[7:]}" for digest in digests} <= names
 
 
+def test_nobody_else_has_the_file_open(box: BuildBox, tmp_path: Path) -> None:
+    """A file that somebody has made before, in a folder that is open to all, does not become the backup."""
+    archive, foreign = tmp_path / "backup.tar", tmp_path / ".backup.tar.partial"
+    for path in (archive, foreign):
+        path.touch()
+        path.chmod(0o666)
+    with archive.open("rb") as first, foreign.open("rb") as second:
+        assert run("", "backup", str(archive), "--config", str(box.daemon.config_file)).code == 0
+        assert (first.read(), second.read()) == (b"", b"")
+    assert archive.stat().st_mode & 0o777 == 0o600
+
+
 def test_to_standard_output_as_json(box: BuildBox, tmp_path: Path) -> None:
     """`-` writes the tar to stdout; what it holds is said on stderr."""
     command = ["backup", "-", "--json", "--config", str(box.daemon.config_file)]
