@@ -213,12 +213,14 @@ def _parsed(url: str) -> tuple[str, Any]:
         path = url.removeprefix("unix:")
         path = path.removeprefix("//") if path.startswith("///") else path
         return "", lambda: _UnixConnection(path)
+    if "@" in url.partition("://")[2].partition("/")[0]:  # what stands before it is not shown
+        raise Unreachable("the address holds a user or password; use http://host:port, and a token ($IMAGEJOBD_TOKEN)")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         parts, host, port = urlsplit(""), None, None
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.username:
+    if parts.scheme not in ("http", "https") or not host or parts.query:
         raise Unreachable(f"{url!r} is no address of a daemon; use http://host:port or unix:/path")
     kind = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
     return parts.path.rstrip("/"), lambda: kind(host, port)

@@ -125,8 +125,8 @@ def headline(job: Job) -> str:
     if job.state == "running":
         return ", ".join(_running_words(job))
     if job.error is not None:
-        return f"{job.state}: {text.line(job.error.message)}"
-    return job.state
+        return f"{text.line(job.state)}: {text.line(job.error.message)}"
+    return text.line(job.state)
 
 
 def _queue_words(job: Job) -> Iterator[str]:

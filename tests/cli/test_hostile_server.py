@@ -120,6 +120,27 @@ def test_addresses_that_are_none(url: str) -> None:
     assert "http://host:port" in done.err
 
 
+@pytest.mark.parametrize("url", ["http://u:hunter2@h", "http://:hunter2@127.0.0.1:1", "http://u:hunter2@h:99999"])
+def test_passwords_in_addresses_are_not_shown(url: str) -> None:
+    """They are refused, because the daemon takes none, and stay out of the terminal and the logs of a CI."""
+    done = run(url, "jobs")
+    assert done.code == UNREACHABLE
+    assert "hunter2" not in done.err
+
+
+def test_a_state_that_is_none(tmp_path: Path) -> None:
+    """What a command ends with is text, also where the state of the job is not one of imagejobd's."""
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    bodies = {"/log": http(b"", content_type="text/plain"), "/jobs": http(json.dumps(job(state=ESCAPES)).encode())}
+    with (
+        server(lambda head: next(body for path, body in bodies.items() if path in head.decode())) as url,
+        terminal(url, "run", str(tmp_path / "Dockerfile")) as shown,
+    ):
+        shown.wait()
+    assert "redlink" in shown.text
+    assert b"\x1b]" not in shown.raw
+
+
 def test_plain_text() -> None:
     """Whole sequences go, not only their first character; text, tabs and line ends stay."""
     assert plain(f"a{ESCAPES}\tb\n") == "aredlinkgpj\tb\n"
