@@ -350,7 +350,7 @@ def _details(job: Job) -> Iterator[tuple[str, str]]:
     if job.labels:
         yield "labels", ", ".join(f"{name}={value}" for name, value in job.labels.items())
     if job.created_at is not None:
-        yield "created", f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}, {text.since(job.created_at)} ago"
+        yield "created", f"{text.moment(job.created_at)}, {text.since(job.created_at)} ago"
     for phase in job.phases:
         yield phase.name, text.since(phase.started_at, phase.finished_at)
     targets = job.progress.get("targets")

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import msgspec
@@ -16,6 +16,9 @@ from imagejobd.cli.api import DEFAULT_URL, Answer, Api
 from imagejobd.cli.errors import CommandError, Exit
 
 TOKEN_MAX_BYTES = 64 * 1024
+
+# One without a zone cannot be compared with now.
+Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -30,8 +33,8 @@ class Phase(msgspec.Struct, frozen=True):
 
     name: str
     attempt: int = 1
-    started_at: dt.datetime | None = None
-    finished_at: dt.datetime | None = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +58,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     position: int | None = None
     eta_seconds: float | None = None
     log_bytes: int = 0
-    cancel_requested_at: dt.datetime | None = None
-    created_at: dt.datetime | None = None
-    started_at: dt.datetime | None = None
-    finished_at: dt.datetime | None = None
+    cancel_requested_at: Moment | None = None
+    created_at: Moment | None = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
     phases: list[Phase] = []
 
     @property

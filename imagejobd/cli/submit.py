@@ -193,13 +193,32 @@ def _target(name: str, origin: ImageReference, has_filter: bool) -> Submission:
     return target
 
 
+class _Target(msgspec.Struct, frozen=True):
+    endpoint: str = ""
+    image: str = ""
+    digest: str | None = None
+    tags: dict[str, str] = {}
+
+
+class _Image(msgspec.Struct, frozen=True):
+    targets: list[_Target] = []
+
+
+class _Result(msgspec.Struct, frozen=True):
+    images: list[_Image] = []
+
+
 def _copied(job: Job) -> str:
-    lines = []
-    for image in (job.result or {}).get("images", []):
-        for target in image.get("targets", []):
-            states = ", ".join(f"{tag} {state}" for tag, state in target.get("tags", {}).items())
-            lines.append(f"{target.get('endpoint')}/{target.get('image')}@{target.get('digest')} {states}")
-    return "\n".join(lines)
+    try:
+        result = msgspec.convert(job.result or {}, _Result)
+    except msgspec.ValidationError:
+        return msgspec.json.encode(job.result).decode()  # of another version
+    return "\n".join(
+        f"{target.endpoint}/{target.image}@{target.digest} "
+        + ", ".join(f"{tag} {state}" for tag, state in target.tags.items())
+        for image in result.images
+        for target in image.targets
+    )
 
 
 def _measured(job: Job) -> str:

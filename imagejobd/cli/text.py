@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -55,6 +56,13 @@ def duration(seconds: float) -> str:
         return f"{minutes}m{rest:02}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"
+
+
+def moment(at: dt.datetime) -> str:
+    """To the second, in the local zone where that has such a year."""
+    with suppress(OverflowError):
+        at = at.astimezone()
+    return f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def since(start: dt.datetime | None, end: dt.datetime | None = None) -> str:

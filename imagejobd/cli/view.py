@@ -7,6 +7,7 @@ it reaches the terminal as control, and nothing is read as markup.
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -196,4 +197,6 @@ def copied_bytes(target: dict[str, Any]) -> tuple[int, int]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    with suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return None

@@ -141,6 +141,32 @@ def test_a_state_that_is_none(tmp_path: Path) -> None:
     assert b"\x1b]" not in shown.raw
 
 
+@pytest.mark.parametrize(
+    ("fields", "exit_code"),
+    [
+        ({"created_at": "2030-01-01T00:00:00"}, UNREACHABLE),
+        ({"created_at": "0001-01-01T00:00:00+14:00"}, 0),
+        ({"state": "running", "progress": {"percent": 10**400}}, 0),
+        ({"progress": {"targets": [{"total_bytes": 10**400}]}}, 0),
+    ],
+)
+def test_values_that_no_daemon_has(fields: dict[str, object], exit_code: int) -> None:
+    """They are shown or refused, without a traceback."""
+    with server(lambda head: http(json.dumps(job(**fields)).encode())) as url:
+        done = run(url, "show", "1")
+    assert done.code == exit_code
+    assert len(done.err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("images", [5, [1], [{"targets": [{"tags": 5}]}]])
+def test_results_that_no_daemon_has(images: object) -> None:
+    """What a copy came to is printed as it is."""
+    done_job = json.dumps(job(state="succeeded", result={"images": images})).encode()
+    with server(lambda head: http(b"" if b"/log" in head else done_job)) as url:
+        done = run(url, "copy", "registry/app:1", "mirror")
+    assert (done.code, json.loads(done.out)) == (0, {"images": images})
+
+
 def test_plain_text() -> None:
     """Whole sequences go, not only their first character; text, tabs and line ends stay."""
     assert plain(f"a{ESCAPES}\tb\n") == "aredlinkgpj\tb\n"
