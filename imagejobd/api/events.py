@@ -51,7 +51,7 @@ class EventsApi:
             return _piece(cursor, events, events, is_ended=state.is_final)
 
         last_id = last_event_id(request)
-        cursor = after if last_id is None else last_id
+        cursor = await self._reached(after if last_id is None else last_id)
         return await self._streams.send_events(request, job_topic(job.id), cursor, read, name="events")
 
     async def of_all(self, request: web.Request) -> web.StreamResponse:
@@ -68,9 +68,14 @@ class EventsApi:
         cursor = last_event_id(request)
         if cursor is None:
             cursor = number("after", query.get("after"), -1)
-        if cursor < 0:
-            cursor = await self._store.last_event()
+        cursor = await self._reached(cursor)
         return await self._streams.send_events(request, EVENT_TOPIC, cursor, read, name=(sees, kinds))
+
+    async def _reached(self, cursor: int) -> int:
+        """The place, or now for one that the history has not come to, as after an older backup was restored: there
+        nobody would hear of anything, or share what is read with others. Negative ones stand for now, too."""
+        last = await self._store.last_event()
+        return last if cursor < 0 else min(cursor, last)
 
     def _kinds(self, text: str | None) -> frozenset[str]:
         kinds = frozenset(text.split(",")) if text else frozenset(self._intake.kinds)

@@ -101,7 +101,7 @@ class LogApi:
             return Piece(data, end, has_more=not is_all, is_last=is_all and job_now.state.is_final)
 
         is_whole = False
-        with self._streams.follower():
+        with self._streams.follower(request):
             response = web.StreamResponse(headers=TEXT_HEADERS)
             await response.prepare(request)
             async with aclosing(self._streams.follow(request, job_topic(job.id), start, read, name="text")) as stream:

@@ -8,6 +8,7 @@ that does not read. Here a piece of a stream is read and encoded once for all wh
 import asyncio
 import copy
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
@@ -23,6 +24,8 @@ from imagejobd.store.protocol import Store, job_topic
 
 # Clients that follow something or wait for a job's end, each of which may hold two pieces of a stream in memory.
 FOLLOWERS_MAX = 1000
+# Those of one tenant, so that others find room.
+FOLLOWERS_OF_TENANT_MAX = 750
 # A follower wakes up with every commit; this only bounds how late it is noticed that its client has gone, or that the
 # daemon closes.
 FOLLOW_POLL_S = 1.0
@@ -57,21 +60,26 @@ class Streams:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self._followers = 0
+        self._followers = Counter[str]()
         # By the place in a stream: who waits there for what comes next, and what looks for it.
         self._waiting: dict[Hashable, list[asyncio.Future[Piece]]] = {}
         self._searches: set[asyncio.Task[Piece]] = set()
 
     @contextmanager
-    def follower(self) -> Iterator[None]:
+    def follower(self, request: web.Request) -> Iterator[None]:
         """While one more client follows something. Raises `Temporary(queue_full)` when there are too many."""
-        if self._followers >= FOLLOWERS_MAX:
+        tenant = self._intake.caller(request).tenant
+        if self._followers.total() >= FOLLOWERS_MAX:
             raise busy(f"{FOLLOWERS_MAX} clients follow logs and events, or wait for jobs")
-        self._followers += 1
+        if self._followers[tenant] >= FOLLOWERS_OF_TENANT_MAX:
+            raise busy(f"{FOLLOWERS_OF_TENANT_MAX} clients of this tenant follow logs and events, or wait for jobs")
+        self._followers[tenant] += 1
         try:
             yield
         finally:
-            self._followers -= 1
+            self._followers[tenant] -= 1
+            if not self._followers[tenant]:
+                del self._followers[tenant]
 
     async def follow(
         self, request: web.Request, topic: str, cursor: int, read: Read, *, name: Hashable, keep_alive: bytes = b""
@@ -103,7 +111,7 @@ class Streams:
         what `read` raises; both cut the answer.
         """
         idle_s = self._intake.server.body_idle_s
-        with self.follower():
+        with self.follower(request):
             response = web.StreamResponse(headers=STREAM_HEADERS)
             await response.prepare(request)
             await send(response, BEGIN, idle_s=idle_s)
@@ -122,7 +130,7 @@ class Streams:
         async def look(cursor: int) -> Piece:
             return Piece(b"", cursor, is_last=(await latest_job(self._intake.store, job)).state.is_final)
 
-        with self.follower(), suppress(TimeoutError):
+        with self.follower(request), suppress(TimeoutError):
             async with (
                 asyncio.timeout(timeout_s),
                 aclosing(self.follow(request, job_topic(job.id), 0, look, name="end")) as looks,

@@ -67,6 +67,15 @@ async def test_events_of_all_jobs_from_now_on(app: BareApp) -> None:
         assert (event.type, event.json["job"]) == ("enqueue", copy["id"])
 
 
+async def test_a_place_that_is_not_reached_yet_is_now(app: BareApp) -> None:
+    """Who comes with the id of a newer history hears of what happens next, and does not wait for that id."""
+    for path in ("/api/v2/events", "/api/v2/jobs/{id}/events"):
+        job = await app.submit()
+        async with stream(app, f"{path.format(id=job['id'])}?after=99999999999999999") as found, asyncio.timeout(5):
+            await app.store.request_cancel(job["id"], tenant=None)
+            assert (await anext(found)).json["job"] == job["id"]
+
+
 async def test_events_of_other_tenants_are_not_seen(tmp_path: Path) -> None:
     """Each follower is told of what its caller may see, though one read serves all."""
     async with bare_app(tmp_path, auth=by_secret(tmp_path, admin_subjects=("root",))) as app:

@@ -4,12 +4,14 @@ import asyncio
 import gzip
 import http.client
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from bare_app import BareApp
+from bare_app import BareApp, bare_app
 from following import DONE, SSE, all_events, events_of, job_with_log, stream
+from signing import bearer, by_secret, token
 
 from harness.event_stream import StreamEvent
 from imagejobd.api import joblog, streams
@@ -259,6 +261,16 @@ async def test_too_many_followers_are_refused(app: BareApp, monkeypatch: pytest.
     async with asyncio.timeout(5):
         while (await get(app, path_of(claim, "?follow=1")))[0] != 200:
             await asyncio.sleep(0.01)
+
+
+async def test_a_tenant_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows all that one tenant may is refused more; another tenant is not."""
+    monkeypatch.setattr(streams, "FOLLOWERS_OF_TENANT_MAX", 1)
+    async with bare_app(tmp_path, auth=by_secret(tmp_path)) as app, stream(app, "/api/v2/events"):
+        async with app.client.get("/api/v2/events", headers=SSE) as refused:
+            assert (refused.status, "of this tenant" in await refused.text()) == (503, True)
+        async with stream(app, "/api/v2/events", bearer(token(tid=7))):
+            pass
 
 
 @pytest.mark.parametrize("is_text", [False, True], ids=["events", "text"])
