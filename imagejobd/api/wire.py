@@ -107,12 +107,18 @@ def offer_gzip(request: web.Request, response: web.StreamResponse, size_bytes: i
     """Whether the answer, which is not prepared yet and is to have so many bytes, is sent as gzip."""
     if size_bytes <= GZIP_MIN_BYTES or hdrs.CONTENT_ENCODING in response.headers:
         return False
-    response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
-    # aiohttp itself looks for the name alone, and takes `gzip;q=0` for a wish.
-    if not _GZIP.search(",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, []))):
+    vary = response.headers.get(hdrs.VARY, "")
+    if hdrs.ACCEPT_ENCODING not in vary:
+        response.headers[hdrs.VARY] = ", ".join(filter(None, (vary, hdrs.ACCEPT_ENCODING)))
+    if not takes_gzip(request):
         return False
     response.enable_compression(web.ContentCoding.gzip)
     return True
+
+
+def takes_gzip(request: web.Request) -> bool:
+    """Whether the client says so; aiohttp looks for the name alone, and takes `gzip;q=0` for a wish."""
+    return _GZIP.search(",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, []))) is not None
 
 
 def _is_text(content_type: str) -> bool:

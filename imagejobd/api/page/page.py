@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import ETag, hdrs, web
 
 from imagejobd import __version__
-from imagejobd.api.wire import json_response
+from imagejobd.api.wire import json_response, takes_gzip
 
 ROOT = "/"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -68,7 +68,7 @@ class Asset(msgspec.Struct, frozen=True):
 
     def response(self, request: web.Request) -> web.Response:
         """The file, packed for who takes that; 304 for who has it."""
-        is_packed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        is_packed = takes_gzip(request)
         etag = f"{self.etag}-gz" if is_packed else self.etag
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):
             response = web.Response(status=304, headers=HEADERS)
