@@ -6,9 +6,9 @@ import msgspec
 from aiohttp import web
 
 from imagejobd.api.intake import Intake
+from imagejobd.api.listing import read_kinds
 from imagejobd.api.streams import Piece, Streams, frame, last_event_id, latest_job, wants_events
 from imagejobd.api.wire import iso, json_response, number, parameters
-from imagejobd.model.errors import invalid
 from imagejobd.model.job import Event
 from imagejobd.store.protocol import EVENT_TOPIC, job_topic
 
@@ -57,7 +57,7 @@ class EventsApi:
     async def of_all(self, request: web.Request) -> web.StreamResponse:
         """What happens to all jobs that the caller may see, from now on or after an event; it never ends."""
         query = parameters(request, "kind", "after")
-        kinds = self._kinds(query.get("kind"))
+        kinds = read_kinds(query, self._intake.kinds) or frozenset(self._intake.kinds)
         sees = self._intake.caller(request).sees
 
         async def read(cursor: int) -> Piece:
@@ -76,12 +76,6 @@ class EventsApi:
         nobody would hear of anything, or share what is read with others. Negative ones stand for now, too."""
         last = await self._store.last_event()
         return last if cursor < 0 else min(cursor, last)
-
-    def _kinds(self, text: str | None) -> frozenset[str]:
-        kinds = frozenset(text.split(",")) if text else frozenset(self._intake.kinds)
-        for kind in sorted(kinds - self._intake.kinds.keys()):
-            raise invalid(f"unknown kind {kind!r}; this daemon has: {', '.join(self._intake.kinds)}")
-        return kinds
 
 
 def _piece(cursor: int, events: Sequence[Event], visible: Collection[Event], *, is_ended: bool = False) -> Piece:

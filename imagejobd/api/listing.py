@@ -8,7 +8,7 @@ from datetime import datetime
 
 from imagejobd.api.intake import Caller
 from imagejobd.api.wire import iso
-from imagejobd.model.errors import Permanent, invalid
+from imagejobd.model.errors import invalid
 from imagejobd.model.job import State
 from imagejobd.model.reference import ImageReference
 from imagejobd.store.filters import Filter
@@ -27,7 +27,7 @@ def read_filter(query: Mapping[str, str], kinds: Collection[str], caller: Caller
         return None
     return Filter(
         tenant=wanted or caller.sees,
-        kinds=frozenset(read_kind(name, kinds) for name in _items(query, "kind")),
+        kinds=read_kinds(query, kinds),
         states=frozenset(_state(text) for text in _items(query, "state")),
         label=read_label(query.get("label")),
         submitter=query.get("submitter") or None,
@@ -37,14 +37,15 @@ def read_filter(query: Mapping[str, str], kinds: Collection[str], caller: Caller
     )
 
 
+def read_kinds(query: Mapping[str, str], kinds: Collection[str]) -> frozenset[str]:
+    """The parameter `kind`, a list with commas; empty where the query has none."""
+    return frozenset(read_kind(name, kinds) for name in _items(query, "kind"))
+
+
 def read_kind(name: str, kinds: Collection[str]) -> str:
     if name not in kinds:
-        raise unknown_kind(name, kinds)
+        raise invalid(f"unknown kind {name[:80]!r}; this daemon has: {', '.join(kinds)}")
     return name
-
-
-def unknown_kind(name: str, kinds: Collection[str]) -> Permanent:
-    return invalid(f"unknown kind {name[:80]!r}; this daemon has: {', '.join(kinds)}")
 
 
 def read_label(text: str | None) -> tuple[str, str] | None:

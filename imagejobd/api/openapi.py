@@ -20,8 +20,8 @@ from imagejobd.api.operations import (
     Parameter,
 )
 from imagejobd.api.schemas import Problem, Submission
-from imagejobd.api.wire import json_response, status_of
-from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, invalid
+from imagejobd.api.wire import json_response, parameters, status_of
+from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed
 from imagejobd.model.job import Json
 
 PATH = "/api/v2/openapi.json"
@@ -36,8 +36,7 @@ def routes() -> list[web.RouteDef]:
 
 async def show(request: web.Request) -> web.Response:
     """The document, the same for every caller."""
-    if request.query:
-        raise invalid("there are no query parameters here")
+    parameters(request)
     return json_response(document())
 
 
