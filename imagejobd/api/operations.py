@@ -11,6 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from imagejobd.api import schemas
+from imagejobd.api.events import EVENTS_MAX
+from imagejobd.api.native import PAGE_MAX, WAIT_MAX_S
+from imagejobd.api.retry import RetryRequest
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import IDEMPOTENCY_KEY_MAX_CHARS, State
 
@@ -136,7 +139,7 @@ OPERATIONS = (
         summary="List jobs, from new to old",
         parameters=(
             *FILTERS,
-            _query("limit", Position, "Jobs on a page, 500 at most."),
+            _query("limit", Position, f"Jobs on a page, {PAGE_MAX} at most."),
             _query("cursor", Position, "The `next` of the page before."),
         ),
         answers={HTTPStatus.OK: _json("One page.", schemas.JobList)},
@@ -150,7 +153,7 @@ OPERATIONS = (
             ID,
             _query(
                 "wait",
-                Annotated[int, Meta(ge=0, le=600)],
+                Annotated[int, Meta(ge=0, le=WAIT_MAX_S)],
                 "Answer when the job has ended, after so many seconds at most.",
             ),
         ),
@@ -188,8 +191,8 @@ OPERATIONS = (
         path="/api/v2/jobs/{id}/events",
         id="readEvents",
         summary="Read or follow a job's history",
-        description="500 events at most; the last `id` is the next request's `after`. As server-sent events they go on "
-        "until the job has ended.",
+        description=f"{EVENTS_MAX} events at most; the last `id` is the next request's `after`. As server-sent events "
+        "they go on until the job has ended.",
         parameters=(ID, _query("after", Position, "Events with a higher `id`."), LAST_EVENT_ID),
         answers={
             HTTPStatus.OK: Answer("Events from old to new.", {JSON: list[schemas.EventAnswer], EVENT_STREAM: None})
@@ -228,7 +231,7 @@ OPERATIONS = (
         id="retryJob",
         summary="Do again what a failed or cancelled job should have done",
         parameters=(ID,),
-        body=schemas.RetryInput,
+        body=RetryRequest,
         is_body_required=False,
         answers={HTTPStatus.CREATED: Answer("The new job.", {JSON: schemas.JobAnswer}, CREATED_HEADERS)},
         errors=ADMISSION_ERRORS,

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from imagejobd.api.queue import REASON_MAX_CHARS
+from imagejobd.api.retry import JOBS_MAX
 from imagejobd.api.webhook import WebhookRequest
 from imagejobd.jobs.build import BuildInput
 from imagejobd.jobs.distribute.auth import Auth
@@ -103,7 +105,7 @@ Submission = BuildSubmission | RunSubmission | DispatchSubmission | DistributeSu
 
 
 class Progress(Struct, frozen=True):
-    """How far a running job is; more keys follow by kind and phase, such as `sent` bytes by target."""
+    """How far a running job is; more keys follow by kind and phase, such as `targets` with the bytes at each."""
 
     percent: Percent | None = None
     step: int | None = None
@@ -137,6 +139,7 @@ class JobAnswer(Struct, frozen=True, kw_only=True):
     crashes: int
     faults: int
     retry_of: Uuid | None
+    secret_names: list[str]
     priority: int
     labels: dict[str, str]
     idempotency_key: str | None
@@ -147,7 +150,6 @@ class JobAnswer(Struct, frozen=True, kw_only=True):
     started_at: Time | None
     finished_at: Time | None
     waiting_for: Annotated[str | None, Meta(description="What keeps a queued job from being next.")]
-    secret_names: list[str] | msgspec.UnsetType = msgspec.UNSET
     phases: list[PhaseAnswer] | msgspec.UnsetType = msgspec.UNSET
     position: Annotated[int | None, Meta(description="How many jobs go before it while it is queued.")] = None
     eta_seconds: Annotated[float | None, Meta(description="When it probably starts, null where unknown.")] = None
@@ -157,18 +159,12 @@ class JobList(Struct, frozen=True):
     """`next` is the `cursor` of the following page, null at the end."""
 
     jobs: list[JobAnswer]
-    next: int | str | None
+    next: int | None
 
 
 class CancelAnswer(Struct, frozen=True):
     id: Uuid
     state: State
-
-
-class RetryInput(Struct, frozen=True, forbid_unknown_fields=True):
-    """`secrets` are those that were deleted when the job ended, by the names that the refusal gave."""
-
-    secrets: dict[str, Any] = {}
 
 
 class RetryFilter(Struct, frozen=True, forbid_unknown_fields=True):
@@ -180,7 +176,7 @@ class RetryFilter(Struct, frozen=True, forbid_unknown_fields=True):
     since: Time | None = None
     label: Annotated[str, Meta(pattern="=")] | None = None
     tenant: str | None = None
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    limit: Annotated[int, Meta(ge=1, le=JOBS_MAX)] = JOBS_MAX
     cursor: str | None = None
 
 
@@ -200,7 +196,7 @@ class RetryAnswer(Struct, frozen=True):
 
     retried: list[Retried]
     refused: list[RefusedRetry]
-    next: str | None = None
+    next: str | None
 
 
 class EventAnswer(Struct, frozen=True):
@@ -236,7 +232,7 @@ class PauseInput(Struct, frozen=True, forbid_unknown_fields=True):
     """A null `kind` is all of them. `reason` is shown to everybody whose job waits."""
 
     kind: Kind | None = None
-    reason: Annotated[str, Meta(max_length=500)] = ""
+    reason: Annotated[str, Meta(max_length=REASON_MAX_CHARS)] = ""
 
 
 class ResumeInput(Struct, frozen=True, forbid_unknown_fields=True):
