@@ -27,7 +27,8 @@ from imagejobd.model.errors import ErrorCode, Fault
 from imagejobd.model.histogram import Histogram
 from imagejobd.model.job import State, Transition, next_state
 from imagejobd.model.traffic import Traffic
-from imagejobd.store.protocol import Activity, Commits, KindStats, Stats, Store
+from imagejobd.store.protocol import Store
+from imagejobd.store.statistics import Activity, Commits, KindStats, Stats
 
 # How often the history is read, and the event loop is looked at. A job that fails again and again, and whose history
 # keeps the last failure only, is not tried more often unless it is configured so.

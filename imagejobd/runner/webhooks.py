@@ -25,7 +25,8 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary, invalid
 from imagejobd.model.job import Job, JobId, Json, Transition, log_image
 from imagejobd.model.webhook import SECRET_MAX_BYTES, Receiver
-from imagejobd.store.protocol import DueWebhook, Store
+from imagejobd.store.protocol import Store
+from imagejobd.store.webhooks import DueWebhook
 
 POLL_S = 1.0
 RETRY_FIRST_S, RETRY_MAX_S = 2.0, 600.0
@@ -199,7 +200,7 @@ class Webhooks:
                     delay_ms = int(delay_s(other.tries + 1) * 1000)
                     await self._surely(partial(self._records.postpone, other.uuid, delay_ms))
                 return
-            await self._surely(partial(self._records.told, webhook, report))
+            await self._surely(partial(self._records.settle, webhook, report))
 
     async def _try_own(self, webhook: DueWebhook, session: aiohttp.ClientSession) -> Json | None:
         """As `_try`."""

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from imagejobd.model.histogram import Histogram
 from imagejobd.model.job import (
     Claim,
     Enqueued,
@@ -23,11 +22,11 @@ from imagejobd.model.job import (
     Phase,
     Push,
     State,
-    Transition,
 )
 from imagejobd.model.secrets import Secret
-from imagejobd.model.webhook import Receiver
 from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
+from imagejobd.store.statistics import Activity, KindStats, Stats
+from imagejobd.store.webhooks import WebhookRecords
 
 # The default of a setting: a job that was running through so many crashes of the daemon is a suspect.
 CRASHES_MAX = 3
@@ -40,10 +39,6 @@ PAUSE_TOPIC = "pause"
 EVENT_TOPIC = "event"
 # Published when somebody wants a job cancelled, and when one was cancelled that no worker was running.
 CANCEL_TOPIC = "cancel"
-
-# Ranges of the histograms of commits.
-COMMIT_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 # Whether a job of a kind, that was due at an epoch millisecond, has waited too long.
 IsOver = Callable[[str, int], bool]
@@ -114,54 +109,6 @@ class Rescued(msgspec.Struct, frozen=True):
     state: State
 
 
-class Stats(msgspec.Struct, frozen=True):
-    """Counts now, by kind; `wal_bytes` grows when a reader holds the log back."""
-
-    queued: Mapping[str, int]
-    running: Mapping[str, int]
-    wal_bytes: int
-
-
-class KindStats(msgspec.Struct, frozen=True):
-    """The jobs of one kind that have not ended. `delayed` ones wait for their time or for a peer; `suspects` are those
-    of the queue that have to run alone. The ready job that waits longest could have started at `oldest_due_ms`."""
-
-    ready: int = 0
-    delayed: int = 0
-    running: int = 0
-    suspects: int = 0
-    oldest_due_ms: int | None = None
-    is_paused: bool = False
-
-
-class Activity(msgspec.Struct, frozen=True):
-    """Things of one sort that happened to jobs of one kind: `count` of them, each lasting `duration_ms`.
-
-    `event` is a `Transition`, `enqueue` or `leave_phase`. The first claim of a job lasted from when that was due, its
-    end from that claim, a phase from its start; all else has no duration. With `is_crash` the daemon had died before.
-    """
-
-    kind: str
-    event: str
-    phase: str | None
-    code: str | None
-    is_crash: bool
-    duration_ms: int | None
-    count: int
-
-
-class Commits:
-    """Of each commit since the start: how many requests it took, and its seconds from BEGIN to the end of COMMIT."""
-
-    def __init__(self) -> None:
-        self.requests = Histogram(COMMIT_REQUESTS)
-        self.seconds = Histogram(COMMIT_SECONDS)
-
-    def add(self, requests: int, seconds: float) -> None:
-        self.requests.add(requests)
-        self.seconds.add(seconds)
-
-
 class Pruned(msgspec.Struct, frozen=True):
     """How many rows one `prune` removed, of each sort and in all; a full batch of `rows` means there may be more."""
 
@@ -176,65 +123,6 @@ class LogBlock(msgspec.Struct, frozen=True):
 
     offset: int
     text: str
-
-
-class JobEnd(msgspec.Struct, frozen=True):
-    """A job's end in the history: which event it is, and when it was (epoch milliseconds)."""
-
-    event_id: int
-    at_ms: int
-    job_id: JobId
-
-
-class DueWebhook(msgspec.Struct, frozen=True):
-    """A job that has ended (`at_ms`, epoch milliseconds) and whose own webhook was not told; `tries` says how often
-    that was tried. `receiver` is None where another key has sealed it."""
-
-    uuid: str
-    job_id: JobId
-    tenant: str
-    at_ms: int
-    tries: int
-    receiver: Receiver | None
-
-
-class WebhookRecords(Protocol):
-    """How far each webhook of the configuration has come in the history, and who is to be told of single jobs; durably.
-    Raises what the store does."""
-
-    async def attach(self, uuid: str, receiver: Receiver) -> None:
-        """Tell `receiver` of the end of the job with that UUID, which is about to be made."""
-        ...
-
-    async def detach(self, uuid: str) -> None:
-        """There is no such job, after all."""
-        ...
-
-    async def due(self, *, limit: int, except_tenants: Collection[str] = ()) -> list[DueWebhook]:
-        """The next of the jobs' own webhooks to be told, but for those of some tenants."""
-        ...
-
-    async def postpone(self, uuid: str, delay_ms: int) -> None:
-        """It was tried in vain."""
-        ...
-
-    async def told(self, webhook: DueWebhook, report: Json) -> None:
-        """It was told, or given up: forget it, and keep the report in the job's history."""
-        ...
-
-    async def begin(self, names: Collection[str]) -> None:
-        """These are the webhooks now: one that is new begins with what happens next, all others are forgotten."""
-        ...
-
-    async def next_end(
-        self, name: str, *, moves: Collection[Transition], kinds: Collection[str], tenants: Collection[str]
-    ) -> JobEnd | None:
-        """The first end by one of `moves` that it was not told of; an empty list of kinds or tenants stands for all."""
-        ...
-
-    async def delivered(self, name: str, end: JobEnd, report: Json) -> None:
-        """It was told of `end`, or that was given up: go on behind it, and keep the report in the job's history."""
-        ...
 
 
 class Subscription(Protocol):

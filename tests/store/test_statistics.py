@@ -10,10 +10,11 @@ from conformance import BROKEN, claim_one, enqueue
 from simulated_clock import SimulatedClock
 
 from imagejobd.model.job import JobError, State
-from imagejobd.store.protocol import Activity, Ending
+from imagejobd.store.protocol import Ending
 from imagejobd.store.sqlite import statistics
 from imagejobd.store.sqlite.database import load, open_database
 from imagejobd.store.sqlite.store import SqliteStore
+from imagejobd.store.statistics import Activity
 
 
 async def all_activity(store: SqliteStore, cursor: int = 0) -> list[Activity]:

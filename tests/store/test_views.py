@@ -15,9 +15,10 @@ from simulated_clock import SimulatedClock
 from imagejobd.model.errors import ErrorCode
 from imagejobd.model.job import JobError, State
 from imagejobd.model.reference import ImageReference
-from imagejobd.store.protocol import Ending, JobEnd
+from imagejobd.store.protocol import Ending
 from imagejobd.store.sqlite.database import open_database
 from imagejobd.store.sqlite.store import SqliteStore
+from imagejobd.store.webhooks import JobEnd
 
 DIGEST = f"sha256:{'a' * 64}"
 METADATA = Path(__file__).parents[2] / "docs/metadata.yaml"

@@ -8,11 +8,12 @@ import msgspec
 
 from imagejobd.model.job import Event, Job, JobId, Json, Phase, Push, State
 from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
-from imagejobd.store.protocol import Backlog, Depth, LogBlock, Pause, Stats
+from imagejobd.store.protocol import Backlog, Depth, LogBlock, Pause
 from imagejobd.store.sqlite import listing
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
 from imagejobd.store.sqlite.rows import job
+from imagejobd.store.statistics import Stats
 
 _SQL = load("queries")
 _json = msgspec.json.Decoder(Json)

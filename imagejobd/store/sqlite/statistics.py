@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from imagejobd.model.clock import now_ms
-from imagejobd.store.protocol import Activity, KindStats
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
+from imagejobd.store.statistics import Activity, KindStats
 
 # Events that one statement reads: some tens of milliseconds of a reader.
 EVENTS_AT_ONCE = 10_000

@@ -18,7 +18,7 @@ from imagejobd.model.errors import ErrorCode, Permanent, StoreFailed, Temporary
 from imagejobd.model.job import Claim, Enqueued, Job, JobError, NewJob, State
 from imagejobd.model.secrets import Secret
 from imagejobd.store.lock import DatabaseFile, hold_database
-from imagejobd.store.protocol import Capacity, Commits, Ending
+from imagejobd.store.protocol import Capacity, Ending
 from imagejobd.store.sqlite.claim import Started, claim
 from imagejobd.store.sqlite.database import (
     Inspection,
@@ -37,6 +37,7 @@ from imagejobd.store.sqlite.statistics import Statistics
 from imagejobd.store.sqlite.transitions import Transitions
 from imagejobd.store.sqlite.webhook_records import WebhookRecords
 from imagejobd.store.sqlite.writer import Writer
+from imagejobd.store.statistics import Commits
 from imagejobd.store.vault import Vault
 
 _SQL = load("secrets")

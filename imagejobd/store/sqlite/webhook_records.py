@@ -11,11 +11,12 @@ from imagejobd.model.errors import Permanent
 from imagejobd.model.job import JobId, Json, Transition
 from imagejobd.model.secrets import Secret
 from imagejobd.model.webhook import Receiver
-from imagejobd.store.protocol import EVENT_TOPIC, DueWebhook, JobEnd, job_topic
+from imagejobd.store.protocol import EVENT_TOPIC, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.readers import Readers
 from imagejobd.store.sqlite.writer import Transaction, Writer
 from imagejobd.store.vault import Vault
+from imagejobd.store.webhooks import DueWebhook, JobEnd
 
 # Events that one statement looks through. After as many of which none is an end that a webhook wants, that is written
 # down, so that the next start does not look through them again.
@@ -28,7 +29,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class WebhookRecords:
-    """Implements `store.protocol.WebhookRecords`."""
+    """Implements `store.webhooks.WebhookRecords`."""
 
     def __init__(self, writer: Writer, readers: Readers, vault: Vault) -> None:
         self._writer = writer
@@ -99,7 +100,7 @@ class WebhookRecords:
     async def postpone(self, uuid: str, delay_ms: int) -> None:
         await self._write("postpone", uuid=uuid, due_ms=now_ms() + delay_ms)
 
-    async def told(self, webhook: DueWebhook, report: Json) -> None:
+    async def settle(self, webhook: DueWebhook, report: Json) -> None:
         values = {"job_id": webhook.job_id, "uuid": webhook.uuid, "data": _encode(report).decode()}
 
         def act(tx: Transaction) -> None:
