@@ -169,10 +169,10 @@ def _fields(body: bytearray, what: str) -> Fields:
 def _ignored(fields: Fields, *, has_tar: bool) -> list[str]:
     """The names, in lower case, of what was given and is not used: sources beyond the first, a user without a password,
     and what this API does not know."""
-    given = [name for name, value in fields.items() if bytes(value) not in EMPTY]
-    sources = [name for name in SOURCES if name in given or (has_tar and name == "tarfile")]
-    used = {"image_name", "nocache", "password", *sources[:1], *(["username"] if "password" in given else [])}
-    return [name for name in [*given, *sources] if name not in used]
+    names = [name for name, value in fields.items() if bytes(value) not in EMPTY]
+    sources = [name for name in SOURCES if name in names or (has_tar and name == "tarfile")]
+    used = {"image_name", "nocache", "password", *sources[:1], *(["username"] if "password" in names else [])}
+    return [name for name in [*names, *sources] if name not in used]
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -101,9 +101,8 @@ def _tags(references: tuple[str, ...]) -> tuple[str, list[str]]:
 
 def _build_args(values: tuple[str, ...]) -> dict[str, str]:
     """As docker has it: a name alone is taken from the environment, and left out where that has none."""
-    given = [f"{value}={os.environ[value]}" if value in os.environ else value for value in values]
-    given = [value for value in given if "=" in value]
-    return dict(pairs(tuple(given), "--build-arg"))
+    texts = [f"{value}={os.environ[value]}" if value in os.environ else value for value in values]
+    return dict(pairs(tuple(value for value in texts if "=" in value), "--build-arg"))
 
 
 def _shown(context: Folder) -> Iterator[bytes]:

@@ -275,11 +275,11 @@ def _bad_rights(folder: Path, status: os.stat_result) -> Iterator[Finding]:
         yield Finding("rights", "warn", what, f"chmod o= {folder}; logs and payloads are nobody else's business")
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
-            found = path.lstat()
-            if found.st_uid != status.st_uid:
-                what = f"{path} belongs to user {found.st_uid}, the folder to {status.st_uid}"
+            member = path.lstat()
+            if member.st_uid != status.st_uid:
+                what = f"{path} belongs to user {member.st_uid}, the folder to {status.st_uid}"
                 yield Finding("rights", "fail", what, f"chown -R --reference={folder} {folder}")
-            elif path.name == KEY_FILE_NAME and stat.S_IMODE(found.st_mode) & 0o077:
+            elif path.name == KEY_FILE_NAME and stat.S_IMODE(member.st_mode) & 0o077:
                 yield Finding(
                     "rights", "fail", f"{path} may be read by others", f"chmod 600 {path}, change the passwords"
                 )

@@ -274,15 +274,15 @@ def _print_whole(session: Session, blocks: Iterator[bytes], tail: int | None) ->
     """Print a log as it is now, or its last lines; how many bytes it has."""
     if tail is None:
         return _print_lines(session, blocks)
-    kept: deque[bytes] = deque(maxlen=tail)
+    last: deque[bytes] = deque(maxlen=tail)
     count, rest = 0, b""
     for block in blocks:
         count += len(block)
         *lines, rest = (rest + block).split(b"\n")
-        kept.extend(line + b"\n" for line in lines)
+        last.extend(line + b"\n" for line in lines)
     if rest:
-        kept.append(rest)
-    _print_lines(session, iter(kept))
+        last.append(rest)
+    _print_lines(session, iter(last))
     return count
 
 
@@ -312,9 +312,9 @@ def _report_outage(why: str | None) -> None:
     click.echo("imagejobd: the daemon is back" if why is None else f"imagejobd: {text.plain(why)}; waiting", err=True)
 
 
-def _table(found: list[Job]) -> Table:
+def _table(page: list[Job]) -> Table:
     table = Table("JOB", "KIND", "STATE", "IMAGE", "AGE", "TOOK", "WHAT")
-    for job in found:
+    for job in page:
         table.add(
             str(job.number or job.id),
             job.kind,

@@ -92,7 +92,6 @@ def test_a_claim_updates_by_row_id(db: sqlite3.Connection) -> None:
         (LISTING["created_before"], "job_created"),
         (ENQUEUE["retries_of"], "job_retry_of"),
         (QUERIES["live"], "job_ready"),
-        (QUERIES["counts"], "lane_busy"),
         (QUERIES["log_from"], "log_block"),
         (QUERIES["log_breaks"], "log_block"),
         (QUERIES["log_pruned"], "event_by_job"),

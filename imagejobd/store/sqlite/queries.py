@@ -142,7 +142,7 @@ class Queries:
         return {row["digest"] for row in await self._readers.all(_SQL["referenced_blobs"])}
 
     async def stats(self) -> Stats:
-        counts = list(await self._readers.all(_SQL["counts"]))
+        counts = list(await self._readers.all(_SQL["depths"], {"tenant": None}))
         try:
             wal_bytes = self._path.with_name(self._path.name + "-wal").stat().st_size
         except FileNotFoundError:

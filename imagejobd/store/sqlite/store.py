@@ -188,7 +188,7 @@ class SqliteStore(Queries, Transitions, Maintenance, Statistics):
         payload = job.spec.get("context") or ("content" not in job.spec and job.spec.get("payload"))
         if payload and payload not in blobs:
             raise payload_gone(job.uuid)
-        kept = self._vault.open(job.uuid, sealed) if sealed else {}
+        own = self._vault.open(job.uuid, sealed) if sealed else {}
         return NewJob(
             kind=job.kind,
             spec=job.spec,
@@ -197,7 +197,7 @@ class SqliteStore(Queries, Transitions, Maintenance, Statistics):
             submitter=job.submitter,
             priority=job.priority,
             labels=job.labels,
-            secrets=_all_secrets(job, {**kept, **(secrets or {})}),
+            secrets=_all_secrets(job, {**own, **(secrets or {})}),
             blobs=blobs,
             retry_of=job.uuid,
         )

@@ -90,7 +90,7 @@ select
             where event.job_id = named.id
         )
         where type not in ('claim', 'rescue') and crashes is null
-            and since not in ('enqueue', 'retry', 'interrupt', 'rescue', 'succeed', 'fail', 'cancel', 'webhook')
+            and since not in ('enqueue', 'retry', 'interrupt', 'rescue', 'succeed', 'fail', 'cancel', 'webhook', 'prune_log')
     )) as seconds_working,
     attempt,
     crashes,

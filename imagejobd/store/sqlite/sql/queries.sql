@@ -89,10 +89,6 @@ select distinct digest from job_blob;
 -- name: cancel_requests
 select uuid from job where state = 'running' and worker = ? and cancel_requested_ms is not null;
 
--- name: counts
-select kind, sum(ready + delayed) as queued, sum(running) as running
-from lane indexed by lane_busy where ready + delayed + running > 0 group by kind;
-
 -- name: pauses
 select kind, reason, since_ms, paused_by from pause;
 
