@@ -52,10 +52,21 @@ def test_watch_a_build_from_submission_to_success(box: BuildBox, registry: Regis
     expect(row.locator(".state")).to_have_text("succeeded")
 
 
+def test_the_list_stays_live(box: BuildBox, registry: Registry, open_page: Open) -> None:
+    """Whoever only looks sees jobs come and end, the second as the first."""
+    page = open_page(box.daemon.url)
+    expect(page.locator(".tail, .row").first).to_be_attached()
+    for number in range(2):
+        name = f"{registry.host}/page/live:{number}"
+        box.submit_build(name, f"FROM {BUSYBOX}\nRUN sleep 1; echo {number}\n")
+        expect(page.locator(".row", has_text=name).locator(".state")).to_have_text("succeeded")
+
+
 def test_a_log_that_grows_fast(box: BuildBox, registry: Registry, open_page: Open) -> None:
     """Who follows sees the last line, however fast they come, until it scrolls away."""
-    job = box.submit_build(f"{registry.host}/page/fast:1", f"FROM {BUSYBOX}\nRUN seq 30000; echo the end; sleep 2\n")
-    page = open_page(f"{box.daemon.url}/#/jobs/{job}", script=WATCH_TASKS)
+    page = open_page(box.daemon.url, script=WATCH_TASKS)
+    job = box.submit_build(f"{registry.host}/page/fast:1", f"FROM {BUSYBOX}\nRUN seq 30000; echo the end; sleep 4\n")
+    page.goto(f"{box.daemon.url}/#/jobs/{job}")
     expect(page.locator(".log")).to_contain_text("the end")
     follow = page.get_by_role("button", name="Follow")
     expect(follow).to_have_attribute("aria-pressed", "true")

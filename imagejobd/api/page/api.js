@@ -82,7 +82,7 @@ export const sleep = (ms, signal) => new Promise((resolve) => {
 });
 
 // Server-sent events from `path` until `onEvent` returns true or `signal` aborts; after a cut it goes on with
-// Last-Event-ID. Returns false where the daemon has no such stream: then the caller has to poll.
+// Last-Event-ID. Throws the `Problem` of a request that will not be answered later either.
 //
 // A browser keeps six connections to a daemon, for all its tabs: those that nobody sees give theirs back.
 export async function follow(path, { onEvent, onOpen, signal: ending }) {
@@ -95,23 +95,18 @@ export async function follow(path, { onEvent, onOpen, signal: ending }) {
     const headers = { Accept: 'text/event-stream', ...(last ? { 'Last-Event-ID': last } : {}) };
     try {
       const response = await request(path, { headers, signal });
-      if (!response.headers.get('Content-Type')?.startsWith('text/event-stream')) {
-        response.body?.cancel();
-        return false;
-      }
       onOpen?.();
       for await (const event of events(response.body)) {
         if (event.id) last = event.id;
-        if (onEvent(event)) return true;
+        if (onEvent(event) === true) return;
       }
     } catch (error) {
-      if (error instanceof Problem && [400, 404, 405, 406].includes(error.status)) return false;
+      if (error instanceof Problem && error.status < 500) throw error;
     }
     if (Date.now() - began > RETRY_MAX_MS) wait = RETRY_FIRST_MS;
     await sleep(wait * (0.5 + Math.random() / 2), ending);
     wait = Math.min(wait * 2, RETRY_MAX_MS);
   }
-  return true;
 }
 
 // Aborts when nobody sees the page any more.

@@ -127,7 +127,7 @@ export class JobPage {
     this.log = new LogView({ isFollowing: this.job.state !== 'succeeded', download: () => this.download() });
     replace(this.logBox, this.log.element);
     if (isFinal(this.job)) {
-      await this.readLog(`${this.path}/log`, signal);
+      await this.readLog(signal);
       return this.log.end();
     }
     let offset = 0;
@@ -138,17 +138,16 @@ export class JobPage {
       offset = Number(id);
       return type === 'end';
     };
-    const isDone = await follow(`${this.path}/log`, { onEvent, signal });
-    if (!isDone) await this.readLog(`${this.path}/log?follow=1`, signal);
+    await follow(`${this.path}/log`, { onEvent, signal });
     this.log.end();
     return this.refresh();
   }
 
   // A log as text, from its beginning; once more where the connection was cut.
-  async readLog(path, signal) {
+  async readLog(signal) {
     while (!signal.aborted) {
       try {
-        const { body } = await request(path, { signal });
+        const { body } = await request(`${this.path}/log`, { signal });
         let rested = performance.now();
         for await (const text of texts(body)) {
           this.log.append(text);

@@ -95,15 +95,9 @@ export class JobList {
     this.loop(() => this.queue.refresh(signal), QUEUE_POLL_MS);
     this.loop(() => this.queue.refreshCharts(signal), CHARTS_POLL_MS);
     this.loop(async () => this.tick(), 1_000);
-    this.watch(signal);
-  }
-
-  // Refreshes with every event, also for those that it has missed; where the daemon has no stream of them, every few
-  // seconds.
-  async watch(signal) {
-    const onEvent = () => this.refreshSoon();
-    const ended = await follow('events', { onEvent, onOpen: () => this.refreshSoon(), signal });
-    if (!ended) this.loop(async () => this.refreshSoon(), POLL_MS);
+    const soon = () => this.refreshSoon();
+    // With every event, and for those that it has missed. What is refused the list itself says.
+    follow('events', { onEvent: soon, onOpen: soon, signal }).catch(() => {});
   }
 
   async loop(act, everyMs) {

@@ -1,10 +1,10 @@
 // What waits and what runs, by kind, with pause and resume; and how it has been lately.
 
-import { get, post, Problem } from './api.js';
+import { get, post } from './api.js';
 import { bars, columns, figure, line } from './charts.js';
 import { askReason, confirm, notice } from './dialogs.js';
 import { h, replace } from './dom.js';
-import { ago, count, duration, KINDS, title, worked } from './format.js';
+import { ago, count, duration, title, worked } from './format.js';
 
 const SAMPLE_JOBS = 300;
 const BARS_MAX = 60;
@@ -20,33 +20,16 @@ export class QueuePanel {
     const charts = [this.depth, this.durations, this.perf];
     this.charts = h('div.charts', { hidden: true }, charts.map(({ element }) => element));
     this.element = h('section.queue', { 'aria-label': 'Queue' }, this.cards, this.charts);
-    Object.assign(this, { series: [], ended: [], runs: [], last: '', hasQueue: true });
+    Object.assign(this, { series: [], ended: [], runs: [], last: '' });
   }
 
   async refresh(signal) {
-    const queue = await this.read(signal);
+    const queue = await get('queue', signal);
     // Once a minute too, for the times in it; but not under somebody's hands.
     const text = JSON.stringify([queue, Math.floor(Date.now() / 60_000)]);
     if (text === this.last || this.cards.contains(document.activeElement)) return;
     this.last = text;
     this.showKinds(queue);
-  }
-
-  // The queue by kind; of a daemon that has no such answer, as far as its list tells.
-  async read(signal) {
-    if (this.hasQueue) {
-      try {
-        return await get('queue', signal);
-      } catch (error) {
-        if (!(error instanceof Problem) || error.status !== 404) throw error;
-        this.hasQueue = false;
-      }
-    }
-    const pages = ['queued', 'running'].map((state) => get(`jobs?state=${state}&limit=500`, signal));
-    const [queued, running] = await Promise.all(pages);
-    const of = (page, kind) => page.jobs.filter((job) => job.kind === kind).length;
-    const depth = (kind) => ({ queued: of(queued, kind), running: of(running, kind) });
-    return { kinds: Object.fromEntries(KINDS.map((kind) => [kind, depth(kind)])) };
   }
 
   showKinds(queue) {
@@ -57,7 +40,7 @@ export class QueuePanel {
   card(kind, { queued, running, slots, paused, waiting_for: waitingFor, oldest_queued_at: oldest }) {
     const verb = paused ? 'Resume' : 'Pause';
     const click = () => (paused ? this.resume(kind) : this.pause(kind));
-    const button = paused === undefined ? null : h('button.quiet', { click, 'aria-label': `${verb} ${kind}` }, verb);
+    const button = h('button.quiet', { click, 'aria-label': `${verb} ${kind}` }, verb);
     const why = paused ? `Paused: ${paused.reason || 'no reason given'} (${paused.by}, ${ago(paused.since)})`
       : waitingFor ?? (queued && oldest ? `the oldest came ${ago(oldest)}` : '');
     const name = ['div.kind', paused && 'paused', !queued && !running && 'idle'].filter(Boolean).join('.');
