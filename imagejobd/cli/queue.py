@@ -26,7 +26,7 @@ class KindQueue(msgspec.Struct, frozen=True):
 
     queued: int
     running: int
-    slots: int = 0
+    slots: int | None = None
     oldest_queued_at: dt.datetime | None = None
     waiting_for: str | None = None
     paused: Pause | None = None
@@ -94,5 +94,5 @@ def _print(answer: Answer) -> None:
             by = f" by {kind.paused.by}" if kind.paused.by else ""
             what = f"paused{by} for {text.since(kind.paused.since)}: {kind.paused.reason}"
         oldest = text.since(kind.oldest_queued_at)
-        table.add(name, str(kind.queued), str(kind.running), str(kind.slots), oldest, what)
+        table.add(name, str(kind.queued), str(kind.running), str(kind.slots or ""), oldest, what)
     table.print()

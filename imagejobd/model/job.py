@@ -66,7 +66,9 @@ class Transition(StrEnum):
     RESCUE = "rescue"
 
 
-FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+# The final states, each with the transition that leads there.
+ENDINGS = {State.SUCCEEDED: Transition.SUCCEED, State.FAILED: Transition.FAIL, State.CANCELLED: Transition.CANCEL}
+FINAL = frozenset(ENDINGS)
 
 TRANSITIONS: dict[tuple[State, Transition], State] = {
     (State.QUEUED, Transition.CLAIM): State.RUNNING,

@@ -23,7 +23,7 @@ from imagejobd.model.bounds import Seconds
 from imagejobd.model.clock import now_ms, utc
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary, invalid
-from imagejobd.model.job import Job, JobId, Json, Transition, log_image
+from imagejobd.model.job import ENDINGS, Job, JobId, Json, State, log_image
 from imagejobd.model.webhook import SECRET_MAX_BYTES, Receiver
 from imagejobd.store.protocol import Store
 from imagejobd.store.webhooks import DueWebhook
@@ -46,8 +46,6 @@ OWN = "job"
 # By these a receiver says that it may take later what it does not take now.
 _BUSY = frozenset({408, 425, 429})
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-
-_MOVES = {"succeeded": Transition.SUCCEED, "failed": Transition.FAIL, "cancelled": Transition.CANCEL}
 
 # Tenant and host: what one tenant's does, at a host that many use, is nothing to the others.
 Place = tuple[str, str]
@@ -137,7 +135,7 @@ class Webhooks:
         next_end = partial(
             self._records.next_end,
             webhook.name,
-            moves=[_MOVES[state] for state in settings.states],
+            moves=[ENDINGS[State(state)] for state in settings.states],
             kinds=settings.kinds,
             tenants=settings.tenants,
         )

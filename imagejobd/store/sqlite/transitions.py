@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from imagejobd.model.errors import ClaimLost, ErrorCode
-from imagejobd.model.job import Claim, JobError, JobId, Json, Push, State, Transition, Wait, next_state
+from imagejobd.model.job import ENDINGS, Claim, JobError, JobId, Json, Push, State, Transition, Wait, next_state
 from imagejobd.store.protocol import CANCEL_TOPIC, EVENT_TOPIC, QUEUE_TOPIC, Ending, Rescued, job_topic
 from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.writer import Transaction, Writer
@@ -19,8 +19,6 @@ _SQL = load("transitions")
 _INSERT_BLOB = load("enqueue")["insert_blob"]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Json).decode
-
-_ENDINGS = {State.SUCCEEDED: Transition.SUCCEED, State.FAILED: Transition.FAIL, State.CANCELLED: Transition.CANCEL}
 
 
 class Transitions:
@@ -83,7 +81,7 @@ class Transitions:
 
     async def finish(self, claim: Claim, ending: Ending) -> None:
         result = None if ending.result is None else _encode(ending.result).decode()
-        move = _ENDINGS[ending.state]
+        move = ENDINGS[ending.state]
         change = state_change(claim.job.id, claim.token, move, error=ending.error, result=result)
         await self._writer.run(apply, change)
 
