@@ -200,13 +200,11 @@ export class JobPage {
     }
   }
 
-  // `secrets` are texts; a distribution's are objects, as JSON.
+  // `secrets` are texts; a distribution's are JSON, which the daemon reads as such.
   async repeatWith(secrets) {
     if (!secrets) return;
     try {
-      const value = (text) => (text.startsWith('{') ? JSON.parse(text) : text);
-      const values = Object.fromEntries(Object.entries(secrets).map(([name, text]) => [name, value(text)]));
-      await this.repeat({ secrets: values });
+      await this.repeat({ secrets });
     } catch (error) {
       notice(error.message, true);
     }
