@@ -25,6 +25,7 @@ from imagejobd.jobs.run import RunSettings
 from imagejobd.model.egress import EgressSettings, is_loopback
 from imagejobd.model.secrets import MASK
 from imagejobd.registry.hosts import RegistryHost
+from imagejobd.runner.schedules import ScheduleSettings
 from imagejobd.runner.settings import Limits, Retention
 from imagejobd.runner.webhooks import WebhookSettings
 
@@ -68,6 +69,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kinds: Kinds = Kinds()
     retention: Retention = Retention()
     webhooks: dict[str, WebhookSettings] = {}
+    schedule: tuple[ScheduleSettings, ...] = ()
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -245,14 +247,25 @@ def _wrong_value(key: str, value: Any, kind: Any) -> Iterator[str]:
 
 
 def _tables(path: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of a table and of those in it."""
-    lines = [f"{_key(name)} = {_toml(value)}" for name, value in values.items() if not isinstance(value, dict | None)]
-    if lines:
-        yield from (["", f"[{path}]"] if path else [])
-        yield from lines
+    """The lines of a table and of those in it. What is in an array of tables is written inline."""
+    lines = [
+        f"{_key(name)} = {_toml(value)}"
+        for name, value in values.items()
+        if not (value is None or isinstance(value, dict) or _is_of_tables(value))
+    ]
+    if lines and path:  # a configuration's own keys are tables
+        yield from ("", f"[{path}]", *lines)
     for name, value in values.items():
+        where = f"{path}.{_key(name)}" if path else _key(name)
         if isinstance(value, dict):
-            yield from _tables(f"{path}.{_key(name)}" if path else _key(name), value)
+            yield from _tables(where, value)
+        elif _is_of_tables(value):
+            for table in value:
+                yield from ("", f"[[{where}]]", *(f"{_key(name)} = {_toml(value)}" for name, value in table.items()))
+
+
+def _is_of_tables(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(entry, dict) for entry in value)
 
 
 def _key(name: str) -> str:
@@ -263,6 +276,8 @@ def _toml(value: Any) -> str:
     """A value as TOML: as JSON, but for infinity and a character that has to be escaped."""
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(name)} = {_toml(entry)}' for name, entry in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):

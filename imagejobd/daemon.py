@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import structlog
 import uvloop
@@ -37,7 +38,7 @@ from imagejobd.jobs.shared.access import EngineEgress
 from imagejobd.jobs.shared.builder import ImageBuilder
 from imagejobd.listeners import open_listeners
 from imagejobd.model.circuit import Circuits
-from imagejobd.model.clock import Clock
+from imagejobd.model.clock import Clock, now_ms, utc
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
@@ -51,6 +52,7 @@ from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
 from imagejobd.runner.runner import Runner
+from imagejobd.runner.schedules import Schedule, Schedules, read_schedules
 from imagejobd.runner.webhooks import Webhooks, read_webhooks
 from imagejobd.store.blobs import BlobStore
 from imagejobd.store.files import FILE_MODE, FOLDER_MODE, UMASK, set_mode
@@ -78,12 +80,38 @@ def check(config: Config) -> Iterator[str]:
         lambda: RegistryHosts(config.registry, admin_subjects=admins),
         lambda: load_keys(config.auth),
         lambda: read_webhooks(config.webhooks),
+        lambda: check_schedules(config),
     )
     for check_part in checks:
         try:
             check_part()
         except Fault as fault:
             yield fault.message
+
+
+def check_schedules(config: Config) -> list[Schedule]:
+    """The schedules of a configuration, checked without opening anything. Raises `Permanent`."""
+    if not config.schedule:
+        return []
+    builder = cast("ImageBuilder", _Judge(Policy(config.policy)))
+    # Neither a copier nor a registry client is asked for what a spec says.
+    registry, copier = cast("RegistryClient", None), cast("Copier", None)
+    return read_schedules(config.schedule, _kinds(config, builder, Egress(config.egress), registry, copier))
+
+
+def next_runs(config: Config) -> Iterator[tuple[str, str]]:
+    """Of each schedule its name, and when it would run next if it began now."""
+    for schedule in check_schedules(config):
+        due_ms = schedule.cron.next_after(now_ms())
+        yield schedule.name, "never" if due_ms is None else utc(due_ms)
+
+
+class _Judge(NamedTuple):
+    """As much of an `ImageBuilder` as kinds need to check a spec, with an engine of which nothing is known."""
+
+    policy: Policy
+    knows_heredocs: bool = True
+    blobs: None = None
 
 
 def run(config: Config) -> int:
@@ -134,22 +162,17 @@ async def serve(config: Config) -> int:
             known=store.engine.known,
             cache_scope=(lambda _tenant: "") if config.engine.share_build_cache else vault.fingerprint,
         )
-        # A new kind of job is one more line here, and needs no other.
-        kinds = by_name(
-            BuildKind(builder, egress, config.kinds.build),
-            RunKind(builder, config.kinds.run),
-            DispatchKind(builder, config.kinds.dispatch),
-            DistributeKind(registry, _copier(config, blobs), config.kinds.distribute),
-        )
+        kinds = _kinds(config, builder, egress, registry, _copier(config, blobs))
         slots = {name: limits.slots(name) for name in kinds}
         runner = Runner(
             store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock, traffic=traffic
         )
         intake = _intake(config, store, kinds, slots, runner)
         authentication = Authentication(config.auth)
+        schedules = Schedules(read_schedules(config.schedule, kinds), store, limits)
         webhooks = Webhooks(read_webhooks(config.webhooks), store, egress)
         metrics = await _metrics(config, store, slots, gate, circuits, traffic, webhooks)
-        app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics)
+        app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics, schedules)
 
         await rescue(store, worker, crashes_max=limits.crashes_max)
         addresses = await open_listeners(stack, config, app, intake, umask=umask)
@@ -163,6 +186,7 @@ async def serve(config: Config) -> int:
             presence=lambda: presence_loop(presence),
             metrics=metrics.run,
             webhooks=webhooks.run,
+            schedules=schedules.run,
         )
 
 
@@ -217,6 +241,18 @@ async def _open_registry(
         config.registry, egress, names=names, circuits=circuits, traffic=traffic, admin_subjects=admins
     )
     return await stack.enter_async_context(registry)
+
+
+def _kinds(
+    config: Config, builder: ImageBuilder, egress: Egress, registry: RegistryClient, copier: Copier
+) -> dict[str, JobKind]:
+    """A new kind of job is one more line here, and needs no other."""
+    return by_name(
+        BuildKind(builder, egress, config.kinds.build),
+        RunKind(builder, config.kinds.run),
+        DispatchKind(builder, config.kinds.dispatch),
+        DistributeKind(registry, copier, config.kinds.distribute),
+    )
 
 
 def _copier(config: Config, blobs: BlobStore) -> Copier:
@@ -278,6 +314,7 @@ def _create_app(
     gate: EngineGate,
     presence: Presence,
     metrics: Metrics,
+    schedules: Schedules,
 ) -> web.Application:
     return create_app(
         intake,
@@ -287,4 +324,5 @@ def _create_app(
         registries=config.registry,
         other_daemons=lambda: presence.others,
         metrics=metrics,
+        schedule_statuses=schedules.status,
     )

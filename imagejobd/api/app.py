@@ -14,7 +14,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from imagejobd.api import builder, dispatch, distribute, events, health, joblog, native, openapi, queue, run
+from imagejobd.api import builder, dispatch, distribute, events, health, joblog, native, openapi, queue, run, schedules
 from imagejobd.api.auth import Authentication
 from imagejobd.api.ignored import add_warning
 from imagejobd.api.intake import CALLER, Intake
@@ -64,6 +64,7 @@ def create_app(
     registries: Collection[str] = (),
     other_daemons: Callable[[], Sequence[str]] = tuple,
     metrics: Metrics | None = None,
+    schedule_statuses: schedules.Statuses = schedules.no_schedules,
 ) -> web.Application:
     """Wire all routes. `registries` are the hosts of the `[registry]` tables; `needs`, `checks` and `other_daemons` see
     `health.routes`; without `metrics` there is no such page. Bodies are bounded where they are read, not by aiohttp."""
@@ -79,6 +80,7 @@ def create_app(
         *joblog.routes(intake, streams),
         *events.routes(intake, streams),
         *queue.routes(intake),
+        *schedules.routes(intake, schedule_statuses),
         *openapi.routes(),
         *page.routes(),
         *(metrics_routes(metrics) if metrics is not None else ()),

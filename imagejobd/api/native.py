@@ -18,8 +18,6 @@ from imagejobd.model.clock import now_ms
 from imagejobd.model.errors import ErrorCode, Fault, NotFound, Permanent, invalid
 from imagejobd.model.job import (
     IDEMPOTENCY_KEY_MAX_CHARS,
-    LABEL_MAX_CHARS,
-    LABELS_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
     Enqueued,
@@ -27,6 +25,7 @@ from imagejobd.model.job import (
     Json,
     NewJob,
     State,
+    check_labels,
 )
 from imagejobd.model.kind import JobKind, Upload
 
@@ -256,7 +255,7 @@ def _with_options(job: NewJob, submission: Submission, key: str | None) -> NewJo
     """`job` with what the submission says besides its spec, and its idempotency key."""
     if not PRIORITY_MIN <= submission.priority <= PRIORITY_MAX:
         raise invalid(f"priority must be between {PRIORITY_MIN} and {PRIORITY_MAX}")
-    _check_labels(submission.labels)
+    check_labels(submission.labels)
     if key is not None and not (0 < len(key) <= IDEMPOTENCY_KEY_MAX_CHARS and key.isascii() and key.isprintable()):
         raise invalid(f"Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_MAX_CHARS} printable ASCII characters")
     return msgspec.structs.replace(
@@ -266,17 +265,3 @@ def _with_options(job: NewJob, submission: Submission, key: str | None) -> NewJo
         labels=submission.labels,
         idempotency_key=key,
     )
-
-
-def _check_labels(labels: dict[str, str]) -> None:
-    if len(labels) > LABELS_MAX:
-        raise invalid(f"a job may have at most {LABELS_MAX} labels")
-    for name, value in labels.items():
-        if (
-            not 0 < len(name) <= LABEL_MAX_CHARS
-            or len(value) > LABEL_MAX_CHARS
-            or "=" in name
-            or not (name + value).isprintable()
-        ):
-            limits = f"names (without '=') and values are printable and have at most {LABEL_MAX_CHARS} characters"
-            raise invalid(f"label {name[:LABEL_MAX_CHARS]!r}: {limits}")

@@ -277,6 +277,14 @@ OPERATIONS = (
     ),
     Operation(
         method="get",
+        path="/api/v2/schedules",
+        id="listSchedules",
+        summary="Show the schedules of the configuration",
+        description="For admins, and for anybody where no token is required. Their jobs have the label `schedule`.",
+        answers={HTTPStatus.OK: _json("All of them.", schemas.SchedulesAnswer)},
+    ),
+    Operation(
+        method="get",
         path="/version",
         id="showVersion",
         summary="Show the daemon's version",

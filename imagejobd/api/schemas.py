@@ -241,6 +241,24 @@ class ResumeInput(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Kind | None = None
 
 
+class ScheduleAnswer(Struct, frozen=True):
+    """`job` and `state` are those of the last run. `last_skipped` is when a run was due while that had not ended."""
+
+    name: str
+    cron: str
+    timezone: str
+    kind: str
+    next_run: Time | None
+    last_run: Time | None
+    last_skipped: Time | None
+    job: Uuid | None
+    state: State | None
+
+
+class SchedulesAnswer(Struct, frozen=True):
+    schedules: list[ScheduleAnswer]
+
+
 class VersionAnswer(Struct, frozen=True):
     version: str
     api: str

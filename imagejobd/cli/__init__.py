@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "queue": ("queue", "Show what waits and runs, by kind."),
         "pause": ("queue", "Start no more jobs of a kind, or of any."),
         "resume": ("queue", "Start jobs again."),
+        "schedules": ("schedules", "Show the jobs that come by themselves."),
     },
     "Daemon": {
         "serve": ("service", "Run the daemon in the foreground."),

@@ -68,7 +68,7 @@ def check_config(path: Path | None) -> None:
     Example:
       imagejobd check-config --config config.toml > /dev/null
     """
-    from imagejobd import config
+    from imagejobd import config, daemon
 
     try:
         loaded = read(path)
@@ -77,6 +77,8 @@ def check_config(path: Path | None) -> None:
         verdict = f"the configuration cannot be used ({problems} problem{'s' if problems > 1 else ''})"
         _fail(f"{error}\n{verdict}", BAD_CONFIGURATION)
     click.echo(config.render(config.resolved(loaded)))
+    for name, due in daemon.next_runs(loaded):
+        click.echo(f"imagejobd: schedule {name}: next run {due}", err=True)
     click.echo("imagejobd: the configuration is valid", err=True)
 
 

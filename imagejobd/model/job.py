@@ -22,7 +22,7 @@ from typing import Any, NewType, Protocol
 
 import msgspec
 
-from imagejobd.model.errors import ErrorCode, Fault
+from imagejobd.model.errors import ErrorCode, Fault, invalid
 from imagejobd.model.reference import ImageReference
 from imagejobd.model.secrets import Secret
 
@@ -103,6 +103,21 @@ def is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text.lower()
     except ValueError:
         return False
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises `Permanent(invalid)` for labels of a caller's that a job cannot have."""
+    if len(labels) > LABELS_MAX:
+        raise invalid(f"a job may have at most {LABELS_MAX} labels")
+    for name, value in labels.items():
+        if (
+            not 0 < len(name) <= LABEL_MAX_CHARS
+            or len(value) > LABEL_MAX_CHARS
+            or "=" in name
+            or not (name + value).isprintable()
+        ):
+            limits = f"names (without '=') and values are printable and have at most {LABEL_MAX_CHARS} characters"
+            raise invalid(f"label {name[:LABEL_MAX_CHARS]!r}: {limits}")
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from imagejobd.model.job import (
 )
 from imagejobd.model.secrets import Secret
 from imagejobd.store.filters import Failures, Filter, Page, Place, Retryable
+from imagejobd.store.schedules import ScheduleRecords
 from imagejobd.store.statistics import Activity, KindStats, Stats
 from imagejobd.store.webhooks import WebhookRecords
 
@@ -372,6 +373,9 @@ class Store(Protocol):
 
     @property
     def webhooks(self) -> WebhookRecords: ...
+
+    @property
+    def schedules(self) -> ScheduleRecords: ...
 
     def watch(self, topic: str) -> AbstractContextManager[Subscription]:
         """Learn of the commits that publish `topic`: that there were some, not which. Read the store again then."""

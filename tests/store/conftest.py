@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("conformance", "conformance_queue")
+pytest.register_assert_rewrite("conformance", "conformance_queue", "conformance_schedules")
 
 from simulated_clock import SimulatedClock  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 from conformance import StoreConformance, claim_one, enqueue
 from conformance_queue import QueueConformance
+from conformance_schedules import ScheduleConformance
 
 from imagejobd.model.job import State
 from imagejobd.model.reference import ImageReference
@@ -10,7 +11,7 @@ from imagejobd.store.protocol import Ending, Store
 from imagejobd.store.sqlite.store import SqliteStore
 
 
-class TestSqliteConformance(StoreConformance, QueueConformance):
+class TestSqliteConformance(StoreConformance, QueueConformance, ScheduleConformance):
     async def test_it_is_a_store(self, store: SqliteStore) -> None:
         """The type checker holds SqliteStore against the protocol here."""
         as_protocol: Store = store

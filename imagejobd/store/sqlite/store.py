@@ -33,6 +33,7 @@ from imagejobd.store.sqlite.enqueue import enqueue, enqueue_request, payload_gon
 from imagejobd.store.sqlite.maintenance import Maintenance
 from imagejobd.store.sqlite.queries import Queries
 from imagejobd.store.sqlite.readers import Readers
+from imagejobd.store.sqlite.schedule_records import ScheduleRecords
 from imagejobd.store.sqlite.statistics import Statistics
 from imagejobd.store.sqlite.transitions import Transitions
 from imagejobd.store.sqlite.webhook_records import WebhookRecords
@@ -111,6 +112,7 @@ class SqliteStore(Queries, Transitions, Maintenance, Statistics):
         self.commits = commits
         self.engine = EngineRecords(writer, readers)
         self.webhooks = WebhookRecords(writer, readers, vault)
+        self.schedules = ScheduleRecords(writer, readers)
 
     @classmethod
     @asynccontextmanager
