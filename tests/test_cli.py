@@ -106,6 +106,18 @@ def test_what_check_config_shows_is_a_configuration(tmp_path: Path) -> None:
     assert (second.exit_code, second.stdout) == (0, first.stdout)
 
 
+def test_check_config_says_when_schedules_run(tmp_path: Path) -> None:
+    """The next run of each, on stderr; what is shown has the schedule, and reads as the same once more."""
+    path = Path(written(tmp_path, {}))
+    schedule = 'name = "yearly"\ncron = "0 0 1 1 *"\nkind = "run"\nspec = { dockerfile = "FROM scratch" }'
+    path.write_text(f"{path.read_text()}\n[[schedule]]\n{schedule}\n")
+    done = in_process("check-config", "--config", str(path))
+    assert done.exit_code == 0
+    assert re.search(r"^imagejobd: schedule yearly: next run 2\d\d\d-01-01T00:00:00Z$", done.stderr, re.MULTILINE)
+    assert "\n[[schedule]]\n" in done.stdout
+    assert parse(done.stdout, "again") == parse(path.read_text(), "first")
+
+
 def test_any_configuration_can_be_shown() -> None:
     """Whatever strings and numbers hold, they are read back as they were."""
     hosts = ('a"b', "back\\slash", "tab\t", "del\x7f", "ünïcode 🐋", "line\nbreak", "'", "#", "")

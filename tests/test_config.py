@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from imagejobd.config import Config, ConfigError, Listener, check_listener, listeners, load, parse
+from imagejobd.config import Config, ConfigError, Listener, check_listener, listeners, load, parse, render
+from imagejobd.daemon import check, check_schedules
 
 EXAMPLE = Path(__file__).parents[1] / "config.example.toml"
 
@@ -26,10 +27,15 @@ def test_example_documents_every_key() -> None:
         return found
 
     from imagejobd.registry.hosts import RegistryHost
+    from imagejobd.runner.schedules import ScheduleSettings
     from imagejobd.runner.webhooks import WebhookSettings
 
-    webhook = WebhookSettings(url="", secret_file="")
-    missing = [key for key in keys(Config()) | keys(RegistryHost()) | keys(webhook) if key not in text]
+    others = (
+        RegistryHost(),
+        WebhookSettings(url="", secret_file=""),
+        ScheduleSettings(name="", cron="", kind="", spec={}),
+    )
+    missing = [key for key in keys(Config()).union(*map(keys, others)) if key not in text]
     assert not missing
 
 
@@ -46,6 +52,53 @@ def test_the_example_of_a_webhook_can_be_used() -> None:
     lines = [line.removeprefix("# ") for line in table.splitlines()]
     (webhook,) = parse("\n".join(["[webhooks.ci]", *lines]), "example").webhooks.values()
     assert webhook.states == ("succeeded", "failed", "cancelled")
+
+
+def example_of_schedules() -> str:
+    """The tables that are shown before those of webhooks, without their marks."""
+    _, tables = EXAMPLE.read_text().split('# [[schedule]]\n# name = "sync', 1)
+    lines = [line.removeprefix("#").removeprefix(" ") for line in tables.partition("\n\n")[0].splitlines()]
+    return "\n".join(["[[schedule]]", f'name = "sync{lines[0]}', *lines[1:]])
+
+
+def test_the_example_of_schedules_can_be_used() -> None:
+    """Their kinds take the specs, and check-config shows them as they are."""
+    config = parse(example_of_schedules(), "example")
+    sync, weekly = check_schedules(config)
+    assert (sync.job.kind, weekly.job.kind) == ("distribute", "build")
+    assert sync.job.spec["source"]["tags"] == {"semver": ">=1.0", "newest": 5}
+    assert sync.job.labels == {"team": "base", "schedule": "sync-tools"}
+    assert parse(render(config), "shown") == config
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('cron = "30', 'crom = "30', ["key schedule[0]", "crom"]),
+        ("priority = -10", "priority = 101", ["schedule[0].priority", "<= 100"]),
+        ("newest = 5", "newest = 0", ["schedule[sync-tools].spec.source.tags.newest"]),
+        ('"https://one.example"', '"ftp://one.example"', ["schedule[sync-tools].spec.targets[0].endpoint"]),
+        (
+            '"https://one.example"',
+            '"https://one.example", auth = { basicauth = { user = "u", password = "hidden" } }',
+            ["schedule[sync-tools].spec: ", "password_file"],
+        ),
+        ("main.tar.gz", "main.tar.gz?token=hidden", ["schedule[weekly-app].spec: ", "query"]),
+        ('image = "registry.example/team/app:weekly"', "", ["schedule[weekly-app].spec: ", "image"]),
+        ('kind = "build"', 'kind = "dispatch"', ["schedule[weekly-app].spec.image"]),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_is_named(before: str, after: str, words: list[str], tmp_path: Path) -> None:
+    """With the schedule's name and the field, and without a password."""
+    text = example_of_schedules()
+    assert before in text
+    path = tmp_path / "config.toml"
+    path.write_text(text.replace(before, after))
+    with pytest.raises(ConfigError) as refused:
+        load(path, {}, check=check)
+    assert "hidden" not in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
 
 
 @pytest.mark.parametrize(
