@@ -18,6 +18,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 from imagejobd.model.job import Job, Principal, State
 from imagejobd.model.kind import JobKind, by_name
+from imagejobd.registry.hosts import RegistryHost, RegistryHosts
 from imagejobd.runner import schedules as schedules_module
 from imagejobd.runner.schedules import Schedules, ScheduleSettings, read_schedules
 from imagejobd.runner.settings import Limits
@@ -109,6 +110,16 @@ async def test_a_run_is_a_job_of_the_operators(night: Night, store: SqliteStore)
     assert job.labels == {"team": "web", "schedule": "nightly"}
     assert (job.submitter, job.principal) == ({"name": "schedule:nightly"}, Principal("local", None))
     assert not job.principal.is_operator
+
+
+@pytest.mark.parametrize(("tenants", "is_withheld"), [(("local",), False), (("*",), False), (("1",), True)])
+def test_the_logins_of_a_run(tmp_path: Path, tenants: tuple[str, ...], is_withheld: bool) -> None:
+    """Those that are for `local`, also where an admin's subject is what the run's submitter is called."""
+    (tmp_path / "password").write_text("s3cret")
+    login = RegistryHost(username="me", password_file=str(tmp_path / "password"), tenants=tenants)
+    hosts = RegistryHosts({"r.example": login}, admin_subjects=("schedule:nightly", "nightly"))
+    [schedule] = read_schedules([nightly()], KINDS)
+    assert hosts.of(schedule.job.principal).is_withheld("r.example") is is_withheld
 
 
 async def test_each_night_is_one_run(night: Night, store: SqliteStore) -> None:
