@@ -1,7 +1,8 @@
 """When something is due again and again: a cron expression in a time zone.
 
 Where a zone's clocks are set, it goes as with Debian's cron: what is due at fixed hours comes once, at the end of a gap
-where its time falls into one, and what has a star for its hours or minutes follows the elapsed time.
+where its time falls into one, and what has a star for its hours or minutes follows the elapsed time. With a field
+for seconds it says what the clocks show, be that never or twice.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,7 @@ class Cron:
         cron = cls(expression, zone)
         try:
             is_never = cron.next_after(0) is None
-        except CronSimError as error:
+        except (CronSimError, ValueError) as error:  # a number of thousands of digits, too
             raise invalid(f"{cron_name}: {quoted(expression)}: {error}; the fields are {FORMS}") from None
         if is_never:
             raise invalid(f"{cron_name}: {quoted(expression)} never comes")

@@ -68,12 +68,21 @@ def test_clocks_go_back() -> None:
     assert [tick[11:16] for tick in ticks("*/30 * * * *", *twice)] == ["00:00", "00:30", "01:00", "01:30", "02:00"]
 
 
+def test_clocks_with_seconds() -> None:
+    """An expression of six fields says what clocks show: in the gap it is left out, and what comes twice runs twice."""
+    spring = ("Europe/Berlin", "2026-03-28T12:00:00", "2026-03-30T12:00:00")
+    assert ticks("0 30 2 * * *", *spring) == ["2026-03-30T00:30:00"]
+    autumn = ("Europe/Berlin", "2026-10-24T12:00:00", "2026-10-25T12:00:00")
+    assert ticks("0 30 2 * * *", *autumn) == ["2026-10-25T00:30:00", "2026-10-25T01:30:00"]
+
+
 @pytest.mark.parametrize(
     ("expression", "timezone", "words"),
     [
         ("61 * * * *", "UTC", ["cron: '61 * * * *'", "minute", "day-of-week"]),
         ("@daily", "UTC", ["cron: '@daily'", "fields"]),
         ("", "UTC", ["cron: ''"]),
+        ("9" * 5000 + " * * * *", "UTC", ["cron: '999"]),
         ("0 0 31 2 *", "UTC", ["cron: '0 0 31 2 *'"]),
         ("0 0 * * *", "Europe/Berlim", ["timezone: 'Europe/Berlim'", "Europe/Berlin"]),
         ("0 0 * * *", "", ["timezone: ''"]),
