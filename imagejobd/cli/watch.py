@@ -2,11 +2,13 @@
 
 import codecs
 import queue
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import click
 
@@ -18,6 +20,8 @@ from imagejobd.cli.session import Job, Session
 from imagejobd.cli.view import PlainView, headline
 
 POLL_S = 0.5
+# At most, until a Ctrl-C is answered.
+HEAR_S = 0.1
 # Of log lines that are shown at once.
 LINES_MAX = 500
 
@@ -68,27 +72,47 @@ def watch(session: Session, job: str, view: PlainView) -> Answer:
     """Show the job in `view` until it has ended; the job then. Raises `CommandError`, also when the user leaves."""
     reader = _Reader(session, job)
     reader.start()
-    with view:
-        while True:
-            try:
-                if _show(session, job, reader, view):
-                    return session.ask_job(job)
-            except KeyboardInterrupt:
-                try:
-                    _interrupted(session, job, view)
-                except (KeyboardInterrupt, click.Abort, EOFError):
-                    raise _left(job) from None
+    try:
+        with view:
+            while True:
+                with _interrupts() as interrupted:
+                    view.resume()
+                    if _show(session, job, reader, view, interrupted):
+                        return session.ask_job(job)
+                _ask_why(session, job, view)
+    except (KeyboardInterrupt, click.Abort, EOFError):
+        raise _left(job) from None
 
 
-def _show(session: Session, job: str, reader: _Reader, view: PlainView) -> bool:
-    """Show what comes, and the job now and then; True at the end."""
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that it cuts nothing in two that is being drawn or asked.
+
+    Another Ctrl-C before that is answered raises `KeyboardInterrupt`.
+    """
+    interrupted = threading.Event()
+
+    def hear(_signal: int, _frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show(session: Session, job: str, reader: _Reader, view: PlainView, interrupted: threading.Event) -> bool:
+    """Show what comes, and the job now and then; True at the end, False when `interrupted`."""
     poll_at = time.monotonic()
-    while True:
+    while not interrupted.is_set():
         if (now := time.monotonic()) >= poll_at:
             poll_at = now + POLL_S
             _poll(session, job, view)
         try:
-            message = reader.messages.get(timeout=max(0.0, poll_at - now))
+            message = reader.messages.get(timeout=min(max(0.0, poll_at - now), HEAR_S))
         except queue.Empty:
             continue
         match message:
@@ -101,6 +125,7 @@ def _show(session: Session, job: str, reader: _Reader, view: PlainView) -> bool:
             case lines:
                 for start in range(0, len(lines), LINES_MAX):
                     view.lines(lines[start : start + LINES_MAX])
+    return False
 
 
 def _poll(session: Session, job: str, view: PlainView) -> None:
@@ -110,8 +135,8 @@ def _poll(session: Session, job: str, view: PlainView) -> None:
         view.update(session.job(job))
 
 
-def _interrupted(session: Session, job: str, view: PlainView) -> None:
-    """Ask what the Ctrl-C was for. Raises `CommandError` to leave; another Ctrl-C means that too."""
+def _ask_why(session: Session, job: str, view: PlainView) -> None:
+    """Ask what the Ctrl-C was for. Raises `CommandError` to leave, `click.Abort` for another Ctrl-C."""
     view.suspend()
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise _left(job)
@@ -120,7 +145,6 @@ def _interrupted(session: Session, job: str, view: PlainView) -> None:
         raise _left(job)
     if choice.strip().lower().startswith("c"):
         session.api.ask(f"/jobs/{job}/cancel", method="POST")
-    view.resume()
 
 
 def _left(job: str) -> CommandError:

@@ -109,9 +109,16 @@ def test_ctrl_c_asks(box: BuildBox, registry: Registry, tmp_path: Path) -> None:
         shown.interrupt()
         shown.shows("Cancel the job (c)")
         shown.type(b"w\n")
-        until(lambda: shown.text.rpartition("[w]: w")[2].count("building") > 5, what="the watch to go on")
+        shown.shows("[w]: w")
+        until(
+            lambda: shown.text.rpartition("[w]: w")[2].count("building") > 5,
+            what=lambda: f"the watch to go on: {shown.text[-2000:]}",
+        )
         shown.interrupt()
-        until(lambda: shown.text.count("Cancel the job (c)") == 2, what="the second question")
+        until(
+            lambda: shown.text.count("Cancel the job (c)") == 2,
+            what=lambda: f"the second question: {shown.text[-2000:]}",
+        )
         shown.type(b"c\n")
         assert shown.wait() == CANCELLED
     assert "cancelled" in shown.text
