@@ -43,11 +43,11 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Temporary
 from imagejobd.model.job import uuid7
 from imagejobd.model.kind import JobKind, by_name
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.traffic import Traffic
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
 from imagejobd.registry.hosts import RegistryHosts
-from imagejobd.registry.resolver import Resolver
 from imagejobd.runner.gate import EngineGate
 from imagejobd.runner.recovery import rescue, sweep_loop
 from imagejobd.runner.retention import expire_loop, prune_loop
@@ -96,7 +96,7 @@ def check_schedules(config: Config) -> list[Schedule]:
     builder = cast("ImageBuilder", _Judge(Policy(config.policy)))
     # Neither a copier nor a registry client is asked for what a spec says.
     registry, copier = cast("RegistryClient", None), cast("Copier", None)
-    return read_schedules(config.schedule, _kinds(config, builder, Egress(config.egress), registry, copier))
+    return read_schedules(config.schedule, _kinds(config, builder, Egress(config.egress), Resolver(), registry, copier))
 
 
 def next_runs(config: Config) -> Iterator[tuple[str, str]]:
@@ -162,7 +162,7 @@ async def serve(config: Config) -> int:
             known=store.engine.known,
             cache_scope=(lambda _tenant: "") if config.engine.share_build_cache else vault.fingerprint,
         )
-        kinds = _kinds(config, builder, egress, registry, _copier(config, blobs))
+        kinds = _kinds(config, builder, egress, names, registry, _copier(config, blobs))
         slots = {name: limits.slots(name) for name in kinds}
         runner = Runner(
             store, kinds, limits, slots=slots, worker=worker, gate=gate, circuits=circuits, clock=clock, traffic=traffic
@@ -170,7 +170,7 @@ async def serve(config: Config) -> int:
         intake = _intake(config, store, kinds, slots, runner)
         authentication = Authentication(config.auth)
         schedules = Schedules(read_schedules(config.schedule, kinds), store, limits)
-        webhooks = Webhooks(read_webhooks(config.webhooks), store, egress)
+        webhooks = Webhooks(read_webhooks(config.webhooks), store, egress, names)
         metrics = await _metrics(config, store, slots, gate, circuits, traffic, webhooks)
         app = _create_app(config, intake, authentication, store, blobs, gate, presence, metrics, schedules)
 
@@ -244,11 +244,11 @@ async def _open_registry(
 
 
 def _kinds(
-    config: Config, builder: ImageBuilder, egress: Egress, registry: RegistryClient, copier: Copier
+    config: Config, builder: ImageBuilder, egress: Egress, names: Resolver, registry: RegistryClient, copier: Copier
 ) -> dict[str, JobKind]:
     """A new kind of job is one more line here, and needs no other."""
     return by_name(
-        BuildKind(builder, egress, config.kinds.build),
+        BuildKind(builder, egress, names, config.kinds.build),
         RunKind(builder, config.kinds.run),
         DispatchKind(builder, config.kinds.dispatch),
         DistributeKind(registry, copier, config.kinds.distribute),

@@ -25,7 +25,12 @@ PIECE_BYTES = 64 * KIB
 # A log that grew line by line has small blocks.
 PIECE_BLOCKS_MAX = 1024
 YES, NO = ("1", "true"), ("0", "false", "")
-TEXT_HEADERS = {hdrs.CONTENT_TYPE: "text/plain; charset=utf-8", "X-Accel-Buffering": "no"}
+# What a stranger's program has printed is text, whatever it looks like, and no script for the page beside it.
+TEXT_HEADERS = {
+    hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
+    "X-Content-Type-Options": "nosniff",
+    "X-Accel-Buffering": "no",
+}
 
 
 def routes(intake: Intake, streams: Streams) -> list[web.RouteDef]:

@@ -24,6 +24,7 @@ from imagejobd.model.job import Job, Json, NewJob
 from imagejobd.model.kind import Accepted, JobContext, Upload
 from imagejobd.model.ownership import LABEL_PREFIX, refuse_reserved
 from imagejobd.model.reference import ImageReference
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.address import host_of, peer_of
 from imagejobd.registry.errors import Unanswered
@@ -107,9 +108,10 @@ class BuildSpec(BuildOrder, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class BuildKind(BuildingKind):
     name = "build"
 
-    def __init__(self, builder: ImageBuilder, egress: Egress, settings: BuildSettings) -> None:
+    def __init__(self, builder: ImageBuilder, egress: Egress, names: Resolver, settings: BuildSettings) -> None:
         super().__init__(builder)
         self._egress = egress
+        self._names = names
         self._settings = settings
 
     async def receive(self, body: AsyncIterable[bytes], spec: Json) -> Upload:
@@ -221,6 +223,7 @@ class BuildKind(BuildingKind):
         body = fetch(
             url,
             egress=self._egress,
+            names=self._names,
             circuits=registry.circuits,
             max_bytes=settings.upload_max_bytes,
             idle_s=settings.fetch_idle_s,

@@ -11,6 +11,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary
 from imagejobd.model.job import NOBODY, Principal
 from imagejobd.model.reference import DEFAULT_TAG, ImageReference
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.secrets import Credentials
 from imagejobd.model.traffic import Traffic
 from imagejobd.registry.connection import Connection
@@ -20,7 +21,6 @@ from imagejobd.registry.http import IDLE_TIMEOUT_S, HttpClient
 from imagejobd.registry.limits import HostLimiter, Timing
 from imagejobd.registry.proxies import Proxies
 from imagejobd.registry.repository import Repository
-from imagejobd.registry.resolver import Resolver
 
 # Users name hosts as they like; the limits of one that nobody has a connection to for long are learnt again.
 LIMITERS_MAX = 1024

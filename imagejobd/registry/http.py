@@ -27,11 +27,11 @@ from imagejobd import __version__
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.resolver import Resolver
 from imagejobd.registry.address import basic, exact_url, host_of, http_url, numeric_address, origin_of, peer_of
 from imagejobd.registry.body import Attempt, Outgoing
 from imagejobd.registry.errors import NoAnswer, unavailable
 from imagejobd.registry.proxies import Proxies
-from imagejobd.registry.resolver import Resolver
 
 CONNECT_TIMEOUT_S = 10.0  # to one address
 REACH_TIMEOUT_S = 30.0  # name, all its addresses, proxy, TLS

@@ -24,6 +24,7 @@ from imagejobd.model.clock import now_ms, utc
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault, Temporary, invalid
 from imagejobd.model.job import ENDINGS, Job, JobId, Json, State, log_image
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.webhook import SECRET_MAX_BYTES, Receiver
 from imagejobd.store.protocol import Store
 from imagejobd.store.webhooks import DueWebhook
@@ -92,17 +93,18 @@ def read_webhooks(tables: Mapping[str, WebhookSettings]) -> list[Webhook]:
 
 class Webhooks:
     """Tells the webhooks of the configuration, and those of single jobs. Run it beside the rest of the daemon; `egress`
-    says which addresses they may have.
+    says which addresses they may have, and `resolver` finds those.
 
     `counts` has, by webhook (`OWN`: those of jobs) and outcome, messages that were delivered or given_up, and tries
     that were refused.
     """
 
-    def __init__(self, webhooks: list[Webhook], store: Store, egress: Egress) -> None:
+    def __init__(self, webhooks: list[Webhook], store: Store, egress: Egress, resolver: Resolver) -> None:
         self._webhooks = webhooks
         self._store = store
         self._records = store.webhooks
         self._egress = egress
+        self._resolver = resolver
         names = [OWN, *(webhook.name for webhook in webhooks)]
         self.counts = {(name, outcome): 0 for name in names for outcome in (DELIVERED, REFUSED, GIVEN_UP)}
 
@@ -110,7 +112,7 @@ class Webhooks:
         """Tell every end that comes, until cancelled."""
         await self._surely(partial(self._records.begin, [webhook.name for webhook in self._webhooks]))
         connector = aiohttp.TCPConnector(
-            resolver=aiohttp.ThreadedResolver(),
+            resolver=self._resolver,
             use_dns_cache=False,
             happy_eyeballs_delay=None,
             force_close=True,

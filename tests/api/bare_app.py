@@ -25,6 +25,7 @@ from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Claim
 from imagejobd.model.kind import JobKind, by_name
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.traffic import Traffic
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.copy.transfer import Copier
@@ -98,7 +99,7 @@ async def bare_app(
         blobs = BlobStore(folder)
         builder = image_builder(engine, registry, blobs, policy=policy)
         own = by_name(
-            BuildKind(builder, Egress(), bounds),
+            BuildKind(builder, Egress(), Resolver(), bounds),
             RunKind(builder, RunSettings()),
             DispatchKind(builder, DispatchSettings()),
             DistributeKind(registry, _copier(folder), DistributeSettings()),

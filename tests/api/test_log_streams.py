@@ -115,6 +115,13 @@ async def test_ranges_of_a_log_that_grows(
     assert (await get(app, path_of(claim), {"Range": "bytes=10-"}))[:2] == (206, b"ab")
 
 
+async def test_a_log_is_no_script(app: BareApp) -> None:
+    """Browsers take it for the text that it is called, also where a page of the daemon's own would load it."""
+    claim = await job_with_log(app, "alert(1)", ended=True)
+    for query in ("", "?follow=1", "?tail=1"):
+        assert (await get(app, path_of(claim, query)))[2]["X-Content-Type-Options"] == "nosniff"
+
+
 async def test_ranges_without_a_validator(app: BareApp) -> None:
     """If-Range can name nothing that a log has: the whole is sent. A part that the URL names has no ranges."""
     claim = await job_with_log(app, "0123456789")

@@ -11,8 +11,8 @@ from imagejobd.jobs.shared.builder import ImageBuilder
 from imagejobd.model.clock import now_ms
 from imagejobd.model.egress import Egress
 from imagejobd.model.ownership import PulledBase
+from imagejobd.model.resolver import Resolver
 from imagejobd.registry.client import RegistryClient
-from imagejobd.registry.resolver import Resolver
 from imagejobd.store.blobs import BlobStore
 
 

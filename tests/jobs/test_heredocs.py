@@ -13,6 +13,7 @@ from imagejobd.jobs.build import BuildKind, BuildSettings
 from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
+from imagejobd.model.resolver import Resolver
 from imagejobd.registry.client import RegistryClient
 from imagejobd.store.blobs import BlobStore
 
@@ -24,7 +25,7 @@ def kinds(
 ) -> list[tuple[BuildKind | RunKind, dict[str, Any]]]:
     """Each kind that takes a Dockerfile, with the rest of a spec."""
     builder = image_builder(engine, registry, blobs, egress=egress)
-    build, run = BuildKind(builder, egress, BuildSettings()), RunKind(builder, RunSettings())
+    build, run = BuildKind(builder, egress, Resolver(), BuildSettings()), RunKind(builder, RunSettings())
     return [(build, {"image": "app"}), (run, {})]
 
 

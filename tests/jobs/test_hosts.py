@@ -14,12 +14,13 @@ from imagejobd.jobs.run import RunKind, RunSettings
 from imagejobd.model.egress import Egress
 from imagejobd.model.job import Job
 from imagejobd.model.kind import JobKind
+from imagejobd.model.resolver import Resolver
 
 BUILD = {"image": "Registry.Example:5000/app:1", "tar_url": "https://Files.Example:443/c.tar"}
 SOURCE = {"endpoint": "https://Source.Example:443/v2/", "image": "app", "ref": "1"}
 DISTRIBUTE = {"source": SOURCE, "targets": [{"endpoint": "target.example"}]}
 BUILDER = parsing_builder()
-BUILD_KIND, RUN_KIND = BuildKind(BUILDER, Egress(), BuildSettings()), RunKind(BUILDER, RunSettings())
+BUILD_KIND, RUN_KIND = BuildKind(BUILDER, Egress(), Resolver(), BuildSettings()), RunKind(BUILDER, RunSettings())
 DISPATCH_KIND = DispatchKind(BUILDER, DispatchSettings(repository="registry.example/x"))
 DISTRIBUTE_KIND = DistributeKind(BUILDER, BUILDER, DistributeSettings())
 UUID = "01900000-0000-7000-8000-000000000000"

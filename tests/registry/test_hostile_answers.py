@@ -13,11 +13,11 @@ from raw_peer import head_of, raw_peer
 
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import Fault
+from imagejobd.model.resolver import Address, Resolver
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.connection import Connection
 from imagejobd.registry.hosts import RegistryHost, RegistryTarget, TokenRequest
-from imagejobd.registry.resolver import Address, Resolver
 
 SCOPES = ("repository:team/app:pull,push",)
 BUILDER = Credentials("builder", Secret("correct-horse"))

@@ -13,9 +13,9 @@ from moved_clock import MovedClock
 
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent, Temporary
+from imagejobd.model.resolver import DOMAIN_LOOKUPS_MAX, Address, Resolver, domain_of
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.hosts import RegistryTarget
-from imagejobd.registry.resolver import DOMAIN_LOOKUPS_MAX, Address, Resolver, domain_of
 
 # Whoever is held up by a dead name hears so before.
 TEST_MAX_S = 30
@@ -88,7 +88,7 @@ async def test_dead_names_do_not_stop_living_ones(server: NameServer, domains: i
 
 async def test_lookups_at_once_are_bounded(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Users cannot fill the process with threads."""
-    monkeypatch.setattr("imagejobd.registry.resolver.LOOKUPS_MAX", 8)
+    monkeypatch.setattr("imagejobd.model.resolver.LOOKUPS_MAX", 8)
     async with resolver(server) as names:
         dead = [asyncio.create_task(names.resolve(f"dead.d{n}.test")) for n in range(100)]
         async with asyncio.timeout(TEST_MAX_S):

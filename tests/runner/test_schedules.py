@@ -18,6 +18,7 @@ from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent
 from imagejobd.model.job import Job, Principal, State
 from imagejobd.model.kind import JobKind, by_name
+from imagejobd.model.resolver import Resolver
 from imagejobd.registry.hosts import RegistryHost, RegistryHosts
 from imagejobd.runner import schedules as schedules_module
 from imagejobd.runner.schedules import Schedules, ScheduleSettings, read_schedules
@@ -67,7 +68,9 @@ async def _nothing(ctx: Any) -> dict[str, Any]:
     return {}
 
 
-KINDS: dict[str, JobKind] = by_name(ScriptedKind(_nothing), BuildKind(parsing_builder(), Egress(), BuildSettings()))
+KINDS: dict[str, JobKind] = by_name(
+    ScriptedKind(_nothing), BuildKind(parsing_builder(), Egress(), Resolver(), BuildSettings())
+)
 
 
 def nightly(**changes: Any) -> ScheduleSettings:

@@ -5,7 +5,9 @@ import base64
 import hashlib
 import hmac
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from harness.webhook_receiver import WebhookReceiver
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.job import Enqueued, JobError, NewJob, State
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.secrets import Secret
 from imagejobd.model.webhook import Receiver
 from imagejobd.runner import webhooks
@@ -54,7 +57,7 @@ async def telling(
     """One webhook at work; it has begun when the block does."""
     table = WebhookSettings(url=f"{receiver.url}/hook?token=hidden", secret_file=str(secret_file), **settings)
     await bench.store.webhooks.begin(["ci"])
-    sender = Webhooks(read_webhooks({"ci": table}), bench.store, egress or Egress())
+    sender = Webhooks(read_webhooks({"ci": table}), bench.store, egress or Egress(), Resolver())
     task = asyncio.create_task(sender.run())
     try:
         yield sender
@@ -227,7 +230,7 @@ async def test_a_webhook_that_comes_back_is_new(bench: Bench, receiver: WebhookR
 @asynccontextmanager
 async def telling_jobs(bench: Bench, egress: Egress | None = None) -> AsyncIterator[Webhooks]:
     """Without any webhook of the configuration."""
-    sender = Webhooks([], bench.store, egress or Egress())
+    sender = Webhooks([], bench.store, egress or Egress(), Resolver())
     task = asyncio.create_task(sender.run())
     try:
         yield sender
@@ -305,6 +308,30 @@ async def test_hosts_that_hang_hold_up_no_other_tenant(
             for job in others:
                 (report,) = await reports(bench, job)
                 assert report["delivered"] is True
+
+
+async def test_names_that_hang_hold_up_no_other_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads in which files are written stay free, however many names nobody answers for."""
+    asked, release, resolve = threading.Semaphore(0), threading.Event(), socket.getaddrinfo
+
+    def hang(host: str, *args: Any, **kwargs: Any) -> Any:
+        if not host.endswith(".invalid"):
+            return resolve(host, *args, **kwargs)
+        asked.release()
+        release.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    for number in range(4):
+        await ended_with_own(bench, f"http://host-{number}.invalid/", "hostile")
+    try:
+        async with telling_jobs(bench), asyncio.timeout(END_TIMEOUT_S):
+            while not (asked.acquire(blocking=False) and asked.acquire(blocking=False)):
+                await asyncio.sleep(0.005)
+            await asyncio.to_thread(int)
+    finally:
+        release.set()
 
 
 async def test_one_tenants_refusals_postpone_no_others(

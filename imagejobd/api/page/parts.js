@@ -151,7 +151,7 @@ export function eventRow({ at, type, data }) {
   const { error, ...rest } = data ?? {};
   const text = (value) => (typeof value === 'object' ? JSON.stringify(value) : value);
   const said = Object.entries(rest).map(([name, value]) => `${name}: ${text(value)}`);
-  if (error) said.push(`${error.code}: ${error.message}`);
+  if (error) said.push(typeof error === 'string' ? error : `${error.code}: ${error.message}`);
   return h('tr', h('td.time', { title: when(at) }, at.slice(11, 23)), h('td', type.replaceAll('_', ' ')),
     h('td.data', said.join(' · ').slice(0, EVENT_MAX_CHARS)));
 }

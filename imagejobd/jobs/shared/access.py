@@ -21,13 +21,13 @@ from imagejobd.model.errors import ClaimLost, ErrorCode, NotFound, Permanent, St
 from imagejobd.model.job import Principal
 from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import HUB_HOST, ImageReference
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.secrets import Credentials
 from imagejobd.registry.address import numeric_address
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.hosts import RegistryTarget, origin
 from imagejobd.registry.manifest import Descriptor
 from imagejobd.registry.repository import Repository
-from imagejobd.registry.resolver import Resolver
 
 # Of all ADDs of a build.
 HOSTS_MAX = 100

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from imagejobd.archive import ContextBounds, rewrite
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary, invalid, parse_retry_after
+from imagejobd.model.resolver import Resolver
 from imagejobd.registry.address import peer_of
 from imagejobd.registry.errors import Unanswered
 from imagejobd.store.content import ContentStore
@@ -59,6 +59,7 @@ async def fetch(
     url: str,
     *,
     egress: Egress,
+    names: Resolver,
     circuits: Circuits,
     max_bytes: int,
     idle_s: float,
@@ -76,7 +77,7 @@ async def fetch(
     """
     start = parse_url(url)
     connector = aiohttp.TCPConnector(
-        resolver=ThreadedResolver(),
+        resolver=names,
         use_dns_cache=False,
         force_close=True,
         happy_eyeballs_delay=None,

@@ -17,6 +17,7 @@ from imagejobd.engine.settings import EngineSettings
 from imagejobd.jobs.build import BuildKind, BuildSettings, BuildSpec
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Temporary
+from imagejobd.model.resolver import Resolver
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.proxies import Proxies
 from imagejobd.store.blobs import BlobStore
@@ -53,7 +54,7 @@ async def test_a_dead_server_is_found_out_once(tmp_path: Path) -> None:
     egress, blobs = Egress(EgressSettings(deny=())), BlobStore(tmp_path)
     async with RegistryClient({}, egress, proxies=Proxies({})) as registry:
         builder = image_builder(Engine(EngineSettings(host="unix:///nowhere")), registry, blobs, egress=egress)
-        kind = BuildKind(builder, egress, BuildSettings())
+        kind = BuildKind(builder, egress, Resolver(), BuildSettings())
         known = []
         for _ in range(2):
             with pytest.raises(Temporary) as down:
@@ -79,7 +80,9 @@ async def test_the_blob_is_pinned_until_it_is_saved(tmp_path: Path, fault: Tempo
     app.router.add_get("/c.tar", answer)
     engine, blobs = Engine(EngineSettings(host="unix:///nowhere")), BlobStore(tmp_path)
     egress = Egress(EgressSettings(deny=()))
-    kind = BuildKind(image_builder(engine, RegistryClient({}, egress), blobs, egress=egress), egress, BuildSettings())
+    kind = BuildKind(
+        image_builder(engine, RegistryClient({}, egress), blobs, egress=egress), egress, Resolver(), BuildSettings()
+    )
     ctx = FetchWork(blobs, fault)
     async with TestServer(app) as server:
         spec = BuildSpec(image="app", tar_url=str(server.make_url("/c.tar")))

@@ -11,10 +11,11 @@ from imagejobd.jobs.build import VALUE_MAX_CHARS, BuildKind, BuildSettings, Buil
 from imagejobd.model.egress import Egress
 from imagejobd.model.errors import ErrorCode, Permanent
 from imagejobd.model.kind import Accepted, Upload
+from imagejobd.model.resolver import Resolver
 
 MINIMAL = {"image": "registry.example/app", "dockerfile": "FROM scratch\n"}
 DIGEST = "sha256:" + "0" * 64
-parse = BuildKind(parsing_builder(), Egress(), BuildSettings()).parse
+parse = BuildKind(parsing_builder(), Egress(), Resolver(), BuildSettings()).parse
 
 UPLOAD = Upload(fields={"context": DIGEST, "dockerfile": "FROM scratch\n"}, blobs=(DIGEST,))
 

@@ -8,7 +8,7 @@ import pytest
 from imagejobd.jobs.shared.access import HOSTS_MAX, EngineEgress
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
-from imagejobd.registry.resolver import Address, Resolver
+from imagejobd.model.resolver import Address, Resolver
 
 ADDRESSES = {
     "denied.test": ["203.0.113.7", "192.0.2.66"],

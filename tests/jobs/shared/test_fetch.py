@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 
 from harness.tls import issue
-from imagejobd.jobs.shared import context
 from imagejobd.jobs.shared.context import bare_url, fetch, parse_url
 from imagejobd.model.circuit import Circuits
 from imagejobd.model.egress import Egress, EgressSettings
 from imagejobd.model.errors import RETRY_AFTER_MAX_S, ErrorCode, Fault, Permanent, Temporary
+from imagejobd.model.resolver import Address, Resolver
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[..., Awaitable[TestServer]]
@@ -62,14 +61,15 @@ async def tls(tmp_path: Path) -> AsyncIterator[tuple[int, Path]]:
     await server.close()
 
 
-async def collect(url: object, *, egress: Egress = ANYWHERE, **bounds: Any) -> bytes:
-    pieces = fetch(str(url), egress=egress, circuits=Circuits(), **BOUNDS | bounds)
+async def collect(url: object, *, egress: Egress = ANYWHERE, names: Resolver | None = None, **bounds: Any) -> bytes:
+    names = names or Resolver()
+    pieces = fetch(str(url), egress=egress, names=names, circuits=Circuits(), **BOUNDS | bounds)
     return b"".join([piece async for piece in pieces])
 
 
-async def fault_of(url: object, *, egress: Egress = ANYWHERE, **bounds: Any) -> Fault:
+async def fault_of(url: object, **more: Any) -> Fault:
     with pytest.raises(Fault) as caught:
-        await collect(url, egress=egress, **bounds)
+        await collect(url, **more)
     assert "hush" not in str(caught.value)
     return caught.value
 
@@ -293,21 +293,16 @@ async def test_egress_holds_after_a_redirect(serve: Serve):
     assert "127.0.0.2" in fault.message
 
 
-async def test_egress_is_judged_on_the_address_that_is_connected_to(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+async def test_egress_is_judged_on_the_address_that_is_connected_to(serve: Serve):
     """DNS that answers differently each time gains nothing: the socket's own address is what counts."""
     lookups: list[str] = []
 
-    class Rebinding(AbstractResolver):
-        async def resolve(self, host: str, port: int = 0, family: int = 0):
-            lookups.append(host)
-            address = "192.0.2.1" if len(lookups) > 1 else "127.0.0.1"
-            return [{"hostname": host, "host": address, "port": port, "family": 2, "proto": 0, "flags": 0}]
+    def rebinding(host: str, family: int) -> list[Address]:
+        lookups.append(host)
+        return [(socket.AF_INET, 0, "192.0.2.1" if len(lookups) > 1 else "127.0.0.1")]
 
-        async def close(self) -> None: ...
-
-    monkeypatch.setattr(context, "ThreadedResolver", Rebinding)
     server = await serve(tar=tar)
-    fault = await fault_of(f"http://friendly.example:{server.port}/tar", egress=NO_LOOPBACK)
+    fault = await fault_of(f"http://friendly.example:{server.port}/tar", egress=NO_LOOPBACK, names=Resolver(rebinding))
     assert fault.code == ErrorCode.EGRESS
 
 

@@ -16,11 +16,11 @@ from imagejobd.model.errors import ErrorCode, Permanent, Temporary
 from imagejobd.model.job import NOBODY, OPERATOR, Principal
 from imagejobd.model.kind import JobContext
 from imagejobd.model.reference import HUB_HOST, ImageReference
+from imagejobd.model.resolver import Resolver
 from imagejobd.model.secrets import Credentials, Secret
 from imagejobd.registry.client import RegistryClient
 from imagejobd.registry.hosts import RegistryHost
 from imagejobd.registry.proxies import Proxies
-from imagejobd.registry.resolver import Resolver
 
 HOST = "registry.example"
 OWN = Credentials("own", Secret("own-password"))
