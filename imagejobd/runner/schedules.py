@@ -7,7 +7,8 @@ rights than others of that tenant: their submitter has a name and no subject, wh
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -114,7 +115,7 @@ class Schedules:
         """Enqueue what comes due, until cancelled."""
         await self._begin()
         while True:
-            await self.enqueue_due()
+            await self._surely(self.enqueue_due)
             await asyncio.sleep(POLL_S)
 
     async def status(self) -> list[ScheduleStatus]:
@@ -137,9 +138,13 @@ class Schedules:
 
     async def _begin(self) -> None:
         rules = {one.name: f"{one.settings.cron} {one.settings.timezone}" for one in self._schedules}
+        await self._surely(partial(self._store.schedules.begin, rules))
+
+    async def _surely(self, act: Callable[[], Awaitable[None]]) -> None:
+        """`act`, as soon as the store does not refuse it for the moment."""
         while True:
             try:
-                return await self._store.schedules.begin(rules)
+                return await act()
             except Temporary as fault:
                 log.error("schedules wait for the store", error=fault.message)
                 await asyncio.sleep(STORE_RETRY_S)

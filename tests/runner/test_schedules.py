@@ -15,7 +15,7 @@ from runner_bench import END_TIMEOUT_S, ScriptedKind
 from harness.building import parsing_builder
 from imagejobd.jobs.build import BuildKind, BuildSettings
 from imagejobd.model.egress import Egress
-from imagejobd.model.errors import ErrorCode, Fault, Permanent
+from imagejobd.model.errors import ErrorCode, Fault, Permanent, Temporary
 from imagejobd.model.job import Job, Principal, State
 from imagejobd.model.kind import JobKind, by_name
 from imagejobd.model.resolver import Resolver
@@ -217,6 +217,30 @@ async def test_a_full_queue_delays_a_run(night: Night, store: SqliteStore) -> No
     await end(store)
     await night.at(schedules, "2026-11-23T02:40:00")
     assert [job.labels["schedule"] for job in await jobs(store)] == ["nightly", "other"]
+
+
+async def test_a_store_that_cannot_be_read_delays_a_run(
+    night: Night, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the store answers again; nothing else of the daemon ends with it."""
+    monkeypatch.setattr(schedules_module, "POLL_S", 0.01)
+    monkeypatch.setattr(schedules_module, "STORE_RETRY_S", 0.01)
+    faults, read = [Temporary(ErrorCode.STORAGE_FULL, "it is busy")] * 2, store.schedules.all
+
+    async def busy() -> Any:
+        if faults:
+            raise faults.pop()
+        return await read()
+
+    monkeypatch.setattr(store.schedules, "all", busy)
+    schedules = await night.begin(store, nightly())
+    night.now_ms = ms("2026-11-23T02:30:00")
+    running = asyncio.create_task(schedules.run())
+    async with asyncio.timeout(END_TIMEOUT_S):
+        while not await jobs(store):
+            await asyncio.sleep(0.005)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_the_clock_is_set_back(night: Night, store: SqliteStore) -> None:
