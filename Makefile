@@ -14,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup services lane machine demo test fuzz soak check bench clean
+.PHONY: help setup services lane machine demo test fuzz soak check bench deb clean
 
 help:
 	@echo 'make demo      show the daemon at work on an engine and a registry of its own (root)'
@@ -25,6 +25,7 @@ help:
 	@echo '               ARGS="--minutes 5 --kills 100 --seed 7" for other than 15, 300 and a random one'
 	@echo 'make check     lint, types, layers, and the systemd units'
 	@echo 'make bench     measure, against the plain tools (root)'
+	@echo 'make deb       a Debian package of it all, in build/, for this release of Debian'
 	@echo 'make setup     only the virtual environment, $(VENV)/'
 	@echo 'make services  only the Debian packages that demo, test and bench need'
 	@echo 'make clean     remove everything that these made in this folder'
@@ -70,6 +71,9 @@ check: setup
 
 bench: setup services lane
 	$(ON_ENGINE) PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+deb: setup
+	@PYTHONPATH=$(CURDIR) $(BIN)/python packaging/deb.py
 
 clean:
 	rm -rf $(VENV) .lanes build .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
