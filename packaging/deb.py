@@ -141,8 +141,8 @@ def _copyright() -> Iterator[str]:
     yield "Upstream-Name: imagejobd\n\nFiles: *\nCopyright: the authors of imagejobd\nLicense: Apache-2.0"
     yield " /usr/share/common-licenses/Apache-2.0 has its text.\n"
     for distribution in libraries():
-        data = distribution.metadata
-        licence = data.get("License-Expression") or (data.get("License") or "").partition("\n")[0] or "see there"
+        fields = distribution.metadata.json
+        licence = str(fields.get("license_expression") or fields.get("license") or "see there").splitlines()[0]
         yield f"Files: usr/lib/imagejobd/{distribution.name}\nCopyright: the authors of {distribution.name}"
         yield f"License: {licence}\n Version {distribution.version}; its text is in the .dist-info folder there.\n"
 
