@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.daemon import clean_environment
+from harness.debian_package import MAKE_TIMEOUT_S, make_package
 from harness.services import require, require_made, require_root
 from imagejobd import __version__
 
 SOURCE_ROOT = Path(__file__).parents[2]
 DEBIAN = SOURCE_ROOT / ".lanes" / "machine"
-MAKE_TIMEOUT_S = 300
 COMMAND_TIMEOUT_S = 300
 CONFIGURATION = "/etc/imagejobd/config.toml"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
@@ -106,13 +105,7 @@ class Chroot:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require("dpkg-deb")
-    out = tmp_path_factory.mktemp("package")
-    # Quick rather than small.
-    argv = [sys.executable, str(SOURCE_ROOT / "packaging" / "deb.py"), str(out)]
-    environment = clean_environment() | {"DPKG_DEB_COMPRESSOR_TYPE": "none"}
-    subprocess.run(argv, env=environment, cwd=out, stdout=subprocess.DEVNULL, timeout=MAKE_TIMEOUT_S, check=True)
-    [made] = out.glob("*.deb")
-    return made
+    return make_package(tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture(scope="module")

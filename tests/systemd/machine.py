@@ -83,7 +83,9 @@ class Answer(NamedTuple):
 class Machine(Peer):
     """Boots in about three seconds, and installs imagejobd in about four."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: Path | None = None) -> None:
+        """`package` is a Debian package that is installed instead of what the README says."""
+        self._package = package
         self.name = f"imagejobd-machine-{secrets.token_hex(4)}"
         self._folder = Path(tempfile.gettempdir()) / self.name
         self._folder.mkdir()
@@ -114,7 +116,11 @@ class Machine(Peer):
         # Debian's asks for a password.
         self.write("/etc/docker/registry/config.yml", REGISTRY_CONFIG)
         self.systemctl("restart", "docker-registry.service")
-        self.run("sh", "-c", INSTALL.format(version=sys.version_info[:2], commands=readme_commands()))
+        if self._package is None:
+            self.run("sh", "-c", INSTALL.format(version=sys.version_info[:2], commands=readme_commands()))
+        else:
+            self.run("rm", "/usr/sbin/policy-rc.d")
+            self.install(self._package)
         self.docker("import", "-", BUSYBOX, input=busybox_root())
 
     def remove(self) -> None:
@@ -129,6 +135,10 @@ class Machine(Peer):
         """Run a program inside, as root; returns its output without the last newline."""
         inside = ["nsenter", f"--target={self._leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
         return _output([*inside, *argv], input=input, check=check)
+
+    def install(self, package: Path) -> None:
+        """A Debian package, by dpkg."""
+        self.run("sh", "-c", "cat >/root/package.deb && dpkg --install /root/package.deb", input=package.read_bytes())
 
     def docker(self, *args: str, input: bytes | None = None) -> str:  # noqa: A002
         """This machine's Docker client on the other's engine."""
