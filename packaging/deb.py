@@ -18,11 +18,12 @@ import sys
 import tempfile
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import manpage
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "packaging"
@@ -83,18 +84,22 @@ def libraries() -> list[importlib.metadata.Distribution]:
     """What imagejobd needs, and what that needs, in this environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found: dict[str, importlib.metadata.Distribution] = {}
-    waiting = [Requirement(line) for line in project["dependencies"]]
+    waiting = [*_needed(project["dependencies"])]
     while waiting:
         wanted = waiting.pop()
         distribution = importlib.metadata.distribution(wanted.name)
-        extras = wanted.extras or {""}
-        for requirement in map(Requirement, distribution.requires or ()):
-            marker = requirement.marker
-            is_needed = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
-            if is_needed and importlib.metadata.distribution(requirement.name).name not in found:
-                waiting.append(requirement)
-        found[distribution.name] = distribution
+        found[canonicalize_name(wanted.name)] = distribution
+        further = _needed(distribution.requires or (), wanted.extras)
+        waiting += [one for one in further if canonicalize_name(one.name) not in found]
     return [found[name] for name in sorted(found)]
+
+
+def _needed(requirements: Iterable[str], extras: Iterable[str] = ()) -> Iterator[Requirement]:
+    """Those of `requirements` that hold on this Python, with these extras."""
+    for requirement in map(Requirement, requirements):
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            yield requirement
 
 
 def stage_system(root: Path) -> None:
