@@ -39,6 +39,11 @@ class Rows:
         self._db = db
         self._now_ms = time.time_ns() // 1_000_000
 
+    def note(self, uuid: str, event: str, **data: Any) -> None:
+        """A line in a job's history."""
+        statement = "insert into event (job_id, at_ms, type, data) select id, ?, ?, ? from job where uuid = ?"
+        self._db.execute(statement, (self._now_ms, event, json.dumps(data), uuid))
+
     def job(
         self,
         kind: str = "build",

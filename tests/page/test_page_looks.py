@@ -150,6 +150,16 @@ def test_hostile_text_stays_text(daemon: Daemon, open_page: Open) -> None:
     assert job in page.url
 
 
+def test_why_a_webhook_was_not_told(daemon: Daemon, open_page: Open) -> None:
+    """The history of a job says it in the words of the event."""
+    with rows_in(daemon.database_file) as rows:
+        job = rows.job()
+        rows.note(job, "webhook", webhook="ci", delivered=False, error="answered 410")
+    page = open_page(f"{daemon.url}/#/jobs/{job}")
+    page.get_by_text("Events").click()
+    expect(page.locator(".events")).to_contain_text("answered 410")
+
+
 def test_an_unknown_job_says_so(daemon: Daemon, open_page: Open) -> None:
     """With a way back."""
     page = open_page(f"{daemon.url}/#/jobs/0197c0de-0000-7000-8000-000000000000")
