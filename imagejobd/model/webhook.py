@@ -17,6 +17,8 @@ from imagejobd.model.errors import invalid
 from imagejobd.model.secrets import Secret
 
 URL_MAX_CHARS = 2048
+# RFC 1035 §2.3.4.
+LABEL_MAX_CHARS = 63
 # RFC 2104 §3: shorter keys make the signature weaker than the hash.
 SECRET_MIN_BYTES, SECRET_MAX_BYTES = 24, 1024
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets begin with
@@ -33,9 +35,12 @@ class Receiver(msgspec.Struct, frozen=True):
         """Raises `Permanent(invalid)` that begins with the name of what is wrong, and shows neither."""
         try:
             parsed = URL(url) if len(url) <= URL_MAX_CHARS else URL()
+            host = parsed.host or ""
+            # What resolvers refuse before they ask anybody; addresses have no such labels.
+            is_name = all(0 < len(label) <= LABEL_MAX_CHARS for label in host.removesuffix(".").split("."))
         except ValueError:
-            parsed = URL()
-        if parsed.scheme not in ("http", "https") or not parsed.host or not parsed.port:
+            parsed, is_name = URL(), False
+        if parsed.scheme not in ("http", "https") or not is_name or not parsed.port:
             raise invalid(f"{url_name} is not an http(s) URL, such as https://ci.example/hooks/imagejobd")
         if parsed.user or parsed.password:
             raise invalid(f"{url_name} holds a user or password; the signature says who sends it")

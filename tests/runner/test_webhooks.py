@@ -334,6 +334,16 @@ async def test_names_that_hang_hold_up_no_other_work(bench: Bench, monkeypatch: 
         release.set()
 
 
+@pytest.mark.parametrize("host", ["a" * 300, "a..b"])
+async def test_a_name_that_cannot_be_stops_nobody(bench: Bench, receiver: WebhookReceiver, host: str) -> None:
+    """One that got past the door, which the resolver refuses to look for, is given up; the others are told."""
+    first = await ended_with_own(bench, f"http://{host}/", "hostile")
+    made = await ended_with_own(bench, receiver.url, "other")
+    async with telling_jobs(bench):
+        assert (await reports(bench, made))[0]["delivered"] is True
+        assert (await reports(bench, first))[0]["delivered"] is False
+
+
 async def test_one_tenants_refusals_postpone_no_others(
     bench: Bench, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +390,9 @@ async def end_queued(bench: Bench, job: Enqueued) -> None:
         ("CI", "https://x.example/", SECRET, "webhooks.CI"),
         ("job", "https://x.example/", SECRET, "webhooks.job.*another name"),
         ("ci", "ftp://x.example/", SECRET, "webhooks.ci.url"),
+        ("ci", f"http://{'a' * 64}.example/", SECRET, "webhooks.ci.url"),
+        ("ci", "http://a..b/", SECRET, "webhooks.ci.url"),
+        ("ci", "http://xn--/", SECRET, "webhooks.ci.url"),
         ("ci", "https://u:p@x.example/", SECRET, "webhooks.ci.url holds a user"),
         ("ci", "https://x.example/", b"short", "holds 5 bytes"),
         ("ci", "https://x.example/", b"whsec_!!!", "not base64"),
