@@ -66,6 +66,7 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=packages $(BIN)/mypy packages/deb.py packages/manpage.py
 	$(BIN)/lint-imports
 	.ci/check-units
 
@@ -73,7 +74,7 @@ bench: setup services lane
 	$(ON_ENGINE) PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
 
 deb: setup
-	@PYTHONPATH=$(CURDIR) $(BIN)/python packaging/deb.py
+	@PYTHONPATH=$(CURDIR) $(BIN)/python packages/deb.py
 
 clean:
 	rm -rf $(VENV) .lanes build .demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

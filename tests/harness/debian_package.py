@@ -11,7 +11,7 @@ MAKE_TIMEOUT_S = 300
 
 def make_package(folder: Path) -> Path:
     """As `make deb` makes it, but in `folder`, and quickly rather than small."""
-    argv = [sys.executable, str(SOURCE_ROOT / "packaging" / "deb.py"), str(folder)]
+    argv = [sys.executable, str(SOURCE_ROOT / "packages" / "deb.py"), str(folder)]
     environment = clean_environment() | {"DPKG_DEB_COMPRESSOR_TYPE": "none"}
     subprocess.run(argv, env=environment, cwd=folder, stdout=subprocess.DEVNULL, timeout=MAKE_TIMEOUT_S, check=True)
     [made] = folder.glob("*.deb")

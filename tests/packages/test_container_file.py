@@ -12,14 +12,14 @@ from harness.process import free_port
 from imagejobd.dockerfile.parser import Dockerfile, parse
 
 SOURCE_ROOT = Path(__file__).parents[2]
-CONFIGURATION = SOURCE_ROOT / "packaging" / "container.toml"
+CONFIGURATION = SOURCE_ROOT / "packages" / "container.toml"
 SOCKET = "/run/imagejobd/api.sock"
 TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
 def file() -> Dockerfile:
-    return parse((SOURCE_ROOT / "packaging" / "Containerfile").read_text())
+    return parse((SOURCE_ROOT / "packages" / "Containerfile").read_text())
 
 
 def arguments(file: Dockerfile, name: str) -> list[str]:

@@ -9,10 +9,10 @@ import click
 import pytest
 
 from harness.daemon import clean_environment
-from harness.services import find_program
+from harness.services import require
 from imagejobd.cli import COMMANDS, main
 
-GENERATOR = Path(__file__).parents[2] / "packaging" / "manpage.py"
+GENERATOR = Path(__file__).parents[2] / "packages" / "manpage.py"
 TIMEOUT_S = 60
 
 
@@ -38,8 +38,7 @@ def test_it_has_every_command_with_every_option(page: Path) -> None:
 
 def test_man_reads_it(page: Path) -> None:
     """man shows it without a warning."""
-    if find_program("man") is None or find_program("groff") is None:
-        pytest.skip("man is not installed")
+    require("man")
     argv = ["man", "--warnings", "-E", "UTF-8", "-Tutf8", "-l", str(page)]
     environment = os.environ | {"LC_ALL": "C.UTF-8", "MANWIDTH": "100"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)

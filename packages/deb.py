@@ -1,4 +1,4 @@
-"""Makes imagejobd_VERSION_ARCHITECTURE.deb: `python packaging/deb.py [FOLDER]` in the virtual environment.
+"""Makes imagejobd_VERSION_ARCHITECTURE.deb: `python packages/deb.py [FOLDER]` in the virtual environment.
 
 The libraries are copied from that environment, at the versions that the tests ran with, to /usr/lib/imagejobd, so that
 neither making nor installing the package needs an index. It is a plain folder, no virtual environment: that would hold
@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-HERE = ROOT / "packaging"
+HERE = ROOT / "packages"
 REVISION = "1"
 MAINTAINER = "imagejobd <root@localhost>"
 COMPLETIONS = {
