@@ -48,6 +48,8 @@ class PrivateEngine(Peer):
             env=os.environ
             | {
                 "PATH": SEARCH_PATH,
+                # What a containerd that is slow to answer is asked to dump before it is killed, say.
+                "TMPDIR": str(self.folder),
                 "GOGC": GOGC,
                 "BUILDKIT_STEP_LOG_MAX_SIZE": STEP_LOG_MAX,
                 "BUILDKIT_STEP_LOG_MAX_SPEED": STEP_LOG_MAX,

