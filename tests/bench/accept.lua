@@ -2,7 +2,7 @@
 -- of its own. The sums at the end are one line of JSON.
 local PROJECTS = 100
 local BODY = '{"image_name": "registry.example:5000/team/app-%d:%d", "dockerfile": "FROM debian:12\\nLABEL project=%d\\n' ..
-    'RUN apt-get update && apt-get install -y curl\\nCOPY . /srv\\nCMD [\\"/srv/run\\"]\\n"}'
+    'RUN apt-get update && apt-get install -y curl\\nENV LANG=C.UTF-8\\nCMD [\\"/srv/run\\"]\\n"}'
 local count = 0
 
 wrk.method = "POST"

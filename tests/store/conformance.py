@@ -668,7 +668,8 @@ class StoreConformance:
         while not batches or batches[-1][3] == 2:
             pruned = await store.prune(jobs_before_ms=limit_ms, logs_before_ms=0, blobs_before_ms=0, batch_max=2)
             batches.append((pruned.jobs, pruned.logs, pruned.blobs, pruned.rows))
-        labels, pushes, terms = 5, 10, 10
+        # What a job is found by is one row as long as it is new.
+        labels, pushes, terms = 5, 10, 5
         # That a log is gone is a line of the history until its job goes too.
         rows = 5 + 5 + 5 + events + 5 + labels + pushes + terms
         assert [sum(column) for column in zip(*batches, strict=True)] == [5, 5, 5, rows]

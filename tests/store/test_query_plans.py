@@ -7,7 +7,7 @@ import pytest
 
 from imagejobd.model.job import FINAL
 from imagejobd.store.sqlite.database import load, open_database
-from imagejobd.store.sqlite.listing import unsuccessful, walk
+from imagejobd.store.sqlite.listing import label_walk, term_walk, unsuccessful
 
 HISTORY_ROWS = 300
 CLAIM, TRANSITIONS, MAINTENANCE, QUERIES, ENQUEUE, LISTING = (
@@ -30,6 +30,10 @@ def db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         db.execute("analyze")
     yield db
     db.close()
+
+
+TERM_INDEX = "job_term USING PRIMARY KEY (term=? AND tenant=? AND job_id>? AND job_id<?)"
+FURTHER = "".join(f" and {LISTING[name]}" for name in ("has_kind", "has_state", "is_created_from"))
 
 
 def plan(db: sqlite3.Connection, sql: str) -> list[str]:
@@ -126,19 +130,18 @@ def test_a_listing_merges_ordered_ranges(db: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sort", "tenant", "index"),
+    ("source", "filtered", "index"),
     [
-        ("term", None, "job_term USING PRIMARY KEY (term=? AND job_id>? AND job_id<?)"),
-        ("term", "t", "job_term_of_tenant (tenant=? AND term=? AND job_id>? AND job_id<?)"),
-        ("label", None, "job_label USING PRIMARY KEY (key=? AND value=? AND job_id>? AND job_id<?)"),
-        ("label", "t", "job_label_of_tenant (tenant=? AND key=? AND value=? AND job_id>? AND job_id<?)"),
+        (term_walk(1, ""), term_walk(1, FURTHER), TERM_INDEX),
+        (term_walk(3, ""), term_walk(3, FURTHER), TERM_INDEX),
+        (*label_walk(None, FURTHER), "job_label USING PRIMARY KEY (key=? AND value=? AND job_id>? AND job_id<?)"),
+        (*label_walk("t", FURTHER), "job_label_of_tenant (tenant=? AND key=? AND value=? AND job_id>? AND job_id<?)"),
     ],
+    ids=["tenant's term", "everybody's term", "everybody's label", "tenant's label"],
 )
-def test_a_listing_walks_a_term_in_order(db: sqlite3.Connection, sort: str, tenant: str | None, index: str) -> None:
+def test_a_listing_walks_a_term_in_order(db: sqlite3.Connection, source: str, filtered: str, index: str) -> None:
     """The jobs of an image, a submitter or a label, everybody's or a tenant's, come in order from an index, and each is
     looked up by its id."""
-    conditions = "".join(f" and {LISTING[name]}" for name in ("has_kind", "has_state", "is_created_from"))
-    source, filtered = walk(sort, tenant, conditions)
     for details in (plan(db, LISTING["scan_end"].format(source=source)), plan(db, page(filtered))):
         assert any(index in detail for detail in details), details
         assert not any("SCAN job" in detail for detail in details), details

@@ -1,5 +1,6 @@
 """The SQLite store keeps every promise of the store protocol."""
 
+import pytest
 from conformance import StoreConformance, claim_one, enqueue
 from conformance_queue import QueueConformance
 from conformance_schedules import ScheduleConformance
@@ -8,6 +9,8 @@ from imagejobd.model.job import State
 from imagejobd.model.reference import ImageReference
 from imagejobd.store.filters import Failures, Filter
 from imagejobd.store.protocol import Ending, Store
+from imagejobd.store.sqlite import enqueue as enqueue_module
+from imagejobd.store.sqlite import listing
 from imagejobd.store.sqlite.store import SqliteStore
 
 
@@ -31,3 +34,33 @@ class TestSqliteConformance(StoreConformance, QueueConformance, ScheduleConforma
                 assert (len(page.jobs), page.next_cursor) == (count, None), which
         failures = await store.retryable(Failures(tenant="a"), after=None, limit=9)
         assert (len(failures.uuids), failures.next) == (1, None)
+
+    @pytest.mark.parametrize("tenants_merged_max", [1, 2, 100])
+    @pytest.mark.parametrize("new_terms_max", [0, 4, 256])
+    async def test_jobs_are_found_by_image_wherever_that_is_noted(
+        self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch, new_terms_max: int, tenants_merged_max: int
+    ) -> None:
+        """From new to old, page by page, each once: those that came just now and those from before, of one tenant or
+        of all, also of more tenants than are merged."""
+        monkeypatch.setattr(enqueue_module, "NEW_TERMS_MAX", new_terms_max)
+        monkeypatch.setattr(listing, "TENANTS_MERGED_MAX", tenants_merged_max)
+        images = [ImageReference.parse(f"r.example/a/b:{tag}") for tag in (1, 2)]
+        made = [
+            (await enqueue(store, tenant=tenant, images=[images[number % 2]], submitter={"sub": tenant})).uuid
+            for number, tenant in enumerate("abcabcabcab")
+        ]
+        for fields, expected in (
+            ({"image": "r.example/a/b"}, made),
+            ({"image": "r.example/a/b:2"}, made[1::2]),
+            ({"image": "r.example/a/b", "tenant": "b"}, made[1::3]),
+            ({"image": "r.example/a/b:1", "submitter": "b"}, made[4::6]),
+            ({"submitter": "c", "kinds": frozenset({"build"})}, made[2::3]),
+            ({"image": "r.example/a/b", "kinds": frozenset({"run"})}, []),
+        ):
+            which, found, cursor = Filter(**fields), list[str](), None
+            while True:
+                page = await store.list_jobs(which, cursor=cursor, limit=2)
+                found += [job.uuid for job in page.jobs]
+                if (cursor := page.next_cursor) is None:
+                    break
+            assert found == expected[::-1], which

@@ -13,6 +13,8 @@ from imagejobd.store.sqlite.database import load
 from imagejobd.store.sqlite.writer import Transaction
 
 QUEUE_FULL_RETRY_AFTER_S = 10.0
+# Jobs whose terms are read one by one by whoever looks for a term.
+NEW_TERMS_MAX = 256
 
 _SQL = load("enqueue")
 _encode = msgspec.json.Encoder().encode
@@ -103,7 +105,7 @@ def _terms(job: NewJob) -> list[str]:
 
 def enqueue(tx: Transaction, requests: Sequence[EnqueueRequest]) -> list[Enqueued | Temporary | Permanent]:
     """Store all that fit and are new. Answers `queue_full`, `storage_full` and `conflict` for those that do not."""
-    depth, last_id = tx.db.execute(_SQL["queue_depth"]).fetchone()
+    depth, last_id, first_new_id = tx.db.execute(_SQL["queue_depth"]).fetchone()
     known = _known(tx, requests)
     retries = _retries(tx, requests)
     fresh: list[EnqueueRequest] = []
@@ -128,6 +130,9 @@ def enqueue(tx: Transaction, requests: Sequence[EnqueueRequest]) -> list[Enqueue
                 retries[request.row.retry_of] = request.row.uuid
     if fresh:
         _insert(tx, fresh, last_id)
+        if first_new_id is not None and last_id - first_new_id >= NEW_TERMS_MAX:
+            tx.db.execute(_SQL["sort_terms"])
+            tx.db.execute(_SQL["forget_new_terms"])
     return answers
 
 
@@ -218,7 +223,7 @@ def _insert(tx: Transaction, fresh: Sequence[EnqueueRequest], last_id: int) -> N
             tx.db.execute(_SQL["insert_secret"], (job_id, request.sealed))
         for digest, size_bytes in request.blobs.items():
             tx.db.execute(_SQL["insert_blob"], (job_id, digest, size_bytes))
-    terms = [(number, request.row.tenant, term) for number, request in enumerate(fresh) for term in request.terms]
+    terms = [(number, request.row.tenant, request.terms) for number, request in enumerate(fresh) if request.terms]
     if terms:
         tx.db.execute(_SQL["insert_terms"], {"terms": _encode(terms).decode(), "last_id": last_id})
     tx.publish(QUEUE_TOPIC)

@@ -22,6 +22,8 @@ SCAN_MAX = 2_000
 # Rows around a moment that are looked at for the first and the last id of a time: where a clock was set back, jobs that
 # came in meanwhile have later ids than others of the same time.
 CLOCK_STEP_ROWS = 1_000
+# Tenants whose jobs of one image or submitter are merged in one statement; SQLite takes 500 parts.
+TENANTS_MERGED_MAX = 100
 # Row ids are below it: where a listing without a cursor starts.
 END = 2**63 - 1
 
@@ -125,25 +127,52 @@ async def _source(readers: Readers, which: Filter, values: Values) -> tuple[str,
     if which.image is not None:
         # First, because an image is likely to have the fewest jobs.
         values["walked"] = values["image"]
-        return walk("term", which.tenant, _all_of(has_submitter=which.submitter, has_label=which.label, **others))
+        conditions = _all_of(has_submitter=which.submitter, has_label=which.label, **others)
+        return await _of_term(readers, which, values, conditions)
     if which.submitter is not None:
         values["walked"] = values["submitter"]
-        return walk("term", which.tenant, _all_of(has_label=which.label, **others))
+        return await _of_term(readers, which, values, _all_of(has_label=which.label, **others))
     if which.label is not None:
-        return walk("label", which.tenant, _all_of(**others))
+        return label_walk(which.tenant, _all_of(**others))
     is_any = not (which.tenant or which.kinds or which.states)
     source = _SQL["newest"] if is_any else await _ranges(readers, which, values)
     return source.format(conditions=""), source.format(conditions=_all_of(**times))
 
 
-def walk(sort: str, tenant: str | None, conditions: str) -> tuple[str, str]:
-    """The jobs of a `term` or a `label`, as `_source` has it. A tenant's are walked in an index of its own: how long a
-    page gets must not tell how many others have."""
+async def _of_term(readers: Readers, which: Filter, values: Values, conditions: str) -> tuple[str, str]:
+    """The jobs of the term `walked`, as `_source` has it: one ordered range for each tenant that has some. Where more
+    than `TENANTS_MERGED_MAX` share it, of all jobs those are kept that are found by it."""
+    if which.tenant is not None:
+        tenants = [which.tenant]
+    else:
+        bound = {"walked": values["walked"], "tenants_max": TENANTS_MERGED_MAX}
+        tenants = [row["tenant"] for row in await readers.all(_SQL["tenants_of_term"], bound)]
+    if len(tenants) > TENANTS_MERGED_MAX:
+        has_term = _SQL["has_submitter"].replace(":submitter", ":walked")
+        return _SQL["newest"].format(conditions=""), _SQL["newest"].format(conditions=f"and {has_term} {conditions}")
+    values |= {f"tenant{number}": tenant for number, tenant in enumerate(tenants)}
+    source = term_walk(len(tenants), "")
+    return source, term_walk(len(tenants), conditions) if conditions else source
+
+
+def term_walk(tenants: int, conditions: str) -> str:
+    """The jobs of a term: those of the tenants `tenant0` and so on, and the newest."""
+    suffix = "_filtered" if conditions else ""
+    ranges = [
+        _SQL[f"term_range{suffix}"].format(tenant=f":tenant{number}", conditions=conditions)
+        for number in range(tenants)
+    ]
+    return "union all\n".join([*ranges, _SQL[f"new_of_term{suffix}"].format(conditions=conditions)])
+
+
+def label_walk(tenant: str | None, conditions: str) -> tuple[str, str]:
+    """The jobs of a label, as `_source` has it. A tenant's are walked in an index of its own: how long a page gets must
+    not tell how many others have."""
     own = {"indexed": "", "own": ""}
     if tenant is not None:
-        own = {"indexed": f"indexed by job_{sort}_of_tenant", "own": f"job_{sort}.tenant = :tenant and"}
-    source = _SQL[f"{sort}_walk"].format(**own)
-    return source, _SQL[f"{sort}_walk_filtered"].format(conditions=conditions, **own) if conditions else source
+        own = {"indexed": "indexed by job_label_of_tenant", "own": "job_label.tenant = :tenant and"}
+    source = _SQL["label_walk"].format(**own)
+    return source, _SQL["label_walk_filtered"].format(conditions=conditions, **own) if conditions else source
 
 
 def _all_of(**conditions: object) -> str:

@@ -121,7 +121,7 @@ def _prune_jobs(tx: Transaction, before_ms: int, limit: int) -> tuple[int, int]:
     oldest = tx.db.execute(_SQL["oldest"], {"before_ms": before_ms, "limit": limit}).fetchall()
     ids = _encode([row["id"] for row in oldest]).decode()
     others = 0
-    for what in ("events", "phases", "pushes", "labels", "terms"):
+    for what in ("events", "phases", "pushes", "labels", "terms", "new_terms"):
         others += _prune(tx, what, limit - others, ids=ids)
     return _prune(tx, "jobs", limit - others, ids=ids), others
 

@@ -1,8 +1,9 @@
 -- name: queue_depth
--- How many jobs wait, and the last row id that was given out.
+-- How many jobs wait, the last row id that was given out, and the first job whose terms are not in job_term yet.
 select
     (select coalesce(sum(ready + delayed), 0) from lane indexed by lane_busy where ready + delayed + running > 0) as depth,
-    (select coalesce(max(seq), 0) from sqlite_sequence where name = 'job') as last_id;
+    (select coalesce(max(seq), 0) from sqlite_sequence where name = 'job') as last_id,
+    (select min(job_id) from job_term_new) as first_new_id;
 
 -- name: known_keys
 -- Which of the pairs [tenant, idempotency key] have made a job before.
@@ -36,9 +37,16 @@ select
 from json_each(:jobs);
 
 -- name: insert_terms
--- What the jobs are found by: [number in the run, tenant, term].
+-- What the jobs are found by: [number in the run, tenant, terms].
+insert into job_term_new (job_id, tenant, terms)
+select :last_id + 1 + (value ->> 0), value ->> 1, value -> 2 from json_each(:terms);
+
+-- name: sort_terms
 insert or ignore into job_term (term, job_id, tenant)
-select value ->> 2, :last_id + 1 + (value ->> 0), value ->> 1 from json_each(:terms);
+select term.value, job_id, tenant from job_term_new, json_each(terms) as term order by term.value, job_id;
+
+-- name: forget_new_terms
+delete from job_term_new;
 
 -- name: retries_of
 -- Which of these jobs were tried again, and as which.

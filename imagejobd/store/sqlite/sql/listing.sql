@@ -60,13 +60,38 @@ where state = 'running' and id < :below and id >= :from_id
     and (:tenant is null or tenant = :tenant)
     and (:kinds is null or kind in (select value from json_each(:kinds))) {conditions}
 
--- name: term_walk
--- The jobs of a term from new to old, everybody's or a tenant's.
-select job_id as id from job_term {indexed} where {own} term = :walked and job_id < :below and job_id >= :from_id
+-- name: tenants_of_term
+-- The tenants that have jobs of a term, each found behind the one before.
+with recursive sharing (tenant) as (
+    select min(tenant) from job_term where term = :walked
+    union all
+    select (select min(tenant) from job_term where term = :walked and tenant > sharing.tenant)
+    from sharing
+    where sharing.tenant is not null
+)
+select tenant from sharing where tenant is not null limit :tenants_max + 1;
 
--- name: term_walk_filtered
-select job_term.job_id as id from job_term {indexed} cross join job on job.id = job_term.job_id
-where {own} job_term.term = :walked and job_term.job_id < :below and job_term.job_id >= :from_id {conditions}
+-- name: term_range
+-- A tenant's jobs of a term from new to old; the brace becomes the name of its parameter.
+select job_id as id from job_term
+where term = :walked and tenant = {tenant} and job_id < :below and job_id >= :from_id
+
+-- name: term_range_filtered
+select job_term.job_id as id from job_term cross join job on job.id = job_term.job_id
+where job_term.term = :walked and job_term.tenant = {tenant}
+    and job_term.job_id < :below and job_term.job_id >= :from_id {conditions}
+
+-- name: new_of_term
+-- The newest jobs of a term, of a tenant or everybody's.
+select job_id as id from job_term_new
+where (:tenant is null or tenant = :tenant) and job_id < :below and job_id >= :from_id
+    and :walked in (select value from json_each(terms))
+
+-- name: new_of_term_filtered
+select job_term_new.job_id as id from job_term_new cross join job on job.id = job_term_new.job_id
+where (:tenant is null or job_term_new.tenant = :tenant)
+    and job_term_new.job_id < :below and job_term_new.job_id >= :from_id
+    and :walked in (select value from json_each(terms)) {conditions}
 
 -- name: label_walk
 -- The jobs of a label from new to old, everybody's or a tenant's.
@@ -100,7 +125,13 @@ job.state in (select value from json_each(:states))
 exists (select 1 from job_label where key = :key and value = :value and job_id = job.id)
 
 -- name: has_submitter
-exists (select 1 from job_term where term = :submitter and job_id = job.id)
+(
+    exists (select 1 from job_term where term = :submitter and tenant = job.tenant and job_id = job.id)
+    or exists (
+        select 1 from job_term_new
+        where job_id = job.id and :submitter in (select value from json_each(terms))
+    )
+)
 
 -- name: is_created_from
 job.created_ms >= :created_from_ms

@@ -112,11 +112,14 @@ delete from job_label where (key, value, job_id) in (
 );
 
 -- name: prune_terms
-delete from job_term where (term, job_id) in (
-    select job_term.term, job_term.job_id
+delete from job_term where (term, tenant, job_id) in (
+    select job_term.term, job_term.tenant, job_term.job_id
     from json_each(:ids) as old cross join job_term indexed by job_term_by_job on job_term.job_id = old.value
     limit :limit
 );
+
+-- name: prune_new_terms
+delete from job_term_new where job_id in (select value from json_each(:ids) limit :limit);
 
 -- name: prune_jobs
 -- Only jobs that nothing hangs on any more, so that one batch stays a bounded number of rows.
