@@ -1,6 +1,7 @@
 """The peers that many tests share: one engine, one open and one private registry for the whole session."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,8 @@ from harness.services import require  # noqa: E402
 # No test speaks to the outside world, and reading the machine's authorities takes longer than most tests do. OpenSSL
 # and Go both obey this.
 os.environ["SSL_CERT_FILE"] = os.devnull
+# A shell has its background jobs ignore Ctrl-C, and so all that they start; what is started here is to hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 

@@ -91,6 +91,9 @@ def _interrupts() -> Iterator[threading.Event]:
     Another Ctrl-C before that is answered raises `KeyboardInterrupt`.
     """
     interrupted = threading.Event()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+        yield interrupted
+        return
 
     def hear(_signal: int, _frame: FrameType | None) -> None:
         if interrupted.is_set():

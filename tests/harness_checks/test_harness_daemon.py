@@ -56,7 +56,7 @@ def test_a_process_of_its_own(daemon: Daemon, tmp_path: Path, monkeypatch: pytes
     assert others == {"/dev/null"}
     masks = _signal_masks(process)
     assert masks["SigBlk"] == 0
-    # What whoever started the tests ignores (as nohup does) is inherited by all.
+    # What else whoever started the tests ignores (as nohup does) is inherited by all.
     assert not masks["SigIgn"] & sum(1 << number - 1 for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT))
     assert "names=CACHE_1_HOST" in daemon.log_text()
 
