@@ -242,7 +242,11 @@ def test_nothing_is_left(engine: PrivateEngine, box: DispatchBox, matrix: Matrix
         def holds(job: str = job) -> list[Held]:
             return holdings_of(engine, job)
 
-        until(lambda: not holds(), timeout_s=STAND_S, what=holds)
+        def held_and_why(job: str = job) -> str:
+            lines = [line for line in box.daemon.log_text().splitlines() if job in line or "level=warning" in line]
+            return "\n".join([f"the engine to let go of {holds(job)}; the daemon says:", *lines])
+
+        until(lambda: not holds(), timeout_s=STAND_S, what=held_and_why)
 
 
 OTHERS_TARGETS = ("imagejobd/{}:1", "docker.io/imagejobd/{}:1", "index.docker.io/imagejobd/{}:1")
