@@ -141,6 +141,8 @@ def matrix(box: DispatchBox, registry: Registry, private_registry: Registry) -> 
         for attempt in [*in_vain, *(attempt for row in during.values() for attempt in row)]:
             settle(two, attempt)
         after = {row: attempts(two, registry, name(theirs.names), WAYS_AFTERWARDS) for row, name in ROWS.items()}
+        for attempt in (attempt for row in after.values() for attempt in row):
+            settle(two, attempt)
         yield Matrix(two, theirs, during, after, in_vain)
 
 
